@@ -1,0 +1,74 @@
+"""The five dimension names, the names users may not take, and label <-> path."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from xact.errors import RequestError
+
+DIMS = ("model", "stimulus", "layer", "replicate", "unit")
+"""The dimensions of `activations`, in the order of its axes."""
+
+RESERVED_COLUMNS = frozenset(
+    "model stimulus layer replicate unit activations condition stem file sha256 present path n_units "
+    "layer_index depth depth_bin stimulus_index loss bpb".split()
+)
+"""Names that a column of a user's table may not have: the store uses them itself."""
+
+RESERVED_PARTS = frozenset(
+    ["xact", "catalog", "zarr.json", "c", "con", "prn", "aux", "nul"]
+    + [f"{device}{i}" for device in ("com", "lpt") for i in range(1, 10)]
+)
+"""Path parts (case folded) that mean something to the store or to Windows."""
+
+MAX_LABEL_LENGTH = 200
+"""Characters a label may have, so that a path part made from it fits every file system."""
+
+
+def check_label(label: str, *, what: str) -> str:
+    """Return `label`, or refuse one that is empty, too long or holds control characters."""
+    if not label or label != label.strip():
+        raise RequestError(f"{what} {label!r} is empty or begins or ends with white space", hint="rename it")
+    if len(label) > MAX_LABEL_LENGTH:
+        raise RequestError(
+            f"{what} {label[:40]!r}… has {len(label)} characters; {MAX_LABEL_LENGTH} is the most", hint="shorten it"
+        )
+    bad = sorted({c for c in label if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")})
+    if bad:
+        raise RequestError(f"{what} {label!r} holds a control character ({bad[0]!r})", hint="rename it")
+    return label
+
+
+def fold_label(label: str) -> str:
+    """Return the form in which two labels that look alike are equal (NFC, case folded)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
+
+
+def make_path_part(label: str) -> str:
+    """Return `label` with every character outside `A-Z a-z 0-9 . _ -` replaced by `_`."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", label)
+
+
+def make_path_parts(labels: Iterable[str], *, existing: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return {label: path part}, distinct also after case folding.
+
+    A part that is in `existing` (an earlier {label: part}) never moves. A short hash of the label is added
+    wherever the plain part would meet another, is reserved, or begins with a dot.
+    """
+    parts = dict(existing or {})
+    taken = {part.casefold() for part in parts.values()}
+    for label in labels:
+        if label in parts:
+            continue
+        part = make_path_part(label)
+        unsafe = part.startswith((".", "-", "__")) or part.endswith(".")
+        if unsafe or part.casefold() in taken or part.casefold().split(".")[0] in RESERVED_PARTS:
+            part = f"{part.lstrip('.-_') or 'x'}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+        if part.casefold() in taken:
+            raise RequestError(f"the labels {label!r} and another make one path {part!r}", hint="rename one of them")
+        taken.add(part.casefold())
+        parts[label] = part
+    return parts

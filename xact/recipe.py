@@ -1,0 +1,471 @@
+"""recipe.yml -> a checked `Recipe`; every complaint about the YAML is made here.
+
+Every plain scalar of the YAML reaches pydantic as the text that was written, so the schema alone decides what is
+a number: `001` stays `001` where text is wanted, `1e-3` is a number where a number is wanted, `no` is a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from xact.errors import RecipeError, make_nearest_text
+
+MAX_NODES = 100_000
+"""Values a recipe may hold once its aliases are expanded; far above any real recipe."""
+
+Key = str | int
+
+
+class Block(BaseModel):
+    """A mapping of the recipe: frozen, and every key known."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StimuliBlock(Block):
+    """What every source of images has."""
+
+    limit: int | None = Field(None, ge=1)
+    """The first so many stimuli only."""
+    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
+    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
+    border: float = Field(0.0, ge=0, lt=10)
+    """Black border on each side, as a fraction of that side's length."""
+    prompt_name: str | None = None
+    """Goes into the file names of `.pt` exports."""
+
+
+class FolderStimuli(StimuliBlock):
+    """Image files in one or more folders under a root; each folder is a condition."""
+
+    source: Literal["folder"]
+    root: str = "."
+    """Relative to the recipe file."""
+    folders: list[str] | dict[str, str] = Field(["."], min_length=1)
+    """Names or globs, or {condition: folder}."""
+    pattern: str | list[str] = "*.png"
+    dataset: str = "folder"
+    """Name of the data set in `.pt` exports."""
+
+
+class TableStimuli(StimuliBlock):
+    """A CSV or parquet file with a column of image paths; its other columns become coordinates."""
+
+    source: Literal["table"]
+    file: str
+    """Relative to the recipe file."""
+    root: str = "."
+    """What the paths in the table are relative to; itself relative to the recipe file."""
+    path: str = "path"
+    """Column with the image paths."""
+    id: str = "id"
+    """Column with the ids; where the table has no such column, the path without its extension is the id."""
+    dataset: str = "table"
+
+
+class Hdf5Stimuli(StimuliBlock):
+    """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
+
+    source: Literal["hdf5"]
+    file: str
+    """Relative to the recipe file."""
+    dataset: str
+    """Data set with the images."""
+    id: str | None = None
+    """Data set with the ids; without one the id is the index, five digits."""
+
+
+Stimuli = Annotated[FolderStimuli | TableStimuli | Hdf5Stimuli, Field(discriminator="source")]
+
+
+class NoJitter(Block):
+    """All replicates alike."""
+
+    kind: Literal["none"] = "none"
+
+
+class ColorJitter(Block):
+    """Saturation and hue, drawn anew for each replicate from 1 on."""
+
+    kind: Literal["color"]
+    saturation: float = Field(0.05, ge=0, le=1)
+    """Factor drawn from [1 - saturation, 1 + saturation]."""
+    hue: float = Field(0.05, ge=0, le=0.5)
+    """Shift drawn from [-hue, hue], in turns of the colour circle."""
+
+
+class ShiftJitter(Block):
+    """Translations by fractions of a pixel, drawn anew for each replicate from 1 on."""
+
+    kind: Literal["shift"]
+    pixels: float = Field(1.0, gt=0)
+    """Shifts along x and y are drawn from [-pixels, pixels], in pixels of the picture before the transform."""
+
+
+Jitter = Annotated[NoJitter | ColorJitter | ShiftJitter, Field(discriminator="kind")]
+
+
+class Replicates(Block):
+    """How often each stimulus is shown; replicate 0 is never jittered."""
+
+    count: int = Field(1, ge=1)
+    jitter: Jitter = NoJitter()
+    seed: int = Field(0, ge=0)
+
+
+class Projection(Block):
+    """A seeded random projection of the flattened units to `project` units."""
+
+    project: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class Depths(Block):
+    """The blocks nearest to these relative depths, 0 the first and 1 the last."""
+
+    depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+
+
+class Resize(Block):
+    """An explicit transform: resize, centre crop, scale to 0..1, normalise."""
+
+    resize: int = Field(ge=1)
+    """Length of the shorter side after resizing (both sides with `squash`), pixels."""
+    crop: int | None = Field(None, ge=1)
+    """Side of the centre crop, pixels; default `resize`."""
+    squash: bool = False
+    """Resize both sides to `resize`, whatever the picture's shape."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        return "list"
+    return "mapping"
+
+
+Reduction = Annotated[
+    Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(_kind)
+]
+Reductions = Annotated[
+    Annotated[ReductionName, Tag("text")]
+    | Annotated[Projection, Tag("mapping")]
+    | Annotated[list[Reduction], Field(min_length=1), Tag("list")],
+    Discriminator(_kind),
+]
+Layers = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1), Tag("list")]
+    | Annotated[Depths, Tag("mapping")],
+    Discriminator(_kind),
+]
+Transform = Annotated[
+    Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(_kind)
+]
+BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
+Dtype = Literal["float32", "tf32", "bfloat16"]
+
+
+class ModelEntry(Block):
+    """One network, or its untrained twins."""
+
+    base: str | None = None
+    """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
+    label: str | None = None
+    """The model's label in the store; default `base`, else `source:id`."""
+    source: Literal["torchvision", "timm", "open_clip", "transformers", "python"] | None = None
+    id: str | None = None
+    weights: str = "pretrained"
+    """`pretrained`, `random`, or a local file or folder relative to the recipe file."""
+    seed: int | None = Field(None, ge=0)
+    """Of random weights."""
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    """Several untrained twins, labelled `label@random-SEED`."""
+    layers: Layers | None = None
+    reduce: Reductions | None = None
+    transform: Transform | None = None
+    batch_size: BatchSize | None = None
+    dtype: Dtype | None = None
+    device: str | None = None
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> ModelEntry:
+        named = self.source is not None or self.id is not None
+        if (self.base is not None) == named:
+            raise ValueError("a model entry needs either `base`, or `source` and `id`")
+        if named and (self.source is None or self.id is None):
+            raise ValueError("a model entry without `base` needs both `source` and `id`")
+        if self.weights != "random" and (self.seed is not None or self.seeds is not None):
+            raise ValueError("`seed` and `seeds` go with `weights: random`")
+        if self.seed is not None and self.seeds is not None:
+            raise ValueError("`seed` and `seeds` exclude each other")
+        return self
+
+
+ModelItem = Annotated[Annotated[str, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(_kind)]
+
+
+class Compute(Block):
+    """Where and how the networks run."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    batch_size: BatchSize = "auto"
+    """Pictures (stimuli x replicates) in one forward pass."""
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
+    dtype: Dtype = "float32"
+
+
+class Storage(Block):
+    """How the activations lie on disk."""
+
+    layout: Literal["auto", "cube", "groups"] = "auto"
+    precision: Literal["full", "bits10"] = "full"
+    """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11), about half the bytes."""
+    codec: Literal["lz4", "zstd", "none"] = "lz4"
+    shard_mb: int = Field(64, ge=1)
+    """Upper bound of one shard file before compression, MB."""
+    buffer_mb: int = Field(256, ge=1)
+    """Upper bound of the buffer of one task, MB (at least one batch)."""
+
+
+class Recipe(Block):
+    """A whole recipe, with every default filled in."""
+
+    store: str
+    """Relative to where xact runs."""
+    stimuli: Stimuli
+    replicates: Replicates = Replicates()
+    models: list[ModelItem] = Field(min_length=1)
+    layers: Layers | None = None
+    """For every model that does not set its own; left out, the model's own default."""
+    reduce: Reductions | None = None
+    """For every model that does not set its own; left out, the model's own default."""
+    transform: Transform = "weights"
+    compute: Compute = Compute()
+    storage: Storage = Storage()
+    on_error: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the folder that its relative paths start from."""
+
+    recipe: Recipe
+    folder: Path
+    """Folder of the recipe file."""
+
+
+def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()) -> LoadedRecipe:
+    """Read, override and check the recipe at `path`.
+
+    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins.
+    Raise RecipeError with the file, the line, what was found and the nearest valid key.
+    """
+    file = Path(path)
+    data, lines = parse_yaml(_read_text(file), name=str(file))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{file}: a recipe is a mapping of keys, this is not", hint="see recipes/reference.yml")
+    said: dict[tuple[Key, ...], str] = {}
+    for dotted, value, words in overrides:
+        said[_set_dotted(data, dotted, value, words)] = words
+    if not data.get("models"):
+        raise RecipeError(
+            f"{file}: no models are asked for",
+            hint="add `models:` with labels ('xact models' lists them), sets (panel-a, panel-b-vision, "
+            "panel-b-language) or source:id",
+        )
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _make_recipe_error(error.errors(include_url=False), file, lines, said) from None
+    return LoadedRecipe(recipe, file.resolve().parent)
+
+
+def make_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "xact recipe", **schema}
+
+
+def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]]:
+    """Return the data of a YAML text with every scalar as written, and the line of each key and item."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[tuple[Key, ...], int] = {}
+        budget = iter(range(MAX_NODES))
+        return _to_data(node, (), lines, name, budget), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise RecipeError(f"{name}{where}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
+    except RecursionError:
+        raise RecipeError(f"{name}: the YAML is nested too deeply, or an alias contains itself") from None
+
+
+def _read_text(file: Path) -> str:
+    if not file.is_file():
+        raise RecipeError(f"there is no recipe file {str(file)!r}", hint="give the path of a .yml file")
+    if file.stat().st_size > 10_000_000:
+        raise RecipeError(f"{file}: {file.stat().st_size} bytes is too large for a recipe")
+    try:
+        return file.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{file}: cannot be read as text: {error}") from None
+
+
+def _to_data(
+    node: yaml.Node | None,
+    at: tuple[Key, ...],
+    lines: dict[tuple[Key, ...], int],
+    name: str,
+    budget: Iterator[int],
+) -> Any:  # noqa: ANN401  YAML data is of any shape
+    if node is None:
+        return None
+    if next(budget, None) is None:
+        raise RecipeError(f"{name}: more than {MAX_NODES} values once aliases are expanded")
+    line = node.start_mark.line + 1
+    lines.setdefault(at, line)
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag or node.tag.endswith(":binary"):
+        raise RecipeError(f"{name}, line {line}: the tag {node.tag!r} is not allowed in a recipe")
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.style is None and node.value in ("", "~", "null", "Null", "NULL") else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_to_data(item, (*at, i), lines, name, budget) for i, item in enumerate(node.value)]
+    data: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise RecipeError(f"{name}, line {key_node.start_mark.line + 1}: a key must be plain text")
+        key = key_node.value
+        if key in data:
+            raise RecipeError(
+                f"{name}, line {key_node.start_mark.line + 1}: the key {key!r} stands twice "
+                f"(first on line {lines[(*at, key)]})"
+            )
+        lines[(*at, key)] = key_node.start_mark.line + 1
+        data[key] = _to_data(value_node, (*at, key), lines, name, budget)
+    return data
+
+
+def _set_dotted(data: dict[str, Any], dotted: str, value: object, words: str) -> tuple[Key, ...]:
+    """Set one value inside `data` and return its location."""
+    parts = dotted.split(".")
+    at: list[Key] = []
+    here: Any = data
+    for part, is_last in zip(parts, [False] * (len(parts) - 1) + [True], strict=True):
+        key: Key = part
+        if isinstance(here, list):
+            if not (part.isdecimal() and int(part) < len(here)):
+                raise RecipeError(f"{words}: {'.'.join(map(str, at))} is a list of {len(here)}, {part!r} is not in it")
+            key = int(part)
+        elif not isinstance(here, dict):
+            raise RecipeError(f"{words}: {'.'.join(map(str, at))} is not a mapping")
+        at.append(key)
+        if is_last:
+            here[key] = value
+        else:
+            if isinstance(here, dict) and here.get(part) is None:
+                here[part] = {}
+            here = here[key]
+    return tuple(at)
+
+
+def parse_assignment(text: str) -> tuple[str, Any, str]:
+    """Return the override that `--set a.b=c` asks for."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[^.=\s]+)*", dotted):
+        raise RecipeError(f"--set {text!r} is not of the form a.b=c")
+    return dotted, parse_yaml(value, name=f"--set {text}")[0], f"--set {text}"
+
+
+def _make_recipe_error(
+    errors: Sequence[ErrorDetails],
+    file: Path,
+    lines: Mapping[tuple[Key, ...], int],
+    said: Mapping[tuple[Key, ...], str],
+) -> RecipeError:
+    """Turn the most telling of pydantic's complaints into one line with the place and the nearest key."""
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    at, block = _resolve(first["loc"])
+    where = str(file)
+    overriding = [words for key, words in said.items() if at[: len(key)] == key]
+    known = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
+    if overriding:
+        where = overriding[-1]
+    elif known is not None:
+        where = f"{file}, line {known}"
+    dotted = ".".join(map(str, at))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        keys = [*block.model_fields] if block else []
+        nearest = make_nearest_text(str(at[-1]), keys)
+        return RecipeError(f"{where}: unknown key {dotted!r}{nearest}{more}", hint=f"valid here: {', '.join(keys)}")
+    if first["type"] == "missing":
+        return RecipeError(f"{where}: the key {dotted!r} is missing{more}", hint="see recipes/reference.yml")
+    problem = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    found = f", found {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+    nearest = ""
+    expected = first.get("ctx", {}).get("expected") or first.get("ctx", {}).get("expected_tags")
+    if isinstance(given, str) and expected:
+        nearest = make_nearest_text(given, re.findall(r"'([^']*)'", str(expected)))
+    return RecipeError(f"{where}: {dotted or 'the recipe'}: {problem}{found}{nearest}{more}")
+
+
+def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
+    """Drop pydantic's union tags from a location; return it with the block that holds its last key."""
+    at: list[Key] = []
+    holders: list[type[Block]] = [Recipe]
+    holder: type[Block] | None = Recipe
+    annotation: Any = Recipe
+    for part in loc:
+        blocks = list(_find_blocks(annotation))
+        owners = [block for block in holders if part in block.model_fields]
+        if isinstance(part, str) and part in _TAGS and not owners:
+            chosen = [b for b in blocks if part in (*_discriminators(b), *(() if part in _KINDS else (b.__name__,)))]
+            holders = chosen or blocks
+            holder = holders[0] if holders else None
+            continue
+        if isinstance(part, str) and owners:
+            holder = owners[0]
+            annotation = holder.model_fields[part].rebuild_annotation()
+            at.append(part)
+            holders = list(_find_blocks(annotation))
+            continue
+        at.append(part)
+        holder = holders[0] if holders else None
+    return tuple(at), holder
+
+
+_KINDS = ("text", "list", "mapping")
+_TAGS = {*_KINDS, "folder", "table", "hdf5", "none", "color", "shift"}
+
+
+def _find_blocks(annotation: Any) -> Iterator[type[Block]]:  # noqa: ANN401  a type annotation is of any shape
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _find_blocks(part)
+
+
+def _discriminators(block: type[Block]) -> tuple[str, ...]:
+    for name in ("source", "kind"):
+        if name in block.model_fields:
+            return tuple(str(value) for value in get_args(block.model_fields[name].annotation))
+    return ()

@@ -14,13 +14,14 @@ DIMS = ("model", "stimulus", "layer", "replicate", "unit")
 
 RESERVED_COLUMNS = frozenset(
     "model stimulus layer replicate unit activations condition stem file sha256 present path n_units "
-    "layer_index depth depth_bin stimulus_index loss bpb".split()
+    "layer_index depth depth_bin stimulus_index loss bpb "
+    "base source weights seed trained family training n_parameters unit_axes unit_shape "
+    "xact catalog coordinates".split()
 )
 """Names that a column of a user's table may not have: the store uses them itself."""
 
-RESERVED_PARTS = frozenset(
-    ["xact", "catalog", "zarr.json", "c", "con", "prn", "aux", "nul"]
-    + [f"{device}{i}" for device in ("com", "lpt") for i in range(1, 10)]
+RESERVED_PARTS = RESERVED_COLUMNS | frozenset(
+    ["zarr.json", "c", "con", "prn", "aux", "nul"] + [f"{device}{i}" for device in ("com", "lpt") for i in range(1, 10)]
 )
 """Path parts (case folded) that mean something to the store or to Windows."""
 
@@ -52,20 +53,23 @@ def make_path_part(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", label)
 
 
-def make_path_parts(labels: Iterable[str], *, existing: Mapping[str, str] | None = None) -> dict[str, str]:
+def make_path_parts(
+    labels: Iterable[str], *, existing: Mapping[str, str] | None = None, reserved: Iterable[str] = ()
+) -> dict[str, str]:
     """Return {label: path part}, distinct also after case folding.
 
     A part that is in `existing` (an earlier {label: part}) never moves. A short hash of the label is added
     wherever the plain part would meet another, is reserved, or begins with a dot.
     """
     parts = dict(existing or {})
+    kept = RESERVED_PARTS | {name.casefold() for name in reserved}
     taken = {part.casefold() for part in parts.values()}
     for label in labels:
         if label in parts:
             continue
         part = make_path_part(label)
         unsafe = part.startswith((".", "-", "__")) or part.endswith(".")
-        if unsafe or part.casefold() in taken or part.casefold().split(".")[0] in RESERVED_PARTS:
+        if unsafe or part.casefold() in taken or {part.casefold(), part.casefold().split(".")[0]} & kept:
             part = f"{part.lstrip('.-_') or 'x'}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
         if part.casefold() in taken:
             raise RequestError(f"the labels {label!r} and another make one path {part!r}", hint="rename one of them")

@@ -269,6 +269,8 @@ class LoadedRecipe:
     recipe: Recipe
     folder: Path
     """Folder of the recipe file."""
+    device_said: bool = False
+    """Whether the device was chosen on the command line: that may differ from the store's."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()) -> LoadedRecipe:
@@ -294,7 +296,8 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise _make_recipe_error(error.errors(include_url=False), file, lines, said) from None
-    return LoadedRecipe(recipe, file.resolve().parent)
+    device_said = any(at == ("compute", "device") for at in said)
+    return LoadedRecipe(recipe, file.resolve().parent, device_said)
 
 
 def make_schema() -> dict[str, Any]:

@@ -1,0 +1,238 @@
+"""One forward pass -> the units of every layer asked for; a probe -> every output with its shape.
+
+A hook reduces (and so copies) what a module returns at once, before an in-place operation can change it. Every
+layer must fire exactly as the probe saw it, in every batch, or the batch is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from xact.errors import CaptureError, RequestError, make_one_line
+from xact.layers import Output
+from xact.reduce import Reduction, apply_reduction
+
+PROBE_BATCH = 7
+"""Stimuli in a probe: a number that is no other length of an output, so that the batch axis can be told."""
+
+
+class Runnable(Protocol):
+    """A network and how it is shown a batch."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in eval mode."""
+
+    @property
+    def forward(self) -> Callable[[nn.Module, Tensor], object]:
+        """Show a batch (n, 3, height, width) to the module or a copy of it."""
+
+    @property
+    def find_logits(self) -> Callable[[object], Tensor | None]:
+        """Find the (n, k) logits in what `forward` returned."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One reduced layer to capture."""
+
+    label: str
+    output: Output
+    reduction: Reduction
+    n_units: int
+
+
+def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
+    """Return every output of a forward pass in forward order, by a pass over meta tensors where that works.
+
+    `input_shape` is (3, height, width). A network on the meta device costs no memory and no arithmetic. One that is
+    not, or whose code looks at values, is run for real on a batch of zeros.
+    """
+    module = network.module
+    batch = torch.zeros((PROBE_BATCH, *input_shape), device=find_device(module))
+    returned: list[tuple[str, int, object]] = []
+    calls: Counter[str] = Counter()
+
+    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            returned.append((name, calls[name], _shape_of(output)))
+            calls[name] += 1
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(name)) for name, m in module.named_modules() if name]
+    try:
+        with torch.inference_mode():
+            result = network.forward(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    modules = dict(module.named_modules())
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    outputs = [
+        Output(name, type(modules[name]).__name__, call, calls[name], part, shape, sizes[name])
+        for name, call, shapes in returned
+        for part, shape in _flatten_shapes(shapes)
+    ]
+    logits = network.find_logits(result)
+    if logits is not None:
+        outputs.append(Output("", type(module).__name__, 0, 1, "", _per_stimulus(tuple(logits.shape)), sizes[""]))
+    return outputs
+
+
+def find_device(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter or buffer, the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _per_stimulus(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    return shape[1:] if len(shape) > 1 and shape[0] == PROBE_BATCH else None
+
+
+def _shape_of(value: object) -> object:
+    """Return `value` with every tensor replaced by its shape, so that the probe keeps no tensor alive."""
+    if isinstance(value, Tensor):
+        return _per_stimulus(tuple(value.shape)) or ()
+    if isinstance(value, Mapping):
+        return {str(key): _shape_of(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shape_of(item) for item in value]
+    return None
+
+
+def _flatten_shapes(shapes: object, part: str = "") -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    """Yield (part, shape) of every tensor; one entry without a shape where there is none."""
+    if isinstance(shapes, tuple):
+        yield part, shapes or None
+    elif isinstance(shapes, Mapping):
+        for key, item in shapes.items():
+            yield from _flatten_shapes(item, f"{part}[{key}]")
+    elif isinstance(shapes, list):
+        for i, item in enumerate(shapes):
+            yield from _flatten_shapes(item, f"{part}[{i}]")
+    else:
+        yield part, None
+
+
+def find_part(value: object, part: str) -> object:
+    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of what a module returned, or None."""
+    for key in part.strip("[]").split("][") if part else []:
+        if isinstance(value, Mapping):
+            value = next((item for name, item in value.items() if str(name) == key), None)
+        elif isinstance(value, list | tuple) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+class _DeepestReached(Exception):  # noqa: N818  a signal to our own caller, not an error
+    """Ends a forward pass once the deepest layer asked for has fired."""
+
+
+class Capture:
+    """Capture of fixed layers from one copy of a network, one batch at a time; for one thread."""
+
+    def __init__(self, network: Runnable, wanted: Sequence[Wanted], *, n_prefix: int, model: str) -> None:
+        """`wanted` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages."""
+        self._network = network
+        self._module = copy_module(network.module)
+        self._wanted = list(wanted)
+        self._n_prefix = n_prefix
+        self._model = model
+        self._stop_early = not any(not one.output.name for one in wanted)
+        self._by_call: dict[tuple[str, int], list[int]] = {}
+        for i, one in enumerate(wanted):
+            self._by_call.setdefault((one.output.name, one.output.call), []).append(i)
+        self._n_calls = {one.output.name: one.output.n_calls for one in wanted if one.output.name}
+
+    def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> None:
+        """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
+
+        `units` is (n, n_units) float32 on the batch's device, valid during the call only: copy it. Raise
+        CaptureError where a layer does not fire exactly as planned.
+        """
+        if any(module.training for module in self._module.modules()):
+            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+        calls: Counter[str] = Counter()
+        fired: set[int] = set()
+        stopped = False
+        with self._hooks(batch, calls, fired, keep), torch.inference_mode():
+            try:
+                result = self._network.forward(self._module, batch)
+            except _DeepestReached:
+                stopped = True
+            else:
+                self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
+        self._check_firing(calls, fired, stopped=stopped)
+
+    @contextmanager
+    def _hooks(
+        self, batch: Tensor, calls: Counter[str], fired: set[int], keep: Callable[[int, Tensor], None]
+    ) -> Iterator[None]:
+        def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
+            def hook(_module: nn.Module, _args: object, output: object) -> None:
+                call = calls[name]
+                calls[name] += 1
+                self._keep_all(name, call, output, batch, fired, keep)
+                if self._stop_early and len(fired) == len(self._wanted):
+                    raise _DeepestReached
+
+            return hook
+
+        modules = dict(self._module.named_modules())
+        handles = [modules[name].register_forward_hook(hook_for(name)) for name in self._n_calls]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep_all(
+        self, name: str, call: int, output: object, batch: Tensor, fired: set[int], keep: Callable[[int, Tensor], None]
+    ) -> None:
+        for i in self._by_call.get((name, call), []):
+            one = self._wanted[i]
+            value = find_part(output, one.output.part)
+            found = tuple(value.shape) if isinstance(value, Tensor) else None
+            planned = (len(batch), *(one.output.shape or ()))
+            if found != planned:
+                raise CaptureError(
+                    f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned",
+                    hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
+                )
+            keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))  # type: ignore[arg-type]
+            fired.add(i)
+
+    def _check_firing(self, calls: Counter[str], fired: set[int], *, stopped: bool) -> None:
+        silent = [self._wanted[i].label for i in range(len(self._wanted)) if i not in fired]
+        if silent:
+            raise CaptureError(f"model {self._model!r}, layer {silent[0]!r} did not fire in a forward pass")
+        for name, planned in self._n_calls.items():
+            if calls[name] > planned or (not stopped and calls[name] != planned):
+                raise CaptureError(
+                    f"model {self._model!r}: {name!r} was called {calls[name]} times where the probe saw {planned}"
+                )
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """Return a copy of a module tree that shares its parameters and buffers.
+
+    Threads must not share the module objects themselves: code that stores a tensor on `self` between two lines of
+    its forward would read another thread's.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise RequestError(f"the network cannot be copied for a second thread: {make_one_line(str(error))}") from error

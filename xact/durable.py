@@ -1,0 +1,176 @@
+"""Files that survive a kill and a power cut: written beside, synced, renamed; and the lock of a store.
+
+All writing of a store goes through here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from xact.errors import StoreError
+
+PARTIAL = ".partial"
+"""Ending of a file that is being written; the next build removes what a kill left."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written to one file."""
+
+    nbytes: int
+    sha256: str
+
+
+def write_file(path: Path, pieces: Sequence[bytes]) -> Written:
+    """Write `pieces` as the whole of `path`: beside, hash, fsync, rename, fsync the folder."""
+    written = place_file(path, pieces)
+    sync_folder(path.parent)
+    return written
+
+
+def place_file(path: Path, pieces: Sequence[bytes]) -> Written:
+    """Do as `write_file`, but leave the folder to a later `sync_folder`."""
+    beside = path.with_name(path.name + PARTIAL)
+    digest = hashlib.sha256()
+    nbytes = 0
+    with _disk_errors(path):
+        make_folder(path.parent)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            for piece in pieces:
+                digest.update(piece)
+                nbytes += len(piece)
+                _write_all(fd, piece)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        beside.replace(path)
+    return Written(nbytes, digest.hexdigest())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each synced into its own parent."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    with _disk_errors(folder):
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Append one JSON line to a file and sync it; a torn line of an earlier kill is ended first."""
+    text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    with _disk_errors(path):
+        is_new = not path.exists()
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                text = b"\n" + text
+            _write_all(fd, text)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole JSON lines of a file; a torn line is no line, a missing file has none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for text in data.split(b"\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def sweep_partial(folder: Path) -> int:
+    """Remove what a killed build left half written; return how many files."""
+    left = [Path(at) / name for at, _, names in os.walk(folder) for name in names if name.endswith(PARTIAL)]
+    for file in left:
+        file.unlink()
+    return len(left)
+
+
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Hold the store's lock, which a kill frees; refuse at once where another process holds it."""
+    make_folder(folder)
+    lock = FileLock(folder / "lock")
+    holder = folder / "holder.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            f"the store {str(folder.parent)!r} is being built by {_name_holder(holder)}", hint="wait for it, or stop it"
+        ) from None
+    except NotImplementedError:
+        raise StoreError(
+            f"the file system of {str(folder.parent)!r} has no file locks (flock)", hint="put the store on another disk"
+        ) from None
+    try:
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        yield
+        holder.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def _name_holder(holder: Path) -> str:
+    try:
+        said = json.loads(holder.read_text())
+        return f"process {said['pid']} on {said['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Say a full or failing disk in one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = os.statvfs(path.parent if path.parent.is_dir() else "/")
+            raise StoreError(
+                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror})",
+                hint="make room and run the same command again: it goes on where it stopped",
+            ) from error
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}", hint="run the same command again once mended"
+        ) from error

@@ -1,0 +1,325 @@
+"""Run one network over its tasks: decode, show, reduce, hand each finished task over.
+
+On a CPU several lanes, each a thread with its own copy of the network (the weights are shared) and one torch thread,
+decode, run and write side by side. On an accelerator there is one lane, and threads decode ahead of it. Batches come
+from the plan, so the number of lanes and threads changes no bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xact.capture import Capture, Runnable, Wanted
+from xact.device import get_kind, get_memory_format, use_precision
+from xact.errors import CaptureError, StimulusError, WorkError, XactError
+from xact.plan import Batch, Task
+
+if TYPE_CHECKING:
+    from xact.specs import FileStamp
+
+BATCHES_AHEAD = 2
+"""Batches decoded ahead of an accelerator, for each decoding thread."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One stimulus, ready for the network."""
+
+    tensor: Tensor
+    """(replicate, 3, y, x), float32."""
+    stamp: FileStamp
+    sha256: str
+    are_equal: bool
+    """All replicates came out equal though jitter was asked for."""
+
+
+class Exhibit(Protocol):
+    """Prepares the stimulus of a row; called from many threads."""
+
+    def __call__(self, row: int) -> Shown:
+        """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
+
+
+@dataclass
+class TaskResult:
+    """A task whose batches have all run."""
+
+    task: Task
+    buffers: Sequence[np.ndarray]
+    """One for each layer: (stimulus, replicate, unit) float32, the rows of the block from its first on."""
+    failed: dict[int, str]
+    stamps: dict[int, tuple[FileStamp, str]]
+    n_equal: int
+    seconds: float
+
+
+@dataclass
+class _OpenTask:
+    """A task under way."""
+
+    task: Task
+    buffers: list[np.ndarray]
+    n_left: int
+    started: float = field(default_factory=time.monotonic)
+    failed: dict[int, str] = field(default_factory=dict)
+    stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
+    n_equal: int = 0
+
+
+class BufferPool:
+    """The buffers of the tasks under way: as many as stated, used again and again, so that memory stays flat."""
+
+    def __init__(self, n_buffers: int, shapes: Sequence[tuple[int, int, int]]) -> None:
+        self._free = threading.Semaphore(n_buffers)
+        self._shapes = shapes
+        self._kept: list[list[np.ndarray]] = []
+
+    def take(self, stop: threading.Event) -> list[np.ndarray] | None:
+        """Return the buffers of one task as soon as there are some, None once `stop` is set."""
+        while not self._free.acquire(timeout=0.2):
+            if stop.is_set():
+                return None
+        with contextlib.suppress(IndexError):
+            return self._kept.pop()
+        return [np.empty(shape, dtype=np.float32) for shape in self._shapes]
+
+    def give_back(self, buffers: list[np.ndarray]) -> None:
+        """Take the buffers of a written task back."""
+        self._kept.append(buffers)
+        self._free.release()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the engine needs to run one network over its tasks."""
+
+    model: str
+    network: Runnable
+    wanted: Sequence[Wanted]
+    n_prefix: int
+    n_replicates: int
+    input_shape: tuple[int, int, int]
+    stimuli_per_task: int
+    device: str
+    dtype: str
+    skip_failed: bool
+    """Whether a stimulus that cannot be read is recorded and passed over."""
+
+
+def run_job(
+    job: Job,
+    tasks: Iterable[Task],
+    *,
+    exhibit: Exhibit,
+    load_rows: Callable[[Task, Sequence[np.ndarray]], None],
+    finish: Callable[[TaskResult], None],
+    progress: Callable[[int], None],
+    n_lanes: int,
+    n_workers: int,
+) -> None:
+    """Run every task and call `finish` with its result, from a writing thread, as soon as it is done.
+
+    `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. Returns once all are
+    finished; raises the first error of any thread once the others have stopped.
+    """
+    with use_precision(job.dtype):
+        run = _Run(job, tasks, exhibit, load_rows, finish, progress, n_lanes)
+        if get_kind(job.device) == "cpu":
+            run.start([run.run_lane] * n_lanes)
+        else:
+            run.start([lambda: run.run_ahead(n_workers)])
+        run.wait()
+
+
+class _Run:
+    """The state that lanes share."""
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Iterable[Task],
+        exhibit: Exhibit,
+        load_rows: Callable[[Task, Sequence[np.ndarray]], None],
+        finish: Callable[[TaskResult], None],
+        progress: Callable[[int], None],
+        n_lanes: int,
+    ) -> None:
+        self.job = job
+        self.exhibit = exhibit
+        self.load_rows = load_rows
+        self.finish = finish
+        self.progress = progress
+        shapes = [(job.stimuli_per_task, job.n_replicates, one.n_units) for one in job.wanted]
+        self.pool = BufferPool(n_lanes + 1, shapes)
+        self.stop = threading.Event()
+        self.lock = threading.Lock()
+        self.turn = threading.Lock()
+        self.batches = self._make_batches(iter(tasks))
+        self.writers = ThreadPoolExecutor(n_lanes, thread_name_prefix="xact-write")
+        self.writes: list[Future[None]] = []
+        self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    def start(self, lanes: Sequence[Callable[[], None]]) -> None:
+        def guard(lane: Callable[[], None]) -> None:
+            try:
+                lane()
+            except BaseException as error:  # noqa: BLE001  raised again by wait(), in the caller's thread
+                self._fail(error)
+
+        self.threads = [threading.Thread(target=guard, args=(lane,), daemon=True) for lane in lanes]
+        for thread in self.threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Wait for every lane and write; a short timeout keeps the caller's thread open to signals."""
+        try:
+            for thread in self.threads:
+                while thread.is_alive():
+                    thread.join(timeout=0.2)
+            for write in self.writes:
+                while not write.done():
+                    time.sleep(0.005)
+                error = write.exception()
+                if error is not None:
+                    self.errors.append(error)
+        finally:
+            self.stop.set()
+            self.writers.shutdown(wait=False)
+        if self.errors:
+            raise self.errors[0]
+
+    def _fail(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self.stop.set()
+
+    def _make_batches(self, tasks: Iterator[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
+        for task in tasks:
+            buffers = self.pool.take(self.stop)
+            if buffers is None:
+                return
+            opened = _OpenTask(task, buffers, len(task.batches))
+            self.load_rows(task, buffers)
+            for batch in task.batches:
+                yield opened, batch
+
+    def next_batch(self) -> tuple[_OpenTask, Batch] | None:
+        """Return the next batch in the order of the plan, None when there is none or the run stops."""
+        with self.turn:
+            return None if self.stop.is_set() else next(self.batches, None)
+
+    def run_lane(self) -> None:
+        """Decode, run and hand over batch after batch in this thread."""
+        torch.set_num_threads(1)
+        capture = self._make_capture()
+        while (item := self.next_batch()) is not None:
+            opened, batch = item
+            self._show(capture, opened, batch, self._prepare(opened, batch))
+
+    def run_ahead(self, n_workers: int) -> None:
+        """Run batch after batch in this thread while others decode the ones to come."""
+        capture = self._make_capture()
+        with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
+            ahead: list[tuple[_OpenTask, Batch, Future[Tensor]]] = []
+            while True:
+                while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
+                    ahead.append((*item, decoders.submit(self._prepare, *item)))
+                if not ahead:
+                    return
+                opened, batch, prepared = ahead.pop(0)
+                self._show(capture, opened, batch, prepared.result())
+
+    def _make_capture(self) -> Capture:
+        return Capture(self.job.network, self.job.wanted, n_prefix=self.job.n_prefix, model=self.job.model)
+
+    def _prepare(self, opened: _OpenTask, batch: Batch) -> Tensor:
+        """Return the pictures of a batch (stimulus x replicate, 3, y, x); a failed stimulus is zeros."""
+        n = (batch.stop - batch.start) * self.job.n_replicates
+        pictures = torch.zeros((n, *self.job.input_shape)).to(memory_format=get_memory_format(self.job.device))
+        for i, row in enumerate(range(batch.start, batch.stop)):
+            try:
+                shown = self.exhibit(row)
+            except StimulusError as error:
+                if not self.job.skip_failed:
+                    raise
+                with self.lock:
+                    opened.failed[row] = str(error)
+                continue
+            pictures[i * self.job.n_replicates : (i + 1) * self.job.n_replicates] = shown.tensor
+            with self.lock:
+                opened.stamps[row] = shown.stamp, shown.sha256
+                opened.n_equal += shown.are_equal
+        return pictures
+
+    def _show(self, capture: Capture, opened: _OpenTask, batch: Batch, pictures: Tensor) -> None:
+        """Run one batch into the buffers of its task, and hand the task over after its last batch."""
+        job = self.job
+        pictures = pictures.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
+        rows = [row for row in range(batch.start, batch.stop) if row in opened.task.rows]
+        staged: dict[int, Tensor] = {}
+
+        def keep(i: int, units: Tensor) -> None:
+            if units.device.type == "cpu":
+                _store_rows(opened, batch, rows, i, units, job.n_replicates)
+            else:
+                staged[i] = units.clone()
+
+        try:
+            capture.run(pictures, keep)
+        except torch.OutOfMemoryError as error:
+            raise WorkError(
+                f"model {job.model!r}: {job.device} has no memory for a batch of {len(pictures)} pictures",
+                hint="a smaller batch_size in a new store (another batch changes the last bits of the values)",
+            ) from error
+        except RuntimeError as error:
+            if isinstance(error, XactError):
+                raise
+            raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
+        for i, units in staged.items():
+            _store_rows(opened, batch, rows, i, units.cpu(), job.n_replicates)
+        self.progress(len(rows))
+        with self.lock:
+            opened.n_left -= 1
+            is_done = opened.n_left == 0
+        if is_done:
+            self.writes.append(self.writers.submit(self._finish, opened))
+
+    def _finish(self, opened: _OpenTask) -> None:
+        try:
+            task = opened.task
+            n_rows = task.stop - task.start
+            failed = {row: error for row, error in opened.failed.items() if row in task.rows}
+            buffers = [buffer[:n_rows] for buffer in opened.buffers]
+            for row in failed:
+                for buffer in buffers:
+                    buffer[row - task.start] = np.nan
+            stamps = {row: stamp for row, stamp in opened.stamps.items() if row in task.rows}
+            seconds = time.monotonic() - opened.started
+            self.finish(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds))
+        except BaseException:
+            self.stop.set()
+            raise
+        finally:
+            self.pool.give_back(opened.buffers)
+
+
+def _store_rows(opened: _OpenTask, batch: Batch, rows: Sequence[int], i: int, units: Tensor, n_replicates: int) -> None:
+    """Copy the rows of a batch that are wanted into the buffer of layer i."""
+    blocks = units.reshape(batch.stop - batch.start, n_replicates, -1)  # (n, units) -> (stimulus, replicate, unit)
+    target = torch.from_numpy(opened.buffers[i])
+    start = opened.task.start
+    if len(rows) == len(blocks):
+        target[batch.start - start : batch.stop - start].copy_(blocks)
+        return
+    for row in rows:
+        target[row - start].copy_(blocks[row - batch.start])

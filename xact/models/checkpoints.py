@@ -1,0 +1,170 @@
+"""Weight files: find, hash, read without running their code, load strictly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xact.errors import WeightsError
+
+N_SHOWN = 3
+"""Keys that an error lists."""
+
+WRAPPERS = ("state_dict", "model")
+"""Keys under which training scripts store the state dict."""
+
+
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names of the weights in a folder of transformers, in the library's own order; an index names its shards."""
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """Return the files of local weights (a file, or a folder that transformers wrote) and their record."""
+    if path.is_dir():
+        files = list_folder_weights(path, label=label)
+    else:
+        files = [path] if path.is_file() else []
+    if not files:
+        raise WeightsError(
+            f"model {label!r}: there are no weights {path.name!r} in {path.parent}",
+            hint="`weights:` is a file or folder relative to the recipe file",
+        )
+    hashes = {file.name: hash_file(file) for file in files}
+    return tuple(files), {"kind": "local", "name": path.name, "files": hashes}
+
+
+def list_folder_weights(folder: Path, *, label: str) -> list[Path]:
+    """Return the weight files of a folder that transformers wrote."""
+    for name in WEIGHT_NAMES:
+        if not (folder / name).is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return [folder / name]
+        shards = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
+        absent = [shard for shard in shards if not (folder / shard).is_file()]
+        if absent:
+            raise WeightsError(f"model {label!r}: {folder} lacks {_list_some(absent)}, which {name} names")
+        return [folder / shard for shard in shards]
+    raise WeightsError(
+        f"model {label!r}: there are no weights in {folder}", hint=f"it needs one of {', '.join(WEIGHT_NAMES)}"
+    )
+
+
+def take_one_file(files: Sequence[Path], *, label: str) -> Path:
+    """Return the only file of `files`; a network that is one file cannot take several."""
+    if len(files) != 1:
+        raise WeightsError(
+            f"model {label!r}: its weights are one file, not {len(files)} ({_list_some([f.name for f in files])})",
+            hint="name the file itself in `weights:`",
+        )
+    return files[0]
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file, on the CPU; nothing that the file carries is run.
+
+    A wrapper (`state_dict`, `model`) and a prefix `module.` are taken off where they are unambiguous.
+    """
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        content = _load_pickle(path)
+    except pickle.UnpicklingError as error:
+        if not str(error).startswith("Weights only load failed"):
+            raise WeightsError(f"{path.name} in {path.parent} is damaged or not a weight file: {error}") from error
+        raise WeightsError(
+            f"{path.name} in {path.parent} was refused: it holds more than tensors, and could run code when loaded",
+            hint="save its state_dict() alone, best as .safetensors",
+        ) from error
+    except (EOFError, OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"{path.name} in {path.parent} cannot be read as a state dict: {_first_line(error)}"
+        ) from error
+    return _unwrap(content, path)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load every tensor of `module` from `state`; a missing, left-over or misshapen one is a WeightsError."""
+    try:
+        keys = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("size mismatch")]
+        raise WeightsError(f"{what} do not fit: {_list_some(lines or [_first_line(error)])}") from error
+    check_keys(keys.missing_keys, keys.unexpected_keys, what)
+
+
+def check_keys(missing: Iterable[str], unexpected: Iterable[str], what: str) -> None:
+    """Raise a WeightsError that lists the first missing and unexpected keys, where there are any."""
+    found = {"missing": sorted(missing), "unexpected": sorted(unexpected)}
+    if found["missing"] or found["unexpected"]:
+        parts = [f"{len(keys)} {kind} ({_list_some(keys)})" for kind, keys in found.items() if keys]
+        raise WeightsError(f"{what} do not fit the architecture: {', '.join(parts)}")
+
+
+def select_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose key begins with `prefix`, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path.name} in {path.parent} cannot be read: {_first_line(error)}") from error
+
+
+def _load_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"  # only the zip format of torch.save can be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict) and not _is_state_dict(content):
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict) and content[key]]
+        if len(inner) != 1:
+            keys = _list_some([str(key) for key in content])
+            raise WeightsError(
+                f"{path.name} in {path.parent} is no state dict: it holds {keys}",
+                hint="save its state_dict() alone, best as .safetensors",
+            )
+        content = inner[0]
+    if not isinstance(content, dict) or not _is_state_dict(content):
+        raise WeightsError(f"{path.name} in {path.parent} is no state dict but holds {type(content).__name__}")
+    if all(key.startswith("module.") for key in content):
+        return select_prefix(content, "module.")
+    return content  # as it is: its `_metadata` tells modules which version wrote it
+
+
+def _is_state_dict(content: Mapping[Any, object]) -> bool:
+    return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+
+
+def _list_some(items: list[str]) -> str:
+    rest = f" and {len(items) - N_SHOWN} more" if len(items) > N_SHOWN else ""
+    return ", ".join(items[:N_SHOWN]) + rest
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

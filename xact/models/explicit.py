@@ -1,0 +1,47 @@
+"""The transform that a recipe spells out: resize, centre crop, scale to 0..1, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from xact.errors import RequestError
+from xact.models import Transform
+
+
+def make_explicit_transform(block: Mapping[str, Any], *, label: str) -> Transform:
+    """Return the transform of a recipe's block (the fields of `xact.recipe.Resize`)."""
+    size, crop = block["resize"], block.get("crop") or block["resize"]
+    if crop > size:
+        raise RequestError(
+            f"model {label!r}: transform.crop {crop} is larger than resize {size}: black would fill the rest",
+            hint=f"crop: {size} or less",
+        )
+    interpolation = block.get("interpolation", "bilinear")
+    steps = Compose(
+        [
+            Resize(
+                (size, size) if block.get("squash") else size,
+                interpolation=InterpolationMode(interpolation),
+                antialias=True,
+            ),
+            CenterCrop(crop),
+            ToTensor(),
+            Normalize(list(block["mean"]), list(block["std"])),
+        ]
+    )
+    record = {
+        "library": "torchvision",
+        "kind": "explicit",
+        "resize": size,
+        "squash": bool(block.get("squash")),
+        "crop": crop,
+        "interpolation": interpolation,
+        "antialias": True,
+        "mean": list(block["mean"]),
+        "std": list(block["std"]),
+        "repr": " ".join(repr(steps).split()),
+    }
+    return Transform(steps, record)

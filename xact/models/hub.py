@@ -1,0 +1,133 @@
+"""Files from hubs and plain addresses: the cache first, then one attempt that cannot hang."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+import torch
+
+from xact.errors import WeightsError
+from xact.models.checkpoints import hash_file
+
+PROBE_SECONDS = 10.0
+"""How long one silent connection is waited for."""
+
+HINT = "put the file there, or name a local one in the recipe: `weights: PATH`"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the Hugging Face hub, in the local cache."""
+
+    path: Path
+    repo: str
+    name: str
+    revision: str
+    """The commit that the file belongs to."""
+
+
+def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | None = None) -> HubFile:
+    """Return the first of `names` that a repository has; one that is cached is not asked for again."""
+    for name in names:
+        path = find_in_cache(repo, name, revision=revision)
+        if path is not None:
+            return path
+    for name in names:
+        found = _download_from_hub(repo, name, label=label, revision=revision)
+        if found is not None:
+            return found
+    raise WeightsError(
+        f"model {label!r}: the hub's repository {repo} has no file {' or '.join(names)}", hint="`weights: PATH`"
+    )
+
+
+def find_in_cache(repo: str, name: str, *, revision: str | None = None) -> HubFile | None:
+    """Return a file of the hub that is already here, None where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(repo, name, revision=revision)
+    except HFValidationError as error:
+        raise WeightsError(f"{repo!r} is no name of a repository on the hub: {error}") from error
+    return _describe(Path(path), repo, name) if isinstance(path, str) else None
+
+
+def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None) -> Path:
+    """Return the file of an address, downloaded to `folder` where it is not there yet.
+
+    `hash_prefix` is how the file's sha256 begins; a file that differs is a WeightsError.
+    """
+    path = folder / Path(urlsplit(url).path).name
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with _limit_silence(PROBE_SECONDS):
+                torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise make_unreachable_error(label, path.name, folder, url, error) from error
+        except RuntimeError as error:  # torch's own word for a hash that differs
+            raise WeightsError(f"model {label!r}: {path.name} from {url} is damaged: {error}") from error
+    elif hash_prefix and not hash_file(path).startswith(hash_prefix):
+        raise WeightsError(
+            f"model {label!r}: {path.name} in {folder} is damaged: its sha256 does not begin {hash_prefix}",
+            hint="remove it; it is downloaded again",
+        )
+    return path
+
+
+def make_unreachable_error(label: str, name: str, folder: Path, where: str, error: Exception) -> WeightsError:
+    """Return the error for weights that are neither here nor to be had."""
+    reason = str(error).strip() or type(error).__name__
+    return WeightsError(
+        f"model {label!r}: {name} is not in {folder} and cannot be had from {where} ({reason})", hint=HINT
+    )
+
+
+def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
+    """Return the file, None where the repository has none of that name."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+
+    cache = Path(constants.HF_HUB_CACHE)
+    network_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)  # OSError, and the HTTP library's root
+    try:
+        # hf_hub_download alone tries a dead line six times, 23 s or more; this asks once
+        get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=PROBE_SECONDS)
+        path = hf_hub_download(repo, name, revision=revision)
+    except RemoteEntryNotFoundError:
+        return None
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"model {label!r}: the repository {repo} is gated and its terms are not accepted for this account",
+            hint=f"accept them at https://huggingface.co/{repo}, then `hf auth login`",
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(f"model {label!r}: the hub has no repository {repo}, or it is private", hint=HINT) from error
+    except network_errors as error:
+        raise make_unreachable_error(label, f"{repo}/{name}", cache, "the hub", error) from error
+    return _describe(Path(path), repo, name)
+
+
+def _describe(path: Path, repo: str, name: str) -> HubFile:
+    depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME
+    return HubFile(path, repo, name, path.parents[depth - 1].name)
+
+
+@contextmanager
+def _limit_silence(seconds: float) -> Iterator[None]:
+    """Let no socket that is opened meanwhile wait longer than this; torch.hub takes no timeout itself."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

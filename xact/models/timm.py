@@ -1,0 +1,145 @@
+"""Networks of timm: `id` is a name of its table, with or without a tag of its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from xact.errors import WeightsError
+from xact.models import Network, Transform, Weights, make_name_error
+from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
+from xact.models.hub import download_url, find_on_hub
+from xact.models.tokens import count_prefix_tokens
+from xact.specs import ModelSpec
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in a repository of timm's, in timm's own order."""
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return the untrained network as timm initialises it."""
+    _check_name(spec)
+    return _describe(timm.create_model(spec.id, pretrained=False))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return timm's own evaluation transform for the data configuration of the weights."""
+    _check_name(spec)
+    with torch.device("meta"):
+        module = timm.create_model(spec.id, pretrained=False)
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    steps = create_transform(**config, is_training=False)
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+    record = {
+        "library": "timm",
+        "kind": "weights",
+        "weights": spec.id,
+        **plain,
+        "repr": " ".join(repr(steps).split()),
+    }
+    return Transform(steps, record)
+
+
+def find_pretrained(spec: ModelSpec) -> Weights:
+    """Return the tag's file on the hub, or at its address where timm keeps no copy on the hub."""
+    _check_name(spec)
+    entry = get_pretrained_cfg(spec.id)
+    config = {} if entry is None else entry.to_dict()
+    if config.get("hf_hub_id"):
+        repo, _, revision = config["hf_hub_id"].partition("@")
+        names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else HUB_FILES
+        file = find_on_hub(repo, names, label=spec.label, revision=revision or None)
+        record = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision, "file": file.name}
+        return Weights((file.path,), record)
+    if not config.get("url"):
+        raise WeightsError(
+            f"model {spec.label!r}: timm has no pretrained weights for {spec.id!r}",
+            hint="weights: random, or a local file",
+        )
+    match = torch.hub.HASH_REGEX.search(Path(config["url"]).name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = download_url(config["url"], folder, label=spec.label, hash_prefix=match.group(1) if match else None)
+    return Weights(
+        (path,),
+        {"kind": "pretrained", "tag": spec.id, "url": config["url"], "files": {path.name: hash_file(path)}},
+    )
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the network with the tensors of one file.
+
+    A pretrained file goes through timm's own loader, which converts the formats of its origins; a local one must
+    fit as it is.
+    """
+    _check_name(spec)
+    path = take_one_file(weights.files, label=spec.label)
+    state = load_state_dict(path)  # refuses a file that carries code before timm opens it
+    what = f"model {spec.label!r}: the weights in {path.name}"
+    if spec.weights != "pretrained":
+        module: nn.Module = timm.create_model(spec.id, pretrained=False)
+        load_strictly(module, state, what)
+        return _describe(module)
+    overlay = {"file": str(path), "custom_load": False}
+    try:
+        with _refuse_missing_keys(what):
+            return _describe(timm.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
+    except RuntimeError as error:
+        text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        raise WeightsError(f"{what} do not fit the architecture: {text}") from error
+
+
+def _check_name(spec: ModelSpec) -> None:
+    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if spec.id not in names:
+        raise make_name_error(spec, "model", spec.id, sorted(names))
+
+
+@contextmanager
+def _refuse_missing_keys(what: str) -> Iterator[None]:
+    """Turn timm's report of tensors that a file lacks into an error; it loads a few architectures without `strict`."""
+    listener = _Listener()
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
+    if listener.missing:
+        raise WeightsError(f"{what} do not fit the architecture: {listener.missing[0]}")
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.missing: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text.startswith("Missing keys"):
+            self.missing.append(text.partition(" discovered")[0][:300])
+
+
+def _describe(module: nn.Module) -> Network:
+    n_prefix, has_cls = count_prefix_tokens(module)
+    has_logits = bool(getattr(module, "num_classes", 0))
+
+    def find_logits(output: object) -> Tensor | None:
+        return output if has_logits and isinstance(output, Tensor) and output.ndim == 2 else None
+
+    return Network(module, _forward, find_logits, n_prefix, has_cls)
+
+
+def _forward(module: nn.Module, pictures: Tensor) -> object:
+    return module(pictures)

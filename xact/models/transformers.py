@@ -1,0 +1,214 @@
+"""Image networks of transformers: `id` is a name on the hub, or a folder relative to the recipe file.
+
+Files of the hub are fetched one by one, at one revision; everything else then works on their folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.utils import logging
+
+from xact.errors import RequestError, WeightsError
+from xact.models import Network, Transform, Weights
+from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
+from xact.models.hub import HubFile, find_on_hub
+from xact.specs import ModelSpec
+
+PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+"""Files that describe the image processor, in the library's own order."""
+
+RANDOM_FORWARD = frozenset({"vit_mae", "videomae"})
+"""Model types that hide a random part of each picture, so that no two passes agree."""
+
+CLIP_TEXT_KEYS = re.compile(r"^(text_model\.|text_projection\.|logit_scale$)")
+"""What a file of a whole CLIP holds beyond its image tower."""
+
+PREFIX_TOKEN = re.compile(r"(^|\.)embeddings\.(cls_token|class_embedding|distillation_token|register_tokens)$")
+POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return the untrained network as its class initialises it, in float32."""
+    config, make = _choose_class(spec)
+    return _describe(make(config))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return the image processor that AutoImageProcessor gives for the weights, with its defaults."""
+    folder = _find_folder(spec, PROCESSOR_NAMES)
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"model {spec.label!r}: {spec.id} describes no image processor that transformers has ({error})",
+            hint="give the model an explicit transform block",
+        ) from error
+
+    def apply(picture: object) -> Tensor:
+        pictures: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"]
+        return pictures[0]
+
+    settings = json.loads(processor.to_json_string())
+    record = {
+        "library": "transformers",
+        "kind": "weights",
+        "weights": spec.id,
+        **settings,
+        "repr": type(processor).__name__,
+    }
+    return Transform(apply, record)
+
+
+def find_pretrained(spec: ModelSpec) -> Weights:
+    """Return the weight files of a folder, or of the hub at one revision."""
+    local = _find_local_folder(spec)
+    if local is not None:
+        files = list_folder_weights(local, label=spec.label)
+        hashes = {file.name: hash_file(file) for file in files}
+        return Weights(tuple(files), {"kind": "pretrained", "folder": local.name, "files": hashes})
+    config = find_on_hub(spec.id, ("config.json",), label=spec.label)
+    found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=config.revision)
+    files = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found.path]
+    record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision, "files": [file.name for file in files]}
+    return Weights(tuple(files), record)
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the network with the tensors of its files, in float32."""
+    config, make = _choose_class(spec)
+    what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
+    for file in weights.files:
+        if file.suffix != ".safetensors":
+            load_state_dict(file)  # refuses a file that carries code
+    is_file = spec.weights != "pretrained" and Path(spec.weights).is_file()
+    source: dict[str, Any] = {"pretrained_model_name_or_path": None if is_file else weights.files[0].parent}
+    if is_file:
+        source["state_dict"] = load_state_dict(weights.files[0])
+    try:
+        with _quiet():
+            module, report = make.from_pretrained(
+                **source,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{what} do not fit: {error}") from error
+    is_clip = isinstance(config, transformers.CLIPVisionConfig)
+    unexpected = [key for key in report["unexpected_keys"] if not (is_clip and CLIP_TEXT_KEYS.match(key))]
+    mismatched = [str(key) for key in report["mismatched_keys"]]
+    check_keys([*report["missing_keys"], *mismatched], unexpected, what)
+    return _describe(module)
+
+
+def _find_local_folder(spec: ModelSpec) -> Path | None:
+    folder = spec.folder / Path(spec.id).expanduser()
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _find_folder(spec: ModelSpec, names: tuple[str, ...]) -> Path:
+    """Return the folder that holds config.json and the first of `names`."""
+    local = _find_local_folder(spec)
+    if local is not None:
+        return local
+    looks_local = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1 or (spec.folder / spec.id).is_dir()
+    if looks_local:
+        raise WeightsError(
+            f"model {spec.label!r}: there is no config.json in {spec.folder / Path(spec.id).expanduser()}",
+            hint="`id` is a name on the hub, or a folder relative to the recipe file",
+        )
+    config = find_on_hub(spec.id, ("config.json",), label=spec.label)
+    if "config.json" not in names:
+        find_on_hub(spec.id, names, label=spec.label, revision=config.revision)
+    return config.path.parent
+
+
+def _find_shards(index: HubFile, *, label: str) -> list[Path]:
+    names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [find_on_hub(index.repo, (name,), label=label, revision=index.revision).path for name in names]
+
+
+def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
+    """Return the configuration and the class of the network: the one it names, else the library's choice."""
+    folder = _find_folder(spec, ("config.json",))
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyError, OSError, ValueError) as error:
+        raise RequestError(
+            f"model {spec.label!r}: transformers has no network for the config.json of {spec.id} ({error})"
+        ) from error
+    if config.model_type in RANDOM_FORWARD:
+        raise RequestError(
+            f"model {spec.label!r}: {config.model_type} of transformers hides a random part of each picture",
+            hint="timm has the same weights without it, for instance timm:vit_base_patch16_224.mae",
+        )
+    if isinstance(config, transformers.CLIPConfig | transformers.CLIPVisionConfig):
+        return getattr(config, "vision_config", config), transformers.CLIPVisionModelWithProjection
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    for candidate in (named, _find_base_class(config)):
+        if isinstance(candidate, type) and getattr(candidate, "main_input_name", None) == "pixel_values":
+            return config, candidate
+    raise RequestError(
+        f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
+        hint="open_clip or timm may have its image tower",
+    )
+
+
+def _find_base_class(config: object) -> Callable[..., nn.Module] | None:
+    mapping = transformers.MODEL_MAPPING
+    found = mapping[type(config)] if type(config) in mapping else None
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _describe(module: nn.Module) -> Network:
+    tokens: dict[str, int] = {}
+    has_positions = False
+    for name, parameter in module.named_parameters():
+        match = PREFIX_TOKEN.search(name)
+        if match:
+            tokens[match.group(2)] = parameter.shape[1] if parameter.ndim == 3 else 1
+        has_positions |= POSITIONS.search(name) is not None
+    n_prefix = sum(tokens.values()) if tokens or has_positions else None
+    return Network(module, _forward, _find_logits, n_prefix, bool({"cls_token", "class_embedding"} & set(tokens)))
+
+
+def _find_logits(output: object) -> Tensor | None:
+    for name in ("logits", "image_embeds"):
+        found = getattr(output, name, None)
+        if isinstance(found, Tensor) and found.ndim == 2:
+            return found
+    return None
+
+
+def _forward(module: nn.Module, pictures: Tensor) -> object:
+    return module(pixel_values=pictures)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
+    level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_bar:
+            with warnings.catch_warnings():  # the hub warns where the user's environment turned bars off for good
+                warnings.simplefilter("ignore", UserWarning)
+                logging.enable_progress_bar()

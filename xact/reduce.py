@@ -1,0 +1,176 @@
+"""From a layer's output to its units: flatten, mean, patch_mean, max, cls, last, project; and the widths they give.
+
+torch is not imported here: tensors arrive, and only their own methods are called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xact.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOKEN_REDUCTIONS = ("patch_mean", "cls", "last")
+"""Reductions that mean something on tokens only."""
+
+PROJECTION_SLICE = 2**22
+"""Products a projection holds at once, so that its memory is bounded whatever the layer's width."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a network's tokens are."""
+
+    n_prefix: int
+    """Class and register tokens ahead of the patch tokens."""
+    has_cls: bool
+    n_tokens: int
+    """Tokens of a block's output, the prefix among them."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """One reduction, as the recipe names it."""
+
+    name: str
+    k: int = 0
+    """Units after `project`."""
+    seed: int = 0
+    """Of `project`."""
+
+    @property
+    def label(self) -> str:
+        """What stands after the `@` in a layer's label."""
+        return f"project-{self.k}" if self.name == "project" else self.name
+
+
+@dataclass(frozen=True)
+class Units:
+    """What the units of a reduced layer are."""
+
+    n_units: int
+    axes: tuple[str, ...]
+    """`channel y x`, `y x channel`, `token feature`, `feature` or `unit`."""
+    shape: tuple[int, ...]
+    """Lengths of `axes`; their product is `n_units`."""
+
+
+def parse_reductions(reduce: Any) -> tuple[Reduction, ...]:  # noqa: ANN401  recipe values are of any shape
+    """Return the reductions that a recipe's `reduce` (plain data: a name, a mapping, or a list of them) asks for."""
+    items = reduce if isinstance(reduce, list) else [reduce]
+    parsed = [
+        Reduction(item) if isinstance(item, str) else Reduction("project", int(item["project"]), int(item["seed"]))
+        for item in items
+    ]
+    labels = [reduction.label for reduction in parsed]
+    if len(set(labels)) < len(labels):
+        raise RequestError(f"a reduction is asked for twice: {', '.join(labels)}")
+    return tuple(parsed)
+
+
+def name_axes(shape: Sequence[int]) -> tuple[str, ...]:
+    """Name the axes of one stimulus's output.
+
+    A map of three axes has two equal ones for its rows and columns (inputs are square); the third is the channel.
+    """
+    if len(shape) == 1:
+        return ("feature",)
+    if len(shape) == 2:
+        return ("token", "feature")
+    if len(shape) == 3 and shape[1] == shape[2]:
+        return ("channel", "y", "x")
+    if len(shape) == 3 and shape[0] == shape[1]:
+        return ("y", "x", "channel")
+    return tuple(f"axis{i}" for i in range(len(shape)))
+
+
+def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | None, layer: str) -> Units:
+    """Return the units that `reduction` makes of an output of `shape` (of one stimulus, without the batch).
+
+    Raise RequestError where the reduction has no meaning for that output: `cls` without a class token, a mean over
+    axes that cannot be told apart.
+    """
+    axes, size = name_axes(shape), math.prod(shape)
+    if reduction.name == "project":
+        return Units(reduction.k, ("unit",), (reduction.k,))
+    if reduction.name == "cls" and not (tokens and tokens.has_cls):
+        raise RequestError(f"layer {layer!r}: the network has no class token", hint="reduce: mean")
+    if reduction.name == "flatten" or len(shape) <= 1:
+        return Units(size, axes or ("feature",), tuple(shape) or (1,))
+    if axes[0] == "axis0":
+        raise RequestError(
+            f"layer {layer!r} gives {tuple(shape)} for each stimulus: which axis to keep under "
+            f"'{reduction.name}' cannot be told",
+            hint="reduce: flatten",
+        )
+    if axes[0] != "token":
+        if reduction.name in ("cls", "last"):
+            raise RequestError(f"layer {layer!r} gives a map, not tokens; '{reduction.name}' has no meaning there")
+        n_channels = shape[axes.index("channel")]
+        return Units(n_channels, ("channel",), (n_channels,))
+    if reduction.name in ("cls", "patch_mean") and (tokens is None or shape[0] != tokens.n_tokens):
+        found = "has no known tokens" if tokens is None else f"works on {tokens.n_tokens} tokens"
+        raise RequestError(
+            f"layer {layer!r} gives {shape[0]} tokens where the network {found}: '{reduction.name}' cannot tell "
+            "which are the class and register tokens",
+            hint="reduce: mean, or name another layer",
+        )
+    return Units(shape[1], ("feature",), (shape[1],))
+
+
+def apply_reduction(reduction: Reduction, output: Tensor, *, n_prefix: int) -> Tensor:
+    """Reduce a batch of outputs to (n, units), float32; the result may be a view of `output`."""
+    output = output.float()
+    if reduction.name == "project":
+        return project(output.flatten(1), reduction.k, reduction.seed)
+    if reduction.name == "flatten" or output.ndim <= 2:
+        return output.flatten(1)
+    if output.ndim == 4:
+        spatial = (2, 3) if name_axes(output.shape[1:])[0] == "channel" else (1, 2)
+        return output.amax(spatial) if reduction.name == "max" else output.mean(spatial)  # (n, c, y, x) -> (n, c)
+    if reduction.name == "cls":
+        return output[:, 0]  # (n, token, feature) -> (n, feature)
+    if reduction.name == "last":
+        return output[:, -1]
+    if reduction.name == "max":
+        return output.amax(1)
+    return output[:, n_prefix:].mean(1) if reduction.name == "patch_mean" else output.mean(1)
+
+
+@lru_cache(maxsize=256)
+def make_projection(width: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the very sparse random projection from `width` to `k` units: (columns, signs), each (k, s).
+
+    Row i of the matrix has s = ceil(sqrt(width)) entries, at `columns[i]` (drawn with replacement), each +-1;
+    scaled by sqrt(width / (k s)) it keeps squared lengths in expectation (Li, Hastie & Church 2006, "Very sparse
+    random projections"). Only the entries are held: 4 + 1 bytes each, k sqrt(width) of them.
+    """
+    n_entries = math.isqrt(max(0, width - 1)) + 1
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, width, k])))
+    columns = generator.integers(0, width, size=(k, n_entries), dtype=np.int32)
+    signs = generator.integers(0, 2, size=(k, n_entries), dtype=np.int8) * np.int8(2) - np.int8(1)
+    return columns, signs
+
+
+def project(flat: Tensor, k: int, seed: int) -> Tensor:
+    """Project (n, width) to (n, k) by the seeded matrix of `make_projection`."""
+    width = flat.shape[1]
+    columns, signs = make_projection(width, k, seed)
+    n_entries = columns.shape[1]
+    step = max(1, PROJECTION_SLICE // (n_entries * flat.shape[0]))
+    projected = flat.new_empty((flat.shape[0], k))
+    for start in range(0, k, step):
+        part = slice(start, start + step)
+        index = flat.new_tensor(columns[part].ravel()).long()
+        sign = flat.new_tensor(signs[part])
+        picked = flat.index_select(1, index).reshape(flat.shape[0], -1, n_entries)
+        projected[:, part] = (picked * sign).sum(2)  # (n, step, entries) -> (n, step)
+    return projected * math.sqrt(width / (k * n_entries))

@@ -1,0 +1,434 @@
+"""Carry a plan out: survey the networks, load each, run its tasks, publish.
+
+What it costs is said by `estimate`; nothing here asks a person anything or knows a terminal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import xact
+from xact.chunks import ITEM_NBYTES
+from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
+from xact.durable import sweep_partial
+from xact.engine import Job, Shown, TaskResult, run_job
+from xact.errors import CaptureError, MismatchError, WorkError
+from xact.images import are_all_equal, draw_jitter, make_pictures
+from xact.journal import Journal, State, load_state, remove_older, write_plan
+from xact.models import Network, Transform, check_allowed, find_weights, load_network, make_transform
+from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
+from xact.recipe import LoadedRecipe, Replicates
+from xact.shards import ShardFormat, read_shard
+from xact.specs import ModelSpec, resolve_models
+from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
+from xact.store import create, make_metadata, make_tree, publish, write_shards
+from xact.survey import find_versions, make_wanted, survey_model
+
+
+@dataclass(frozen=True)
+class Site:
+    """A recipe, looked at: the stimuli listed, the networks surveyed, the plan laid over what the store holds."""
+
+    store: Path
+    loaded: LoadedRecipe
+    source: StimulusSource
+    specs: Mapping[str, ModelSpec]
+    state: State
+    """What the store's journals say before this run."""
+    plan: Plan
+    tasks: Mapping[str, Sequence[Task]]
+    """{model: what is still to be done}, for the models asked for."""
+
+    @property
+    def n_pictures(self) -> int:
+        """Rows still to be captured, over all models."""
+        return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether the store already holds all that is asked for."""
+        return self.state.is_committed and self.n_pictures == 0 and self.plan.generation == self.state.committed
+
+
+@dataclass
+class Outcome:
+    """How a build ended."""
+
+    store: Path
+    layout: str
+    n_captured: int = 0
+    """Rows captured by this run."""
+    failed_stimuli: dict[str, str] = field(default_factory=dict)
+    failed_models: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    is_complete: bool = True
+
+
+def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> Site:
+    """List the stimuli, survey every network, and lay the plan over what the store holds; touch nothing.
+
+    `fetch` also finds (or downloads) the weights, so that a model whose weights cannot be had is known before the
+    first picture is shown.
+    """
+    recipe = loaded.recipe
+    source = open_stimuli(recipe.stimuli, loaded.folder)
+    state = load_state(store)
+    specs = {spec.label: spec for spec in resolve_models(loaded)}
+    failed: dict[str, str] = {}
+    models: list[PlannedModel] = []
+    for spec in specs.values():
+        check_allowed(spec, allow_code=allow_code)
+        held = state.plan.find_model(spec.label) if state.plan else None
+        model = survey_model(spec, n_stimuli=len(source.table), held=held)
+        if held is not None and not _is_device_open(spec, loaded):
+            _check_device(model, held)
+        try:
+            models.append(_add_weights(model, spec, held, state, fetch=fetch))
+        except WorkError as error:
+            if recipe.on_error == "stop":
+                raise
+            failed[spec.label] = str(error)
+    request = Request(
+        recipe=recipe.model_dump(),
+        table=source.table,
+        models=tuple(models),
+        jitter_names=tuple(_draw(recipe.replicates, "")),
+        failed_models=failed,
+    )
+    plan = make_plan(request, state.plan, is_committed=state.is_committed)
+    tasks = {m.label: list(make_tasks(plan, m, state.find_done(m.label))) for m in plan.models if m.label in specs}
+    if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
+        plan = plan.model_copy(update={"generation": plan.generation + 1})
+    return Site(store, loaded, source, specs, state, plan, tasks)
+
+
+def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
+    """Do all that is still to be done and publish it; the caller holds the store's lock."""
+    outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
+    if site.nothing_to_do:
+        return _close(site, outcome)
+    sweep_partial(site.store)
+    check_finished_stimuli(site)
+    plan, state = site.plan, site.state
+    write_plan(site.store, plan)
+    state.plan = plan
+    jitter = draw_all_jitter(plan)
+    tree = make_tree(plan, state, jitter, final=False)
+    create(site.store, plan, tree, make_metadata(plan, tree, {}))
+    journal = Journal(site.store, plan.generation)
+    for model in plan.models:
+        if site.tasks.get(model.label):
+            try:
+                run_model(site, model, journal, outcome, progress)
+            except CaptureError as error:
+                if site.loaded.recipe.on_error == "stop":
+                    raise
+                outcome.failed_models[model.label] = str(error)
+    tree = make_tree(plan, state, jitter, final=True)
+    metadata = make_metadata(plan, tree, make_provenance(site, outcome))
+    complete = (
+        all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
+        and not outcome.failed_models
+    )
+    publish(site.store, state, tree, metadata, complete=complete)
+    return _close(site, outcome)
+
+
+def _close(site: Site, outcome: Outcome) -> Outcome:
+    site.source.close()
+    for record in site.state.tasks.values():
+        if record.model in site.specs:
+            for row, error in record.failed.items():
+                outcome.failed_stimuli.setdefault(site.plan.stimuli.ids[row], error)
+    outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
+    remove_older(site.store, site.state.committed)
+    return outcome
+
+
+def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:
+    """Return whether the user's own words on the command line chose the device."""
+    return loaded.device_said and spec.device == loaded.recipe.compute.device
+
+
+def _check_device(model: PlannedModel, held: PlannedModel) -> None:
+    if model.device != held.device:
+        raise MismatchError(
+            f"models.{model.label}.device differs: the store was made on {held.device!r}, this run would use "
+            f"{model.device!r}",
+            hint=f"--device {model.device} to go on there all the same (the last bits of the values will differ)",
+        )
+
+
+def _add_weights(
+    model: PlannedModel, spec: ModelSpec, held: PlannedModel | None, state: State, *, fetch: bool
+) -> PlannedModel:
+    """Return the model with what is known of its weights; a finished model's need not be here any more."""
+    done = state.find_done(model.label)
+    n_done = max((stop for stop, _ in done.values()), default=0)
+    is_done = n_done >= model.n_stimuli and not any(failed for _, failed in done.values())
+    is_local = spec.weights not in ("pretrained", "random")
+    if held is not None and (not fetch or (is_done and not is_local)):
+        return model.model_copy(update={"weights_record": held.weights_record})
+    if not fetch:
+        return model
+    return model.model_copy(update={"weights_record": find_weights(spec).record})
+
+
+def _draw(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:
+    return draw_jitter(replicates.jitter, seed=replicates.seed, stimulus=stimulus, n_replicates=replicates.count)
+
+
+def draw_all_jitter(plan: Plan) -> dict[str, np.ndarray]:
+    """Return {name: amounts (stimulus, replicate)}."""
+    if not plan.jitter_names:
+        return {}
+    replicates = Replicates.model_validate(plan.recipe["replicates"])
+    drawn = [_draw(replicates, stimulus) for stimulus in plan.stimuli.ids]
+    return {name: np.stack([one[name] for one in drawn]) for name in plan.jitter_names}
+
+
+def check_finished_stimuli(site: Site) -> None:
+    """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
+    row_of = {stimulus: row for row, stimulus in enumerate(site.source.table.ids)}
+    for row, (stamp, sha256) in site.state.stamps.items():
+        stimulus = site.plan.stimuli.ids[row]
+        at = row_of[stimulus]
+        if site.source.stamp(at) != stamp and hash_stimulus(site.source.read(at)) != sha256:
+            raise MismatchError(
+                f"stimulus {stimulus!r} ({site.source.table.files[at]}) is not the file that the store has values of",
+                hint="put the old file back, or build another store",
+            )
+
+
+class Gallery:
+    """The stimuli of a plan, ready for one network: read, hashed, decoded, jittered and transformed."""
+
+    def __init__(self, site: Site, model: PlannedModel, transform: Transform) -> None:
+        recipe = site.loaded.recipe
+        self._source = site.source
+        self._row_of = {stimulus: row for row, stimulus in enumerate(site.source.table.ids)}
+        self._plan = site.plan
+        self._known = site.state.stamps
+        self._replicates = recipe.replicates
+        self._mask_alpha = recipe.stimuli.mask_alpha
+        self._border = recipe.stimuli.border
+        self._transform = transform
+        self._input_shape = model.input_shape
+
+    def __call__(self, row: int) -> Shown:
+        """Return one stimulus; StimulusError where it cannot be had."""
+        stimulus = self._plan.stimuli.ids[row]
+        at = self._row_of[stimulus]
+        stamp = self._source.stamp(at)
+        data = self._source.read(at)
+        sha256 = hash_stimulus(data)
+        if row in self._known and self._known[row][1] != sha256:
+            raise MismatchError(
+                f"stimulus {stimulus!r} changed while the store was being built", hint="put the old file back"
+            )
+        amounts = _draw(self._replicates, stimulus)
+        pictures = make_pictures(
+            data,
+            name=self._source.table.files[at],
+            mask_alpha=self._mask_alpha,
+            border=self._border,
+            amounts=amounts,
+            n_replicates=self._replicates.count,
+        )
+        tensors = [self._transform.apply(picture) for picture in pictures]
+        if any(tuple(tensor.shape) != self._input_shape for tensor in tensors):
+            raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors[0].shape)}")
+        are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
+        return Shown(torch.stack(tensors), stamp, sha256, are_equal)
+
+
+def run_model(
+    site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
+) -> None:
+    """Load one network and run all its tasks."""
+    plan, state, spec = site.plan, site.state, site.specs[model.label]
+    held = state.networks.get(model.label)
+    _check_versions(site, model)
+    started = time.monotonic()
+    network = load_network(spec, find_weights(spec))
+    found = {"tensors_sha256": hash_tensors(network), "load_seconds": round(time.monotonic() - started, 3)}
+    if held is not None and held["tensors_sha256"] != found["tensors_sha256"]:
+        raise MismatchError(
+            f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
+            hint="put the old weights back, or build another store",
+        )
+    if held is None:
+        line = {"network": model.label, **found}
+        journal.add(line)
+        state.take(line)
+    device = resolve_device(spec.device if spec.device != "auto" else model.device)
+    network.module.to(device, dtype=torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
+    network.module.to(memory_format=get_memory_format(device))
+    job = make_job(plan, model, network, device, skip_failed=plan.recipe["on_error"] == "skip")
+    workers = count_workers(plan.recipe["compute"]["workers"])
+    lock = threading.Lock()
+
+    def finish(result: TaskResult) -> None:
+        written = finish_task(site.store, plan, model, result, state)
+        with lock:
+            fresh = {row: stamp for row, stamp in result.stamps.items() if row not in state.stamps}
+            line = written | {"stimuli": [[row, s.nbytes, s.mtime_ns, sha] for row, (s, sha) in fresh.items()]}
+            journal.add(line)
+            state.take(line)
+            outcome.n_captured += len(result.task.rows) - len(result.failed)
+            _warn_equal(outcome, result, model.label)
+
+    run_job(
+        job,
+        site.tasks[model.label],
+        exhibit=Gallery(site, model, make_transform(spec)),
+        load_rows=lambda task, buffers: load_rows(site.store, plan, model, task, buffers),
+        finish=finish,
+        progress=progress,
+        n_lanes=count_lanes(workers, lane_nbytes=estimate_lane(plan, model), device=device),
+        n_workers=workers,
+    )
+
+
+def make_job(plan: Plan, model: PlannedModel, network: Network, device: str, *, skip_failed: bool) -> Job:
+    """Return what the engine needs of a loaded network."""
+    return Job(
+        model=model.label,
+        network=network,
+        wanted=make_wanted(model),
+        n_prefix=model.n_prefix_tokens,
+        n_replicates=plan.n_replicates,
+        input_shape=model.input_shape,
+        stimuli_per_task=plan.stimuli_per_task,
+        device=device,
+        dtype=model.dtype,
+        skip_failed=skip_failed,
+    )
+
+
+def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult, state: State) -> dict[str, Any]:
+    """Write the shards of a task and return its journal line."""
+    n_nonfinite: dict[str, int] = {}
+    rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
+    for layer, buffer in zip(model.layers, result.buffers, strict=True):
+        if not np.isfinite(buffer.sum(dtype=np.float32)):  # cheap; counted only where something is not finite
+            n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
+            if n_bad:
+                n_nonfinite[layer.label] = n_bad
+        if plan.precision == "bits10":
+            round_mantissa(buffer, layer=layer.label)
+    shards = write_shards(store, plan, model, result.buffers, result.task.block)
+    return {
+        "task": [model.label, result.task.block],
+        "stop": result.task.stop,
+        "failed": {str(row): error for row, error in result.failed.items()},
+        "shards": {key: [w.nbytes, w.sha256] if w else "absent" for key, w in shards.items()},
+        "n_nonfinite": n_nonfinite,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def round_mantissa(values: np.ndarray, *, layer: str) -> None:
+    """Round float32 in place to 10 bits of mantissa, to nearest, ties to even; NaN and infinity stay.
+
+    The relative error is at most 2^-11. Raise CaptureError where a finite value would round to infinity.
+    """
+    bits = values.view(np.uint32)
+    special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    kept = bits[special]
+    bits += np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    bits &= np.uint32(0xFFFFE000)
+    bits[special] = kept
+    if np.count_nonzero((bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)) != kept.size:
+        raise CaptureError(
+            f"layer {layer!r}: a value overflows when rounded to 10 bits", hint="storage.precision: full"
+        )
+
+
+def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers: Sequence[np.ndarray]) -> None:
+    """Fill a task's buffers with the rows that the store has; the rest is NaN until it is captured."""
+    n_rows = task.stop - task.start
+    if len(task.rows) == n_rows:
+        return
+    for layer, buffer in zip(model.layers, buffers, strict=True):
+        form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+        for key, units in plan.make_shard_keys(model, layer, task.block):
+            part = buffer[:n_rows, :, units]
+            whole = np.empty(part.shape, dtype=np.float32)
+            read_shard(store / key, form, whole, first_row=0, first_unit=0)
+            part[...] = whole
+
+
+def hash_tensors(network: Network) -> str:
+    """Return the sha256 of every parameter and buffer with its name: what the weights really are."""
+    digest = hashlib.sha256()
+    for name, tensor in network.module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _check_versions(site: Site, model: PlannedModel) -> None:
+    """Refuse to add rows to a model that other versions of its libraries gave the first rows of."""
+    if not site.state.find_done(model.label):
+        return
+    for name, version in find_versions(model.source).items():
+        if model.versions.get(name) != version:
+            raise MismatchError(
+                f"models.{model.label}.versions.{name} differs: the store was made with {model.versions.get(name)}, "
+                f"here is {version}",
+                hint=f"pip install {name}=={model.versions.get(name)}, or build another store",
+            )
+
+
+def _warn_equal(outcome: Outcome, result: TaskResult, model: str) -> None:
+    if result.n_equal:
+        outcome.warnings.append(
+            f"{model}: all replicates of {result.n_equal} stimuli came out equal (grey pictures under colour jitter?)"
+        )
+
+
+def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
+    """Return the texts of the group `/xact`: the recipe, and how each number came about."""
+    plan, state = site.plan, site.state
+    models = {}
+    for model in plan.models:
+        done = [record for (label, _), record in state.tasks.items() if label == model.label]
+        n_nonfinite: dict[str, int] = {}
+        for record in done:
+            for layer, n in record.n_nonfinite.items():
+                n_nonfinite[layer] = n_nonfinite.get(layer, 0) + n
+        models[model.label] = model.model_dump(mode="json") | {
+            "network": state.networks.get(model.label, {}),
+            "task_seconds": round(sum(record.seconds for record in done), 3),
+            "n_nonfinite": n_nonfinite,
+            "failed": {plan.stimuli.ids[row]: error for record in done for row, error in record.failed.items()},
+        }
+    provenance = {
+        "xact": xact.__version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        "models": models,
+        "failed_models": outcome.failed_models,
+    }
+    return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}
+
+
+def estimate_lane(plan: Plan, model: PlannedModel) -> int:
+    """Return the bytes that one lane takes: its share of the buffers, and the outputs of a batch under way."""
+    buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * ITEM_NBYTES
+    largest = max(int(np.prod(layer.output_shape)) for layer in model.layers)
+    return 2 * buffer + 4 * model.batch_size * largest * ITEM_NBYTES

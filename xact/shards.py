@@ -1,0 +1,184 @@
+"""One shard of a Zarr v3 array (the sharding_indexed codec): encode it whole, read parts of it.
+
+A shard is its inner chunks, each compressed and followed by its crc32c, then an index of (offset, nbytes) of every
+inner chunk in C order, followed by the crc32c of the index (Zarr v3 specification, codec `sharding_indexed` 1.0).
+Chunks with nothing but the fill value NaN are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+from xact.chunks import BlockShape
+from xact.errors import StoreError
+
+ABSENT = 2**64 - 1
+"""Offset and length in the index that mean: this chunk is all fill value."""
+
+BLOSC = {"lz4": ("lz4", 5, blosc.BITSHUFFLE), "zstd": ("zstd", 3, blosc.SHUFFLE)}
+"""{codec of the recipe: (compressor, level, filter)}: the fast and the small choice for float32 activations."""
+
+SHUFFLE_NAMES = {blosc.BITSHUFFLE: "bitshuffle", blosc.SHUFFLE: "shuffle"}
+
+
+def make_codecs(codec: str, *, chunk: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Return the `codecs` of an activations array's metadata."""
+    inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if codec in BLOSC:
+        cname, level, shuffle = BLOSC[codec]
+        settings = {"typesize": 4, "cname": cname, "clevel": level, "shuffle": SHUFFLE_NAMES[shuffle], "blocksize": 0}
+        inner.append({"name": "blosc", "configuration": settings})
+    crc = {"name": "crc32c"}
+    configuration = {
+        "chunk_shape": list(chunk),
+        "codecs": [*inner, crc],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],
+        "index_location": "end",
+    }
+    return [{"name": "sharding_indexed", "configuration": configuration}]
+
+
+def add_crc32c(data: bytes) -> bytes:
+    """Return `data` followed by its crc32c, little endian."""
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes] | None:
+    """Return the pieces of a shard that holds `rows` (stimulus, replicate, unit), or None where all is NaN.
+
+    `rows` may be shorter than the shard along stimulus and unit; the rest is fill value.
+    """
+    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units)
+    index = np.full((*grid, 2), ABSENT, dtype="<u8")
+    pieces: list[bytes] = []
+    offset = 0
+    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
+    for i, j in itertools.product(*map(range, grid)):
+        at = (
+            slice(i * shape.chunk_stimuli, (i + 1) * shape.chunk_stimuli),
+            slice(None),
+            slice(j * shape.chunk_units, (j + 1) * shape.chunk_units),
+        )
+        chunk = rows[at]
+        if chunk.size == 0 or (np.isnan(chunk.flat[0]) and np.isnan(chunk).all()):
+            continue
+        if chunk.shape != full:
+            padded = np.full(full, np.nan, dtype="<f4")
+            padded[: chunk.shape[0], :, : chunk.shape[2]] = chunk
+            chunk = padded
+        piece = _encode_chunk(np.ascontiguousarray(chunk, dtype="<f4"), codec)
+        index[i, j] = offset, len(piece)
+        offset += len(piece)
+        pieces.append(piece)
+    return [*pieces, add_crc32c(index.tobytes())] if pieces else None
+
+
+def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
+    if codec == "none":
+        return add_crc32c(chunk.tobytes())
+    cname, level, shuffle = BLOSC[codec]
+    return add_crc32c(blosc.compress(chunk, cname.encode(), level, shuffle, 0, 4))
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What a reader must know of an array's shards, taken from its metadata."""
+
+    shape: BlockShape
+    codec: str
+    """`none`, or anything else for blosc (whose chunks name their own compressor)."""
+
+    @property
+    def index_nbytes(self) -> int:
+        """Length of the index and its crc32c at the end of a shard."""
+        n_chunks = (self.shape.shard_stimuli // self.shape.chunk_stimuli) * (
+            self.shape.shard_units // self.shape.chunk_units
+        )
+        return 16 * n_chunks + 4
+
+
+def parse_format(metadata: dict[str, Any]) -> ShardFormat:
+    """Return the format that an activations array's metadata describes."""
+    shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    configuration = metadata["codecs"][0]["configuration"]
+    chunk = configuration["chunk_shape"]
+    codecs = [codec["name"] for codec in configuration["codecs"]]
+    return ShardFormat(
+        BlockShape(shard[1], shard[4], chunk[1], chunk[4], chunk[3]), "blosc" if "blosc" in codecs else "none"
+    )
+
+
+def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int, first_unit: int) -> None:
+    """Fill `out` (stimulus, replicate, unit) from one shard, from its row `first_row` and unit `first_unit` on.
+
+    What the shard does not hold becomes NaN, also where there is no file. Raise StoreError for bytes that do not
+    match their checksums.
+    """
+    out[...] = np.nan
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        _read_chunks(fd, file, form, out, first_row, first_unit)
+    finally:
+        os.close(fd)
+
+
+def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, first_row: int, first_unit: int) -> None:
+    shape = form.shape
+    index = _read_index(fd, file, form)
+    scratch = np.empty((shape.chunk_stimuli, shape.n_replicates, shape.chunk_units), dtype="<f4")
+    last_row, last_unit = first_row + out.shape[0], first_unit + out.shape[2]
+    for i in range(first_row // shape.chunk_stimuli, -(-last_row // shape.chunk_stimuli)):
+        for j in range(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)):
+            offset, nbytes = int(index[i, j, 0]), int(index[i, j, 1])
+            if offset == ABSENT:
+                continue
+            _decode_chunk(fd, file, offset, nbytes, form, scratch)
+            row, unit = i * shape.chunk_stimuli, j * shape.chunk_units
+            rows = slice(max(first_row, row), min(last_row, row + shape.chunk_stimuli))
+            units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
+            out[
+                rows.start - first_row : rows.stop - first_row, :, units.start - first_unit : units.stop - first_unit
+            ] = scratch[rows.start - row : rows.stop - row, :, units.start - unit : units.stop - unit]
+
+
+def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
+    size = os.fstat(fd).st_size
+    if size < form.index_nbytes:
+        raise StoreError(f"{file}: {size} bytes cannot hold a shard", hint="xact verify names what is damaged")
+    data = os.pread(fd, form.index_nbytes, size - form.index_nbytes)
+    _check_crc32c(data, file, "index")
+    shape = form.shape
+    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
+    return np.frombuffer(data[:-4], dtype="<u8").reshape(grid)
+
+
+def _decode_chunk(fd: int, file: Path, offset: int, nbytes: int, form: ShardFormat, out: np.ndarray) -> None:
+    data = os.pread(fd, nbytes, offset)
+    if len(data) != nbytes:
+        raise StoreError(f"{file}: a chunk ends after the file does", hint="xact verify names what is damaged")
+    _check_crc32c(data, file, "chunk")
+    body = memoryview(data)[:-4]
+    if form.codec == "none":
+        out[...] = np.frombuffer(body, dtype="<f4").reshape(out.shape)
+    else:
+        blosc.decompress(body, out)
+
+
+def _check_crc32c(data: bytes, file: Path, what: str) -> None:
+    body = memoryview(data)[:-4]
+    if google_crc32c.value(bytes(body)) != struct.unpack("<I", data[-4:])[0]:
+        raise StoreError(
+            f"{file}: the checksum of a {what} does not match its bytes", hint="xact verify names what is damaged"
+        )

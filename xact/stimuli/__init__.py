@@ -1,0 +1,191 @@
+"""Sources of stimuli: each lists its stimuli with their labels, and reads one by its row.
+
+A source is a file of this folder with a function `open_source(block, folder)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xact.errors import RequestError, StimulusError
+from xact.labels import RESERVED_COLUMNS, check_label, fold_label
+from xact.recipe import Stimuli
+from xact.specs import FileStamp, StimulusTable
+
+MAX_FILE_NBYTES = 500_000_000
+"""Bytes of the largest file that is read as one stimulus."""
+
+SOURCES: Mapping[str, str] = {
+    "folder": "xact.stimuli.folder",
+    "table": "xact.stimuli.table",
+    "hdf5": "xact.stimuli.hdf5",
+}
+"""Where each `source` of a recipe lives; imported when it is asked for."""
+
+
+class StimulusSource(Protocol):
+    """Stimuli in a fixed order, with their labels."""
+
+    table: StimulusTable
+    location: str
+    """Where the stimuli are, for messages."""
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size and the modification time of what holds this stimulus."""
+        ...
+
+    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return a whole file, or an array of pixels; from several threads at once, if need be."""
+        ...
+
+    def close(self) -> None:
+        """Let go of open files; reading afterwards is an error."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Stimuli that are a file each."""
+
+    table: StimulusTable
+    paths: Sequence[Path]
+    location: str
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size and the modification time of the file."""
+        return stamp_file(self.paths[row], name=self.table.files[row])
+
+    def read(self, row: int) -> bytes:
+        """Return the whole file."""
+        return read_file(self.paths[row], name=self.table.files[row])
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+def open_stimuli(block: Stimuli, folder: Path) -> StimulusSource:
+    """Return the stimuli that a recipe asks for; relative paths start from `folder`, the recipe's own.
+
+    Everything is listed and checked, nothing is decoded. Raise RequestError where the request cannot be met, and
+    StimulusError for what is there and is not a regular file.
+    """
+    source: StimulusSource = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
+    return source
+
+
+def hash_stimulus(data: bytes | npt.NDArray[Any]) -> str:
+    """Return the SHA-256 of a file's bytes, or of an array's bytes in C order, in hexadecimal."""
+    return hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).data).hexdigest()
+
+
+def check_table(table: StimulusTable, *, location: str) -> None:
+    """Refuse a table that cannot be the labels of a store.
+
+    At least one stimulus; ids that stay apart after Unicode normalisation and case folding; ids, conditions and
+    stems that can be labels; columns that take no name of the store's own.
+    """
+    if not len(table):
+        raise RequestError(f"{location} holds no stimuli")
+    for word, labels in (("stimulus id", table.ids), ("condition", table.conditions), ("stem", table.stems)):
+        for label in dict.fromkeys(labels):
+            check_label(label, what=f"{location}: the {word}")
+    seen: dict[str, int] = {}
+    for row, label in enumerate(table.ids):
+        first = seen.setdefault(fold_label(label), row)
+        if first != row:
+            raise RequestError(_describe_twins(table, first, row, location), hint="rename one of the two")
+    for column, cells in table.columns.items():
+        check_column_name(column, location=location)
+        bad = next((row for row, cell in enumerate(cells) if isinstance(cell, str) and "\0" in cell), None)
+        if bad is not None:
+            raise RequestError(f"{location}: column {column!r} holds a NUL character in row {bad + 1}")
+
+
+def check_column_name(column: str, *, location: str) -> None:
+    """Refuse a column whose name the store needs, or cannot have."""
+    hint = f"rename: {{{column}: new_name}}"
+    if column in RESERVED_COLUMNS or column.startswith("jitter_"):
+        raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
+    if "/" in column:
+        raise RequestError(f"column {column!r} of {location} has a '/' in its name", hint=hint)
+    check_label(column, what=f"{location}: the column name")
+
+
+def find_limit(n_stimuli: int, limit: int | None) -> range:
+    """Return the rows that a recipe's `limit` leaves."""
+    return range(n_stimuli if limit is None else min(n_stimuli, limit))
+
+
+def locate(path: str, start: Path) -> Path:
+    """Return `path` as seen from `start`: absolute, `~` expanded, `.` and `..` folded, links left as they are."""
+    return Path(os.path.normpath(Path.cwd() / start / Path(path).expanduser()))
+
+
+def make_file_label(path: Path, root: Path) -> str:
+    """Return the path under `root`, else the whole path, with `/` between its parts."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def stamp_file(path: Path, *, name: str) -> FileStamp:
+    """Return the size and modification time of a regular file; raise StimulusError for anything else."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        what = "is a link to a file that is not there" if path.is_symlink() else "is not there"
+        raise StimulusError(f"{name!r} {what}", hint=f"the whole path is {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise StimulusError(
+            f"{name!r} is {_name_kind(found.st_mode)}, not a file", hint="leave it out with a narrower pattern"
+        )
+    return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+def read_file(path: Path, *, name: str) -> bytes:
+    """Return the bytes of a regular file; raise StimulusError for anything else, without ever waiting on it."""
+    nbytes = stamp_file(path, name=name).nbytes
+    try:
+        # a pipe put in the file's place meanwhile would hang an ordinary open
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            data = b"" if nbytes > MAX_FILE_NBYTES else file.read(MAX_FILE_NBYTES + 1)
+    except OSError as error:
+        raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
+    if max(nbytes, len(data)) > MAX_FILE_NBYTES:
+        raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
+    return data
+
+
+def _name_kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:
+    """Return what is wrong with two rows whose ids are the same, or look it."""
+    where = f"rows {first + 1} and {second + 1}"
+    if table.files[first] != table.files[second]:
+        where = f"{where}, {table.files[first]!r} and {table.files[second]!r}"
+    if table.ids[first] == table.ids[second]:
+        return f"{location}: the stimulus id {table.ids[first]!r} stands twice ({where})"
+    return (
+        f"{location}: the stimulus ids {table.ids[first]!r} and {table.ids[second]!r} are one name "
+        f"after Unicode normalisation and case folding ({where})"
+    )

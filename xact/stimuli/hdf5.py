@@ -1,0 +1,124 @@
+"""An array of images in an HDF5 file; one row is read at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from xact.errors import RequestError, StimulusError, make_nearest_text
+from xact.recipe import Hdf5Stimuli
+from xact.specs import FileStamp, StimulusTable
+from xact.stimuli import check_table, find_limit, locate, stamp_file
+
+
+class Hdf5Source:
+    """Images that are the rows of one data set."""
+
+    def __init__(self, path: Path, dataset: str, table: StimulusTable) -> None:
+        self.table = table
+        self.location = f"{path}:{dataset}"
+        self._path = path
+        self._dataset = dataset
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._file: Any = None
+        self._is_closed = False
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the bytes of one row, and the modification time of the whole file."""
+        mtime_ns = stamp_file(self._path, name=str(self._path)).mtime_ns
+        return FileStamp(nbytes=self._open().nbytes // len(self._open()), mtime_ns=mtime_ns)
+
+    def read(self, row: int) -> npt.NDArray[np.uint8]:
+        """Return one row, of shape (height, width, 3) or (height, width)."""
+        try:
+            pixels: npt.NDArray[np.uint8] = self._open()[row]
+        except (OSError, KeyError, RuntimeError) as error:
+            raise StimulusError(f"{self.table.files[row]!r} of {self._path} cannot be read: {error}") from None
+        return pixels
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None and self._owner == os.getpid():
+                self._file.close()
+            self._file = None
+
+    def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
+        """Return the data set; one handle a process, since a fork shares the file's position."""
+        if self._owner != os.getpid():
+            self._lock, self._owner, self._file = threading.Lock(), os.getpid(), None
+        with self._lock:
+            if self._is_closed:
+                raise StimulusError(f"{self.location} is closed")
+            if self._file is None:
+                self._file = h5py.File(self._path, "r")
+            return self._file[self._dataset]
+
+
+def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
+    """List the rows of the data set that a recipe names; their pixels stay on disk."""
+    path = locate(block.file, folder)
+    if not path.is_file():
+        names = [found.name for found in path.parent.glob("*") if found.is_file()]
+        raise RequestError(
+            f"there is no file {str(path)!r}{make_nearest_text(path.name, names)}",
+            hint="stimuli.file is relative to the recipe file",
+        )
+    try:
+        with h5py.File(path, "r") as file:
+            n_stimuli = _check_images(_find_dataset(file, block.dataset, path), block.dataset, path)
+            ids = [f"{row:05d}" for row in range(n_stimuli)]
+            if block.id is not None:
+                ids = _load_ids(_find_dataset(file, block.id, path), block.id, n_stimuli, path)
+    except (OSError, RuntimeError) as error:
+        raise RequestError(f"{str(path)!r} cannot be read as HDF5: {error}") from None
+    files = [f"{block.dataset}[{row}]" for row in range(n_stimuli)]
+    table = StimulusTable(ids=ids, conditions=["all"] * n_stimuli, stems=ids, files=files)
+    check_table(table, location=f"{path}:{block.dataset}")
+    return Hdf5Source(path, block.dataset, table.take(find_limit(n_stimuli, block.limit)))
+
+
+def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py ships no types
+    names: list[str] = []
+    file.visititems(lambda found, item: names.append(found) if isinstance(item, h5py.Dataset) else None)
+    found = file.get(name) if name.strip("/") else None
+    if not isinstance(found, h5py.Dataset):
+        what = "a group" if isinstance(found, h5py.Group) else "not there"
+        listed = make_nearest_text(name, names) or f" (it holds {', '.join(names[:5]) or 'none'})"
+        raise RequestError(f"the data set {name!r} of {str(path)!r} is {what}{listed}")
+    return found
+
+
+def _check_images(found: Any, name: str, path: Path) -> int:  # noqa: ANN401  h5py ships no types
+    """Return the number of images, or refuse an array that is not one of images."""
+    shape: tuple[int, ...] = tuple(found.shape or ())
+    is_images = (len(shape) == 4 and shape[3] == 3) or (len(shape) == 3 and shape[2] != 3)
+    if not is_images or found.dtype != np.uint8 or 0 in shape[1:]:
+        raise RequestError(
+            f"the data set {name!r} of {str(path)!r} has shape {shape} and type {found.dtype}",
+            hint="images are uint8 of shape (n, height, width, 3) or (n, height, width)",
+        )
+    return int(shape[0])
+
+
+def _load_ids(found: Any, name: str, n_stimuli: int, path: Path) -> list[str]:  # noqa: ANN401  no types
+    """Return the ids as text."""
+    where = f"the ids {name!r} of {str(path)!r}"
+    if found.shape != (n_stimuli,):
+        raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
+    if h5py.check_string_dtype(found.dtype) is not None:
+        try:
+            return [str(text) for text in found.asstr()[:]]
+        except UnicodeDecodeError:
+            raise RequestError(f"{where} are not UTF-8") from None
+    if found.dtype.kind in "iu":
+        return [str(number) for number in found[:].tolist()]
+    raise RequestError(f"{where} have type {found.dtype}", hint="ids are text or integers")

@@ -1,0 +1,338 @@
+"""A store on disk: create what a plan describes, write whole shards, publish.
+
+Every metadata file and every label is made in memory and written as bytes; the root's metadata file holds a snapshot
+of all the others (consolidated metadata), and replacing it is what publishes a generation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numcodecs import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from xact.durable import Written, place_file, sync_folder, write_file
+from xact.errors import StoreError
+from xact.journal import State, remove_older, write_manifest
+from xact.labels import DIMS
+from xact.plan import Plan, PlannedLayer, PlannedModel
+from xact.shards import add_crc32c, encode_shard, make_codecs
+
+LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
+"""Chunk length of label arrays along each dimension: fixed, so that every axis can grow."""
+
+FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
+"""Fill value of label arrays by type."""
+
+HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
+UNFINISHED = "nothing is published yet: run the same xact build again, it goes on where it stopped"
+
+Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)} of label arrays; text as an object array of str."""
+
+
+def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays:
+    """Return the labels on `stimulus` and `replicate` that are known before the build.
+
+    `jitter` is {name: amounts (stimulus, replicate)}.
+    """
+    stimuli = plan.stimuli
+    arrays: Arrays = {
+        "stimulus": (("stimulus",), _text(stimuli.ids)),
+        "replicate": (("replicate",), np.arange(plan.n_replicates, dtype="int64")),
+        "stimulus_index": (("stimulus",), np.arange(plan.n_stimuli, dtype="int64")),
+        "condition": (("stimulus",), _text(stimuli.conditions)),
+        "stem": (("stimulus",), _text(stimuli.stems)),
+        "file": (("stimulus",), _text(stimuli.files)),
+    }
+    for name, column in stimuli.columns.items():
+        kind = stimuli.column_types[name]
+        values = _text(column) if kind == "string" else np.asarray(column, dtype=kind)
+        arrays[name] = (("stimulus",), values)
+    for name, amounts in jitter.items():
+        arrays[name] = (("stimulus", "replicate"), amounts)
+    return arrays
+
+
+def make_model_labels(plan: Plan) -> Arrays:
+    """Return the labels on `model`, `layer` and both."""
+    models, labels = plan.models, plan.layer_labels
+    by_key = {(m.label, layer.label): layer for m in models for layer in m.layers}
+    grid = [[by_key.get((m.label, label)) for label in labels] for m in models]
+
+    def table(values: list[list[Any]], kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+        array = np.empty((len(models), len(labels)), dtype=object if kind == "string" else kind)
+        array[...] = values
+        return ("model", "layer"), array
+
+    def each(make: Any, absent: Any) -> list[list[Any]]:  # noqa: ANN401  cells of any one type
+        return [[absent if k is None else make(m, k) for k in row] for m, row in zip(models, grid, strict=True)]
+
+    def path(model: PlannedModel, layer: PlannedLayer) -> str:
+        return plan.find_array_path(model.label, layer.label).removesuffix("activations").rstrip("/") or "/"
+
+    on_model: Arrays = {
+        "model": (("model",), _text([m.label for m in models])),
+        "layer": (("layer",), _text(labels)),
+        "trained": (("model",), np.array([m.trained for m in models], dtype=bool)),
+        "seed": (("model",), np.array([m.seed for m in models], dtype="int64")),
+        "n_parameters": (("model",), np.array([m.n_parameters for m in models], dtype="int64")),
+    }
+    for name in ("base", "source", "weights", "family", "training"):
+        on_model[name] = (("model",), _text([getattr(m, name) for m in models]))
+    return on_model | {
+        "n_units": table(each(lambda _, k: k.n_units, 0), "int64"),
+        "layer_index": table(each(lambda _, k: k.layer_index, -1), "int64"),
+        "depth": table(each(lambda _, k: k.depth, np.nan), "float64"),
+        "depth_bin": table(each(lambda _, k: k.depth_bin, 0), "int64"),
+        "unit_axes": table(each(lambda _, k: json.dumps(k.unit_axes), ""), "string"),
+        "unit_shape": table(each(lambda _, k: json.dumps(k.unit_shape), ""), "string"),
+        "path": table(each(path, ""), "string"),
+    }
+
+
+def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
+    """Return (labels on `stimulus`, `present` on model and stimulus): those that the build itself finds out."""
+    sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
+    on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
+    present = [state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task) for m in plan.models]
+    return on_stimulus, {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+
+
+def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:
+    """Return the labels of one group, complete by itself."""
+    shared = {name: on_stimulus[name] for name in ("stimulus", "replicate", "condition", "stem")}
+    return {"model": (("model",), _text([model.label])), "layer": (("layer",), _text([layer.label])), **shared}
+
+
+def make_tree(plan: Plan, state: State, jitter: Mapping[str, np.ndarray], *, final: bool) -> dict[str, Arrays]:
+    """Return {group path: its label arrays} of a whole store; `final` adds what only a finished build knows."""
+    on_stimulus, on_model = make_stimulus_labels(plan, jitter), make_model_labels(plan)
+    late, present = make_final_labels(plan, state) if final else ({}, {})
+    root = on_stimulus | late
+    if plan.layout == "cube":
+        return {"": root | on_model | present}
+    tree: dict[str, Arrays] = {"": root, "catalog": on_model | present}
+    for model in plan.models:
+        for layer in model.layers:
+            path = f"{plan.model_paths[model.label]}/{plan.layer_paths[model.label][layer.label]}"
+            tree[path] = make_layer_labels(plan, model, layer, on_stimulus)
+    return tree
+
+
+def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]:
+    """Return the metadata of the array that holds `layer`."""
+    block = plan.make_block_shape(layer)
+    n_models, n_layers, n_units = 1, 1, layer.n_units
+    if plan.layout == "cube":
+        n_models, n_layers, n_units = len(plan.models), len(plan.layer_labels), plan.n_units
+    return _make_array_metadata(
+        shape=(n_models, plan.n_stimuli, n_layers, plan.n_replicates, n_units),
+        kind="float32",
+        chunk=block.shard,
+        fill="NaN",
+        codecs=make_codecs(plan.codec, chunk=block.chunk),
+        dims=DIMS,
+    )
+
+
+def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return {path: metadata} of every array and group below the root, coordinates named in their groups."""
+    metadata: dict[str, dict[str, Any]] = {"xact": _make_group_metadata(dict(provenance))}
+    if plan.layout == "cube":
+        metadata["activations"] = make_activations_metadata(plan, plan.models[0].layers[0])
+    for model in plan.models if plan.layout == "groups" else ():
+        metadata[plan.model_paths[model.label]] = _make_group_metadata({})
+        for layer in model.layers:
+            metadata[plan.find_array_path(model.label, layer.label)] = make_activations_metadata(plan, layer)
+    for group, arrays in tree.items():
+        if group:
+            metadata[group] = _make_group_metadata(_name_coordinates(arrays))
+        for name, (dims, values) in arrays.items():
+            metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values)
+    return metadata
+
+
+def make_root(
+    plan: Plan, metadata: Mapping[str, dict[str, Any]], tree: Mapping[str, Arrays], *, complete: bool
+) -> bytes:
+    """Return the bytes of the root's metadata file: short attributes and the snapshot of all metadata."""
+    attributes = {
+        "xact_format": plan.xact_format,
+        "xact_complete": complete,
+        "xact_generation": plan.generation,
+        "xact_layout": plan.layout,
+        "how_to_read": HOW_TO_READ,
+        **_name_coordinates(tree[""]),
+    }
+    return _dump(_make_root_metadata(attributes, metadata))
+
+
+def create(store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> None:
+    """Write all metadata and labels of a plan durably; what is on disk and equal stays as it is."""
+    changed = {key: data for key, data in _make_files(tree, metadata).items() if not _holds(store / key, data)}
+    if not (store / "zarr.json").exists():
+        attributes = {
+            "xact_format": plan.xact_format,
+            "xact_complete": False,
+            "xact_generation": 0,
+            "xact_layout": plan.layout,
+            "how_to_read": UNFINISHED,
+        }
+        changed["zarr.json"] = _dump(_make_root_metadata(attributes, {}))
+    for key, data in changed.items():
+        place_file(store / key, [data])
+    for folder in sorted({(store / key).parent for key in changed}):
+        sync_folder(folder)
+
+
+def write_shards(
+    store: Path, plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
+) -> dict[str, Written | None]:
+    """Write the shards of one task and return {path: what was written}, None where all is NaN.
+
+    `buffers[i]` (stimulus, replicate, unit) holds layer i, float32.
+    """
+    written: dict[str, Written | None] = {}
+    for layer, buffer in zip(model.layers, buffers, strict=True):
+        shape = plan.make_block_shape(layer)
+        if buffer.shape[0] > shape.shard_stimuli or buffer.shape[1:] != (plan.n_replicates, layer.n_units):
+            raise StoreError(f"layer {layer.label!r}: a block of shape {buffer.shape} is not a whole shard")
+        for key, units in plan.make_shard_keys(model, layer, block):
+            pieces = encode_shard(buffer[:, :, units], shape, plan.codec)
+            if pieces is None:
+                (store / key).unlink(missing_ok=True)
+            written[key] = write_file(store / key, pieces) if pieces is not None else None
+    return written
+
+
+def publish(
+    store: Path, state: State, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]], *, complete: bool
+) -> None:
+    """Publish the plan's generation: the last labels, the manifest, then the root in one rename."""
+    plan = state.plan
+    if plan is None:
+        raise StoreError(f"{store}: there is no plan to publish")
+    create(store, plan, tree, metadata)
+    root = make_root(plan, metadata, tree, complete=complete)
+    files = {key: _written(data) for key, data in _make_files(tree, metadata).items()}
+    write_manifest(store, state, {**files, "zarr.json": _written(root)})
+    write_file(store / "zarr.json", [root])
+    remove_older(store, plan.generation)
+
+
+def _written(data: bytes) -> Written:
+    return Written(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _holds(file: Path, data: bytes) -> bool:
+    return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
+
+
+def _make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
+    """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
+    made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
+    encoded: dict[int, list[tuple[str, bytes]]] = {}
+    for group, arrays in tree.items():
+        for name, (dims, values) in arrays.items():
+            if id(values) not in encoded:  # groups share their labels: encode once
+                encoded[id(values)] = list(_encode_labels(dims, values))
+            for key, data in encoded[id(values)]:
+                made[f"{group}/{name}/c/{key}".lstrip("/")] = data
+    return made
+
+
+def _text(values: Sequence[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = [str(value) for value in values]
+    return array
+
+
+def _kind_of(values: np.ndarray) -> str:
+    return "string" if values.dtype == object else str(values.dtype)
+
+
+def _chunk_of(dims: Sequence[str]) -> tuple[int, ...]:
+    return tuple(LABEL_CHUNKS[dim] for dim in dims)
+
+
+def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Yield (chunk key, bytes) of every chunk of a label array."""
+    chunk = _chunk_of(dims)
+    kind = _kind_of(values)
+    for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
+        part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, chunk, strict=True))]
+        padded = np.full(chunk, np.nan if kind == "float64" else FILLS[kind], dtype=values.dtype)
+        padded[tuple(slice(length) for length in part.shape)] = part
+        raw = (
+            VLenUTF8().encode(padded.ravel())
+            if kind == "string"
+            else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
+        )
+        yield "/".join(map(str, at)), add_crc32c(bytes(Zstd(level=3).encode(raw)))
+
+
+def _make_label_metadata(dims: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+    kind = _kind_of(values)
+    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if kind == "string":
+        first = {"name": "vlen-utf8", "configuration": {}}
+    elif kind == "bool":
+        first = {"name": "bytes"}
+    zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+    return _make_array_metadata(
+        shape=values.shape,
+        kind=kind,
+        chunk=_chunk_of(dims),
+        fill=FILLS[kind],
+        codecs=[first, zstd, {"name": "crc32c"}],
+        dims=dims,
+    )
+
+
+def _make_array_metadata(
+    *,
+    shape: Sequence[int],
+    kind: str,
+    chunk: Sequence[int],
+    fill: Any,  # noqa: ANN401  JSON scalar
+    codecs: list[dict[str, Any]],
+    dims: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": kind,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": list(dims),
+        "storage_transformers": [],
+    }
+
+
+def _make_group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    snapshot = {"kind": "inline", "must_understand": False, "metadata": dict(metadata)}
+    return {**_make_group_metadata(attributes), "consolidated_metadata": snapshot}
+
+
+def _name_coordinates(arrays: Arrays) -> dict[str, str]:
+    """Return the attribute by which xarray tells labels from data; a name with a space cannot stand in it."""
+    names = [name for name in arrays if name not in DIMS and " " not in name]
+    return {"coordinates": " ".join(names)} if names else {}
+
+
+def _dump(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,165 @@
+"""What each network asked for is, before it runs: its layers, their units, its transform; nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from PIL import Image
+from torch import nn
+
+from xact.capture import Wanted, probe
+from xact.device import choose_batch_size, get_kind, resolve_device
+from xact.errors import RequestError
+from xact.layers import Output, Selected, find_blocks, find_depth, select_layers
+from xact.models import Network, Transform, load_network, make_architecture, make_transform
+from xact.models import Weights as FoundWeights
+from xact.plan import PlannedLayer, PlannedModel
+from xact.reduce import Reduction, Tokens, parse_reductions, plan_units
+from xact.specs import ModelSpec
+
+LIBRARIES = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "open_clip": "open_clip_torch",
+    "transformers": "transformers",
+}
+"""{source: name of its distribution}."""
+
+DRESS_REHEARSAL = ((64, 48), (333, 640))
+"""Sizes (width, height) of pictures on which a transform must give one and the same shape."""
+
+
+def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int, int]]:
+    """Return the architecture, its outputs in forward order, and the shape of its pictures.
+
+    The network is made on the meta device where its code allows, else for real; no weights are read.
+    """
+    input_shape = find_input_shape(make_transform(spec), spec.label)
+    try:
+        with torch.device("meta"):
+            network = make_architecture(spec)
+        network = replace(network, module=network.module.to("meta"))
+        return network, probe(network, input_shape), input_shape
+    except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+        network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
+        return network, probe(network, input_shape), input_shape
+
+
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label."""
+    network, outputs, input_shape = survey_outputs(spec)
+    transform = make_transform(spec)
+    reductions = parse_reductions(spec.reduce)
+    tokens = find_tokens(network, outputs)
+    selected = select_layers(spec.layers, outputs, aliases=spec.aliases, model=spec.label)
+    asked = spec.device
+    if asked == "auto" and held is not None:
+        asked = held.device
+    device = get_kind(resolve_device(asked))
+    batch_size = spec.batch_size
+    if batch_size == "auto" and held is not None:
+        batch_size = held.batch_size
+    return PlannedModel(
+        label=spec.label,
+        base=spec.base,
+        source=spec.source,
+        id=spec.id,
+        weights=spec.weights if spec.weights in ("pretrained", "random") else spec.weights.rsplit("/", 1)[-1],
+        weights_record={},
+        seed=spec.seed,
+        trained=spec.is_trained,
+        family=spec.family,
+        training=spec.training,
+        n_parameters=count_parameters(network.module),
+        n_prefix_tokens=network.n_prefix_tokens or 0,
+        input_shape=input_shape,
+        transform=transform.record,
+        dtype=spec.dtype,
+        device=device,
+        batch_size=choose_batch_size(batch_size, device),
+        versions=find_versions(spec.source),
+        layers=plan_layers(selected, reductions, tokens, outputs),
+        n_stimuli=n_stimuli,
+    )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of trained values, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
+    """Return the shape (3, y, x) that a transform gives; refuse one whose shape depends on the picture."""
+    shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in DRESS_REHEARSAL}
+    if len(shapes) != 1:
+        raise RequestError(
+            f"model {model!r}: its transform gives pictures of several shapes ({sorted(shapes)})",
+            hint="set `transform:` to an explicit block with resize and crop",
+        )
+    n_channels, height, width = shapes.pop()
+    return n_channels, height, width
+
+
+def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
+    """Return what the network's tokens are, None where it has none."""
+    if network.n_prefix_tokens is None:
+        return None
+    blocks = set(find_blocks(outputs))
+    lengths = [o.shape[0] for o in outputs if o.name in blocks and o.shape is not None and len(o.shape) == 2]
+    return Tokens(network.n_prefix_tokens, network.has_cls, lengths[0]) if lengths else None
+
+
+def plan_layers(
+    selected: Sequence[Selected], reductions: Sequence[Reduction], tokens: Tokens | None, outputs: Sequence[Output]
+) -> tuple[PlannedLayer, ...]:
+    """Return every reduced layer in forward order."""
+    planned: list[PlannedLayer] = []
+    for one in selected:
+        shape = one.output.shape
+        if shape is None:
+            raise RequestError(f"layer {one.label!r} gives no tensor whose first axis is the stimulus")
+        for reduction in reductions:
+            units = plan_units(reduction, shape, tokens=tokens, layer=one.label)
+            planned.append(
+                PlannedLayer(
+                    label=one.label if len(reductions) == 1 else f"{one.label}@{reduction.label}",
+                    name=one.output.name,
+                    call=one.output.call,
+                    n_calls=one.output.n_calls,
+                    part=one.output.part,
+                    class_name=one.output.class_name,
+                    reduction=reduction.name,
+                    k=reduction.k,
+                    seed=reduction.seed,
+                    output_shape=shape,
+                    n_units=units.n_units,
+                    unit_axes=units.axes,
+                    unit_shape=units.shape,
+                    layer_index=len(planned),
+                    depth=find_depth(one.output, one.order, outputs),
+                    depth_bin=0,
+                )
+            )
+    return tuple(planned)
+
+
+def make_wanted(model: PlannedModel) -> list[Wanted]:
+    """Return what a capture is asked for, from the plan."""
+    return [
+        Wanted(
+            label=layer.label,
+            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
+            reduction=Reduction(layer.reduction, layer.k, layer.seed),
+            n_units=layer.n_units,
+        )
+        for layer in model.layers
+    ]
+
+
+def find_versions(source: str) -> dict[str, str]:
+    """Return the versions of what decides a value: torch, the images' libraries, the network's own."""
+    names = ["torch", "torchvision", "pillow", "numpy", *([LIBRARIES[source]] if source in LIBRARIES else [])]
+    return {name: importlib.metadata.version(name) for name in dict.fromkeys(names)}

@@ -182,22 +182,21 @@ class _Run:
             thread.start()
 
     def wait(self) -> None:
-        """Wait for every lane and write; a short timeout keeps the caller's thread open to signals."""
+        """Wait for every lane and write, also after an error or a signal: nothing is written once this returns."""
         try:
-            for thread in self.threads:
-                while thread.is_alive():
-                    thread.join(timeout=0.2)
-            for write in self.writes:
-                while not write.done():
-                    time.sleep(0.005)
-                error = write.exception()
-                if error is not None:
-                    self.errors.append(error)
+            self._join_lanes()
         finally:
             self.stop.set()
-            self.writers.shutdown(wait=False)
+            self._join_lanes()
+            self.writers.shutdown(wait=True)
+        self.errors.extend(error for write in self.writes if (error := write.exception()) is not None)
         if self.errors:
             raise self.errors[0]
+
+    def _join_lanes(self) -> None:
+        for thread in self.threads:
+            while thread.is_alive():
+                thread.join(timeout=0.2)  # a short wait keeps the caller's thread open to signals
 
     def _fail(self, error: BaseException) -> None:
         self.errors.append(error)

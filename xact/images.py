@@ -63,33 +63,22 @@ it asks for. The warnings are here for those who turn them into errors.
 _EXACT_MODES = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"])
 """Pillow's modes that become 8-bit RGB without a guess about colour or range."""
 
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA")
 _MODE_WORDS = {"CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "Lab", "F": "floating-point", "I": "32-bit or signed integer"}
 
 _TIFF_TAGS = frozenset([*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, *range(320, 326), 338, 339])
 """The tags that say how the pixels of a TIFF lie and what they mean (TIFF 6.0, part 1 and 2)."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
+_UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 """What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
 
 Array = npt.NDArray[Any]
 
 
 def make_pictures(
-    data: bytes | Array,
-    *,
-    name: str,
-    mask_alpha: str,
-    border: float,
-    amounts: Mapping[str, Array],
-    n_replicates: int,
+    data: bytes | Array, *, name: str, mask_alpha: str, border: float, amounts: Mapping[str, Array], n_replicates: int
 ) -> list[Image.Image]:
     """Return the replicates of one stimulus, RGB, before any network's transform.
 
@@ -118,7 +107,7 @@ def decode_picture(data: bytes | Array, *, name: str, mask_alpha: str) -> Image.
         _check_kind(opened, name, format_name)
         if isinstance(opened, TiffImageFile):
             _check_tiff(opened, data, name)
-        if mask_alpha == "none" and _has_transparency(opened):
+        if mask_alpha == "none" and (opened.mode in _ALPHA_MODES or "transparency" in opened.info):
             raise StimulusError(
                 f"{name!r} has transparency, and mask_alpha is none",
                 hint="set stimuli.mask_alpha: black, white or gray, or flatten the picture",
@@ -266,16 +255,11 @@ def _check_size(width: int, height: int, *, name: str, what: str = "") -> None:
 def _check_kind(opened: ImageFile, name: str, format_name: str) -> None:
     """Refuse several frames, and colours that have no one meaning as 8-bit RGB."""
     if getattr(opened, "is_animated", False):
-        raise StimulusError(
-            f"{name!r} is a {format_name} file of more than one frame", hint="save the frame you mean as a file"
-        )
-    is_wide_png = opened.mode == "I" and format_name == "PNG"  # what Pillow before 11 calls 16-bit grey
-    if opened.mode not in _EXACT_MODES and not is_wide_png:
-        kind = _MODE_WORDS.get(opened.mode, opened.mode)
-        raise StimulusError(
-            f"{name!r} is a {format_name} picture with {kind} pixels",
-            hint="convert it to 8-bit RGB the way you mean it",
-        )
+        found = f"{name!r} is a {format_name} file of more than one frame"
+        raise StimulusError(found, hint="save the frame you mean as a file of its own")
+    if opened.mode not in _EXACT_MODES:
+        found = f"{name!r} is a {format_name} picture with {_MODE_WORDS.get(opened.mode, opened.mode)} pixels"
+        raise StimulusError(found, hint="convert it to 8-bit RGB the way you mean it")
 
 
 def _check_tiff(opened: TiffImageFile, data: bytes, name: str) -> None:
@@ -291,7 +275,7 @@ def _check_tiff(opened: TiffImageFile, data: bytes, name: str) -> None:
         found = "signed or undefined samples"
     elif is_wide and bits != {16}:
         found = f"samples of {', '.join(map(str, sorted(bits)))} bits"
-    elif is_wide and opened.mode == "RGBA" and 1 in _as_tuple(tags.get(338, ())):
+    elif is_wide and opened.mode == "RGBA" and 1 in tags.get(338, ()):
         found = "16-bit samples multiplied by alpha"
     elif tags.get(284, 1) != 1 and (is_wide or opened.mode not in ("L", "RGB") or 338 in tags):
         found = "one plane a channel with alpha, a palette or 16 bits"
@@ -305,14 +289,6 @@ def _list_tiff_tags(data: bytes) -> list[int]:
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (n_tags,) = struct.unpack_from(f"{order}H", data, start)
     return [tag for tag, *_ in struct.iter_unpack(f"{order}HHII", data[start + 2 :][: 12 * n_tags])]
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:  # noqa: ANN401  a TIFF tag holds one value or several
-    return value if isinstance(value, tuple) else (value,)
-
-
-def _has_transparency(opened: ImageFile) -> bool:
-    return opened.mode in ("LA", "La", "PA", "RGBA") or "transparency" in opened.info
 
 
 def _is_wide(opened: ImageFile) -> bool:
@@ -332,19 +308,18 @@ def _load_narrow(opened: ImageFile, name: str) -> tuple[Image.Image, Image.Image
     if opened.mode in ("P", "PA"):
         _check_palette(opened, name)
     if opened.mode == "P" and "transparency" in opened.info:
-        opened_as_rgba = opened.convert("RGBA")
-    elif opened.mode in ("LA", "La", "PA", "RGBA"):
-        opened_as_rgba = opened.convert("LA").convert("RGBA") if opened.mode == "La" else opened.convert("RGBA")
+        rgba = opened.convert("RGBA")
+    elif opened.mode in _ALPHA_MODES:
+        rgba = opened.convert("LA").convert("RGBA") if opened.mode == "La" else opened.convert("RGBA")
     else:
         key = opened.info.pop("transparency", None)
         picture = opened.convert("RGB")
         if key is None:
             return picture, None
-        scale = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # the key counts in the file's own steps
-        wanted = np.atleast_1d(np.asarray(key)) * scale
+        steps = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # the key counts in the file's own steps
+        wanted = np.atleast_1d(key) * steps if opened.mode != "1" else np.array([255 if key else 0])
         return picture, _make_mask((np.asarray(picture) == wanted).all(axis=-1))
-    alpha = opened_as_rgba.getchannel("A")
-    return opened_as_rgba.convert("RGB"), alpha.point([255] + [0] * 255)
+    return rgba.convert("RGB"), rgba.getchannel("A").point([255] + [0] * 255)
 
 
 def _check_palette(opened: ImageFile, name: str) -> None:

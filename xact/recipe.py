@@ -21,6 +21,9 @@ from xact.errors import RecipeError, make_nearest_text
 MAX_NODES = 100_000
 """Values a recipe may hold once its aliases are expanded; far above any real recipe."""
 
+UNTRAINED = "untrained"
+"""Override that turns every model into its untrained twins; its value is the list of seeds."""
+
 Key = str | int
 
 
@@ -285,6 +288,10 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
         raise RecipeError(f"{file}: a recipe is a mapping of keys, this is not", hint="see recipes/reference.yml")
     said: dict[tuple[Key, ...], str] = {}
     for dotted, value, words in overrides:
+        if dotted == "models":
+            value = _choose_models(data.get("models"), value)
+        elif dotted == UNTRAINED:
+            dotted, value = "models", make_untrained(data.get("models") or [], value)
         said[_set_dotted(data, dotted, value, words)] = words
     if not data.get("models"):
         raise RecipeError(
@@ -364,6 +371,26 @@ def _to_data(
         lines[(*at, key)] = key_node.start_mark.line + 1
         data[key] = _to_data(value_node, (*at, key), lines, name, budget)
     return data
+
+
+def _choose_models(listed: object, names: Sequence[Any]) -> list[Any]:
+    """Return the recipe's own entry for each name that is the label of one, else the name itself."""
+    known: dict[object, Any] = {}
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, dict):
+            for label in (item.get("label"), item.get("base"), f"{item.get('source')}:{item.get('id')}"):
+                known.setdefault(label, item)
+    return [known.get(name, name) if isinstance(name, str) else name for name in names]
+
+
+def make_untrained(models: Sequence[Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the entries of the untrained twins of `models` (raw entries of a recipe)."""
+    twins = []
+    for model in models:
+        entry = {"base": model} if isinstance(model, str) else dict(model)
+        entry.pop("seed", None)
+        twins.append({**entry, "weights": "random", "seeds": list(seeds)})
+    return twins
 
 
 def _set_dotted(data: dict[str, Any], dotted: str, value: object, words: str) -> tuple[Key, ...]:

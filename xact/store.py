@@ -142,7 +142,10 @@ def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]
 
 
 def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return {path: metadata} of every array and group below the root, coordinates named in their groups."""
+    """Return {path: metadata} of every array and group below the root, coordinates named in their groups.
+
+    Parents come before their children, and siblings together: zarr's reading of a snapshot relies on it.
+    """
     metadata: dict[str, dict[str, Any]] = {"xact": _make_group_metadata(dict(provenance))}
     if plan.layout == "cube":
         metadata["activations"] = make_activations_metadata(plan, plan.models[0].layers[0])
@@ -155,7 +158,7 @@ def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[st
             metadata[group] = _make_group_metadata(_name_coordinates(arrays))
         for name, (dims, values) in arrays.items():
             metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values)
-    return metadata
+    return dict(sorted(metadata.items(), key=lambda item: (item[0].count("/"), item[0].rpartition("/"))))
 
 
 def make_root(
@@ -324,8 +327,12 @@ def _make_group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    snapshot = {"kind": "inline", "must_understand": False, "metadata": dict(metadata)}
-    return {**_make_group_metadata(attributes), "consolidated_metadata": snapshot}
+    empty: dict[str, Any] = {"kind": "inline", "must_understand": False, "metadata": {}}
+    whole = {
+        path: data | {"consolidated_metadata": empty} if data["node_type"] == "group" else data
+        for path, data in metadata.items()
+    }
+    return {**_make_group_metadata(attributes), "consolidated_metadata": empty | {"metadata": whole}}
 
 
 def _name_coordinates(arrays: Arrays) -> dict[str, str]:

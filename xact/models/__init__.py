@@ -79,6 +79,9 @@ class Source(Protocol):
         ...
 
 
+N_LISTED = 8
+"""A table of names this short is listed whole in an error."""
+
 SOURCES = {
     "torchvision": "xact.models.torchvision",
     "timm": "xact.models.timm",
@@ -147,8 +150,10 @@ def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
 
 def make_name_error(spec: ModelSpec, what: str, name: str, names: Iterable[str]) -> NameNotFoundError:
     """Return the error for a name that the library's own table lacks, with the nearest it has."""
+    known = list(names)
     return NameNotFoundError(
-        f"model {spec.label!r}: {spec.source} has no {what} {name!r}{make_nearest_text(name, names)}"
+        f"model {spec.label!r}: {spec.source} has no {what} {name!r}{make_nearest_text(name, known)}",
+        hint=f"it has {', '.join(known)}" if 0 < len(known) <= N_LISTED else None,
     )
 
 

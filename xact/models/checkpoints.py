@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ N_SHOWN = 3
 WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts store the state dict."""
 
+
+DAMAGES = (
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
+    *(RuntimeError, TypeError, ValueError, struct.error),
+)
+"""What torch raises for files with flipped bits or a cut end; it checks few of a file's bytes itself."""
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -38,15 +46,12 @@ def hash_file(path: Path) -> str:
 
 def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
     """Return the files of local weights (a file, or a folder that transformers wrote) and their record."""
-    if path.is_dir():
-        files = list_folder_weights(path, label=label)
-    else:
-        files = [path] if path.is_file() else []
-    if not files:
+    if not path.exists():
         raise WeightsError(
             f"model {label!r}: there are no weights {path.name!r} in {path.parent}",
             hint="`weights:` is a file or folder relative to the recipe file",
         )
+    files = list_folder_weights(path, label=label) if path.is_dir() else [path]
     hashes = {file.name: hash_file(file) for file in files}
     return tuple(files), {"kind": "local", "name": path.name, "files": hashes}
 
@@ -94,7 +99,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path.name} in {path.parent} was refused: it holds more than tensors, and could run code when loaded",
             hint="save its state_dict() alone, best as .safetensors",
         ) from error
-    except (EOFError, OSError, RuntimeError, ValueError) as error:
+    except DAMAGES as error:
         raise WeightsError(
             f"{path.name} in {path.parent} cannot be read as a state dict: {_first_line(error)}"
         ) from error
@@ -137,7 +142,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> object:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # only the zip format of torch.save can be mapped
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    with warnings.catch_warnings():  # another protocol of pickle is either read right or refused
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
 def _unwrap(content: object, path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,11 @@ from xact.models.checkpoints import hash_file
 PROBE_SECONDS = 10.0
 """How long one silent connection is waited for."""
 
+SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
 HINT = "put the file there, or name a local one in the recipe: `weights: PATH`"
+
+HUB_HINT = "`hf download {repo}` fills that folder wherever the hub is reached; or name a local file: `weights: PATH`"
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class HubFile:
     name: str
     revision: str
     """The commit that the file belongs to."""
+    sha256: str
+    """Of its bytes, compared with the hub's own where the cache holds that."""
 
 
 def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | None = None) -> HubFile:
     """Return the first of `names` that a repository has; one that is cached is not asked for again."""
     for name in names:
-        path = find_in_cache(repo, name, revision=revision)
+        path = _find_in_cache(repo, name, label=label, revision=revision)
         if path is not None:
             return path
     for name in names:
@@ -49,7 +56,7 @@ def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | 
     )
 
 
-def find_in_cache(repo: str, name: str, *, revision: str | None = None) -> HubFile | None:
+def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
     """Return a file of the hub that is already here, None where it is not."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -57,8 +64,8 @@ def find_in_cache(repo: str, name: str, *, revision: str | None = None) -> HubFi
     try:
         path = try_to_load_from_cache(repo, name, revision=revision)
     except HFValidationError as error:
-        raise WeightsError(f"{repo!r} is no name of a repository on the hub: {error}") from error
-    return _describe(Path(path), repo, name) if isinstance(path, str) else None
+        raise WeightsError(f"model {label!r}: {repo!r} is no name of a repository on the hub: {error}") from error
+    return _describe(Path(path), repo, name, label=label) if isinstance(path, str) else None
 
 
 def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None) -> Path:
@@ -73,7 +80,7 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
             with _limit_silence(PROBE_SECONDS):
                 torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
         except (URLError, TimeoutError, ConnectionError) as error:
-            raise make_unreachable_error(label, path.name, folder, url, error) from error
+            raise _make_unreachable_error(label, path.name, folder, url, error, HINT) from error
         except RuntimeError as error:  # torch's own word for a hash that differs
             raise WeightsError(f"model {label!r}: {path.name} from {url} is damaged: {error}") from error
     elif hash_prefix and not hash_file(path).startswith(hash_prefix):
@@ -84,11 +91,13 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
     return path
 
 
-def make_unreachable_error(label: str, name: str, folder: Path, where: str, error: Exception) -> WeightsError:
+def _make_unreachable_error(
+    label: str, name: str, folder: Path, where: str, error: Exception, hint: str
+) -> WeightsError:
     """Return the error for weights that are neither here nor to be had."""
     reason = str(error).strip() or type(error).__name__
     return WeightsError(
-        f"model {label!r}: {name} is not in {folder} and cannot be had from {where} ({reason})", hint=HINT
+        f"model {label!r}: {name} is not in {folder} and cannot be had from {where} ({reason})", hint=hint
     )
 
 
@@ -111,15 +120,25 @@ def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None
             hint=f"accept them at https://huggingface.co/{repo}, then `hf auth login`",
         ) from error
     except RepositoryNotFoundError as error:
-        raise WeightsError(f"model {label!r}: the hub has no repository {repo}, or it is private", hint=HINT) from error
+        raise WeightsError(
+            f"model {label!r}: the hub has no repository {repo}, or it is private", hint=HUB_HINT.format(repo=repo)
+        ) from error
     except network_errors as error:
-        raise make_unreachable_error(label, f"{repo}/{name}", cache, "the hub", error) from error
-    return _describe(Path(path), repo, name)
+        raise _make_unreachable_error(
+            label, f"{repo}/{name}", cache, "the hub", error, HUB_HINT.format(repo=repo)
+        ) from error
+    return _describe(Path(path), repo, name, label=label)
 
 
-def _describe(path: Path, repo: str, name: str) -> HubFile:
-    depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME
-    return HubFile(path, repo, name, path.parents[depth - 1].name)
+def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:
+    depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME, a link to …/blobs/SHA256 where the file is large
+    sha256, blob = hash_file(path), path.resolve().name
+    if SHA256.match(blob) and blob != sha256:
+        raise WeightsError(
+            f"model {label!r}: {name} of {repo} in {path.parent} is damaged: its sha256 is not the hub's",
+            hint=f"remove {path.resolve()}; it is downloaded again",
+        )
+    return HubFile(path, repo, name, path.parents[depth - 1].name, sha256)
 
 
 @contextmanager

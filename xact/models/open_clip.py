@@ -62,7 +62,8 @@ def find_pretrained(spec: ModelSpec) -> Weights:
     *owner_and_name, file_name = [*location.parts, ""] if len(location.parts) == 2 else list(location.parts)
     repo = "/".join(owner_and_name)
     file = find_on_hub(repo, (file_name,) if file_name else HUB_FILES, label=spec.label)
-    record = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision, "file": file.name}
+    record: dict[str, Any] = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision}
+    record["files"] = {file.name: file.sha256}
     return Weights((file.path,), record)
 
 

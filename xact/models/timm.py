@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import timm
+import timm.data
+import timm.models
 import torch
-from timm.data.config import resolve_model_data_config
-from timm.data.transforms_factory import create_transform
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from xact.errors import WeightsError
@@ -21,6 +21,8 @@ from xact.models.hub import download_url, find_on_hub
 from xact.models.tokens import count_prefix_tokens
 from xact.specs import ModelSpec
 
+library: Any = timm  # its types cover a part only
+
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a repository of timm's, in timm's own order."""
 
@@ -28,16 +30,16 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained network as timm initialises it."""
     _check_name(spec)
-    return _describe(timm.create_model(spec.id, pretrained=False))
+    return _describe(library.create_model(spec.id, pretrained=False))
 
 
 def make_transform(spec: ModelSpec) -> Transform:
     """Return timm's own evaluation transform for the data configuration of the weights."""
     _check_name(spec)
     with torch.device("meta"):
-        module = timm.create_model(spec.id, pretrained=False)
-    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
-    steps = create_transform(**config, is_training=False)
+        module = library.create_model(spec.id, pretrained=False)
+    config = library.data.resolve_model_data_config(module)
+    steps = library.data.create_transform(**config, is_training=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     record = {
         "library": "timm",
@@ -52,13 +54,14 @@ def make_transform(spec: ModelSpec) -> Transform:
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the tag's file on the hub, or at its address where timm keeps no copy on the hub."""
     _check_name(spec)
-    entry = get_pretrained_cfg(spec.id)
+    entry = library.models.get_pretrained_cfg(spec.id)
     config = {} if entry is None else entry.to_dict()
     if config.get("hf_hub_id"):
         repo, _, revision = config["hf_hub_id"].partition("@")
         names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else HUB_FILES
         file = find_on_hub(repo, names, label=spec.label, revision=revision or None)
-        record = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision, "file": file.name}
+        record: dict[str, Any] = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision}
+        record["files"] = {file.name: file.sha256}
         return Weights((file.path,), record)
     if not config.get("url"):
         raise WeightsError(
@@ -85,20 +88,20 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     state = load_state_dict(path)  # refuses a file that carries code before timm opens it
     what = f"model {spec.label!r}: the weights in {path.name}"
     if spec.weights != "pretrained":
-        module: nn.Module = timm.create_model(spec.id, pretrained=False)
+        module: nn.Module = library.create_model(spec.id, pretrained=False)
         load_strictly(module, state, what)
         return _describe(module)
     overlay = {"file": str(path), "custom_load": False}
     try:
         with _refuse_missing_keys(what):
-            return _describe(timm.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
+            return _describe(library.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
     except RuntimeError as error:
         text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
         raise WeightsError(f"{what} do not fit the architecture: {text}") from error
 
 
 def _check_name(spec: ModelSpec) -> None:
-    names = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    names = {*library.list_models(), *library.list_models(include_tags=True)}
     if spec.id not in names:
         raise make_name_error(spec, "model", spec.id, sorted(names))
 

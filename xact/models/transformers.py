@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from xact.errors import RequestError, WeightsError
 from xact.models import Network, Transform, Weights
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.specs import ModelSpec
+
+library: Any = transformers  # its types cover a part only
 
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 """Files that describe the image processor, in the library's own order."""
@@ -32,6 +33,9 @@ RANDOM_FORWARD = frozenset({"vit_mae", "videomae"})
 
 CLIP_TEXT_KEYS = re.compile(r"^(text_model\.|text_projection\.|logit_scale$)")
 """What a file of a whole CLIP holds beyond its image tower."""
+
+HUB_ID = re.compile(r"^\w[\w.-]*(/[\w.-]*\w)?$")
+"""What can be a name on the hub."""
 
 PREFIX_TOKEN = re.compile(r"(^|\.)embeddings\.(cls_token|class_embedding|distillation_token|register_tokens)$")
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
@@ -45,11 +49,11 @@ def make_network(spec: ModelSpec) -> Network:
 
 def make_transform(spec: ModelSpec) -> Transform:
     """Return the image processor that AutoImageProcessor gives for the weights, with its defaults."""
-    folder = _find_folder(spec, PROCESSOR_NAMES)
+    folder = _find_folder(spec)
+    if folder != _locate(spec):
+        find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, KeyError, OSError, ValueError) as error:
         raise WeightsError(
             f"model {spec.label!r}: {spec.id} describes no image processor that transformers has ({error})",
@@ -73,16 +77,15 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the weight files of a folder, or of the hub at one revision."""
-    local = _find_local_folder(spec)
-    if local is not None:
-        files = list_folder_weights(local, label=spec.label)
+    folder = _find_folder(spec)
+    if folder == _locate(spec):
+        files = list_folder_weights(folder, label=spec.label)
         hashes = {file.name: hash_file(file) for file in files}
-        return Weights(tuple(files), {"kind": "pretrained", "folder": local.name, "files": hashes})
-    config = find_on_hub(spec.id, ("config.json",), label=spec.label)
-    found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=config.revision)
-    files = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found.path]
-    record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision, "files": [file.name for file in files]}
-    return Weights(tuple(files), record)
+        return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
+    found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
+    files = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
+    record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
+    return Weights(tuple(file.path for file in files), {**record, "files": {file.name: file.sha256 for file in files}})
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
@@ -95,7 +98,8 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     is_file = spec.weights != "pretrained" and Path(spec.weights).is_file()
     source: dict[str, Any] = {"pretrained_model_name_or_path": None if is_file else weights.files[0].parent}
     if is_file:
-        source["state_dict"] = load_state_dict(weights.files[0])
+        # copies: the library keeps these tensors, and a mapped file could change under them
+        source["state_dict"] = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
     try:
         with _quiet():
             module, report = make.from_pretrained(
@@ -108,45 +112,40 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{what} do not fit: {error}") from error
-    is_clip = isinstance(config, transformers.CLIPVisionConfig)
+    is_clip = isinstance(config, library.CLIPVisionConfig)
     unexpected = [key for key in report["unexpected_keys"] if not (is_clip and CLIP_TEXT_KEYS.match(key))]
     mismatched = [str(key) for key in report["mismatched_keys"]]
     check_keys([*report["missing_keys"], *mismatched], unexpected, what)
     return _describe(module)
 
 
-def _find_local_folder(spec: ModelSpec) -> Path | None:
-    folder = spec.folder / Path(spec.id).expanduser()
-    return folder if (folder / "config.json").is_file() else None
+def _locate(spec: ModelSpec) -> Path:
+    return spec.folder / Path(spec.id).expanduser()
 
 
-def _find_folder(spec: ModelSpec, names: tuple[str, ...]) -> Path:
-    """Return the folder that holds config.json and the first of `names`."""
-    local = _find_local_folder(spec)
-    if local is not None:
-        return local
-    looks_local = spec.id.startswith((".", "/", "~")) or spec.id.count("/") > 1 or (spec.folder / spec.id).is_dir()
-    if looks_local:
+def _find_folder(spec: ModelSpec) -> Path:
+    """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
+    folder = _locate(spec)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or not HUB_ID.match(spec.id):
         raise WeightsError(
-            f"model {spec.label!r}: there is no config.json in {spec.folder / Path(spec.id).expanduser()}",
-            hint="`id` is a name on the hub, or a folder relative to the recipe file",
+            f"model {spec.label!r}: there is no config.json in {folder}",
+            hint="`id` is a name on the hub (owner/name), or a folder relative to the recipe file",
         )
-    config = find_on_hub(spec.id, ("config.json",), label=spec.label)
-    if "config.json" not in names:
-        find_on_hub(spec.id, names, label=spec.label, revision=config.revision)
-    return config.path.parent
+    return find_on_hub(spec.id, ("config.json",), label=spec.label).path.parent
 
 
-def _find_shards(index: HubFile, *, label: str) -> list[Path]:
+def _find_shards(index: HubFile, *, label: str) -> list[HubFile]:
     names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [find_on_hub(index.repo, (name,), label=label, revision=index.revision).path for name in names]
+    return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
 
 
 def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the network: the one it names, else the library's choice."""
-    folder = _find_folder(spec, ("config.json",))
+    folder = _find_folder(spec)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyError, OSError, ValueError) as error:
         raise RequestError(
             f"model {spec.label!r}: transformers has no network for the config.json of {spec.id} ({error})"
@@ -156,9 +155,9 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
             f"model {spec.label!r}: {config.model_type} of transformers hides a random part of each picture",
             hint="timm has the same weights without it, for instance timm:vit_base_patch16_224.mae",
         )
-    if isinstance(config, transformers.CLIPConfig | transformers.CLIPVisionConfig):
-        return getattr(config, "vision_config", config), transformers.CLIPVisionModelWithProjection
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    if isinstance(config, library.CLIPConfig | library.CLIPVisionConfig):
+        return getattr(config, "vision_config", config), library.CLIPVisionModelWithProjection
+    named = getattr(library, (config.architectures or [""])[0], None)
     for candidate in (named, _find_base_class(config)):
         if isinstance(candidate, type) and getattr(candidate, "main_input_name", None) == "pixel_values":
             return config, candidate
@@ -168,9 +167,8 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
     )
 
 
-def _find_base_class(config: object) -> Callable[..., nn.Module] | None:
-    mapping = transformers.MODEL_MAPPING
-    found = mapping[type(config)] if type(config) in mapping else None
+def _find_base_class(config: object) -> Any:  # noqa: ANN401  the library does not type its classes
+    found = library.MODEL_MAPPING.get(type(config), None)
     return found[0] if isinstance(found, tuple) else found
 
 
@@ -201,6 +199,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
+    logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -77,14 +77,20 @@ def _expand(item: str, root: Path) -> list[Path]:
             f"there is no folder {item!r} under {str(root)!r}{make_nearest_text(item, _list_folders(root))}",
             hint="stimuli.folders are relative to stimuli.root",
         )
-    anchor = Path(where.anchor)
-    matched = {
-        path for path in anchor.glob(str(where.relative_to(anchor))) if path.is_dir() and not _is_hidden(path, root)
-    }
+    start = Path(where.anchor) if Path(item).is_absolute() else root
+    found = _glob(start, item.removeprefix(where.anchor) if start is not root else item)
+    matched = {path for path in found if path.is_dir() and not _is_hidden(path, root)}
     if not matched:
         names = ", ".join(_list_folders(root)[:5]) or "no folders"
         raise RequestError(f"no folder under {str(root)!r} matches {item!r} (it holds {names})")
     return sorted(matched)
+
+
+def _glob(start: Path, pattern: str) -> list[Path]:
+    try:
+        return [locate(str(path), start) for path in start.glob(pattern)]
+    except ValueError as error:
+        raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
 
 
 def _make_condition(where: Path, root: Path) -> str:
@@ -106,7 +112,7 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
     for pattern in patterns:
         if not pattern.strip() or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
             raise RequestError(f"the pattern {pattern!r} is not a pattern for files inside a folder")
-        matched.update(path for path in where.glob(pattern) if not _is_hidden(path, where))
+        matched.update(path for path in _glob(where, pattern) if not _is_hidden(path, where))
     files = sorted(path for path in matched if not path.is_dir())
     if not files:
         raise RequestError(
@@ -122,7 +128,9 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
 
 def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> StimulusTable:
     by_id: dict[str, Path] = {}
-    by_path: set[Path] = set()
+    twice = [path for path, n in Counter(one.path for one in found).items() if n > 1]
+    if twice:
+        raise RequestError(f"the file {str(twice[0])!r} lies in two of stimuli.folders, one inside the other")
     for one in found:
         inside = str(PurePosixPath(one.inside).with_suffix(""))
         label = f"{one.condition}/{inside}" if has_prefix else inside
@@ -132,9 +140,6 @@ def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> Stimulu
                 f"the files {str(other)!r} and {str(one.path)!r} would both be the stimulus {label!r}",
                 hint="rename one of them, or leave one out with a narrower pattern",
             )
-        if one.path in by_path:
-            raise RequestError(f"the file {str(one.path)!r} lies in two of stimuli.folders, one inside the other")
-        by_path.add(one.path)
     return StimulusTable(
         ids=list(by_id),
         conditions=[one.condition for one in found],

@@ -192,12 +192,12 @@ def _take_ids(columns: Mapping[str, Column], block: TableStimuli, file: Path, fi
 
 def _to_labels(cells: Column, name: str, file: Path) -> list[str]:
     """Return ids or conditions as text; refuse what has no one spelling."""
+    where = f"the column {name!r} of {str(file)!r}"
     for row, cell in enumerate(cells):
-        if isinstance(cell, bool | float) or cell == "":
-            found = "no value" if cell in ("", None) or cell != cell else f"the value {cell!r}"
-            raise RequestError(
-                f"the column {name!r} of {str(file)!r} has {found} in row {row + 1}", hint="write text or integers"
-            )
+        if cell == "" or cell != cell:
+            raise RequestError(f"{where} has no value in row {row + 1}", hint="every stimulus needs one")
+    if any(isinstance(cell, bool | float) for cell in cells):
+        raise RequestError(f"{where} holds {cells[0]!r}: not text, not integers", hint="write it as text")
     return [str(cell) for cell in cells]
 
 

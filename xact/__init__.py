@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xact.start import build
     from xact.in_memory import extract
     from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
+    from xact.start import build
 
 __version__ = "0.1.0"
 

@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = Parser(prog="xact", description="Turn a recipe into a labelled data set of neural-network activations.")
     parser.add_argument("--version", action="version", version=f"xact {xact.__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
@@ -127,8 +127,8 @@ def run_build(options: argparse.Namespace) -> int:
     from xact.signals import stop_on_signals
 
     with stop_on_signals():
-        from xact.start import build
         from xact.progress import Progress
+        from xact.start import build
 
         with Progress() as progress:
             outcome = build(
@@ -177,10 +177,10 @@ def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do."""
     from pathlib import Path
 
-    from xact.start import check_place, make_overrides
     from xact.estimate import estimate
     from xact.recipe import load_recipe
     from xact.run import survey
+    from xact.start import check_place, make_overrides
 
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = Path(loaded.recipe.store).expanduser()
@@ -223,7 +223,9 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns, the first to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 

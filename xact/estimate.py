@@ -11,7 +11,7 @@ from typing import Any
 from xact.chunks import ITEM_NBYTES
 from xact.device import count_lanes, count_workers
 from xact.plan import Plan, PlannedModel
-from xact.run import Site, estimate_lane
+from xact.run import Site
 
 CONFIRM_NBYTES = 10**9
 """A build that would write more asks first, on a terminal."""
@@ -90,7 +90,7 @@ def estimate(site: Site) -> Estimate:
 def estimate_model(plan: Plan, model: PlannedModel, n_left: int, workers: int) -> ModelEstimate:
     """Return what `n_left` stimuli of one model cost."""
     weights = model.n_parameters * ITEM_NBYTES
-    lane = estimate_lane(plan, model)
+    lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
     n_blocks = math.ceil(n_left / plan.stimuli_per_task)
     n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in model.layers)

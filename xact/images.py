@@ -240,7 +240,7 @@ def _sniff_format(data: bytes, name: str) -> str:
     what = f"a {found} file" if found else "text" if is_text else "of no known format"
     raise StimulusError(
         f"{name!r} is {what}, not a PNG, JPEG, WebP, TIFF or GIF picture",
-        hint="convert it to PNG, or leave it out with a narrower pattern",
+        hint="convert it to PNG, or leave it out",
     )
 
 

@@ -151,6 +151,12 @@ class Plan(Record):
         """Return the model of that label, if the store has it."""
         return next((model for model in self.models if model.label == label), None)
 
+    def count_lane_nbytes(self, model: PlannedModel) -> int:
+        """Return the bytes of one lane: its share of the buffers, and the outputs of a batch under way."""
+        buffer = self.stimuli_per_task * self.n_replicates * model.total_units * ITEM_NBYTES
+        largest = max(math.prod(layer.output_shape) for layer in model.layers)
+        return 2 * buffer + 4 * model.batch_size * largest * ITEM_NBYTES
+
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""
         if self.layout == "cube":

@@ -22,7 +22,7 @@ class Progress:
         self._total = 0
         self._started = 0.0
         self._last = 0.0
-        self._bar: object = None
+        self._close: Callable[[], None] = lambda: None
 
     def start(self, total: int) -> Callable[[int], None]:
         """Begin with `total` stimuli to go; return what is told how many more are done."""
@@ -43,7 +43,7 @@ class Progress:
         )
         task = bar.add_task("build", total=total, speed=0.0)
         bar.start()
-        self._bar = bar
+        self._close = bar.stop
 
         def add(n: int) -> None:
             with self._lock:
@@ -62,7 +62,9 @@ class Progress:
             if now - self._last >= LINE_EVERY:
                 self._last = now
                 left = (self._total - self._done) / max(1e-9, self._speed())
-                sys.stderr.write(f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n")
+                sys.stderr.write(
+                    f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n"
+                )
                 sys.stderr.flush()
 
     def __enter__(self) -> Self:
@@ -71,5 +73,4 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()  # type: ignore[attr-defined]  rich is imported only where there is a terminal
+        self._close()

@@ -71,6 +71,8 @@ class TableStimuli(StimuliBlock):
     """Column with the image paths."""
     id: str = "id"
     """Column with the ids; where the table has no such column, the path without its extension is the id."""
+    rename: dict[str, str] = {}
+    """{column: its name in the store}; the keys above name columns as renamed."""
     dataset: str = "table"
 
 

@@ -14,26 +14,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 import xact
-from xact.chunks import ITEM_NBYTES
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.durable import sweep_partial
-from xact.engine import Job, Shown, TaskResult, run_job
+from xact.engine import Job, TaskResult, run_job
 from xact.errors import CaptureError, MismatchError, WorkError
-from xact.images import are_all_equal, draw_jitter, make_pictures
+from xact.finish import finish_task, load_rows
+from xact.gallery import Gallery, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, load_state, remove_older, write_plan
 from xact.models import Network, Transform, check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
-from xact.recipe import LoadedRecipe, Replicates
-from xact.shards import ShardFormat, read_shard
+from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
-from xact.store import create, make_metadata, make_tree, publish, write_shards
+from xact.store import create, make_metadata, make_tree, publish
 from xact.survey import find_versions, make_wanted, survey_model
 
 
@@ -104,7 +101,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         recipe=recipe.model_dump(),
         table=source.table,
         models=tuple(models),
-        jitter_names=tuple(_draw(recipe.replicates, "")),
+        jitter_names=tuple(draw_amounts(recipe.replicates, "")),
         failed_models=failed,
     )
     plan = make_plan(request, state.plan, is_committed=state.is_committed)
@@ -124,7 +121,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     plan, state = site.plan, site.state
     write_plan(site.store, plan)
     state.plan = plan
-    jitter = draw_all_jitter(plan)
+    jitter = draw_all_amounts(site.loaded.recipe.replicates, plan.stimuli.ids)
     tree = make_tree(plan, state, jitter, final=False)
     create(site.store, plan, tree, make_metadata(plan, tree, {}))
     journal = Journal(site.store, plan.generation)
@@ -186,19 +183,6 @@ def _add_weights(
     return model.model_copy(update={"weights_record": find_weights(spec).record})
 
 
-def _draw(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:
-    return draw_jitter(replicates.jitter, seed=replicates.seed, stimulus=stimulus, n_replicates=replicates.count)
-
-
-def draw_all_jitter(plan: Plan) -> dict[str, np.ndarray]:
-    """Return {name: amounts (stimulus, replicate)}."""
-    if not plan.jitter_names:
-        return {}
-    replicates = Replicates.model_validate(plan.recipe["replicates"])
-    drawn = [_draw(replicates, stimulus) for stimulus in plan.stimuli.ids]
-    return {name: np.stack([one[name] for one in drawn]) for name in plan.jitter_names}
-
-
 def check_finished_stimuli(site: Site) -> None:
     """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
     row_of = {stimulus: row for row, stimulus in enumerate(site.source.table.ids)}
@@ -210,48 +194,6 @@ def check_finished_stimuli(site: Site) -> None:
                 f"stimulus {stimulus!r} ({site.source.table.files[at]}) is not the file that the store has values of",
                 hint="put the old file back, or build another store",
             )
-
-
-class Gallery:
-    """The stimuli of a plan, ready for one network: read, hashed, decoded, jittered and transformed."""
-
-    def __init__(self, site: Site, model: PlannedModel, transform: Transform) -> None:
-        recipe = site.loaded.recipe
-        self._source = site.source
-        self._row_of = {stimulus: row for row, stimulus in enumerate(site.source.table.ids)}
-        self._plan = site.plan
-        self._known = site.state.stamps
-        self._replicates = recipe.replicates
-        self._mask_alpha = recipe.stimuli.mask_alpha
-        self._border = recipe.stimuli.border
-        self._transform = transform
-        self._input_shape = model.input_shape
-
-    def __call__(self, row: int) -> Shown:
-        """Return one stimulus; StimulusError where it cannot be had."""
-        stimulus = self._plan.stimuli.ids[row]
-        at = self._row_of[stimulus]
-        stamp = self._source.stamp(at)
-        data = self._source.read(at)
-        sha256 = hash_stimulus(data)
-        if row in self._known and self._known[row][1] != sha256:
-            raise MismatchError(
-                f"stimulus {stimulus!r} changed while the store was being built", hint="put the old file back"
-            )
-        amounts = _draw(self._replicates, stimulus)
-        pictures = make_pictures(
-            data,
-            name=self._source.table.files[at],
-            mask_alpha=self._mask_alpha,
-            border=self._border,
-            amounts=amounts,
-            n_replicates=self._replicates.count,
-        )
-        tensors = [self._transform.apply(picture) for picture in pictures]
-        if any(tuple(tensor.shape) != self._input_shape for tensor in tensors):
-            raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors[0].shape)}")
-        are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
-        return Shown(torch.stack(tensors), stamp, sha256, are_equal)
 
 
 def run_model(
@@ -281,10 +223,11 @@ def run_model(
     lock = threading.Lock()
 
     def finish(result: TaskResult) -> None:
-        written = finish_task(site.store, plan, model, result, state)
+        record = finish_task(site.store, plan, model, result)
         with lock:
             fresh = {row: stamp for row, stamp in result.stamps.items() if row not in state.stamps}
-            line = written | {"stimuli": [[row, s.nbytes, s.mtime_ns, sha] for row, (s, sha) in fresh.items()]}
+            stimuli = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
+            line = record.to_line() | {"stimuli": stimuli}
             journal.add(line)
             state.take(line)
             outcome.n_captured += len(result.task.rows) - len(result.failed)
@@ -293,12 +236,28 @@ def run_model(
     run_job(
         job,
         site.tasks[model.label],
-        exhibit=Gallery(site, model, make_transform(spec)),
+        exhibit=make_gallery(site, model, make_transform(spec)),
         load_rows=lambda task, buffers: load_rows(site.store, plan, model, task, buffers),
         finish=finish,
         progress=progress,
-        n_lanes=count_lanes(workers, lane_nbytes=estimate_lane(plan, model), device=device),
+        n_lanes=count_lanes(workers, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=workers,
+    )
+
+
+def make_gallery(site: Site, model: PlannedModel, transform: Transform) -> Gallery:
+    """Return the stimuli of the store, in its rows, ready for one network."""
+    recipe = site.loaded.recipe
+    return Gallery(
+        source=site.source,
+        ids=site.plan.stimuli.ids,
+        row_of={stimulus: row for row, stimulus in enumerate(site.source.table.ids)},
+        known=site.state.stamps,
+        replicates=recipe.replicates,
+        mask_alpha=recipe.stimuli.mask_alpha,
+        border=recipe.stimuli.border,
+        transform=transform,
+        input_shape=model.input_shape,
     )
 
 
@@ -316,59 +275,6 @@ def make_job(plan: Plan, model: PlannedModel, network: Network, device: str, *, 
         dtype=model.dtype,
         skip_failed=skip_failed,
     )
-
-
-def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult, state: State) -> dict[str, Any]:
-    """Write the shards of a task and return its journal line."""
-    n_nonfinite: dict[str, int] = {}
-    rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
-    for layer, buffer in zip(model.layers, result.buffers, strict=True):
-        if not np.isfinite(buffer.sum(dtype=np.float32)):  # cheap; counted only where something is not finite
-            n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
-            if n_bad:
-                n_nonfinite[layer.label] = n_bad
-        if plan.precision == "bits10":
-            round_mantissa(buffer, layer=layer.label)
-    shards = write_shards(store, plan, model, result.buffers, result.task.block)
-    return {
-        "task": [model.label, result.task.block],
-        "stop": result.task.stop,
-        "failed": {str(row): error for row, error in result.failed.items()},
-        "shards": {key: [w.nbytes, w.sha256] if w else "absent" for key, w in shards.items()},
-        "n_nonfinite": n_nonfinite,
-        "seconds": round(result.seconds, 3),
-    }
-
-
-def round_mantissa(values: np.ndarray, *, layer: str) -> None:
-    """Round float32 in place to 10 bits of mantissa, to nearest, ties to even; NaN and infinity stay.
-
-    The relative error is at most 2^-11. Raise CaptureError where a finite value would round to infinity.
-    """
-    bits = values.view(np.uint32)
-    special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-    kept = bits[special]
-    bits += np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
-    bits &= np.uint32(0xFFFFE000)
-    bits[special] = kept
-    if np.count_nonzero((bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)) != kept.size:
-        raise CaptureError(
-            f"layer {layer!r}: a value overflows when rounded to 10 bits", hint="storage.precision: full"
-        )
-
-
-def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers: Sequence[np.ndarray]) -> None:
-    """Fill a task's buffers with the rows that the store has; the rest is NaN until it is captured."""
-    n_rows = task.stop - task.start
-    if len(task.rows) == n_rows:
-        return
-    for layer, buffer in zip(model.layers, buffers, strict=True):
-        form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
-        for key, units in plan.make_shard_keys(model, layer, task.block):
-            part = buffer[:n_rows, :, units]
-            whole = np.empty(part.shape, dtype=np.float32)
-            read_shard(store / key, form, whole, first_row=0, first_unit=0)
-            part[...] = whole
 
 
 def hash_tensors(network: Network) -> str:
@@ -425,10 +331,3 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
         "failed_models": outcome.failed_models,
     }
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}
-
-
-def estimate_lane(plan: Plan, model: PlannedModel) -> int:
-    """Return the bytes that one lane takes: its share of the buffers, and the outputs of a batch under way."""
-    buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * ITEM_NBYTES
-    largest = max(int(np.prod(layer.output_shape)) for layer in model.layers)
-    return 2 * buffer + 4 * model.batch_size * largest * ITEM_NBYTES

@@ -99,8 +99,13 @@ def _make_module(spec: ModelSpec, *, is_trained: bool) -> nn.Module:
         options["input_size"] = meta["min_size"]
     if name.architecture in ("googlenet", "inception_v3"):
         options |= {"transform_input": True, "aux_logits": True, "init_weights": not is_trained}
-    module: nn.Module = library.get_model(name.architecture, weights=None, **options)
-    return module
+    if not name.architecture.startswith("regnet_"):
+        module: nn.Module = library.get_model(name.architecture, weights=None, **options)
+        return module
+    device = torch.get_default_device()
+    with torch.device("cpu"):  # RegNet's widths are computed with tensors, which on meta have no values
+        module = library.get_model(name.architecture, weights=None, **options)
+    return module.to(device)
 
 
 def _drop_auxiliary(module: nn.Module) -> nn.Module:

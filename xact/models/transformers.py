@@ -83,9 +83,10 @@ def find_pretrained(spec: ModelSpec) -> Weights:
         hashes = {file.name: hash_file(file) for file in files}
         return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
     found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
-    files = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
+    shards = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
     record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
-    return Weights(tuple(file.path for file in files), {**record, "files": {file.name: file.sha256 for file in files}})
+    hashes = {shard.name: shard.sha256 for shard in shards}
+    return Weights(tuple(shard.path for shard in shards), {**record, "files": hashes})
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:

@@ -116,8 +116,8 @@ def check_column_name(column: str, *, location: str) -> None:
     hint = f"rename: {{{column}: new_name}}"
     if column in RESERVED_COLUMNS or column.startswith("jitter_"):
         raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
-    if "/" in column:
-        raise RequestError(f"column {column!r} of {location} has a '/' in its name", hint=hint)
+    if "/" in column or "\\" in column or column.startswith((".", "__")):
+        raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)
     check_label(column, what=f"{location}: the column name")
 
 
@@ -146,9 +146,7 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise StimulusError(
-            f"{name!r} is {_name_kind(found.st_mode)}, not a file", hint="leave it out with a narrower pattern"
-        )
+        raise StimulusError(f"{name!r} is {_name_kind(found.st_mode)}, not a file", hint="leave it out")
     return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 

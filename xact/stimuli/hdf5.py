@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from pathlib import Path
@@ -20,11 +21,12 @@ from xact.stimuli import check_table, find_limit, locate, stamp_file
 class Hdf5Source:
     """Images that are the rows of one data set."""
 
-    def __init__(self, path: Path, dataset: str, table: StimulusTable) -> None:
+    def __init__(self, path: Path, dataset: str, table: StimulusTable, *, row_nbytes: int) -> None:
         self.table = table
         self.location = f"{path}:{dataset}"
         self._path = path
         self._dataset = dataset
+        self._row_nbytes = row_nbytes
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._file: Any = None
@@ -32,14 +34,13 @@ class Hdf5Source:
 
     def stamp(self, row: int) -> FileStamp:
         """Return the bytes of one row, and the modification time of the whole file."""
-        mtime_ns = stamp_file(self._path, name=str(self._path)).mtime_ns
-        return FileStamp(nbytes=self._open().nbytes // len(self._open()), mtime_ns=mtime_ns)
+        return FileStamp(self._row_nbytes, stamp_file(self._path, name=str(self._path)).mtime_ns)
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Return one row, of shape (height, width, 3) or (height, width)."""
         try:
             pixels: npt.NDArray[np.uint8] = self._open()[row]
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: closed meanwhile
             raise StimulusError(f"{self.table.files[row]!r} of {self._path} cannot be read: {error}") from None
         return pixels
 
@@ -74,7 +75,7 @@ def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
         )
     try:
         with h5py.File(path, "r") as file:
-            n_stimuli = _check_images(_find_dataset(file, block.dataset, path), block.dataset, path)
+            n_stimuli, *shape = _check_images(_find_dataset(file, block.dataset, path), block.dataset, path)
             ids = [f"{row:05d}" for row in range(n_stimuli)]
             if block.id is not None:
                 ids = _load_ids(_find_dataset(file, block.id, path), block.id, n_stimuli, path)
@@ -83,7 +84,8 @@ def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
     files = [f"{block.dataset}[{row}]" for row in range(n_stimuli)]
     table = StimulusTable(ids=ids, conditions=["all"] * n_stimuli, stems=ids, files=files)
     check_table(table, location=f"{path}:{block.dataset}")
-    return Hdf5Source(path, block.dataset, table.take(find_limit(n_stimuli, block.limit)))
+    table = table.take(find_limit(n_stimuli, block.limit))
+    return Hdf5Source(path, block.dataset, table, row_nbytes=math.prod(shape))
 
 
 def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py ships no types
@@ -97,8 +99,8 @@ def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5p
     return found
 
 
-def _check_images(found: Any, name: str, path: Path) -> int:  # noqa: ANN401  h5py ships no types
-    """Return the number of images, or refuse an array that is not one of images."""
+def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa: ANN401  no types
+    """Return the shape (n, height, width, ...), or refuse an array that is not one of images."""
     shape: tuple[int, ...] = tuple(found.shape or ())
     is_images = (len(shape) == 4 and shape[3] == 3) or (len(shape) == 3 and shape[2] != 3)
     if not is_images or found.dtype != np.uint8 or 0 in shape[1:]:
@@ -106,7 +108,7 @@ def _check_images(found: Any, name: str, path: Path) -> int:  # noqa: ANN401  h5
             f"the data set {name!r} of {str(path)!r} has shape {shape} and type {found.dtype}",
             hint="images are uint8 of shape (n, height, width, 3) or (n, height, width)",
         )
-    return int(shape[0])
+    return shape
 
 
 def _load_ids(found: Any, name: str, n_stimuli: int, path: Path) -> list[str]:  # noqa: ANN401  no types

@@ -32,7 +32,7 @@ _BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
 def open_source(block: TableStimuli, folder: Path) -> FileSource:
     """List the rows of a recipe's table in their order, with every column that is not a path, id or condition."""
     file, root = locate(block.file, folder), locate(block.root, folder)
-    columns = load_columns(file, as_written=(block.path, block.id, "condition"))
+    columns = _rename(load_columns(file, as_written=(block.path, block.id, "condition")), block.rename, file)
     paths = _take_paths(columns, block, file)
     located = [locate(path, root) for path in paths]
     table = StimulusTable(
@@ -49,6 +49,18 @@ def open_source(block: TableStimuli, folder: Path) -> FileSource:
     source = FileSource(table.take(rows), located[: len(rows)], str(file))
     _check_files(source, file, root)
     return source
+
+
+def _rename(columns: Mapping[str, Column], rename: Mapping[str, str], file: Path) -> dict[str, Column]:
+    """Return the columns under the names that the recipe gives them."""
+    for name in rename:
+        if name not in columns:
+            raise RequestError(f"rename: {file.name} has no column {name!r}{make_nearest_text(name, columns)}")
+    renamed = [rename.get(name, name) for name in columns]
+    twice = next((name for name, n in Counter(renamed).items() if n > 1), None)
+    if twice is not None:
+        raise RequestError(f"rename: {file.name} would have two columns {twice!r}")
+    return dict(zip(renamed, columns.values(), strict=True))
 
 
 def load_columns(file: Path, *, as_written: Collection[str]) -> dict[str, Column]:

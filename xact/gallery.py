@@ -1,0 +1,73 @@
+"""The stimuli of a plan, ready for one network: read, hashed, decoded, jittered and transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from xact.engine import Shown
+from xact.errors import CaptureError, MismatchError
+from xact.images import are_all_equal, draw_jitter, make_pictures
+from xact.models import Transform
+from xact.recipe import Replicates
+from xact.specs import FileStamp
+from xact.stimuli import StimulusSource, hash_stimulus
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Stimuli by row; called from many threads."""
+
+    source: StimulusSource
+    ids: Sequence[str]
+    """Stimulus of each row of the store."""
+    row_of: Mapping[str, int]
+    """{stimulus: its row in the source}."""
+    known: Mapping[int, tuple[FileStamp, str]]
+    """{row of the store: (stamp, sha256)} of stimuli that were shown before."""
+    replicates: Replicates
+    mask_alpha: str
+    border: float
+    transform: Transform
+    input_shape: tuple[int, int, int]
+
+    def __call__(self, row: int) -> Shown:
+        """Return one stimulus; StimulusError where it cannot be had, MismatchError where it is another file."""
+        stimulus = self.ids[row]
+        at = self.row_of[stimulus]
+        stamp = self.source.stamp(at)
+        data = self.source.read(at)
+        sha256 = hash_stimulus(data)
+        known = self.known.get(row)
+        if known is not None and known[1] != sha256:
+            raise MismatchError(
+                f"stimulus {stimulus!r} changed while the store was being built", hint="put the old file back"
+            )
+        amounts = draw_amounts(self.replicates, stimulus)
+        pictures = make_pictures(
+            data,
+            name=self.source.table.files[at],
+            mask_alpha=self.mask_alpha,
+            border=self.border,
+            amounts=amounts,
+            n_replicates=self.replicates.count,
+        )
+        tensors = torch.stack([self.transform.apply(picture) for picture in pictures])
+        if tuple(tensors.shape[1:]) != self.input_shape:
+            raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
+        are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
+        return Shown(tensors, stamp, sha256, are_equal)
+
+
+def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:
+    """Return {name: amounts (replicate,)} of one stimulus's jitter."""
+    return draw_jitter(replicates.jitter, seed=replicates.seed, stimulus=stimulus, n_replicates=replicates.count)
+
+
+def draw_all_amounts(replicates: Replicates, stimuli: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return {name: amounts (stimulus, replicate)}."""
+    drawn = [draw_amounts(replicates, stimulus) for stimulus in stimuli]
+    return {name: np.stack([one[name] for one in drawn]) for name in draw_amounts(replicates, "")}

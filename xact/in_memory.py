@@ -1,0 +1,158 @@
+"""`xact.extract`: the engine of a build, its results in memory as labelled arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
+from xact.engine import TaskResult, run_job
+from xact.gallery import Gallery, draw_amounts
+from xact.models import check_allowed, find_weights, load_network, make_transform
+from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
+from xact.recipe import LoadedRecipe, Recipe
+from xact.run import make_job
+from xact.specs import FileStamp, StimulusTable, resolve_models
+from xact.stimuli import check_table, read_file, stamp_file
+from xact.survey import survey_model
+
+
+@dataclass
+class Pictures:
+    """Stimuli given as paths or as arrays."""
+
+    pictures: Sequence[str | Path | np.ndarray]
+    table: StimulusTable
+    location: str = "the images given"
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size and time of a file; an array has no time."""
+        picture = self.pictures[row]
+        if isinstance(picture, np.ndarray):
+            return FileStamp(picture.nbytes, 0)
+        return stamp_file(Path(picture), name=str(picture))
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        """Return a file's bytes, or the array itself."""
+        picture = self.pictures[row]
+        return picture if isinstance(picture, np.ndarray) else read_file(Path(picture), name=str(picture))
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+@dataclass
+class _Kept:
+    """The buffers of every finished task, by block."""
+
+    blocks: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def finish(self, result: TaskResult) -> None:
+        self.blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
+
+
+def extract(
+    model: str | Mapping[str, Any],
+    images: Sequence[str | Path | np.ndarray],
+    *,
+    layers: Sequence[str] | str | Mapping[str, Any] | None = None,
+    reduce: str | Mapping[str, Any] | Sequence[Any] | None = None,
+    transform: str | Mapping[str, Any] = "weights",
+    replicates: Mapping[str, Any] | int = 1,
+    mask_alpha: str = "black",
+    border: float = 0.0,
+    device: str = "auto",
+    batch_size: int | str = "auto",
+    workers: int | str = "auto",
+    dtype: str = "float32",
+    allow_code: bool = False,
+) -> dict[str, xr.DataArray]:
+    """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of images shown to one network.
+
+    `model` is a registry label, `source:id`, or a model entry as in a recipe; `images` are paths, or uint8 arrays
+    (height, width, 3). `layers` and `reduce` are as in a recipe, the model's own where left out. The values are those
+    that a build with the same batches stores. Raise RequestError for a wrong request, StimulusError for an image that
+    cannot be read, WeightsError for weights that cannot be had.
+    """
+    recipe = Recipe.model_validate(
+        {
+            "store": "-",
+            "stimuli": {"source": "folder", "mask_alpha": mask_alpha, "border": border},
+            "replicates": {"count": replicates} if isinstance(replicates, int) else replicates,
+            "models": [model],
+            "layers": layers,
+            "reduce": reduce,
+            "transform": transform,
+            "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype},
+        }
+    )
+    source = Pictures(images, make_table(images))
+    check_table(source.table, location=source.location)
+    spec = resolve_models(LoadedRecipe(recipe, Path.cwd()))[0]
+    check_allowed(spec, allow_code=allow_code)
+    surveyed = survey_model(spec, n_stimuli=len(images), held=None)
+    request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
+    plan = make_plan(request, None, is_committed=False)
+    gallery = Gallery(
+        source=source,
+        ids=source.table.ids,
+        row_of={stimulus: row for row, stimulus in enumerate(source.table.ids)},
+        known={},
+        replicates=recipe.replicates,
+        mask_alpha=mask_alpha,
+        border=border,
+        transform=make_transform(spec),
+        input_shape=surveyed.input_shape,
+    )
+    network = load_network(spec, find_weights(spec))
+    chosen = resolve_device(spec.device)
+    network.module.to(chosen).to(memory_format=get_memory_format(chosen))
+    kept = _Kept()
+    n_workers = count_workers(recipe.compute.workers)
+    run_job(
+        make_job(plan, surveyed, network, chosen, skip_failed=False),
+        make_tasks(plan, surveyed, {}),
+        exhibit=gallery,
+        load_rows=lambda _task, _buffers: None,
+        finish=kept.finish,
+        progress=lambda _n: None,
+        n_lanes=count_lanes(n_workers, lane_nbytes=plan.count_lane_nbytes(surveyed), device=chosen),
+        n_workers=n_workers,
+    )
+    return {
+        layer.label: _label(layer, np.concatenate([kept.blocks[b][i] for b in sorted(kept.blocks)]), plan, surveyed)
+        for i, layer in enumerate(surveyed.layers)
+    }
+
+
+def make_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
+    """Return the labels of images: a path as given, without its extension; an array by its position, five digits."""
+    ids = [
+        f"{i:05d}" if isinstance(image, np.ndarray) else str(Path(image).with_suffix(""))
+        for i, image in enumerate(images)
+    ]
+    stems = [Path(one).name for one in ids]
+    files = ["" if isinstance(image, np.ndarray) else str(image) for image in images]
+    return StimulusTable(ids, ["all"] * len(ids), stems, files)
+
+
+def _label(layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedModel) -> xr.DataArray:
+    return xr.DataArray(
+        values,
+        dims=("stimulus", "replicate", "unit"),
+        coords={
+            "stimulus": np.asarray(plan.stimuli.ids, dtype=str),
+            "replicate": np.arange(plan.n_replicates),
+            "stem": ("stimulus", np.asarray(plan.stimuli.stems, dtype=str)),
+            "file": ("stimulus", np.asarray(plan.stimuli.files, dtype=str)),
+            "model": model.label,
+            "layer": layer.label,
+        },
+        name="activations",
+        attrs={"unit_axes": list(layer.unit_axes), "unit_shape": list(layer.unit_shape)},
+    )

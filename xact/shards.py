@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,62 +124,94 @@ def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int
     What the shard does not hold becomes NaN, also where there is no file. Raise StoreError for bytes that do not
     match their checksums.
     """
-    out[...] = np.nan
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        read_rows(file, form, out, rows=np.arange(first_row, first_row + len(out)), first_unit=first_unit)
     except FileNotFoundError:
-        return
+        out[...] = np.nan
+
+
+def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarray, first_unit: int) -> None:
+    """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, from its unit `first_unit` on.
+
+    `rows` are counted from the shard's first and strictly increase. Only the chunks that hold them are read; those
+    that are left out are NaN. Raise StoreError for bytes that do not match their checksums, FileNotFoundError where
+    there is no shard.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _read_chunks(fd, file, form, out, first_row, first_unit)
+        _read_chunks(fd, file, form, out, rows, first_unit)
     finally:
         os.close(fd)
 
 
-def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, first_row: int, first_unit: int) -> None:
+def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """Yield (block, which of `rows` lie in it, their places in it) of strictly increasing rows, in blocks of `size`."""
+    blocks = rows // size
+    starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
+    for start, stop in itertools.pairwise(starts if len(rows) else []):
+        block = int(blocks[start])
+        yield block, slice(start, stop), rows[start:stop] - block * size
+
+
+def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: np.ndarray, first_unit: int) -> None:
     shape = form.shape
     index = _read_index(fd, file, form)
-    scratch = np.empty((shape.chunk_stimuli, shape.n_replicates, shape.chunk_units), dtype="<f4")
-    last_row, last_unit = first_row + out.shape[0], first_unit + out.shape[2]
-    for i in range(first_row // shape.chunk_stimuli, -(-last_row // shape.chunk_stimuli)):
+    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
+    scratch = np.empty((0, 0, 0), dtype="<f4")
+    last_unit = first_unit + out.shape[2]
+    for i, at, within in split_rows(rows, shape.chunk_stimuli):
         for j in range(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)):
+            unit = j * shape.chunk_units
+            units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
+            part = out[at, :, units.start - first_unit : units.stop - first_unit]
             offset, nbytes = int(index[i, j, 0]), int(index[i, j, 1])
             if offset == ABSENT:
-                continue
-            _decode_chunk(fd, file, offset, nbytes, form, scratch)
-            row, unit = i * shape.chunk_stimuli, j * shape.chunk_units
-            rows = slice(max(first_row, row), min(last_row, row + shape.chunk_stimuli))
-            units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
-            out[
-                rows.start - first_row : rows.stop - first_row, :, units.start - first_unit : units.stop - first_unit
-            ] = scratch[rows.start - row : rows.stop - row, :, units.start - unit : units.stop - unit]
+                part[...] = np.nan
+            elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
+                _decode_chunk(fd, file, offset, nbytes, form, part)  # whole chunk, in place: no copy
+            else:
+                scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
+                _decode_chunk(fd, file, offset, nbytes, form, scratch)
+                part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
+
+
+def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the given rows of a chunk, without a copy where they follow each other."""
+    first, last = int(rows[0]), int(rows[-1])
+    return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
 
 
 def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
     size = os.fstat(fd).st_size
     if size < form.index_nbytes:
-        raise StoreError(f"{file}: {size} bytes cannot hold a shard", hint="xact verify names what is damaged")
-    data = os.pread(fd, form.index_nbytes, size - form.index_nbytes)
-    _check_crc32c(data, file, "index")
+        raise _refuse(file, f"{size} bytes cannot hold a shard")
+    data = _read_checked(fd, file, size - form.index_nbytes, form.index_nbytes, what="index")
     shape = form.shape
     grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
-    return np.frombuffer(data[:-4], dtype="<u8").reshape(grid)
+    return np.frombuffer(data, dtype="<u8").reshape(grid)
 
 
 def _decode_chunk(fd: int, file: Path, offset: int, nbytes: int, form: ShardFormat, out: np.ndarray) -> None:
-    data = os.pread(fd, nbytes, offset)
-    if len(data) != nbytes:
-        raise StoreError(f"{file}: a chunk ends after the file does", hint="xact verify names what is damaged")
-    _check_crc32c(data, file, "chunk")
-    body = memoryview(data)[:-4]
+    """Fill `out`, contiguous float32 of a whole chunk's shape."""
+    data = _read_checked(fd, file, offset, nbytes, what="chunk")
+    holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
+    if holds != out.nbytes:
+        raise _refuse(file, f"a chunk holds {holds} bytes where {out.nbytes} belong")
     if form.codec == "none":
-        out[...] = np.frombuffer(body, dtype="<f4").reshape(out.shape)
+        out[...] = np.frombuffer(data, dtype="<f4").reshape(out.shape)
     else:
-        blosc.decompress(body, out)
+        blosc.decompress(data, out)
 
 
-def _check_crc32c(data: bytes, file: Path, what: str) -> None:
-    body = memoryview(data)[:-4]
-    if google_crc32c.value(bytes(body)) != struct.unpack("<I", data[-4:])[0]:
-        raise StoreError(
-            f"{file}: the checksum of a {what} does not match its bytes", hint="xact verify names what is damaged"
-        )
+def _read_checked(fd: int, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
+    """Return `nbytes` less their crc32c; body and checksum are read apart, as the check takes whole `bytes` only."""
+    body, crc = os.pread(fd, max(0, nbytes - 4), offset), os.pread(fd, 4, max(0, offset + nbytes - 4))
+    if len(body) + len(crc) != nbytes:
+        raise _refuse(file, f"a {what} ends after the file does")
+    if google_crc32c.value(body) != int.from_bytes(crc, "little"):
+        raise _refuse(file, f"the checksum of a {what} does not match its bytes")
+    return body
+
+
+def _refuse(file: Path, found: str) -> StoreError:
+    return StoreError(f"{file}: {found}", hint="xact verify names all that is damaged")

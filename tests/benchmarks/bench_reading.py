@@ -1,0 +1,136 @@
+"""Measure how fast stores are opened and read: `python tests/benchmarks/bench_reading.py [OPEN|READ|NSD ...]`.
+
+Prints medians of five, imports and the first, cold run apart, and the ratios that the readers promise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
+from stores import make_model, make_store_plan, make_table, write_store
+
+from xact.reader import load_layers, load_stimuli, open_activations, open_layer
+
+N_MODELS, N_LAYERS = 14, 50
+N_STIMULI, N_UNITS = 10_000, 768
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def measure(what: str, run: Callable[[], Any], *, promise: float | None = None) -> float:
+    """Print and return the median seconds of five runs after a first one."""
+    run()
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    promised = "" if promise is None else f"   (promised: under {promise * 1000:.0f} ms)"
+    say(f"{what:<66}{median * 1000:9.1f} ms{promised}")
+    return median
+
+
+def fill(model: str, layer: str, start: int, stop: int, n_units: int) -> np.ndarray:
+    """Return random values after a ReLU: half of them zero."""
+    seed = sum(f"{model} {layer} {start}".encode())
+    values = np.random.default_rng(seed).standard_normal((stop - start, 1, n_units), dtype=np.float32)
+    return np.maximum(values, 0)
+
+
+def make_many_layers(folder: Path, layout: str, *, n_models: int, n_stimuli: int) -> Path:
+    models = [
+        make_model(f"model{m}", {f"blocks.{k}": [64 * (1 + k % 12)] for k in range(N_LAYERS)}, batch_size=32)
+        for m in range(n_models)
+    ]
+    plan = make_store_plan(models, make_table(n_stimuli), layout=layout)
+    store = folder / f"{layout}-{n_models}-{n_stimuli}.zarr"
+    write_store(store, plan, fill)
+    return store
+
+
+def bench_opening(folder: Path) -> None:
+    for layout, promise in (("cube", 0.3), ("groups", 0.5)):
+        store = make_many_layers(folder, layout, n_models=N_MODELS, n_stimuli=64)
+        what = f"{layout}, {N_MODELS} models x {N_LAYERS} layers"
+        measure(f"open_activations: {what}", lambda store=store: open_activations(store), promise=promise)
+        measure(f"open_layer: {what}", lambda store=store: open_layer(store, "model3", "blocks.7"), promise=0.1)
+        measure(f"load_layers: {what}", lambda store=store: load_layers(store))
+
+
+def bench_one_stimulus(folder: Path) -> None:
+    for layout in ("cube", "groups"):
+        store = make_many_layers(folder, layout, n_models=1, n_stimuli=1024)
+        acts = open_activations(store)
+        what = f"one stimulus over {N_LAYERS} layers, {layout}"
+        measure(what, lambda acts=acts: acts.isel(model=0, stimulus=700).compute(), promise=0.3)
+
+
+def bench_one_layer(folder: Path) -> None:
+    for layout in ("cube", "groups"):
+        for codec in ("lz4", "none"):
+            model = make_model("model0", {"blocks.0": [N_UNITS]}, batch_size=32)
+            plan = make_store_plan([model], make_table(N_STIMULI), layout=layout, codec=codec)
+            store = folder / f"layer-{layout}-{codec}.zarr"
+            write_store(store, plan, fill)
+            values = open_layer(store, "model0", "blocks.0").compute()
+            what = f"open_layer(...).compute(): {N_STIMULI} x {N_UNITS}, {layout}, {codec}"
+            ours = measure(what, lambda store=store: open_layer(store, "model0", "blocks.0").compute())
+            compare(folder, values.values, ours)
+
+
+def compare(folder: Path, values: np.ndarray, ours: float) -> None:
+    """Print how the seconds of `ours` compare with np.load and with the old HDF5 files."""
+    npy, h5 = folder / "values.npy", folder / "values.h5"
+    np.save(npy, values)
+    with h5py.File(h5, "w") as file:
+        for row, one in enumerate(values):
+            file[f"model0/img{row}/blocks.0"] = one
+    plain = measure("  the same by np.load, warm", lambda: np.load(npy))
+    old = measure("  the same by h5py, one data set a stimulus", lambda: read_h5(h5, len(values)))
+    say(f"  {ours / plain:.1f} times np.load (promised: at most 12), h5py takes {old / ours:.0f} times as long (at least 20)")
+
+
+def read_h5(path: Path, n_stimuli: int) -> np.ndarray:
+    with h5py.File(path) as file:
+        group = file["model0"]
+        return np.stack([group[f"img{row}"]["blocks.0"][:] for row in range(n_stimuli)])
+
+
+def bench_nsd(folder: Path) -> None:
+    n_stimuli = 73_000
+    model = make_model("model0", {"blocks.0": [4], "blocks.1": [4]}, batch_size=32)
+    columns = {"subject_count": list(range(n_stimuli)), "cocoId": [str(i) for i in range(n_stimuli)]}
+    plan = make_store_plan([model], make_table(n_stimuli, **columns), layout="cube")
+    store = folder / "nsd.zarr"
+    write_store(store, plan, fill)
+    measure("open_activations: 73,000 stimuli", lambda: open_activations(store))
+    measure("open_layer: 73,000 stimuli", lambda: open_layer(store, "model0", "blocks.0"))
+    measure("load_stimuli: 73,000 stimuli", lambda: load_stimuli(store))
+
+
+BENCHES = {"OPEN": bench_opening, "STIMULUS": bench_one_stimulus, "LAYER": bench_one_layer, "NSD": bench_nsd}
+
+
+def main(wanted: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, bench in BENCHES.items():
+            if not wanted or name in wanted:
+                bench(Path(folder))
+
+
+if __name__ == "__main__":
+    main([one.upper() for one in sys.argv[1:]])

@@ -1,0 +1,176 @@
+"""What a store says about itself: the snapshot in its root's metadata file, and the labels that it names.
+
+Shapes come from the snapshot alone: an append under way may have grown the arrays' own metadata files already.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from xact.errors import StoreError
+
+FORMAT = 1
+"""The `xact_format` that is read here."""
+
+LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
+"""Dimensions that labels lie on."""
+
+Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)}; text as `<U`."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One published generation of a store."""
+
+    path: Path
+    """Of the store, absolute: a worker process may stand elsewhere."""
+    layout: str
+    """`cube` or `groups`."""
+    metadata: Mapping[str, dict[str, Any]]
+    """{path: metadata} of every array and group below the root."""
+    coordinates: tuple[str, ...]
+    """Names of the labels at the root, in their order."""
+    token: str
+    """Differs between any two generations of any two stores."""
+
+    def load_labels(self) -> Labels:
+        """Return the labels on stimuli, replicates, models and layers; raise StoreError where one is damaged."""
+        found = dict.fromkeys([*sorted(LABEL_DIMS), *self.coordinates], "")
+        if self.layout == "groups":
+            named = self.metadata.get("catalog", {}).get("attributes", {}).get("coordinates", "")
+            found |= dict.fromkeys(["model", "layer", *named.split()], "catalog/")
+        for path in self.metadata:  # a name with a space cannot stand in the attribute `coordinates`
+            if "/" not in path:
+                found.setdefault(path, "")
+        arrays = {name: f"{group}{name}" for name, group in found.items() if self._is_label(f"{group}{name}")}
+        return {name: self._load(path) for name, path in arrays.items()}
+
+    def _is_label(self, path: str) -> bool:
+        data = self.metadata.get(path, {})
+        return data.get("node_type") == "array" and LABEL_DIMS.issuperset(data["dimension_names"])
+
+    def _load(self, path: str) -> tuple[tuple[str, ...], np.ndarray]:
+        data = self.metadata[path]
+        return tuple(data["dimension_names"]), load_label(self.path / path, data)
+
+
+def open_snapshot(store: str | Path) -> Snapshot:
+    """Read the root of a store; raise StoreError where it is none, is unfinished, or is too new."""
+    path = Path(store).absolute()
+    data, stamp = _read_root(path)
+    attributes = data.get("attributes")
+    if not isinstance(attributes, dict) or "xact_format" not in attributes:
+        raise StoreError(
+            f"{str(store)!r} was not written by xact: its root has no attribute xact_format",
+            hint="open it with xarray.open_zarr, or give the path of an xact store",
+        )
+    if attributes["xact_format"] != FORMAT:
+        raise StoreError(
+            f"{str(store)!r} has format {attributes['xact_format']!r}; this xact reads format {FORMAT}",
+            hint="pip install --upgrade xact",
+        )
+    if not attributes.get("xact_generation"):
+        raise StoreError(
+            f"the store {str(store)!r} is not finished: nothing is published yet",
+            hint="run the same xact build again, it goes on where it stopped",
+        )
+    try:
+        metadata = data["consolidated_metadata"]["metadata"]
+        layout = attributes["xact_layout"]
+    except (KeyError, TypeError):
+        raise StoreError(
+            f"{path / 'zarr.json'} is damaged: it has no consolidated snapshot",
+            hint=f"xact verify {store} names what is damaged",
+        ) from None
+    return Snapshot(path, layout, metadata, tuple(attributes.get("coordinates", "").split()), stamp)
+
+
+def _read_root(path: Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = (path / "zarr.json").read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"there is no xact store at {str(path)!r}", hint="give the path of a store") from None
+    except OSError as error:
+        raise StoreError(f"{path / 'zarr.json'} cannot be read: {error.strerror}") from None
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise StoreError(f"{path / 'zarr.json'} is damaged: it is not JSON", hint=f"xact verify {path} says more")
+    return data, f"{path} {hashlib.sha256(text).hexdigest()}"
+
+
+def load_label(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Return the whole of one label array, every chunk checked; raise StoreError naming the file that is damaged."""
+    shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    is_text = metadata["data_type"] == "string"
+    kind = np.dtype(object if is_text else metadata["data_type"])
+    if [codec["name"] for codec in metadata["codecs"][1:]] != ["zstd", "crc32c"]:
+        raise StoreError(f"{folder}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact")
+    grid = [range(-(-length // size)) for length, size in zip(shape, chunk, strict=True)]
+    whole = np.empty(shape, dtype=kind)
+    for at in np.ndindex(*map(len, grid)):
+        part = _decode_label(folder.joinpath("c", *map(str, at)), kind).reshape(chunk)
+        start = [i * size for i, size in zip(at, chunk, strict=True)]
+        here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
+        here[...] = part[tuple(map(slice, here.shape))]
+    return whole.astype(str) if is_text else whole
+
+
+def _decode_label(file: Path, kind: np.dtype[Any]) -> np.ndarray:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"the labels in {file} cannot be read: {error.strerror}", hint="xact verify names what is missing"
+        ) from None
+    body = data[:-4]
+    if len(data) < 4 or google_crc32c.value(body) != struct.unpack("<I", data[-4:])[0]:
+        raise StoreError(
+            f"the labels in {file} do not match their checksum", hint="xact verify names all that is damaged"
+        )
+    raw = Zstd().decode(body)
+    return np.asarray(VLenUTF8().decode(raw)) if kind.hasobject else np.frombuffer(raw, kind.newbyteorder("<"))
+
+
+def find_absent_shards(store: Path) -> frozenset[str]:
+    """Return the paths of the shards that the newest manifest says were all NaN, so that no file was written.
+
+    Raise StoreError where there is no manifest, or where it is not the one that was written.
+    """
+    files = {int(file.stem.partition("-")[2]): file for file in (store / ".xact").glob("manifest-*.jsonl")}
+    if not files:
+        raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
+    newest = files[max(files)]
+    return _read_absent(newest, newest.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_absent(file: Path, mtime_ns: int) -> frozenset[str]:
+    del mtime_ns  # only tells one manifest from the next
+    body, newline, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    try:
+        said = json.loads(last)["lines_sha256"]
+    except (ValueError, KeyError, TypeError):
+        said = None
+    if said != hashlib.sha256(body + newline).hexdigest():
+        raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
+    lines = [json.loads(line) for line in body.split(b"\n") if b'"absent"' in line]
+    return frozenset(
+        os.fspath(key) for line in lines for key, written in line.get("shards", {}).items() if written == "absent"
+    )

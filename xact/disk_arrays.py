@@ -22,6 +22,12 @@ from xact.snapshot import find_absent_shards
 BLOCK_NBYTES = 64 * 2**20
 """Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
 
+SMALLEST_BLOCK_NBYTES = 4 * 2**20
+"""Smaller blocks cost more in planning than they save by being read side by side."""
+
+BLOCKS_PER_LAYER = 8
+"""Blocks that a layer is cut into at least, for as many cores, while they are not under the smallest size."""
+
 MAX_BLOCKS = 20_000
 """Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""
 
@@ -264,6 +270,7 @@ def choose_block_rows(array: LayerArray | StackArray) -> int:
         form = next(cell.form for row in array.cells for cell in row if cell is not None)
         n_stimuli, n_units, n_cells = array.shape[1], array.shape[4], array.shape[0] * array.shape[2]
     row_nbytes = ITEM_NBYTES * form.shape.n_replicates * n_units
+    nbytes = min(BLOCK_NBYTES, max(SMALLEST_BLOCK_NBYTES, n_stimuli * row_nbytes // BLOCKS_PER_LAYER))
+    nbytes = max(nbytes, min(n_stimuli * row_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
     size = form.shape.shard_stimuli
-    wanted = max(BLOCK_NBYTES // row_nbytes, min(n_stimuli * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES // row_nbytes))
-    return min(n_stimuli, max(size, wanted // size * size))
+    return min(n_stimuli, max(1, nbytes // (row_nbytes * size)) * size)

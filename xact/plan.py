@@ -63,9 +63,9 @@ class PlannedModel(Record):
     """One network with all that decides its values."""
 
     label: str
-    base: str
     source: str
     id: str
+    base: str
     weights: str
     """As asked: pretrained, random or a path."""
     weights_record: dict[str, Any]
@@ -304,7 +304,7 @@ def _make_first_plan(request: Request) -> Plan:
         n_replicates=n_replicates,
         total_units=max(model.total_units for model in request.models),
         widest_units=widest,
-        buffer_nbytes=storage["buffer_mb"] * 2**20,
+        buffer_nbytes=int(storage["buffer_mb"] * MEGABYTE),
         shard_nbytes=storage["shard_mb"] * MEGABYTE,
     )
     reserved = (*request.table.columns, *request.jitter_names)
@@ -465,7 +465,7 @@ def _check_bounds(plan: Plan, old: Plan | None) -> None:
                 hint="choose a batch_size that does, or build another store",
             )
         buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * ITEM_NBYTES
-        bound = plan.recipe["storage"]["buffer_mb"] * 2**20
+        bound = plan.recipe["storage"]["buffer_mb"] * MEGABYTE
         if old is not None and buffer > bound and plan.stimuli_per_task > batch_stimuli:
             raise MismatchError(
                 f"model {model.label!r}: a task of the store's {plan.stimuli_per_task} stimuli would hold "

@@ -5,6 +5,7 @@ Knows nothing of how a store is made: torch and pydantic stay unloaded.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -26,7 +27,7 @@ from xact.disk_arrays import LayerArray, Rows, StackArray, choose_block_rows
 from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
 from xact.labels import DIMS
 from xact.shards import ShardFormat, parse_format
-from xact.snapshot import Labels, Snapshot, open_snapshot
+from xact.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
 
 Names = str | Iterable[str] | None
 """A name, a glob in which `*` stands for any text and `?` for one character, several of them, or all."""
@@ -110,7 +111,13 @@ def _make_lazy(array: LayerArray | StackArray) -> da.Array:
 
 
 def open_catalog(store: str | Path) -> Catalog:
-    """Read all labels of a store."""
+    """Return all labels of a store, read once for each generation of it."""
+    return _read_catalog(Path(store).absolute(), stamp_root(store))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_catalog(store: Path, stamp: Stamp) -> Catalog:
+    del stamp  # only tells one generation from the next
     snapshot = open_snapshot(store)
     labels = snapshot.load_labels()
     needed = {"model", "layer", "stimulus", "replicate", "n_units", "layer_index", "unit_axes", "unit_shape", "present"}

@@ -18,11 +18,17 @@ from pydantic_core import ErrorDetails
 
 from xact.errors import RecipeError, make_nearest_text
 
+MAX_NBYTES = 1_000_000
+"""Bytes of the longest recipe; YAML is read at about 0.2 MB/s."""
+
 MAX_NODES = 100_000
 """Values a recipe may hold once its aliases are expanded; far above any real recipe."""
 
 UNTRAINED = "untrained"
 """Override that turns every model into its untrained twins; its value is the list of seeds."""
+
+PLAIN_TAGS = frozenset("str int float bool null timestamp value merge seq map".split())
+"""What YAML takes a value without a tag for; all scalars are read as text."""
 
 Key = str | int
 
@@ -30,7 +36,36 @@ Key = str | int
 class Block(BaseModel):
     """A mapping of the recipe: frozen, and every key known."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list | tuple):
+        return "list"
+    return "mapping"
+
+
+def _is_auto(value: object) -> str:
+    return "auto" if value == "auto" else "number"
+
+
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AutoOrCount = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1), Tag("number")], Discriminator(_is_auto)
+]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Dtype = Literal["float32", "tf32", "bfloat16"]
+Folders = Annotated[
+    Annotated[list[Text], Field(min_length=1), Tag("list")]
+    | Annotated[dict[Text, Text], Field(min_length=1), Tag("mapping")],
+    Discriminator(_kind),
+]
+Patterns = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(_kind)
+]
 
 
 class StimuliBlock(Block):
@@ -52,9 +87,10 @@ class FolderStimuli(StimuliBlock):
     source: Literal["folder"]
     root: str = "."
     """Relative to the recipe file."""
-    folders: list[str] | dict[str, str] = Field(["."], min_length=1)
+    folders: Folders = ["."]
     """Names or globs, or {condition: folder}."""
-    pattern: str | list[str] = "*.png"
+    pattern: Patterns = "*.png"
+    """Glob of file names inside a folder, or several."""
     dataset: str = "folder"
     """Name of the data set in `.pt` exports."""
 
@@ -63,7 +99,7 @@ class TableStimuli(StimuliBlock):
     """A CSV or parquet file with a column of image paths; its other columns become coordinates."""
 
     source: Literal["table"]
-    file: str
+    file: Text
     """Relative to the recipe file."""
     root: str = "."
     """What the paths in the table are relative to; itself relative to the recipe file."""
@@ -74,15 +110,16 @@ class TableStimuli(StimuliBlock):
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
     dataset: str = "table"
+    """Name of the data set in `.pt` exports."""
 
 
 class Hdf5Stimuli(StimuliBlock):
     """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
 
     source: Literal["hdf5"]
-    file: str
+    file: Text
     """Relative to the recipe file."""
-    dataset: str
+    dataset: Text
     """Data set with the images."""
     id: str | None = None
     """Data set with the ids; without one the id is the index, five digits."""
@@ -123,20 +160,24 @@ class Replicates(Block):
 
     count: int = Field(1, ge=1)
     jitter: Jitter = NoJitter()
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
+    """Of the jitter, together with the stimulus and the number of the replicate."""
 
 
 class Projection(Block):
     """A seeded random projection of the flattened units to `project` units."""
 
     project: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class Depths(Block):
     """The blocks nearest to these relative depths, 0 the first and 1 the last."""
 
     depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Resize(Block):
@@ -150,19 +191,12 @@ class Resize(Block):
     """Resize both sides to `resize`, whatever the picture's shape."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    """Of red, green and blue, subtracted after scaling to 0..1."""
+    std: tuple[Positive, Positive, Positive]
+    """Of red, green and blue, what the difference is divided by."""
 
 
 ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list | tuple):
-        return "list"
-    return "mapping"
-
 
 Reduction = Annotated[
     Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(_kind)
@@ -182,31 +216,30 @@ Layers = Annotated[
 Transform = Annotated[
     Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(_kind)
 ]
-BatchSize = Literal["auto"] | Annotated[int, Field(ge=1)]
-Dtype = Literal["float32", "tf32", "bfloat16"]
 
 
 class ModelEntry(Block):
     """One network, or its untrained twins."""
 
-    base: str | None = None
+    base: Text | None = None
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
-    label: str | None = None
+    label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
     source: Literal["torchvision", "timm", "open_clip", "transformers", "python"] | None = None
-    id: str | None = None
-    weights: str = "pretrained"
+    id: Text | None = None
+    """The library's own name of the network, with its weights where the library has several."""
+    weights: Text = "pretrained"
     """`pretrained`, `random`, or a local file or folder relative to the recipe file."""
-    seed: int | None = Field(None, ge=0)
+    seed: Seed | None = None
     """Of random weights."""
-    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Several untrained twins, labelled `label@random-SEED`."""
     layers: Layers | None = None
     reduce: Reductions | None = None
     transform: Transform | None = None
-    batch_size: BatchSize | None = None
+    batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
-    device: str | None = None
+    device: Device | None = None
 
     @model_validator(mode="after")
     def _check_whole(self) -> ModelEntry:
@@ -228,31 +261,35 @@ ModelItem = Annotated[Annotated[str, Tag("text")] | Annotated[ModelEntry, Tag("m
 class Compute(Block):
     """Where and how the networks run."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    batch_size: BatchSize = "auto"
+    device: Device = "auto"
+    """`auto` takes MPS, then CUDA, then the CPU."""
+    batch_size: AutoOrCount = "auto"
     """Pictures (stimuli x replicates) in one forward pass."""
-    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    workers: AutoOrCount = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
     dtype: Dtype = "float32"
+    """`float32` is IEEE float32: TF32 and bfloat16 must be asked for."""
 
 
 class Storage(Block):
     """How the activations lie on disk."""
 
     layout: Literal["auto", "cube", "groups"] = "auto"
+    """`cube`: one array; `groups`: one for each layer; `auto`: a cube where no layer is wider than 8,192 units."""
     precision: Literal["full", "bits10"] = "full"
     """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11), about half the bytes."""
     codec: Literal["lz4", "zstd", "none"] = "lz4"
+    """Each with a checksum (crc32c)."""
     shard_mb: int = Field(64, ge=1)
     """Upper bound of one shard file before compression, MB."""
-    buffer_mb: int = Field(256, ge=1)
+    buffer_mb: float = Field(256, gt=0)
     """Upper bound of the buffer of one task, MB (at least one batch)."""
 
 
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
 
-    store: str
+    store: Text
     """Relative to where xact runs."""
     stimuli: Stimuli
     replicates: Replicates = Replicates()
@@ -265,6 +302,7 @@ class Recipe(Block):
     compute: Compute = Compute()
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
+    """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
 
 
 @dataclass(frozen=True)
@@ -287,24 +325,26 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
     file = Path(path)
     data, lines = parse_yaml(_read_text(file), name=str(file))
     if not isinstance(data, dict):
-        raise RecipeError(f"{file}: a recipe is a mapping of keys, this is not", hint="see recipes/reference.yml")
+        found = "it is empty" if data is None else "this is not"
+        raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
     said: dict[tuple[Key, ...], str] = {}
     for dotted, value, words in overrides:
         if dotted == "models":
             value = _choose_models(data.get("models"), value)
         elif dotted == UNTRAINED:
-            dotted, value = "models", make_untrained(data.get("models") or [], value)
+            dotted, value = "models", make_untrained(data.get("models"), value)
         said[_set_dotted(data, dotted, value, words)] = words
-    if not data.get("models"):
-        raise RecipeError(
-            f"{file}: no models are asked for",
-            hint="add `models:` with labels ('xact models' lists them), sets (panel-a, panel-b-vision, "
-            "panel-b-language) or source:id",
-        )
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        raise _make_recipe_error(error.errors(include_url=False), file, lines, said) from None
+        complaints = error.errors(include_url=False)
+        if not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
+            raise RecipeError(
+                f"{file}: no models are asked for",
+                hint="add `models:` with labels ('xact models' lists them), sets (panel-a, panel-b-vision, "
+                "panel-b-language) or source:id",
+            ) from None
+        raise _make_recipe_error(complaints, file, lines, said) from None
     device_said = any(at == ("compute", "device") for at in said)
     return LoadedRecipe(recipe, file.resolve().parent, device_said)
 
@@ -333,8 +373,8 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
 def _read_text(file: Path) -> str:
     if not file.is_file():
         raise RecipeError(f"there is no recipe file {str(file)!r}", hint="give the path of a .yml file")
-    if file.stat().st_size > 10_000_000:
-        raise RecipeError(f"{file}: {file.stat().st_size} bytes is too large for a recipe")
+    if file.stat().st_size > MAX_NBYTES:
+        raise RecipeError(f"{file}: {file.stat().st_size} bytes is too large for a recipe ({MAX_NBYTES} is the most)")
     try:
         return file.read_text(encoding="utf-8")
     except (UnicodeDecodeError, OSError) as error:
@@ -354,7 +394,7 @@ def _to_data(
         raise RecipeError(f"{name}: more than {MAX_NODES} values once aliases are expanded")
     line = node.start_mark.line + 1
     lines.setdefault(at, line)
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag or node.tag.endswith(":binary"):
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
         raise RecipeError(f"{name}, line {line}: the tag {node.tag!r} is not allowed in a recipe")
     if isinstance(node, yaml.ScalarNode):
         return None if node.style is None and node.value in ("", "~", "null", "Null", "NULL") else node.value
@@ -377,21 +417,44 @@ def _to_data(
 
 def _choose_models(listed: object, names: Sequence[Any]) -> list[Any]:
     """Return the recipe's own entry for each name that is the label of one, else the name itself."""
-    known: dict[object, Any] = {}
-    for item in listed if isinstance(listed, list) else []:
-        if isinstance(item, dict):
-            for label in (item.get("label"), item.get("base"), f"{item.get('source')}:{item.get('id')}"):
-                known.setdefault(label, item)
-    return [known.get(name, name) if isinstance(name, str) else name for name in names]
+    entries = listed if isinstance(listed, list) else []
+    by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
+    by_base = {base: item for item in reversed(entries) if isinstance(item, dict) for base in _find_bases(item)}
+    return [by_label.get(name, by_base.get(name, name)) for name in names]
 
 
-def make_untrained(models: Sequence[Any], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the entries of the untrained twins of `models` (raw entries of a recipe)."""
-    twins = []
+def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
+    """Yield (label in the store, entry) for every network of one raw entry of a recipe."""
+    if isinstance(item, str):
+        yield item, item
+    if not isinstance(item, dict):
+        return
+    bases = _find_bases(item)
+    if item.get("weights") != "random" or (item.get("label") and "seeds" not in item):
+        yield from ((label, item) for label in bases[:1])
+        return
+    seeds = item["seeds"] if isinstance(item.get("seeds"), list) else [item.get("seed", "0")]
+    rest = {key: value for key, value in item.items() if key not in ("seed", "seeds")}
+    yield from ((f"{label}@random-{seed}", {**rest, "seeds": [seed]}) for label in bases[:1] for seed in seeds)
+
+
+def _find_bases(item: Mapping[str, Any]) -> list[str]:
+    """Return the names of a raw entry, the one that its label is made of first."""
+    named = f"{item['source']}:{item['id']}" if "source" in item and "id" in item else None
+    return [name for name in (item.get("label"), item.get("base"), named) if isinstance(name, str)]
+
+
+def make_untrained(models: object, seeds: Sequence[int]) -> object:
+    """Return the entries of the untrained twins of `models` (raw, not yet checked)."""
+    if not isinstance(models, list):
+        return models
+    twins: list[Any] = []
     for model in models:
-        entry = {"base": model} if isinstance(model, str) else dict(model)
-        entry.pop("seed", None)
-        twins.append({**entry, "weights": "random", "seeds": list(seeds)})
+        entry = {"base": model} if isinstance(model, str) else model
+        if isinstance(entry, dict):
+            rest = {key: value for key, value in entry.items() if key != "seed"}
+            entry = {**rest, "weights": "random", "seeds": list(seeds)}
+        twins.append(entry)
     return twins
 
 
@@ -433,7 +496,8 @@ def _make_recipe_error(
     said: Mapping[tuple[Key, ...], str],
 ) -> RecipeError:
     """Turn the most telling of pydantic's complaints into one line with the place and the nearest key."""
-    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    first = min(unknown, key=lambda error: len(error["loc"]), default=errors[0])
     at, block = _resolve(first["loc"])
     where = str(file)
     overriding = [words for key, words in said.items() if at[: len(key)] == key]
@@ -448,16 +512,77 @@ def _make_recipe_error(
         keys = [*block.model_fields] if block else []
         nearest = make_nearest_text(str(at[-1]), keys)
         return RecipeError(f"{where}: unknown key {dotted!r}{nearest}{more}", hint=f"valid here: {', '.join(keys)}")
-    if first["type"] == "missing":
-        return RecipeError(f"{where}: the key {dotted!r} is missing{more}", hint="see recipes/reference.yml")
-    problem = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    found = f", found {given!r}" if isinstance(given, str | int | float | bool | None) else ""
-    nearest = ""
-    expected = first.get("ctx", {}).get("expected") or first.get("ctx", {}).get("expected_tags")
-    if isinstance(given, str) and expected:
-        nearest = make_nearest_text(given, re.findall(r"'([^']*)'", str(expected)))
-    return RecipeError(f"{where}: {dotted or 'the recipe'}: {problem}{found}{nearest}{more}")
+    if first["type"] == "union_tag_not_found" and first["ctx"]["discriminator"].startswith("'"):
+        at = (*at, first["ctx"]["discriminator"].strip("'"))
+    if first["type"] in ("missing", "union_tag_not_found") and isinstance(at[-1], str):
+        choices = _list_choices(first)
+        return RecipeError(
+            f"{where}: the key {'.'.join(map(str, at))!r} is missing{more}",
+            hint=f"one of {', '.join(choices)}" if choices else "see recipes/reference.yml",
+        )
+    return RecipeError(f"{where}: {_describe_problem(first, at)}{more}")
+
+
+WANTED: Mapping[str, str] = {
+    "string_type": "text is wanted",
+    "int_parsing": "a whole number is wanted",
+    "int_parsing_size": "a smaller number is wanted",
+    "int_type": "a whole number is wanted",
+    "int_from_float": "a whole number is wanted",
+    "float_parsing": "a number is wanted",
+    "float_type": "a number is wanted",
+    "bool_parsing": "true or false is wanted",
+    "finite_number": "a finite number is wanted",
+    "list_type": "a list is wanted",
+    "tuple_type": "a list is wanted",
+    "dict_type": "a mapping is wanted",
+    "model_type": "a mapping is wanted",
+    "model_attributes_type": "a mapping is wanted",
+    "string_too_short": "this is empty",
+    "too_short": "this is empty",
+    "string_pattern_mismatch": "auto, cpu, mps, cuda or cuda:N is wanted",  # devices alone have a pattern
+}
+"""What to say for each of pydantic's complaints; the others are said in its words."""
+
+
+def _describe_problem(error: ErrorDetails, at: Sequence[Key]) -> str:
+    """Return `key: what is wanted, what was found (nearest: …)`."""
+    context = error.get("ctx", {})
+    given: object = error["input"]
+    kind = error["type"]
+    problem = WANTED.get(kind) or error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    choices = _list_choices(error)
+    if kind in ("missing", "too_long"):  # of a list of fixed length
+        at = at[:-1] if kind == "missing" else at
+        return f"{'.'.join(map(str, at))}: three numbers are wanted"
+    if kind == "union_tag_invalid" and context["discriminator"].startswith("'"):
+        at, given = (*at, context["discriminator"].strip("'")), context["tag"]
+    if kind.startswith("union_tag"):
+        problem = f"{make_choice_text(choices)} is wanted"
+    if "number" in error["loc"] and kind.startswith("int"):
+        problem = f"'auto' or {problem}"
+    found = f", found {given!r}" if isinstance(given, str | int | float) else f", found a {_kind(given)}"
+    if given is None:
+        found = ", found nothing"
+    if kind == "value_error" or kind.endswith("too_short"):
+        found = ""
+    is_word = isinstance(given, str) and not set(choices) <= set(_KINDS)
+    nearest = make_nearest_text(str(given), choices) if is_word else ""
+    return f"{'.'.join(map(str, at)) or 'the recipe'}: {problem}{found}{nearest}"
+
+
+def make_choice_text(choices: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
+
+
+def _list_choices(error: ErrorDetails) -> list[str]:
+    context = error.get("ctx", {})
+    named = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
+    if error["type"] == "union_tag_not_found":  # pydantic names the key and not its choices
+        blocks = _find_blocks(Jitter if context["discriminator"] == "'kind'" else Stimuli)
+        return [value for block in blocks for value in _discriminators(block)]
+    return named
 
 
 def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
@@ -486,7 +611,7 @@ def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
 
 
 _KINDS = ("text", "list", "mapping")
-_TAGS = {*_KINDS, "folder", "table", "hdf5", "none", "color", "shift"}
+_TAGS = {*_KINDS, "auto", "number", "folder", "table", "hdf5", "none", "color", "shift"}
 
 
 def _find_blocks(annotation: Any) -> Iterator[type[Block]]:  # noqa: ANN401  a type annotation is of any shape

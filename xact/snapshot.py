@@ -5,12 +5,14 @@ Shapes come from the snapshot alone: an append under way may have grown the arra
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
 Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}; text as `<U`."""
 
+Stamp = tuple[int, int, int] | None
+"""Inode, time in ns and size of the root's metadata file; None where there is none."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -41,7 +46,7 @@ class Snapshot:
     layout: str
     """`cube` or `groups`."""
     metadata: Mapping[str, dict[str, Any]]
-    """{path: metadata} of every array and group below the root."""
+    """{path: metadata} of the labels at the root and in `/catalog`, and of all activations."""
     coordinates: tuple[str, ...]
     """Names of the labels at the root, in their order."""
     token: str
@@ -70,22 +75,26 @@ class Snapshot:
 
 def open_snapshot(store: str | Path) -> Snapshot:
     """Read the root of a store; raise StoreError where it is none, is unfinished, or is too new."""
-    path = Path(store).absolute()
-    data, stamp = _read_root(path)
+    with _collector_paused():
+        return _parse_root(Path(store).absolute(), stamp_root(store))
+
+
+def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
+    data = _read_root(path / "zarr.json")
     attributes = data.get("attributes")
     if not isinstance(attributes, dict) or "xact_format" not in attributes:
         raise StoreError(
-            f"{str(store)!r} was not written by xact: its root has no attribute xact_format",
+            f"{str(path)!r} was not written by xact: its root has no attribute xact_format",
             hint="open it with xarray.open_zarr, or give the path of an xact store",
         )
     if attributes["xact_format"] != FORMAT:
         raise StoreError(
-            f"{str(store)!r} has format {attributes['xact_format']!r}; this xact reads format {FORMAT}",
+            f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads format {FORMAT}",
             hint="pip install --upgrade xact",
         )
     if not attributes.get("xact_generation"):
         raise StoreError(
-            f"the store {str(store)!r} is not finished: nothing is published yet",
+            f"the store {str(path)!r} is not finished: nothing is published yet",
             hint="run the same xact build again, it goes on where it stopped",
         )
     try:
@@ -94,25 +103,45 @@ def open_snapshot(store: str | Path) -> Snapshot:
     except (KeyError, TypeError):
         raise StoreError(
             f"{path / 'zarr.json'} is damaged: it has no consolidated snapshot",
-            hint=f"xact verify {store} names what is damaged",
+            hint=f"xact verify {path} names what is damaged",
         ) from None
-    return Snapshot(path, layout, metadata, tuple(attributes.get("coordinates", "").split()), stamp)
+    kept = {at: one for at, one in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
+    return Snapshot(path, layout, kept, tuple(attributes.get("coordinates", "").split()), f"{path} {stamp}")
 
 
-def _read_root(path: Path) -> tuple[dict[str, Any], str]:
+def stamp_root(store: str | Path) -> Stamp:
+    """Return what changes whenever a store is published anew; None where there is no store."""
     try:
-        text = (path / "zarr.json").read_bytes()
+        found = Path(store, "zarr.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_root(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"there is no xact store at {str(path)!r}", hint="give the path of a store") from None
+        raise StoreError(f"there is no xact store at {str(file.parent)!r}", hint="give the path of a store") from None
     except OSError as error:
-        raise StoreError(f"{path / 'zarr.json'} cannot be read: {error.strerror}") from None
-    try:
-        data = json.loads(text)
+        raise StoreError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise StoreError(f"{path / 'zarr.json'} is damaged: it is not JSON", hint=f"xact verify {path} says more")
-    return data, f"{path} {hashlib.sha256(text).hexdigest()}"
+        raise StoreError(f"{file} is damaged: it is not JSON", hint=f"xact verify {file.parent} says more")
+    return data
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector off: thousands of new dictionaries set it off again and again, twice the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def load_label(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
@@ -129,7 +158,9 @@ def load_label(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
-    return whole.astype(str) if is_text else whole
+    whole = whole.astype(str) if is_text else whole
+    whole.flags.writeable = False  # shared by all that is opened later
+    return whole
 
 
 def _decode_label(file: Path, kind: np.dtype[Any]) -> np.ndarray:

@@ -1,0 +1,135 @@
+"""Images per second of a whole build against the bare forward pass, in alternating pairs of one process.
+
+    python tests/benchmarks/bench_build.py [mean|flatten|vit ...] [--images 256] [--pairs 5]
+
+The bare pass runs over ready tensors with as many torch threads as processors, in the faster of the two memory
+formats. A build is everything from listing the stimuli to the published store, but for loading the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from xact.models import find_weights, load_network
+from xact.recipe import load_recipe
+from xact.run import carry_out, survey
+from xact.specs import resolve_models
+
+CASES = {
+    "mean": ("{base: ResNet50, weights: random, reduce: mean}", 0.90),
+    "flatten": ("{base: ResNet50, weights: random, reduce: flatten}", 0.50),
+    "vit": (
+        "{source: timm, id: vit_base_patch16_224.augreg_in21k, weights: random, layers: ['blocks.*'], reduce: cls}",
+        0.92,
+    ),
+}
+"""{case: (model entry, the ratio to reach)}."""
+
+BATCH = 16
+
+
+def write_images(folder: Path, n: int) -> None:
+    """Write n photographs-like PNG files of 400 x 400: smooth structure with some noise, about 250 kB each."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 6, (400, 400, 3))
+    for i in range(n):
+        small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        smooth = np.asarray(small.resize((400, 400), Image.Resampling.BICUBIC), dtype=np.float64)
+        picture = np.clip(smooth + np.roll(noise, i, 0), 0, 255).astype(np.uint8)
+        data = io.BytesIO()
+        Image.fromarray(picture).save(data, "PNG", compress_level=6)
+        (folder / f"{i:05d}.png").write_bytes(data.getvalue())
+
+
+def run_bare(module: torch.nn.Module, batch: torch.Tensor, n_images: int) -> float:
+    """Return images per second of plain forward passes."""
+    with torch.inference_mode():
+        started = time.perf_counter()
+        for _ in range(n_images // BATCH):
+            module(batch)
+    return n_images / (time.perf_counter() - started)
+
+
+def choose_format(module: torch.nn.Module, batch: torch.Tensor) -> torch.memory_format:
+    """Return the memory format in which the bare pass is faster."""
+    speeds = {}
+    for form in (torch.contiguous_format, torch.channels_last):
+        module.to(memory_format=form)
+        shaped = batch.to(memory_format=form)
+        run_bare(module, shaped, BATCH)
+        speeds[form] = run_bare(module, shaped, 3 * BATCH)
+    return max(speeds, key=speeds.__getitem__)
+
+
+def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
+    """Return images per second of one build, and the bytes it wrote."""
+    shutil.rmtree(store, ignore_errors=True)
+    loaded = load_recipe(recipe)
+    started = time.perf_counter()
+    site = survey(loaded, store, allow_code=False, fetch=True)
+    carry_out(site, progress=lambda _: None)
+    seconds = time.perf_counter() - started
+    loading = sum(found["load_seconds"] for found in site.state.networks.values())
+    nbytes = sum(w.nbytes for record in site.state.tasks.values() for w in record.shards.values() if w)
+    return n_images / (seconds - loading), nbytes
+
+
+def run_case(case: str, folder: Path, n_images: int, pairs: int) -> None:
+    """Print the medians and the ratios of one case."""
+    entry, goal = CASES[case]
+    recipe, store = folder / f"{case}.yml", folder / f"{case}.zarr"
+    recipe.write_text(
+        f"store: {store}\nstimuli: {{source: folder, root: images, limit: {n_images}}}\nmodels: [{entry}]\n"
+        f"compute: {{device: cpu, batch_size: {BATCH}}}\n"
+    )
+    spec = resolve_models(load_recipe(recipe))[0]
+    module = load_network(spec, find_weights(spec)).module
+    batch = torch.randn(BATCH, 3, 224, 224)
+    form = choose_format(module, batch)
+    module.to(memory_format=form)
+    batch = batch.to(memory_format=form)
+    bare, built, ratios = [], [], []
+    for _ in range(pairs):
+        bare.append(run_bare(module, batch, n_images))
+        speed, nbytes = run_build(recipe, store, n_images)
+        built.append(speed)
+        ratios.append(built[-1] / bare[-1])
+    shutil.rmtree(store)
+    sys.stdout.write(
+        f"{case}: bare {statistics.median(bare):.2f} images/s ({form}), build {statistics.median(built):.2f}, "
+        f"{nbytes / n_images / 1e6:.2f} MB an image; ratio median {statistics.median(ratios):.3f} "
+        f"(min {min(ratios):.3f}, max {max(ratios):.3f}); to reach {goal:.2f}\n"
+    )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Run the cases asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        write_images(folder / "images", options.images)
+        for case in options.cases:
+            run_case(case, folder, options.images, options.pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,9 @@ def make_layer(label: str, shape: Sequence[int], index: int, *, n_layers: int) -
     )
 
 
-def make_model(label: str, layers: Mapping[str, Sequence[int]], *, batch_size: int = 4, **changes: object) -> PlannedModel:
+def make_model(
+    label: str, layers: Mapping[str, Sequence[int]], *, batch_size: int = 4, **changes: object
+) -> PlannedModel:
     """Plan a model whose layers have these shapes, in forward order."""
     fields = {
         "label": label,
@@ -62,7 +64,9 @@ def make_model(label: str, layers: Mapping[str, Sequence[int]], *, batch_size: i
         "device": "cpu",
         "batch_size": batch_size,
         "versions": {},
-        "layers": tuple(make_layer(name, shape, i, n_layers=len(layers)) for i, (name, shape) in enumerate(layers.items())),
+        "layers": tuple(
+            make_layer(name, shape, i, n_layers=len(layers)) for i, (name, shape) in enumerate(layers.items())
+        ),
         "n_stimuli": 0,
     }
     return PlannedModel.model_validate(fields | changes)

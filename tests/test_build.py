@@ -14,13 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from pictures import write_pictures, write_recipe
 from PIL import Image
 
 import xact
-from pictures import write_pictures, write_recipe
 from xact.errors import MismatchError, RequestError, StimulusError, StoreError
 
-TINY = "{label: tiny, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random, layers: ['blocks.*'], reduce: cls}"
+TINY = (
+    "{label: tiny, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random, layers: ['blocks.*'], "
+    "reduce: cls}"
+)
+COORDINATES = (
+    "model stimulus layer replicate stimulus_index condition stem file sha256 jitter_hue base source weights seed "
+    "trained family training n_parameters n_units layer_index depth depth_bin unit_axes unit_shape path present"
+)
+
 RESNET = "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [conv1, layer1, layer4, logits]}"
 
 RECIPE = """
@@ -79,9 +87,7 @@ def test_a_finished_store_opens_in_plain_xarray_without_xact_and_without_a_warni
         "assert data.activations.dims == ('model', 'stimulus', 'layer', 'replicate', 'unit'), data.activations.dims\n"
         "assert data.activations.dtype == 'float32'\n"
         "assert data.attrs['xact_complete'] is True and data.attrs['xact_format'] == 1\n"
-        "wanted = set('model stimulus layer replicate stimulus_index condition stem file sha256 jitter_hue base source '\n"
-        "    'weights seed trained family training n_parameters n_units layer_index depth depth_bin unit_axes unit_shape '\n"
-        "    'path present'.split())\n"
+        f"wanted = set({COORDINATES!r}.split())\n"
         "assert wanted <= set(data.coords), wanted - set(data.coords)\n"
         "assert list(data.data_vars) == ['activations']\n"
         "assert bool(data.present.all())\n"

@@ -159,7 +159,7 @@ def test_every_recipe_parses(file: Path):
 
 
 def test_the_quick_start_makes_a_plan(
-    mobilenet_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:

@@ -287,7 +287,7 @@ def test_a_file_too_large_for_a_stimulus_is_refused_unread(tmp_path):
             "column 'jitter_x' of T has a reserved",
             "rename: {jitter_x: new_name}",
         ),
-        (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T cannot be the name of an array", "rename: {a/b: new_name}"),
+        (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T cannot be the name", "rename: {a/b: new_name}"),
         (make_table(columns={"a\t": [1, 2]}), "the column name .* begins or ends with white space", "rename it"),
         (make_table(columns={"word": ["x", "y\0z"]}), "column 'word' holds a NUL character in row 2", None),
     ],

@@ -14,10 +14,10 @@ import torch
 import torchvision
 import transformers
 import xarray as xr
+from pictures import write_pictures, write_recipe
 from PIL import Image
 
 import xact
-from pictures import write_pictures, write_recipe
 
 N_PICTURES = 5
 
@@ -207,7 +207,8 @@ def test_every_reduction_of_tokens_equals_the_same_by_hand(tmp_path):
     recipe = write_recipe(
         tmp_path,
         f"store: {tmp_path / 'store.zarr'}\nstimuli: {{source: folder, root: stimuli}}\n"
-        "models: [{label: m, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random, layers: [blocks.2]}]\n"
+        "models: [{label: m, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random}]\n"
+        "layers: [blocks.2]\n"
         f"reduce: [{', '.join(REDUCTIONS)}]\nstorage: {{layout: groups}}\n",
     )
     xact.build(recipe)

@@ -1,6 +1,6 @@
-"""Activations on disk as arrays that are read when they are indexed: paths, shapes and formats, no numbers.
+"""Activations on disk: paths, shapes and formats, no numbers, so that other processes can be told what to read.
 
-Dask slices these like numpy arrays, in threads and in other processes. Only the chunks that an index touches are read.
+Only the chunks that hold what is asked for are read.
 """
 
 from __future__ import annotations
@@ -14,24 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from xact.chunks import ITEM_NBYTES
 from xact.errors import StoreError
 from xact.shards import ShardFormat, read_rows, split_rows
 from xact.snapshot import find_absent_shards
-
-BLOCK_NBYTES = 64 * 2**20
-"""Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
-
-SMALLEST_BLOCK_NBYTES = 4 * 2**20
-"""Smaller blocks cost more in planning than they save by being read side by side."""
-
-BLOCKS_PER_LAYER = 8
-"""Blocks that a layer is cut into at least, for as many cores, while they are not under the smallest size."""
-
-MAX_BLOCKS = 20_000
-"""Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""
-
-LARGEST_BLOCK_NBYTES = 4 * BLOCK_NBYTES
 
 Pick = range | np.ndarray
 """Places along one axis: a range, or an array of them."""
@@ -73,26 +58,19 @@ class LayerArray:
         return (self.rows.n, self.form.shape.n_replicates, *self.unit_shape)
 
     @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return 2 + len(self.unit_shape)
-
-    @property
     def n_units(self) -> int:
         """Units over all axes."""
         return prod(self.unit_shape)
 
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
-        all_rows = self.rows.present is None
-        return (type(self).__name__, self.token, self.model, self.layer, self.unit_shape, all_rows)
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells this array from any other."""
+        return (self.token, self.model, self.layer, self.unit_shape, self.rows.present is None)
 
-    def __getitem__(self, key: Any) -> np.ndarray:  # noqa: ANN401  any index that dask gives
-        picks, kept = expand_index(key, self.shape)
-        return self.read(picks[0], picks[1], picks[2:]).reshape(kept)
-
-    def read(self, rows: Pick, replicates: Pick, units: Sequence[Pick]) -> np.ndarray:
-        """Return the values at these places, (stimulus, replicate, *unit axes)."""
-        lengths = (len(rows), len(replicates), *map(len, units))
+    def read(self, picks: Sequence[Pick]) -> np.ndarray:
+        """Return the values at these places along each axis."""
+        rows, replicates, *units = picks
+        lengths = [len(pick) for pick in picks]
         if 0 in lengths:
             return np.empty(lengths, dtype=self.dtype)
         flat = flatten_units(units, self.unit_shape)
@@ -102,7 +80,7 @@ class LayerArray:
         if not isinstance(flat, range):
             data = data[:, :, flat - first]
         if not is_whole(replicates, self.shape[1]):
-            data = data[:, as_index(replicates)]
+            data = data[:, np.asarray(replicates)]
         return data.reshape(lengths)
 
     def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
@@ -167,7 +145,6 @@ class StackArray:
     """By model and layer; None where the model has no such layer."""
 
     dtype = np.dtype(np.float32)
-    ndim = 5
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -176,17 +153,19 @@ class StackArray:
         n_stimuli, n_replicates, _ = layers[0].shape
         return (len(self.cells), n_stimuli, len(self.cells[0]), n_replicates, max(one.n_units for one in layers))
 
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (type(self).__name__, *([one and one.__dask_tokenize__() for one in row] for row in self.cells))
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells this array from any other."""
+        return tuple(cell and cell.key for row in self.cells for cell in row)
 
-    def __getitem__(self, key: Any) -> np.ndarray:  # noqa: ANN401  any index that dask gives
-        picks, kept = expand_index(key, self.shape)
+    def read(self, picks: Sequence[Pick]) -> np.ndarray:
+        """Return the values at these places along each axis."""
         models, rows, layers, replicates, units = picks
         out = np.empty([len(pick) for pick in picks], dtype=self.dtype)
         for i, m in enumerate(models):
             for j, k in enumerate(layers):
                 fill_cell(out[i, :, j], self.cells[m][k], rows, replicates, units)
-        return out.reshape(kept)
+        return out
 
 
 def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: Pick, units: Pick) -> None:
@@ -203,39 +182,7 @@ def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: 
     places = np.asarray(units)
     has = places < cell.n_units
     out[...] = np.nan
-    out[:, :, has] = cell.read(rows, replicates, [places[has]])
-
-
-def expand_index(key: Any, shape: Sequence[int]) -> tuple[list[Pick], list[int]]:  # noqa: ANN401  any index
-    """Return (places along each axis, shape of the result), each axis indexed on its own.
-
-    Takes integers, slices, arrays of integers and masks; an integer drops its axis.
-    """
-    keys = list(key) if isinstance(key, tuple) else [key]
-    at = next((i for i, one in enumerate(keys) if one is Ellipsis), None)
-    if at is not None:
-        keys[at : at + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
-    keys += [slice(None)] * (len(shape) - len(keys))
-    if len(keys) > len(shape):
-        raise IndexError(f"{len(keys)} indices for {len(shape)} axes")
-    picks = [_pick(one, length) for one, length in zip(keys, shape, strict=True)]
-    kept = [len(pick) for pick, one in zip(picks, keys, strict=True) if np.ndim(one) or isinstance(one, slice)]
-    return picks, kept
-
-
-def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  any index of one axis
-    if isinstance(key, slice):
-        return range(length)[key]
-    places = np.asarray(key)
-    if places.dtype == bool:
-        if places.shape != (length,):
-            raise IndexError(f"a mask of shape {places.shape} for an axis of length {length}")
-        return np.flatnonzero(places)
-    places = places.astype(np.intp)
-    if places.ndim > 1 or ((places < -length) | (places >= length)).any():
-        raise IndexError(f"an index beyond an axis of length {length}")
-    places = np.where(places < 0, places + length, places)
-    return places if places.ndim else range(int(places), int(places) + 1)
+    out[:, :, has] = cell.read([rows, replicates, places[has]])
 
 
 def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | np.ndarray:
@@ -253,24 +200,3 @@ def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | n
 def is_whole(pick: Pick, length: int) -> bool:
     """Return whether these are all places of an axis, in order."""
     return isinstance(pick, range) and pick == range(length)
-
-
-def as_index(pick: Pick) -> slice | np.ndarray:
-    """Return what numpy takes along one axis."""
-    if isinstance(pick, range) and pick.step > 0:
-        return slice(pick.start, pick.stop, pick.step)
-    return np.asarray(pick)
-
-
-def choose_block_rows(array: LayerArray | StackArray) -> int:
-    """Return the stimuli of a dask block: whole shards, of moderate size, not too many of them."""
-    if isinstance(array, LayerArray):
-        form, n_stimuli, n_units, n_cells = array.form, array.rows.n, array.n_units, 1
-    else:
-        form = next(cell.form for row in array.cells for cell in row if cell is not None)
-        n_stimuli, n_units, n_cells = array.shape[1], array.shape[4], array.shape[0] * array.shape[2]
-    row_nbytes = ITEM_NBYTES * form.shape.n_replicates * n_units
-    nbytes = min(BLOCK_NBYTES, max(SMALLEST_BLOCK_NBYTES, n_stimuli * row_nbytes // BLOCKS_PER_LAYER))
-    nbytes = max(nbytes, min(n_stimuli * row_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
-    size = form.shape.shard_stimuli
-    return min(n_stimuli, max(1, nbytes // (row_nbytes * size)) * size)

@@ -18,14 +18,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xact.disk_arrays import LayerArray, Rows, StackArray, choose_block_rows
+from xact.disk_arrays import LayerArray, Rows, StackArray
 from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
 from xact.labels import DIMS
+from xact.lazy_arrays import open_lazy
 from xact.shards import ShardFormat, parse_format
 from xact.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
 
@@ -49,7 +49,7 @@ def open_activations(
     rows = catalog.find_rows(m, allow_incomplete=allow_incomplete)
     cells = tuple(tuple(catalog.find_array(i, j, rows[i]) for j in k) for i in m)
     coords = catalog.make_coords({"model": np.array(m), "layer": np.array(k)})
-    return xr.DataArray(_make_lazy(StackArray(cells)), coords, DIMS, name="activations")
+    return xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations")
 
 
 def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False) -> xr.DataArray:
@@ -62,7 +62,7 @@ def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: b
     places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
     on_unit = {name: ("unit", place) for name, place in zip(one.unit_axes, places, strict=True)}
     return xr.DataArray(
-        _make_lazy(one.array), one.coords | on_unit, ("stimulus", "replicate", "unit"), name="activations"
+        open_lazy(one.array), one.coords | on_unit, ("stimulus", "replicate", "unit"), name="activations"
     )
 
 
@@ -74,7 +74,7 @@ def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: boo
     one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=True)
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     return xr.DataArray(
-        _make_lazy(one.array), one.coords | on_axes, ("stimulus", "replicate", *one.unit_axes), name="activations"
+        open_lazy(one.array), one.coords | on_axes, ("stimulus", "replicate", *one.unit_axes), name="activations"
     )
 
 
@@ -99,15 +99,6 @@ def load_layers(store: str | Path) -> pd.DataFrame:
         if dims == ("model",) and name != "model":
             columns[name] = values[m]
     return pd.DataFrame(columns)
-
-
-def _make_lazy(array: LayerArray | StackArray) -> da.Array:
-    """Return the dask array over an array on disk: blocks of whole shards, each with all units."""
-    size = choose_block_rows(array)
-    chunks = (size, *array.shape[1:]) if isinstance(array, LayerArray) else (1, size, 1, *array.shape[3:])
-    meta = np.empty((0,) * array.ndim, dtype=array.dtype)
-    lazy: da.Array = da.from_array(array, chunks=chunks, asarray=False, fancy=True, meta=meta)  # type: ignore[no-untyped-call]
-    return lazy
 
 
 def open_catalog(store: str | Path) -> Catalog:

@@ -329,7 +329,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
         raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
     said: dict[tuple[Key, ...], str] = {}
     for dotted, value, words in overrides:
-        if dotted == "models":
+        if words == "--models":
             value = _choose_models(data.get("models"), value)
         elif dotted == UNTRAINED:
             dotted, value = "models", make_untrained(data.get("models"), value)

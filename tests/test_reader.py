@@ -124,6 +124,7 @@ def test_every_index_gives_what_numpy_gives(store):
         for key in indices:
             np.testing.assert_array_equal(array.data[key].compute(), known[key])
             np.testing.assert_array_equal(array.data[key][..., 0].compute(), known[key][..., 0])
+            np.testing.assert_array_equal(array.data[key][None].compute(), known[key][None])
         for axis in range(array.ndim):
             places = rng.integers(-array.shape[axis], array.shape[axis], 7)
             mask = rng.random(array.shape[axis]) < 0.5
@@ -132,8 +133,14 @@ def test_every_index_gives_what_numpy_gives(store):
                 np.testing.assert_array_equal(array.data[key].compute(), known[key])
 
 
+def test_points_along_two_axes_are_what_numpy_gives(store):
+    one = open_layer(store, "ResNet", "layer4.1")
+    points = one.isel(stimulus=xr.DataArray([1, 29, 1], dims="p"), unit=xr.DataArray([0, 7, 299], dims="p"))
+    np.testing.assert_array_equal(points.transpose("p", ...), one.values[[1, 29, 1], :, [0, 7, 299]])
+
+
 def test_the_views_under_dask_take_every_index_themselves(store):
-    on_disk = open_layer(store, "ResNet", "layer4.1").data.view
+    on_disk = open_layer(store, "ResNet", "layer4.1").data.on_disk
     known = expect("ResNet", "layer4.1", 300)
     mask = np.arange(30) % 3 == 0
     for key in (4, -1, [5, 1, 5], mask, slice(20, 3, -2), (slice(None), 1), (..., [299, 0]), (mask, slice(None), 7)):
@@ -304,6 +311,15 @@ def test_selecting_averaging_and_stacking_stay_lazy(store):
     np.testing.assert_array_equal(leaves.values, acts.values[:, 15:])
     np.testing.assert_allclose(mean, acts.values.mean(3), rtol=1e-6)
     np.testing.assert_array_equal(joined[..., 10:], expect("Vit@random-0", "blocks.0", 12))
+
+
+def test_a_value_that_was_assigned_is_not_read_from_disk_again(store):
+    one = open_layer(store, "ResNet", "logits")
+    one[{"stimulus": 3}] = 7
+    assert (one[3] == 7).all()
+    assert (one.isel(stimulus=[2, 3])[1] == 7).all()
+    np.testing.assert_array_equal(one[4], expect("ResNet", "logits", 10)[4])
+    np.testing.assert_array_equal(open_layer(store, "ResNet", "logits")[3], expect("ResNet", "logits", 10)[3])
 
 
 def test_groupby_condition_works_at_once(store):

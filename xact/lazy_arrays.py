@@ -23,7 +23,7 @@ BLOCK_NBYTES = 64 * 2**20
 SMALLEST_BLOCK_NBYTES = 4 * 2**20
 """Smaller blocks cost more in planning than they save by being read side by side."""
 
-BLOCKS_PER_LAYER = 8
+BLOCKS_PER_LAYER = 4
 """Blocks that a layer is cut into at least, for as many cores, while they are not under the smallest size."""
 
 MAX_BLOCKS = 20_000
@@ -80,31 +80,36 @@ class View:
 class LazyArray(da.Array):
     """A dask array over a view; what is selected from it is one again, anything else a plain dask array."""
 
-    view: View
+    on_disk: View
     blocks_of: tuple[int, ...]
     """Length of a block along each axis of the array on disk."""
+    name_on_disk: str
+    """Its name while it is what is on disk: assigning to elements gives it another."""
 
-    def __getitem__(self, index: Any) -> da.Array:  # noqa: ANN401  any index
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  any index, dask's own type
         keys = index if isinstance(index, tuple) else (index,)
-        if not all(_is_plain(key) for key in keys) or sum(np.ndim(key) for key in keys if key is not Ellipsis) > 1:
-            return super().__getitem__(index)
-        view = self.view.select(tuple(np.asarray(key) if isinstance(key, list) else key for key in keys))
+        is_plain = all(_is_plain(key) for key in keys) and sum(np.ndim(key) for key in keys) <= 1
+        if not is_plain or self.name != self.name_on_disk:
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+        view = self.on_disk.select(tuple(np.asarray(key) if isinstance(key, list) else key for key in keys))
         chunks = make_chunks(view, self.blocks_of)
         if sum(map(len, chunks)) > sum(map(len, self.chunks)):
-            return super().__getitem__(index)  # places to and fro between blocks: dask reads each block once
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # places to and fro between blocks: dask reads each block once
         return make_lazy(view, self.blocks_of)
 
 
 def _is_plain(key: Any) -> bool:  # noqa: ANN401  any index of one axis
-    return key is Ellipsis or isinstance(key, (int, np.integer, slice, list, np.ndarray))
+    is_bool = isinstance(key, (bool, np.bool_))  # a new axis, to numpy
+    return key is Ellipsis or (isinstance(key, (int, np.integer, slice, list, np.ndarray)) and not is_bool)
 
 
 def make_lazy(view: View, blocks_of: tuple[int, ...]) -> LazyArray:
     """Return the dask array over a view; `blocks_of` is the length of a block along each axis on disk."""
     meta = np.empty((0,) * view.ndim, dtype=view.dtype)
-    plain = da.from_array(view, chunks=make_chunks(view, blocks_of), asarray=False, fancy=True, meta=meta)
-    lazy = LazyArray(plain.dask, plain.name, plain.chunks, meta=meta)
-    lazy.view, lazy.blocks_of = view, blocks_of
+    chunks = make_chunks(view, blocks_of)
+    plain = da.from_array(view, chunks=chunks, asarray=False, fancy=True, meta=meta)  # type: ignore[no-untyped-call]
+    lazy = LazyArray(plain.dask, plain.name, plain.chunks, meta=meta)  # type: ignore[no-untyped-call]
+    lazy.on_disk, lazy.blocks_of, lazy.name_on_disk = view, blocks_of, lazy.name
     return lazy
 
 

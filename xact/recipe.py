@@ -558,10 +558,10 @@ def _describe_problem(error: ErrorDetails, at: Sequence[Key]) -> str:
     if kind == "union_tag_invalid" and context["discriminator"].startswith("'"):
         at, given = (*at, context["discriminator"].strip("'")), context["tag"]
     if kind.startswith("union_tag"):
-        problem = f"{make_choice_text(choices)} is wanted"
+        problem = f"{_join_choices(choices)} is wanted"
     if "number" in error["loc"] and kind.startswith("int"):
         problem = f"'auto' or {problem}"
-    found = f", found {given!r}" if isinstance(given, str | int | float) else f", found a {_kind(given)}"
+    found = f", found {given!r:.80}" if isinstance(given, str | int | float) else f", found a {_kind(given)}"
     if given is None:
         found = ", found nothing"
     if kind == "value_error" or kind.endswith("too_short"):
@@ -571,7 +571,7 @@ def _describe_problem(error: ErrorDetails, at: Sequence[Key]) -> str:
     return f"{'.'.join(map(str, at)) or 'the recipe'}: {problem}{found}{nearest}"
 
 
-def make_choice_text(choices: Sequence[str]) -> str:
+def _join_choices(choices: Sequence[str]) -> str:
     """Return `a, b or c`."""
     return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
 

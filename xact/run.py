@@ -21,7 +21,7 @@ import xact
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.durable import sweep_partial
 from xact.engine import Job, TaskResult, run_job
-from xact.errors import CaptureError, MismatchError, WorkError
+from xact.errors import CaptureError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Gallery, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, load_state, remove_older, write_plan
@@ -88,15 +88,16 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
         held = state.plan.find_model(spec.label) if state.plan else None
-        model = survey_model(spec, n_stimuli=len(source.table), held=held)
-        if held is not None and not _is_device_open(spec, loaded):
-            _check_device(model, held)
         try:
+            model = survey_model(spec, n_stimuli=len(source.table), held=held)
             models.append(_add_weights(model, spec, held, state, fetch=fetch))
-        except WorkError as error:
+        except WeightsError as error:
             if recipe.on_error == "stop":
                 raise
             failed[spec.label] = str(error)
+        else:
+            if held is not None and not _is_device_open(spec, loaded):
+                _check_device(model, held)
     request = Request(
         recipe=recipe.model_dump(),
         table=source.table,
@@ -129,7 +130,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
         if site.tasks.get(model.label):
             try:
                 run_model(site, model, journal, outcome, progress)
-            except CaptureError as error:
+            except (CaptureError, WeightsError) as error:
                 if site.loaded.recipe.on_error == "stop":
                     raise
                 outcome.failed_models[model.label] = str(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.durable import hold_lock
-from xact.errors import InterruptedBuildError, RequestError
+from xact.errors import RequestError, WorkError
 from xact.recipe import UNTRAINED, LoadedRecipe, load_recipe, parse_assignment
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def build(
         from xact.run import carry_out
 
         if not site.nothing_to_do and not confirm(site):
-            raise InterruptedBuildError("nothing was built: the answer was no")
+            raise WorkError("nothing was built: the answer was no")
         return carry_out(site, progress=watch(site))
 
 
@@ -107,7 +107,7 @@ def make_overrides(
 def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = Path(loaded.recipe.store).expanduser()
-    was_there = check_place(store)
+    is_store, was_there = check_place(store), store.exists()
     folder = store / ".xact"
     try:
         with hold_lock(folder):
@@ -115,8 +115,10 @@ def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
 
             yield survey(loaded, store, allow_code=allow_code, fetch=True)
     finally:
-        if not was_there and not any(folder.glob("plan-*")):
-            remove_empty(store)
+        if not is_store and not any(folder.glob("plan-*")):
+            remove_traces(folder)
+            if not was_there:
+                store.rmdir()
 
 
 def check_place(store: Path) -> bool:
@@ -134,10 +136,8 @@ def check_place(store: Path) -> bool:
     return False
 
 
-def remove_empty(store: Path) -> None:
-    """Remove a store in which nothing was planned."""
+def remove_traces(folder: Path) -> None:
+    """Remove the folder `.xact` of a store in which nothing was planned."""
     for name in ("lock", "holder.json"):
-        (store / ".xact" / name).unlink(missing_ok=True)
-    for folder in (store / ".xact", store):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        (folder / name).unlink(missing_ok=True)
+    folder.rmdir()

@@ -1,0 +1,134 @@
+"""What README.md shows is what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from conftest import RECIPES
+
+ROOT = RECIPES.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def list_blocks(text: str, *words: str) -> list[tuple[str, str]]:
+    """(word after the fence, content) of the fenced blocks of these kinds, in order."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(word, content) for word, content in blocks if word in words]
+
+
+def find_chapter(title: str) -> str:
+    return re.split(r"^## ", README.split(f"## {title}\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+@pytest.fixture(scope="session")
+def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the quick start has run, as if it were the clone."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "recipes").symlink_to(RECIPES)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "xact", "build", "recipes/quickstart.yml"], cwd=folder, check=True)
+    (folder / "seconds").write_text(str(time.monotonic() - started))
+    return folder
+
+
+def run_blocks(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Run a chapter's Python, block by block in one namespace; return (text shown after a block, text printed)."""
+    monkeypatch.chdir(folder)
+    namespace: dict[str, object] = {}
+    shown: list[tuple[str, str]] = []
+    printed = io.StringIO()
+    for word, content in list_blocks(find_chapter(title), "python", "text"):
+        if word == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(content, f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
+        else:
+            shown.append((content, printed.getvalue()))
+    return shown
+
+
+def test_the_first_two_commands_are_those_that_ci_runs():
+    first, second = (content for _, content in list_blocks(README, "sh"))
+    assert first.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e . &&\n")
+    assert first.endswith("xact build recipes/quickstart.yml\n")
+    assert second == '. .venv/bin/activate && pip install -e ".[test]" && pytest\n'
+    for block in (first, second):
+        assert all(line.endswith("&&") for line in block.splitlines()[:-1])
+    assert "```sh" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_quick_start_takes_less_than_two_minutes(quickstart: Path):
+    assert float((quickstart / "seconds").read_text()) < 120
+
+
+def test_the_quick_start_gives_the_store_in_the_picture(quickstart: Path):
+    store = xr.open_zarr(quickstart / "quickstart.zarr")
+    picture = list_blocks(find_chapter("What you get"), "text")[0][1]
+    shape = ", ".join(f"{dim} {length}" for dim, length in store["activations"].sizes.items())
+    assert f"({shape})" in picture
+    words = set(re.findall(r"[\w.]+", picture))
+    assert {str(name) for name in store.variables} <= words
+    assert {str(name) for name in store["model"].values} <= set(re.findall(r"[\w-]+", picture))
+    assert store.attrs["xact_complete"]
+
+
+def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    shown = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
+    assert len(shown) == 3
+    for said, printed in shown:
+        assert len(said.split()) == len(printed.split())
+        for word, found in zip(said.split(), printed.split(), strict=True):
+            try:
+                assert float(found) == pytest.approx(float(word), abs=0.021)  # another torch, another last digit
+            except ValueError:
+                assert found == word
+
+
+def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    run_blocks("Reading with xact", quickstart, monkeypatch)
+    assert (quickstart / "trial.zarr").is_dir()
+
+
+def test_the_recipe_of_the_page_is_one(tmp_path: Path):
+    from xact.recipe import load_recipe
+    from xact.specs import resolve_models
+
+    ((_, text),) = list_blocks(find_chapter("The recipe"), "yaml")
+    (tmp_path / "recipe.yml").write_text(text, encoding="utf-8")
+    labels = [spec.label for spec in resolve_models(load_recipe(tmp_path / "recipe.yml"))]
+    assert labels == [
+        "ResNet50",
+        "timm:vit_tiny_patch16_224.augreg_in21k",
+        "ResNet50@random-0",
+        "ResNet50@random-1",
+        "R18",
+    ]
+
+
+def test_the_picture_of_the_house_names_every_file():
+    ((_, picture),) = list_blocks(find_chapter("How the house is built"), "text")
+    named = set(re.findall(r"[\w/]+\.py|\w+/", picture))
+    there = {path.name for path in (ROOT / "xact").rglob("*.py") if not path.name.startswith("__")}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "xact").rglob("__init__.py")}
+    assert named == there | folders
+
+
+def test_the_page_names_every_command():
+    from xact.cli import make_parser
+
+    ((_, table),) = list_blocks(find_chapter("Commands"), "text")
+    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
+    assert set(re.findall(r"^xact (\w+)", table, flags=re.MULTILINE)) == set(commands.choices or ())
+
+
+def test_every_link_of_the_page_leads_somewhere():
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target

@@ -15,13 +15,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xact.errors import CaptureError, RequestError, make_one_line
 from xact.layers import Output
 from xact.reduce import Reduction, apply_reduction
 
-PROBE_BATCH = 7
-"""Stimuli in a probe: a number that is no other length of an output, so that the batch axis can be told."""
+PROBE_BATCH = 11
+"""Stimuli in a probe: no usual length of an output (as 7 is, of maps and windows), so that the batch axis can be
+told."""
 
 
 class Runnable(Protocol):
@@ -51,7 +53,7 @@ class Wanted:
 
 
 def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
-    """Return every output of a forward pass in forward order, by a pass over meta tensors where that works.
+    """Return every output of a forward pass in forward order, then the modules that gave none (`n_calls` 0).
 
     `input_shape` is (3, height, width). A network on the meta device costs no memory and no arithmetic. One that is
     not, or whose code looks at values, is run for real on a batch of zeros.
@@ -85,7 +87,8 @@ def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
     logits = network.find_logits(result)
     if logits is not None:
         outputs.append(Output("", type(module).__name__, 0, 1, "", _per_stimulus(tuple(logits.shape)), sizes[""]))
-    return outputs
+    silent = [name for name in modules if name and not calls[name]]
+    return outputs + [Output(name, type(modules[name]).__name__, 0, 0, "", None, sizes[name]) for name in silent]
 
 
 def find_device(module: nn.Module) -> torch.device:
@@ -101,8 +104,8 @@ def _per_stimulus(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def _shape_of(value: object) -> object:
     """Return `value` with every tensor replaced by its shape, so that the probe keeps no tensor alive."""
-    if isinstance(value, Tensor):
-        return _per_stimulus(tuple(value.shape)) or ()
+    if isinstance(value, Tensor):  # a complex number cannot be kept as float32
+        return (None if value.is_complex() else _per_stimulus(tuple(value.shape))) or ()
     if isinstance(value, Mapping):
         return {str(key): _shape_of(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -136,15 +139,19 @@ def find_part(value: object, part: str) -> object:
     return value
 
 
-class _DeepestReached(Exception):  # noqa: N818  a signal to our own caller, not an error
-    """Ends a forward pass once the deepest layer asked for has fired."""
+class _DeepestReached(BaseException):
+    """Ends a forward pass once the deepest layer asked for has fired; no `except Exception` of a network catches it."""
 
 
 class Capture:
     """Capture of fixed layers from one copy of a network, one batch at a time; for one thread."""
 
     def __init__(self, network: Runnable, wanted: Sequence[Wanted], *, n_prefix: int, model: str) -> None:
-        """`wanted` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages."""
+        """`wanted` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages.
+
+        Raise RequestError for a network that cannot be copied, CaptureError for one in which a stimulus's values
+        would depend on the others of its batch.
+        """
         self._network = network
         self._module = copy_module(network.module)
         self._wanted = list(wanted)
@@ -155,18 +162,27 @@ class Capture:
         for i, one in enumerate(wanted):
             self._by_call.setdefault((one.output.name, one.output.call), []).append(i)
         self._n_calls = {one.output.name: one.output.n_calls for one in wanted if one.output.name}
+        tensors = (*self._module.parameters(), *self._module.buffers())
+        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no version
+        for name, module in self._module.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is None:
+                raise CaptureError(
+                    f"model {model!r}: {name!r} normalises by the mean of its batch: a stimulus's values would depend "
+                    "on the others beside it"
+                )
 
     def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> None:
         """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
 
         `units` is (n, n_units) float32 on the batch's device, valid during the call only: copy it. Raise
-        CaptureError where a layer does not fire exactly as planned.
+        CaptureError where a layer does not fire exactly as planned, or the pass draws random numbers or changes the
+        network. What a network keeps of one batch for the next in plain attributes is not seen.
         """
-        if any(module.training for module in self._module.modules()):
-            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+        self._check_mode()
         calls: Counter[str] = Counter()
         fired: set[int] = set()
         stopped = False
+        random, version = _get_random_state(batch.device), self._count_changes()
         with self._hooks(batch, calls, fired, keep), torch.inference_mode():
             try:
                 result = self._network.forward(self._module, batch)
@@ -175,6 +191,22 @@ class Capture:
             else:
                 self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
         self._check_firing(calls, fired, stopped=stopped)
+        self._check_mode()
+        if self._count_changes() != version:
+            raise CaptureError(
+                f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
+                "would depend on those shown before"
+            )
+        if not torch.equal(_get_random_state(batch.device), random):
+            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")
+
+    def _check_mode(self) -> None:
+        if any(module.training for module in self._module.modules()):
+            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+
+    def _count_changes(self) -> int:
+        """Return how often any parameter or buffer was written to in place."""
+        return sum(tensor._version for tensor in self._tensors)
 
     @contextmanager
     def _hooks(
@@ -223,6 +255,14 @@ class Capture:
                 raise CaptureError(
                     f"model {self._model!r}: {name!r} was called {calls[name]} times where the probe saw {planned}"
                 )
+
+
+def _get_random_state(device: torch.device) -> Tensor:
+    """Return the state of the global generators that a pass on `device` could draw from."""
+    state = torch.get_rng_state()
+    if device.type == "cuda":
+        return torch.cat([state, torch.cuda.get_rng_state(device)])
+    return torch.cat([state, torch.mps.get_rng_state()]) if device.type == "mps" else state
 
 
 def copy_module(module: nn.Module) -> nn.Module:

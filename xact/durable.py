@@ -6,17 +6,16 @@ All writing of a store goes through here.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from xact.errors import StoreError
 
@@ -44,28 +43,34 @@ def place_file(path: Path, pieces: Sequence[bytes]) -> Written:
     beside = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
     nbytes = 0
+    make_folder(path.parent)
     with _disk_errors(path):
-        make_folder(path.parent)
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            for piece in pieces:
-                digest.update(piece)
-                nbytes += len(piece)
-                _write_all(fd, piece)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        beside.replace(path)
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            try:
+                for piece in pieces:
+                    digest.update(piece)
+                    nbytes += len(piece)
+                    _write_all(fd, piece)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            beside.replace(path)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()  # on a full disk, room for those who write beside us
+            raise
     return Written(nbytes, digest.hexdigest())
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, each synced into its own parent."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    with _disk_errors(folder):
+        if folder.is_dir():
+            return
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -123,26 +128,50 @@ def sweep_partial(folder: Path) -> int:
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Hold the store's lock, which a kill frees; refuse at once where another process holds it."""
-    make_folder(folder)
-    lock = FileLock(folder / "lock")
+    """Hold the store's lock, which a kill frees; refuse at once where another process holds it.
+
+    flock itself: filelock may take, where a file system has none, a lock that outlives a kill.
+    """
     holder = folder / "holder.json"
+    fd = _take_lock(folder / "lock", holder)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise StoreError(
-            f"the store {str(folder.parent)!r} is being built by {_name_holder(holder)}", hint="wait for it, or stop it"
-        ) from None
-    except NotImplementedError:
-        raise StoreError(
-            f"the file system of {str(folder.parent)!r} has no file locks (flock)", hint="put the store on another disk"
-        ) from None
-    try:
-        holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        with _disk_errors(holder):
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield
-        holder.unlink(missing_ok=True)
     finally:
-        lock.release()
+        with suppress(OSError):
+            holder.unlink()
+        os.close(fd)
+
+
+def _take_lock(path: Path, holder: Path) -> int:
+    """Return a descriptor that holds the lock until it is closed."""
+    while True:
+        make_folder(path.parent)
+        with _disk_errors(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _lock_file(fd, path.parent.parent, holder)
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # whoever held it took the file away: begin anew
+
+
+def _lock_file(fd: int, store: Path, holder: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(
+            f"the store {str(store)!r} is being built by {_name_holder(holder)}", hint="wait for it, or stop it"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"the file system of {str(store)!r} has no file locks ({error.strerror})",
+            hint="put the store on another disk",
+        ) from None
 
 
 def _name_holder(holder: Path) -> str:
@@ -166,7 +195,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.statvfs(path.parent if path.parent.is_dir() else "/")
+            free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
                 f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror})",
                 hint="make room and run the same command again: it goes on where it stopped",

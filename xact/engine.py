@@ -68,8 +68,10 @@ class _OpenTask:
     """A task under way."""
 
     task: Task
-    buffers: list[np.ndarray]
     n_left: int
+    buffers: list[np.ndarray] = field(default_factory=list)
+    """Taken when the first batch has run, so that decoding ahead never waits for them."""
+    opening: threading.Lock = field(default_factory=threading.Lock)
     started: float = field(default_factory=time.monotonic)
     failed: dict[int, str] = field(default_factory=dict)
     stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
@@ -204,13 +206,20 @@ class _Run:
 
     def _make_batches(self, tasks: Iterator[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
         for task in tasks:
-            buffers = self.pool.take(self.stop)
-            if buffers is None:
-                return
-            opened = _OpenTask(task, buffers, len(task.batches))
-            self.load_rows(task, buffers)
+            opened = _OpenTask(task, len(task.batches))
             for batch in task.batches:
                 yield opened, batch
+
+    def _take_buffers(self, opened: _OpenTask) -> bool:
+        """See to the buffers of a task; return False where the run stops before there are any."""
+        with opened.opening:
+            if not opened.buffers:
+                buffers = self.pool.take(self.stop)
+                if buffers is None:
+                    return False
+                self.load_rows(opened.task, buffers)
+                opened.buffers = buffers
+        return True
 
     def next_batch(self) -> tuple[_OpenTask, Batch] | None:
         """Return the next batch in the order of the plan, None when there is none or the run stops."""
@@ -236,6 +245,8 @@ class _Run:
                 if not ahead:
                     return
                 opened, batch, prepared = ahead.pop(0)
+                if self.stop.is_set():
+                    return
                 self._show(capture, opened, batch, prepared.result())
 
     def _make_capture(self) -> Capture:
@@ -263,6 +274,8 @@ class _Run:
     def _show(self, capture: Capture, opened: _OpenTask, batch: Batch, pictures: Tensor) -> None:
         """Run one batch into the buffers of its task, and hand the task over after its last batch."""
         job = self.job
+        if not self._take_buffers(opened):
+            return
         pictures = pictures.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
         rows = [row for row in range(batch.start, batch.stop) if row in opened.task.rows]
         staged: dict[int, Tensor] = {}

@@ -20,13 +20,17 @@ RESERVED_COLUMNS = frozenset(
 )
 """Names that a column of a user's table may not have: the store uses them itself."""
 
-RESERVED_PARTS = RESERVED_COLUMNS | frozenset(
-    ["zarr.json", "c", "con", "prn", "aux", "nul"] + [f"{device}{i}" for device in ("com", "lpt") for i in range(1, 10)]
-)
-"""Path parts (case folded) that mean something to the store or to Windows."""
+RESERVED_PARTS = RESERVED_COLUMNS | {"zarr.json", "c"}
+"""Path parts (case folded) that mean something to the store."""
+
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+"""Names that Windows takes for a device, with any ending."""
 
 MAX_LABEL_LENGTH = 200
 """Characters a label may have, so that a path part made from it fits every file system."""
+
+MAX_PART_LENGTH = 200
+"""Characters a path part may have; a longer one is cut and gets a hash."""
 
 
 def check_label(label: str, *, what: str) -> str:
@@ -59,7 +63,7 @@ def make_path_parts(
     """Return {label: path part}, distinct also after case folding.
 
     A part that is in `existing` (an earlier {label: part}) never moves. A short hash of the label is added
-    wherever the plain part would meet another, is reserved, or begins with a dot.
+    wherever the plain part would meet another, is reserved, or is no safe name of a folder.
     """
     parts = dict(existing or {})
     kept = RESERVED_PARTS | {name.casefold() for name in reserved}
@@ -68,11 +72,18 @@ def make_path_parts(
         if label in parts:
             continue
         part = make_path_part(label)
-        unsafe = part.startswith((".", "-", "__")) or part.endswith(".")
-        if unsafe or part.casefold() in taken or {part.casefold(), part.casefold().split(".")[0]} & kept:
-            part = f"{part.lstrip('.-_') or 'x'}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+        if not _is_safe(part) or part.casefold() in taken or part.casefold() in kept:
+            stem = part[: MAX_PART_LENGTH - 9].lstrip(".-_") or "x"
+            stem = f"x-{stem}" if DEVICES.match(stem) else stem
+            part = f"{stem}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
         if part.casefold() in taken:
             raise RequestError(f"the labels {label!r} and another make one path {part!r}", hint="rename one of them")
         taken.add(part.casefold())
         parts[label] = part
     return parts
+
+
+def _is_safe(part: str) -> bool:
+    """Return whether a part can be the name of a folder in a Zarr store on any system."""
+    is_long = not 0 < len(part) <= MAX_PART_LENGTH
+    return not (is_long or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))

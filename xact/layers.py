@@ -7,17 +7,33 @@ between dots, `**` for anything: `layer4.*` names the blocks of layer4, `layer4.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
 
 BLOCK_CLASSES = re.compile(
-    r"(Block|Bottleneck|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv|ResidualAttentionBlock"
-    r"|Layer)(V\d)?$"
+    r"((?<!Feature)Block|Bottleneck|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv"
+    r"|(?<!Conv)Layer|MobileAttention|XceptionModule|SelectiveKernelBasic|DlaBasic|ConvEncoder|Outlooker|^Transformer)"
+    r"(V\d|\dd|PostNorm|ClassAttn)?$"
 )
-"""Class names of residual and transformer blocks in torchvision, timm, open_clip and transformers."""
+"""Class names of residual and transformer blocks in torchvision, timm, open_clip and transformers.
+
+Not among them: networks without such blocks (AlexNet, VGG, Inception, SqueezeNet, ConvMixer), and the plain
+convolutions (ConvBnAct) that timm's EfficientNetV2 and MobileNetV4 begin with. A dense block counts as one.
+"""
+
+STAGE_CLASSES = re.compile(r"^(MaxVitBlock|StageBlock|MultiScaleBlock|MobileViTMobileNetLayer|Transformer)$")
+"""Classes of that kind that hold the blocks in torchvision's MaxViT and timm's SHViT, CrossViT and PiT."""
+
+BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final_conv)(\.|$)")
+"""Parts of a network that are no blocks, though some are built of the same classes."""
+
+
+LOGITS = "logits"
+"""Label of the network's own output."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,7 @@ class Output:
     call: int
     """Which call of the module, from 0."""
     n_calls: int
+    """In one forward pass; 0: a module that gives no output."""
     part: str
     """Where the tensor lies in what the module returned: empty, `[0]`, `[key]`, …"""
     shape: tuple[int, ...] | None
@@ -39,10 +56,10 @@ class Output:
 
     @property
     def label(self) -> str:
-        """The output's label: `logits` for the network's own."""
+        """The output's label: `logits` for the network's own (a module of that name is `logits:0`)."""
         if not self.name:
-            return f"logits{self.part}"
-        call = f":{self.call}" if self.n_calls > 1 else ""
+            return f"{LOGITS}{self.part}"
+        call = f":{self.call}" if self.n_calls > 1 or self.name == LOGITS else ""
         return f"{self.name}{call}{self.part}"
 
 
@@ -58,21 +75,41 @@ class Selected:
 
 def find_blocks(outputs: Sequence[Output]) -> list[str]:
     """Return the names of the outermost residual or transformer blocks, in forward order."""
-    names = {o.name: o for o in outputs if o.name and BLOCK_CLASSES.search(o.class_name) and o.n_params}
-    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    classes = {
+        o.name: o.class_name
+        for o in outputs
+        if o.name
+        and o.n_calls
+        and o.n_params
+        and BLOCK_CLASSES.search(o.class_name)
+        and not BESIDE_BLOCKS.search(o.name)
+    }
+    holders = {holder for name in classes for holder in _find_holders(name)}
+    blocks = {
+        name: None
+        for name, class_name in classes.items()
+        if not STAGE_CLASSES.search(class_name) or (name not in holders and name.rpartition(".")[2].isdecimal())
+    }
+    return [name for name in blocks if not any(holder in blocks for holder in _find_holders(name))]
+
+
+def _find_holders(name: str) -> Iterator[str]:
+    """Yield the names of the modules that a module lies in."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
     """Return the position among the network's blocks, 0 to 1; without blocks, among all outputs."""
-    blocks = find_blocks(outputs)
+    blocks = {name: i for i, name in enumerate(find_blocks(outputs))}
     if len(blocks) < 2:
-        return order / max(1, len(outputs) - 1)
-    firsts = {name: i for i, name in enumerate(blocks)}
-    for name, i in firsts.items():
-        if output.name == name or output.name.startswith(f"{name}."):
-            return i / (len(blocks) - 1)
-    ends = [max(i for i, o in enumerate(outputs) if o.name == name) for name in blocks]
-    return max(0, sum(end < order for end in ends) - 1) / (len(blocks) - 1)
+        return order / max(1, sum(o.n_calls > 0 for o in outputs) - 1)
+    for name in (output.name, *_find_holders(output.name)):
+        if name in blocks:
+            return blocks[name] / (len(blocks) - 1)
+    ends = {o.name: i for i, o in enumerate(outputs)}
+    return max(0, sum(ends[name] < order for name in blocks) - 1) / (len(blocks) - 1)
 
 
 def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape
@@ -93,6 +130,9 @@ def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[st
         raise RequestError(f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks")
     else:
         chosen = _select_names(wanted, outputs, aliases, model)
+    doubles = [label for label, n in Counter(chosen.values()).items() if n > 1]
+    if doubles:
+        raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
     return [Selected(chosen[i], outputs[i], i) for i in sorted(chosen)]
 
 
@@ -153,11 +193,18 @@ def _make_name_error(name: str, relatives: Sequence[Output], outputs: Sequence[O
     usable = [o.label for o in relatives if o.shape is not None]
     lists = f"'xact layers {model}' lists all {sum(o.shape is not None for o in outputs)}"
     if relatives and relatives[0].n_calls > 1 and usable:
-        return RequestError(
-            f"model {model!r} calls {name!r} {relatives[0].n_calls} times: name the call ({', '.join(usable)})"
-        )
-    if usable:
+        called, n_calls = relatives[0].name, relatives[0].n_calls
+        return RequestError(f"model {model!r} calls {called!r} {n_calls} times: name the call ({', '.join(usable)})")
+    if usable and relatives[0].part:
         return RequestError(f"model {model!r}: {name!r} gives several values: name the part ({', '.join(usable)})")
+    if usable:
+        return RequestError(f"model {model!r} has no layer {name!r}: it is called once ({', '.join(usable)})")
+    if relatives and not relatives[0].n_calls:
+        return RequestError(
+            f"model {model!r}: {name!r} is never called in a forward pass (its holder does its work), so it gives "
+            "nothing to store",
+            hint=lists,
+        )
     if relatives:
         return RequestError(
             f"model {model!r}: {name!r} gives no tensor whose first axis is the stimulus, so it cannot be stored",

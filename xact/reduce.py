@@ -169,7 +169,7 @@ def project(flat: Tensor, k: int, seed: int) -> Tensor:
     projected = flat.new_empty((flat.shape[0], k))
     for start in range(0, k, step):
         part = slice(start, start + step)
-        index = flat.new_tensor(columns[part].ravel()).long()
+        index = flat.new_empty(0).long().new_tensor(columns[part].ravel())  # float32 would round indices over 2^24
         sign = flat.new_tensor(signs[part])
         picked = flat.index_select(1, index).reshape(flat.shape[0], -1, n_entries)
         projected[:, part] = (picked * sign).sum(2)  # (n, step, entries) -> (n, step)

@@ -6,6 +6,7 @@ What it costs is said by `estimate`; nothing here asks a person anything or know
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-import xact
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.durable import sweep_partial
 from xact.engine import Job, TaskResult, run_job
@@ -325,7 +325,7 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
             "failed": {plan.stimuli.ids[row]: error for record in done for row, error in record.failed.items()},
         }
     provenance = {
-        "xact": xact.__version__,
+        "xact": importlib.metadata.version("xact"),
         "python": platform.python_version(),
         "platform": sys.platform,
         "models": models,

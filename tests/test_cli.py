@@ -295,6 +295,9 @@ def test_a_table_keeps_its_columns_and_refuses_reserved_ones(tmp_path, capsys):
     assert list(stimuli["condition"]) == ["a", "b", "a"]
     assert stimuli["rating"].isna().tolist() == [False, True, False]
     assert stimuli["n"].dtype.kind == "i"
+    code, out, err = run(capsys, "build", recipe)
+    assert (code, err) == (0, "")
+    assert "nothing to do" in out  # a missing number is the same missing number
     table.rename(columns={"n": "model"}).to_csv(tmp_path / "table.csv", index=False)
     code, _, err = run(capsys, "build", recipe, "--store", tmp_path / "other.zarr")
     assert code == 2

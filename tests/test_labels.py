@@ -83,7 +83,7 @@ def assert_safe(parts):
     assert len(set(folded)) == len(folded)
 
 
-@pytest.mark.parametrize("label", HOSTILE, ids=[reason for reason in HOSTILE.values()])
+@pytest.mark.parametrize("label", HOSTILE, ids=list(HOSTILE.values()))
 def test_a_hostile_label_alone_becomes_one_safe_part(label):
     parts = make_path_parts([label], reserved=ROOT_ARRAYS)
     assert list(parts) == [label]

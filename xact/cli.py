@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import xact
-from xact.errors import InterruptedBuildError, RequestError, XactError
+from xact.errors import InterruptedBuildError, RequestError, XactError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.estimate import Estimate
@@ -213,7 +213,7 @@ def show_estimate(estimated: Estimate) -> None:
     show_table(rows)
     sys.stdout.write(
         f"store {estimated.store} ({estimated.layout}): {estimated.n_stimuli} stimuli x {estimated.n_replicates} "
-        f"replicates; to write at most {format_nbytes(estimated.nbytes)} in {estimated.n_files} files, "
+        f"replicates; {format_nbytes(estimated.nbytes)} before compression in {estimated.n_files} files, "
         f"{format_nbytes(estimated.free_nbytes)} free\n"
     )
     sys.stdout.flush()
@@ -257,7 +257,11 @@ def run_layers(options: argparse.Namespace) -> int:
         matched = set(match_glob(options.glob, [output.label for output in usable]))
         usable = [output for output in usable if output.label in matched]
         if not usable:
-            raise RequestError(f"model {options.model!r} has no layer that {options.glob!r} matches")
+            raise RequestError(
+                f"model {options.model!r} has no layer that {options.glob!r} matches"
+                f"{make_nearest_text(options.glob, [output.label for output in outputs])}",
+                hint="`*` stands for a part between dots, `**` for anything",
+            )
     labels = {true: alias for alias, true in spec.aliases.items()}
     if options.json:
         found = [

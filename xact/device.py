@@ -42,7 +42,11 @@ def choose_batch_size(asked: int | str, device: str) -> int:
 
 def count_workers(asked: int | str) -> int:
     """Return the threads to use: as asked, or one for each processor this process may run on."""
-    return len(os.sched_getaffinity(0)) if isinstance(asked, str) else asked
+    if not isinstance(asked, str):
+        return asked
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def count_lanes(workers: int, *, lane_nbytes: int, device: str) -> int:

@@ -30,7 +30,7 @@ NEUTRAL_STIMULI_KEYS = ("root", "file", "folders", "pattern", "limit", "dataset"
 class Record(BaseModel):
     """A frozen part of a plan that is kept as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class PlannedLayer(Record):
@@ -284,8 +284,8 @@ def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan
         }
     )
     _check_bounds(plan, old)
-    same = plan.model_copy(update={"recipe": old.recipe}) == old
-    if same or not is_committed:
+    same = plan.model_copy(update={"recipe": old.recipe}).model_dump_json() == old.model_dump_json()
+    if same or not is_committed:  # compared as text: a missing number is NaN, which is equal to nothing
         return plan.model_copy(update={"generation": old.generation})
     return plan.model_copy(update={"generation": old.generation + 1})
 

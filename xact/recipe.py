@@ -64,7 +64,7 @@ Folders = Annotated[
     Discriminator(_kind),
 ]
 Patterns = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(_kind)
+    Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")], Discriminator(_kind)
 ]
 
 

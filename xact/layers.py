@@ -185,6 +185,8 @@ def _take(names: Sequence[str], outputs: Sequence[Output], model: str) -> dict[i
             taken[i] = name
             continue
         relatives = [o for o in outputs if o.name == name.split(":")[0].split("[")[0] or o.label == name]
+        if i is not None and outputs[i].part:  # this very part, and it is no tensor
+            relatives = [outputs[i]]
         raise _make_name_error(name, relatives, outputs, model)
     return taken
 

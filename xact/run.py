@@ -24,8 +24,8 @@ from xact.engine import Job, TaskResult, run_job
 from xact.errors import CaptureError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Gallery, draw_all_amounts, draw_amounts
-from xact.journal import Journal, State, load_state, remove_older, write_plan
-from xact.models import Network, Transform, check_allowed, find_weights, load_network, make_transform
+from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
+from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
@@ -42,6 +42,8 @@ class Site:
     loaded: LoadedRecipe
     source: StimulusSource
     specs: Mapping[str, ModelSpec]
+    weights: Mapping[str, Weights]
+    """{model: weights that were found}."""
     state: State
     """What the store's journals say before this run."""
     plan: Plan
@@ -85,12 +87,13 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     specs = {spec.label: spec for spec in resolve_models(loaded)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
+    weights: dict[str, Weights] = {}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
         held = state.plan.find_model(spec.label) if state.plan else None
         try:
             model = survey_model(spec, n_stimuli=len(source.table), held=held)
-            models.append(_add_weights(model, spec, held, state, fetch=fetch))
+            models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
             if recipe.on_error == "stop":
                 raise
@@ -109,7 +112,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     tasks = {m.label: list(make_tasks(plan, m, state.find_done(m.label))) for m in plan.models if m.label in specs}
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
-    return Site(store, loaded, source, specs, state, plan, tasks)
+    return Site(store, loaded, source, specs, weights, state, plan, tasks)
 
 
 def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
@@ -170,18 +173,27 @@ def _check_device(model: PlannedModel, held: PlannedModel) -> None:
 
 
 def _add_weights(
-    model: PlannedModel, spec: ModelSpec, held: PlannedModel | None, state: State, *, fetch: bool
+    model: PlannedModel,
+    spec: ModelSpec,
+    held: PlannedModel | None,
+    state: State,
+    weights: dict[str, Weights],
+    *,
+    fetch: bool,
 ) -> PlannedModel:
-    """Return the model with what is known of its weights; a finished model's need not be here any more."""
-    done = state.find_done(model.label)
-    n_done = max((stop for stop, _ in done.values()), default=0)
-    is_done = n_done >= model.n_stimuli and not any(failed for _, failed in done.values())
+    """Return the model with what is known of its weights, those found added to `weights`.
+
+    A finished model's weights need not be here any more, unless they are the user's own file.
+    """
     is_local = spec.weights not in ("pretrained", "random")
-    if held is not None and (not fetch or (is_done and not is_local)):
-        return model.model_copy(update={"weights_record": held.weights_record})
+    if held is not None and state.plan is not None:
+        is_done = all(state.find_present(model.label, model.n_stimuli, state.plan.stimuli_per_task))
+        if not fetch or (is_done and not is_local):
+            return model.model_copy(update={"weights_record": held.weights_record})
     if not fetch:
         return model
-    return model.model_copy(update={"weights_record": find_weights(spec).record})
+    weights[model.label] = find_weights(spec)
+    return model.model_copy(update={"weights_record": weights[model.label].record})
 
 
 def check_finished_stimuli(site: Site) -> None:
@@ -205,7 +217,7 @@ def run_model(
     held = state.networks.get(model.label)
     _check_versions(site, model)
     started = time.monotonic()
-    network = load_network(spec, find_weights(spec))
+    network = load_network(spec, site.weights[model.label])
     found = {"tensors_sha256": hash_tensors(network), "load_seconds": round(time.monotonic() - started, 3)}
     if held is not None and held["tensors_sha256"] != found["tensors_sha256"]:
         raise MismatchError(
@@ -232,7 +244,7 @@ def run_model(
             journal.add(line)
             state.take(line)
             outcome.n_captured += len(result.task.rows) - len(result.failed)
-            _warn_equal(outcome, result, model.label)
+            warn(outcome, record, result.n_equal)
 
     run_job(
         job,
@@ -301,11 +313,14 @@ def _check_versions(site: Site, model: PlannedModel) -> None:
             )
 
 
-def _warn_equal(outcome: Outcome, result: TaskResult, model: str) -> None:
-    if result.n_equal:
+def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
+    """Note what a person should know of a finished task."""
+    if n_equal:
         outcome.warnings.append(
-            f"{model}: all replicates of {result.n_equal} stimuli came out equal (grey pictures under colour jitter?)"
+            f"{record.model}: all replicates of {n_equal} stimuli came out equal (grey pictures under colour jitter?)"
         )
+    for layer, n in record.n_nonfinite.items():
+        outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
 
 
 def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:

@@ -1,0 +1,712 @@
+"""Toy networks that do what defeats hooks: each value equals a recomputation by hand, or there is one clear error."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+
+from xact.capture import Capture, Wanted, copy_module, find_part, probe
+from xact.engine import Job, Shown, run_job
+from xact.errors import CaptureError, RequestError
+from xact.layers import select_layers
+from xact.plan import Batch, Task
+from xact.reduce import Reduction, plan_units
+from xact.specs import FileStamp
+
+SHAPE = (3, 6, 6)
+FLATTEN = Reduction("flatten")
+
+
+class Toy(nn.Module):
+    """Two convolutions and a linear layer; the subclasses differ in how they use them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Linear(4, 5)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+    def head(self, x):
+        return self.c(x.mean((2, 3)))
+
+    def conv(self, name, x):
+        """A convolution without a hook in sight."""
+        return F.conv2d(x, getattr(self, name).weight, getattr(self, name).bias, padding=1)
+
+    def linear(self, x):
+        return F.linear(x.mean((2, 3)), self.c.weight, self.c.bias)
+
+
+def make_network(module, *, is_meta=False):
+    module = module.eval()
+    return SimpleNamespace(
+        module=module.to("meta") if is_meta else module,
+        forward=lambda m, x: m(x),
+        find_logits=lambda y: y if isinstance(y, torch.Tensor) and y.ndim == 2 else None,
+    )
+
+
+def make_batch(n=3, seed=0, shape=SHAPE):
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, *shape)).astype(np.float32))
+
+
+def make_wanted(network, layers="all", reduction=FLATTEN, shape=SHAPE):
+    outputs = probe(network, shape)
+    return [
+        Wanted(one.label, one.output, reduction, plan_units(reduction, one.output.shape, tokens=None, layer="").n_units)
+        for one in select_layers(layers, outputs, aliases={}, model="toy")
+    ]
+
+
+def capture(network, wanted, batch):
+    """Return {label: units} of one batch; every layer exactly once, of the width that was planned."""
+    kept = {}
+
+    def keep(i, units):
+        assert wanted[i].label not in kept
+        assert units.shape == (len(batch), wanted[i].n_units)
+        assert units.dtype == torch.float32
+        kept[wanted[i].label] = units.numpy().copy()
+
+    Capture(network, wanted, n_prefix=0, model="toy").run(batch, keep)
+    assert len(kept) == len(wanted)
+    return kept
+
+
+def assert_equal(found, expected):
+    assert set(expected) <= set(found)
+    for label, value in expected.items():
+        np.testing.assert_allclose(found[label], value.flatten(1).numpy(), rtol=1e-5, atol=1e-6, err_msg=label)
+
+
+class InplaceRelu(Toy):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.head(self.b(self.relu(self.a(x))))
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        b = self.conv("b", a.relu())
+        return {"a": a, "relu": a.relu(), "b": b, "c": self.linear(b), "logits": self.linear(b)}
+
+
+class PlusEquals(Toy):
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(a)
+        b += a
+        a.mul_(0)
+        b.clamp_(min=0).add_(1)
+        return self.head(b)
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        b = self.conv("b", a)
+        return {"a": a, "b": b, "c": self.linear((a + b).relu() + 1)}
+
+
+class ViewChangedLater(Toy):
+    """The layer's output is a view of something that is written to afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.view = nn.Flatten(2)
+
+    def forward(self, x):
+        a = self.a(x)
+        view = self.view(a)
+        a[:, 0] = -7.0
+        view[:, 1] = 9.0
+        return self.head(a)
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        changed = a.clone()
+        changed[:, 0], changed[:, 1] = -7.0, 9.0
+        return {"a": a, "view": a.flatten(2), "c": self.linear(changed)}
+
+
+class InputChanged(Toy):
+    def forward(self, x):
+        a = self.a(x)
+        x.zero_()
+        return self.head(self.b(a) + x.mean())
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        return {"a": a, "b": self.conv("b", a), "c": self.linear(self.conv("b", a))}
+
+
+class CalledTwice(Toy):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.head(self.relu(self.b(self.relu(self.b(self.a(x))))))
+
+    def by_hand(self, x):
+        b0 = self.conv("b", self.conv("a", x))
+        b1 = self.conv("b", b0.relu())
+        return {"b:0": b0, "relu:0": b0.relu(), "b:1": b1, "relu:1": b1.relu(), "c": self.linear(b1.relu())}
+
+
+class Tied(Toy):
+    """One module under two names: torch knows it by the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.b
+
+    def forward(self, x):
+        return self.head(self.again(self.b(self.a(x))))
+
+    def by_hand(self, x):
+        b0 = self.conv("b", self.conv("a", x))
+        return {"b:0": b0, "b:1": self.conv("b", b0)}
+
+
+class TiedWeights(Toy):
+    """Two modules that share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.d = nn.Conv2d(4, 4, 3, padding=1)
+        self.d.weight = self.b.weight
+        self.d.bias = self.b.bias
+
+    def forward(self, x):
+        return self.head(self.d(self.b(self.a(x))))
+
+    def by_hand(self, x):
+        b = self.conv("b", self.conv("a", x))
+        return {"b": b, "d": self.conv("b", b)}
+
+
+class Several(nn.Module):
+    """Gives its input in containers of every kind."""
+
+    def forward(self, x):
+        output = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=x * 5, hidden_states=(x * 6, x * 7))
+        named = collections.namedtuple("Named", "p q")(x * 8, "text")
+        return (x * 2, None, {"one": x * 3, 4: [x * 4]}), output, named, x.sum()
+
+
+class Containers(Toy):
+    def __init__(self):
+        super().__init__()
+        self.several = Several()
+
+    def forward(self, x):
+        a = self.a(x)
+        parts, output, named, _ = self.several(a)
+        return self.head(self.b(parts[0] + output.last_hidden_state + named.p))
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        return {
+            "several[0][0]": a * 2,
+            "several[0][2][one]": a * 3,
+            "several[0][2][4][0]": a * 4,
+            "several[1][last_hidden_state]": a * 5,
+            "several[1][hidden_states][0]": a * 6,
+            "several[1][hidden_states][1]": a * 7,
+            "several[2][0]": a * 8,
+            "b": self.conv("b", a * 15),
+        }
+
+
+class OnSelf(Toy):
+    """Keeps a tensor on itself between two lines."""
+
+    def forward(self, x):
+        self.kept = self.a(x)
+        for _ in range(3):  # other threads get a turn
+            torch.zeros(64, 64) @ torch.zeros(64, 64)
+        return self.head(self.b(self.kept))
+
+    def by_hand(self, x):
+        b = self.conv("b", self.conv("a", x))
+        return {"a": self.conv("a", x), "b": b, "logits": self.linear(b)}
+
+
+class Checkpointed(Toy):
+    """Runs a part of itself by another name than `__call__` of the part that holds it."""
+
+    def forward(self, x):
+        return self.head(torch.utils.checkpoint.checkpoint(self.b, self.a(x), use_reentrant=False))
+
+    def by_hand(self, x):
+        return {"a": self.conv("a", x), "b": self.conv("b", self.conv("a", x))}
+
+
+class SwallowsErrors(Toy):
+    """Catches whatever goes wrong, as code with a slow way beside a fast one does."""
+
+    def forward(self, x):
+        a = self.a(x)
+        try:
+            b = self.b(a)
+        except Exception:  # noqa: BLE001
+            b = a * 0
+        return self.head(b)
+
+    def by_hand(self, x):
+        return {"a": self.conv("a", x), "b": self.conv("b", self.conv("a", x))}
+
+
+RIGHT = [
+    InplaceRelu,
+    PlusEquals,
+    ViewChangedLater,
+    InputChanged,
+    CalledTwice,
+    Tied,
+    TiedWeights,
+    Containers,
+    OnSelf,
+    Checkpointed,
+    SwallowsErrors,
+]
+
+
+@pytest.mark.parametrize("make", RIGHT, ids=[make.__name__ for make in RIGHT])
+@pytest.mark.parametrize("n", [3, 1])
+def test_every_value_is_what_the_module_returned_when_it_returned_it(make, n):
+    network = make_network(make())
+    expected = network.module.by_hand(make_batch(n))
+    assert_equal(capture(network, make_wanted(network), make_batch(n)), expected)
+    for label, value in expected.items():  # each alone too, where the pass stops early
+        assert_equal(capture(network, make_wanted(network, [label]), make_batch(n)), {label: value})
+
+
+@pytest.mark.parametrize("make", [InplaceRelu, CalledTwice, Containers], ids=lambda make: make.__name__)
+def test_a_probe_on_the_meta_device_sees_what_one_with_numbers_sees(make):
+    true = probe(make_network(make()), SHAPE)
+    assert probe(make_network(make(), is_meta=True), SHAPE) == true
+
+
+def test_a_layer_may_be_reduced_in_several_ways_in_one_pass():
+    network = make_network(InplaceRelu())
+    output = make_wanted(network, ["a"])[0].output
+    wanted = [Wanted(f"a@{r}", output, Reduction(r), n) for r, n in (("flatten", 144), ("mean", 4), ("max", 4))]
+    true = network.module.by_hand(make_batch())["a"]
+    assert_equal(
+        capture(network, wanted, make_batch()),
+        {"a@flatten": true, "a@mean": true.mean((2, 3)), "a@max": true.amax((2, 3))},
+    )
+
+
+class Attention(nn.Module):
+    def __init__(self, *, is_fused):
+        super().__init__()
+        torch.manual_seed(0)
+        self.is_fused = is_fused
+        self.qkv = nn.Linear(3, 12)
+        self.drop = nn.Dropout(0.5)
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
+        if self.is_fused:
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.0)
+        else:
+            y = self.drop((q @ k.transpose(1, 2) / 2).softmax(-1)) @ v
+        return self.proj(y).mean(1)
+
+
+def test_fused_and_written_out_attention_give_the_same_and_only_one_has_its_dropout():
+    fused, written = (make_network(Attention(is_fused=one)) for one in (True, False))
+    layers = ["qkv", "proj", "logits"]
+    ours = capture(fused, make_wanted(fused, layers), make_batch())
+    theirs = capture(written, make_wanted(written, layers), make_batch())
+    for label in layers:
+        np.testing.assert_allclose(ours[label], theirs[label], rtol=1e-4, atol=1e-6)
+    assert len(make_wanted(written, ["drop"])) == 1
+    with pytest.raises(RequestError, match="'drop' is never called in a forward pass"):
+        make_wanted(fused, ["drop"])
+
+
+class Multihead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = nn.MultiheadAttention(3, 1, batch_first=True)
+        self.requires_grad_(False)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attn(tokens, tokens, tokens)[0].mean(1)
+
+
+def test_the_parts_of_multihead_attention_are_right_and_its_unused_projection_is_refused():
+    network = make_network(Multihead())
+    tokens = make_batch().flatten(2).transpose(1, 2)
+    output, weights = network.module.attn(tokens, tokens, tokens)
+    found = capture(network, make_wanted(network, ["attn[0]", "attn[1]"]), make_batch())
+    assert_equal(found, {"attn[0]": output, "attn[1]": weights})
+    with pytest.raises(RequestError, match=r"'attn' gives several values: name the part \(attn\[0\], attn\[1\]\)"):
+        make_wanted(network, ["attn"])
+    with pytest.raises(RequestError, match=r"'attn\.out_proj' is never called in a forward pass"):
+        make_wanted(network, ["attn.out_proj"])
+
+
+class Sometimes(Toy):
+    """Calls a module for bright pictures only."""
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.head(self.b(a) if x.mean() > 1 else a)
+
+
+class MoreOften(Toy):
+    def forward(self, x):
+        a = self.b(self.a(x))
+        return self.head(self.b(a) if x.mean() > 1 else a)
+
+
+class Bypasses(Toy):
+    """Runs a module by its `forward`, which no hook hears of."""
+
+    def forward(self, x):
+        return self.head(self.b.forward(self.a(x)))
+
+
+class BypassesLater(Toy):
+    def forward(self, x):
+        return self.head((self.b.forward if x.mean() > 1 else self.b)(self.a(x)))
+
+
+class ShapeChanges(Toy):
+    def forward(self, x):
+        a = self.a(x)
+        return self.head(self.b(a[:, :, ::2] if x.mean() > 1 else a))
+
+
+class PartMissing(Toy):
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+
+    def forward(self, x):
+        return self.head(self.pair(self.a(x), is_short=bool(x.mean() > 1))[0])
+
+
+class Pair(nn.Module):
+    def forward(self, x, *, is_short):
+        return (x,) if is_short else (x, x * 2)
+
+
+class Squeezes(Toy):
+    def forward(self, x):
+        return self.head(self.b(self.a(x))).squeeze()
+
+
+class DropsInForward(Toy):
+    """Dropout that no switch turns off."""
+
+    def forward(self, x):
+        return self.head(F.dropout(self.b(self.a(x)), 0.5, training=True))
+
+
+class TrainsItself(Toy):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        self.drop.train()
+        x = self.drop(self.b(self.a(x)))
+        self.drop.eval()
+        return self.head(x)
+
+
+class StaysInTraining(Toy):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x):
+        self.drop.train()
+        return self.head(self.drop(self.b(self.a(x))))
+
+
+class NormTrainsItself(Toy):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        self.norm.train()
+        x = self.norm(self.b(self.a(x)))
+        self.norm.eval()
+        return self.head(x)
+
+
+class Counts(Toy):
+    """Adds what it was shown before to what it is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen.add_(x.mean())
+        return self.head(self.b(self.a(x)) + self.seen)
+
+
+class LearnsInForward(Toy):
+    def forward(self, x):
+        with torch.no_grad():
+            self.a.weight.mul_(0.9)
+        return self.head(self.b(self.a(x)))
+
+
+class BatchStatistics(Toy):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x):
+        return self.head(self.b(self.norm(self.a(x))))
+
+
+BRIGHT = make_batch() + 5
+
+REFUSED = [
+    # network, layers, batch, what is said, why it would be silent
+    (Sometimes, ["a", "logits"], BRIGHT, None, "the layers asked for fire as planned"),
+    (MoreOften, ["b", "logits"], BRIGHT, "'b' was called 2 times where the probe saw 1", "a dict keeps the last call"),
+    (BypassesLater, ["a", "b"], BRIGHT, "layer 'b' did not fire", "a dict keeps the batch before"),
+    (BypassesLater, ["b", "logits"], BRIGHT, "layer 'b' did not fire", "the same, without an early stop"),
+    (ShapeChanges, ["b"], BRIGHT, r"layer 'b': gave \(3, 4, 3, 6\) where \(3, 4, 6, 6\) was planned", "other units"),
+    (PartMissing, ["pair[1]"], BRIGHT, r"layer 'pair\[1\]': gave None", "another part"),
+    (Squeezes, ["logits"], make_batch(1), r"layer 'logits': gave None", "the batch axis is gone"),
+    (DropsInForward, ["logits"], make_batch(), "draws random numbers", "no two passes agree"),
+    (TrainsItself, ["logits"], make_batch(), "draws random numbers", "eval() is undone in the forward pass"),
+    (StaysInTraining, ["logits"], make_batch(), "is in train mode", "eval() is undone in the forward pass"),
+    (NormTrainsItself, ["logits"], make_batch(), "changes its own weights or buffers", "statistics of the batch"),
+    (Counts, ["logits"], make_batch(), "changes its own weights or buffers", "values depend on the batches before"),
+    (LearnsInForward, ["a"], make_batch(), "changes its own weights or buffers", "values depend on the batches before"),
+    (BatchStatistics, ["a"], make_batch(), "'norm' normalises by the mean of its batch", "neighbours change values"),
+]
+
+
+@pytest.mark.parametrize(("make", "layers", "batch", "said", "reason"), REFUSED)
+def test_what_cannot_be_captured_rightly_is_one_clear_error(make, layers, batch, said, reason):
+    network = make_network(make())
+    wanted = make_wanted(network, layers)
+    if said is None:
+        assert set(capture(network, wanted, batch)) == set(layers)
+        return
+    with pytest.raises(CaptureError, match=said) as caught:
+        capture(network, wanted, batch)
+    assert "model 'toy'" in str(caught.value), reason
+    assert "\n" not in str(caught.value)
+    assert not any(module._forward_hooks for module in network.module.modules())
+
+
+def test_a_module_that_the_probe_saw_and_that_falls_silent_is_named():
+    class Dark(Toy):
+        def forward(self, x):
+            a = self.a(x)
+            return self.head(a if x.mean() > 1 else self.b(a))
+
+    network = make_network(Dark())
+    with pytest.raises(CaptureError, match="model 'toy', layer 'b' did not fire in a forward pass"):
+        capture(network, make_wanted(network, ["a", "b"]), BRIGHT)
+
+
+def test_a_module_that_is_run_past_its_hooks_is_refused_when_asked_for():
+    network = make_network(Bypasses())
+    with pytest.raises(RequestError, match="'b' is never called in a forward pass"):
+        make_wanted(network, ["b"])
+    assert [one.label for one in make_wanted(network)] == ["a", "c", "logits"]
+
+
+def test_a_network_in_train_mode_is_refused_before_it_runs():
+    network = make_network(InplaceRelu())
+    wanted = make_wanted(network)
+    network.module.relu.train()
+    with pytest.raises(CaptureError, match="train mode"):
+        capture(network, wanted, make_batch())
+
+
+def test_an_error_of_the_networks_own_leaves_no_hook_and_no_value():
+    class Breaks(Toy):
+        def forward(self, x):
+            a = self.a(x)
+            if x.mean() > 1:
+                raise ValueError("too bright")
+            return self.head(self.b(a))
+
+    network = make_network(Breaks())
+    ours = Capture(network, make_wanted(network, ["a", "b"]), n_prefix=0, model="toy")
+    kept = []
+    with pytest.raises(ValueError, match="too bright"):
+        ours.run(BRIGHT, lambda i, _units: kept.append(i))
+    assert not any(m._forward_hooks for m in (*network.module.modules(), *ours._module.modules()))
+    ours.run(make_batch(), lambda i, units: kept.append((i, tuple(units.shape))))  # and the next batch is whole
+    assert kept == [0, (0, (3, 144)), (1, (3, 144))]
+
+
+def test_the_pass_stops_after_the_deepest_layer_unless_the_logits_are_asked_for():
+    ran = []
+
+    class Watched(Toy):
+        def forward(self, x):
+            b = self.b(self.a(x))
+            if x.device.type != "meta" and len(x) == 3:  # not in the probe
+                ran.append("past b")
+            return self.head(b)
+
+    network = make_network(Watched())
+    capture(network, make_wanted(network, ["a"]), make_batch())
+    capture(network, make_wanted(network, ["b", "a"]), make_batch())
+    assert ran == []
+    capture(network, make_wanted(network, ["c"]), make_batch())
+    capture(network, make_wanted(network, ["a", "logits"]), make_batch())
+    assert ran == ["past b"] * 2
+
+
+def test_no_gradient_is_kept_of_a_network_that_asks_for_one():
+    module = InplaceRelu()
+    module.requires_grad_(requires_grad=True)
+    network = make_network(module)
+    wanted = make_wanted(network, ["a"])
+    Capture(network, wanted, n_prefix=0, model="toy").run(
+        make_batch(), lambda _i, units: pytest.fail("a graph is kept") if units.requires_grad else None
+    )
+
+
+def test_complex_numbers_are_not_stored_as_their_real_part():
+    class Fourier(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft2(x)
+
+    network = make_network(nn.Sequential(Fourier()))
+    with pytest.raises(RequestError, match="'0' gives no tensor whose first axis is the stimulus"):
+        make_wanted(network, ["0"])
+    assert not any(one.label == "0" for one in make_wanted(with_logits(network)))
+
+
+def with_logits(network):
+    return SimpleNamespace(module=network.module, forward=network.forward, find_logits=lambda y: y.abs().flatten(1))
+
+
+def test_the_batch_axis_is_told_from_lengths_that_networks_have():
+    class Tables(nn.Module):
+        """Gives tensors whose first axis is a window's, as tables of positions have."""
+
+        def __init__(self, n):
+            super().__init__()
+            self.n = n
+
+        def forward(self, _x):
+            return torch.zeros(self.n, 4)
+
+    for n in (1, 2, 3, 4, 7, 8, 12, 14, 16, 49, 64, 197):
+
+        class Net(Toy):
+            def __init__(self, n=n):
+                super().__init__()
+                self.table = Tables(n)
+
+            def forward(self, x):
+                return self.head(self.b(self.a(x))) + self.table(x).sum()
+
+        network = make_network(Net())
+        with pytest.raises(RequestError, match="gives no tensor whose first axis is the stimulus"):
+            make_wanted(network, ["table"])
+
+
+def test_a_part_is_found_or_is_none():
+    value = ({"x": [1, 2], 3: "c"}, (4,))
+    assert find_part(value, "[0][x][1]") == 2
+    assert find_part(value, "[0][3]") == "c"
+    assert find_part(value, "[1][0]") == 4
+    assert find_part(7, "") == 7
+    for part in ("[2]", "[0][y]", "[1][0][0]", "[x]", "[-1]"):
+        assert find_part(value, part) is None
+
+
+def test_a_copy_shares_the_weights_and_nothing_else():
+    module = TiedWeights()
+    module.note = ["mutable"]
+    copied = copy_module(module)
+    assert copied is not module
+    assert copied.b is not module.b
+    assert copied.b.weight is module.b.weight is copied.d.weight
+    assert copied.note is not module.note
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    module = Toy()
+    module.lock = threading.Lock()
+    with pytest.raises(RequestError, match="cannot be copied"):
+        copy_module(module)
+
+
+N_ROWS = 24
+
+
+@pytest.mark.parametrize("make", [OnSelf, InplaceRelu, CalledTwice], ids=lambda make: make.__name__)
+def test_in_four_lanes_every_stimulus_has_its_own_values(make):
+    network = make_network(make())
+    wanted = make_wanted(network)
+    found = run_lanes(network, wanted, 4)
+    expected = network.module.by_hand(torch.cat([make_batch(1, seed=row) for row in range(N_ROWS)]))
+    assert_equal(found, expected)
+    for label, value in run_lanes(network, wanted, 1).items():
+        assert np.array_equal(value, found[label])
+
+
+def run_lanes(network, wanted, n_lanes):
+    """Return {label: units} of rows run by the engine, two pictures a batch and four rows a task."""
+    rows = {one.label: np.zeros((N_ROWS, one.n_units), dtype=np.float32) for one in wanted}
+
+    def show(row):
+        return Shown(make_batch(1, seed=row), FileStamp(1, 1), hashlib.sha256(b"").hexdigest(), are_equal=False)
+
+    def finish(result):
+        for one, buffer in zip(wanted, result.buffers, strict=True):
+            rows[one.label][result.task.start : result.task.stop] = buffer[:, 0]
+
+    tasks = [
+        Task("toy", block, at, at + 4, (Batch(at, at + 2), Batch(at + 2, at + 4)), frozenset(range(at, at + 4)))
+        for block, at in enumerate(range(0, N_ROWS, 4))
+    ]
+    job = Job("toy", network, wanted, 0, 1, SHAPE, 4, "cpu", "float32", skip_failed=False)
+    run_job(
+        job,
+        tasks,
+        exhibit=show,
+        load_rows=lambda *_: None,
+        finish=finish,
+        progress=lambda _: None,
+        n_lanes=n_lanes,
+        n_workers=2,
+    )
+    return rows
+
+
+@pytest.mark.parametrize("make", [Counts, DropsInForward], ids=lambda make: make.__name__)
+def test_a_network_that_is_not_a_function_of_its_picture_ends_the_run_and_writes_nothing(make):
+    network = make_network(make())
+    with pytest.raises(CaptureError, match="model 'toy'"):
+        run_lanes(network, make_wanted(network, ["logits"]), 3)

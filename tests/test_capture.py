@@ -76,9 +76,9 @@ def capture(network, wanted, batch):
 
     def keep(i, units):
         assert wanted[i].label not in kept
-        assert units.shape == (len(batch), wanted[i].n_units)
+        assert units.flatten(1).shape == (len(batch), wanted[i].n_units)
         assert units.dtype == torch.float32
-        kept[wanted[i].label] = units.numpy().copy()
+        kept[wanted[i].label] = units.flatten(1).numpy().copy()
 
     Capture(network, wanted, n_prefix=0, model="toy").run(batch, keep)
     assert len(kept) == len(wanted)
@@ -561,7 +561,9 @@ def test_an_error_of_the_networks_own_leaves_no_hook_and_no_value():
     with pytest.raises(ValueError, match="too bright"):
         ours.run(BRIGHT, lambda i, _units: kept.append(i))
     assert not any(m._forward_hooks for m in (*network.module.modules(), *ours._module.modules()))
-    ours.run(make_batch(), lambda i, units: kept.append((i, tuple(units.shape))))  # and the next batch is whole
+    ours.run(
+        make_batch(), lambda i, units: kept.append((i, tuple(units.flatten(1).shape)))
+    )  # and the next batch is whole
     assert kept == [0, (0, (3, 144)), (1, (3, 144))]
 
 

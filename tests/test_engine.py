@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from xact.capture import Wanted
-from xact.engine import Job, Shown, TaskResult, _Run, run_job
+from xact.engine import Job, Shown, TaskResult, _Run, copy_flat, run_job
 from xact.errors import CaptureError, StimulusError
 from xact.layers import Output
 from xact.plan import Batch, Task
@@ -133,3 +133,17 @@ def test_an_error_while_a_task_is_written_stops_the_run():
 
     with pytest.raises(CaptureError, match="no room"):
         run_lanes(2)(make_job(), make_tasks(6), fail)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 6), (3, 70, 65), (1, 4, 4), (6, 1, 1)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_units_are_copied_in_c_order_whatever_their_layout(shape, memory_format):
+    values = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+    units = torch.from_numpy(values)
+    if len(shape) == 3:
+        units = units.contiguous(memory_format=memory_format)
+    target = torch.empty(4, int(np.prod(shape)))
+    copy_flat(target, units)
+    assert np.array_equal(target.numpy(), values.reshape(4, -1))
+    copy_flat(target[:2], units[1:3])
+    assert np.array_equal(target.numpy()[:2], values.reshape(4, -1)[1:3])

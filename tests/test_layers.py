@@ -14,7 +14,7 @@ from torch import nn
 
 from xact.capture import probe
 from xact.errors import NameNotFoundError, RequestError
-from xact.layers import Output, find_blocks, find_depth, match_glob, select_layers
+from xact.layers import Output, find_blocks, find_depth, is_channel_unclear, match_glob, select_layers
 
 
 def probe_module(module, size, *, forward=lambda module, x: module(x), find_logits=lambda y: y):
@@ -343,3 +343,21 @@ def test_the_stem_is_at_depth_0_a_stage_at_its_last_block_and_the_head_at_1():
     assert at["layer1"] == at["layer1.1"] == 1 / 7
     assert at["layer2"] == at["layer2.1.bn2"] == 3 / 7
     assert at["layer4"] == at["avgpool"] == at["fc"] == at["logits"] == 1
+
+
+def test_a_map_of_three_equal_axes_is_clear_where_all_its_kin_have_the_channel_first():
+    outputs = probe_timm("mobilevit_s")  # pictures of 256: 64 channels of 64 x 64
+    cubes = [o for o in outputs if o.shape and len(o.shape) == 3 and len(set(o.shape)) == 1 and o.shape[0] > 1]
+    assert {o.shape for o in cubes} == {(64, 64, 64), (128, 128, 128)}
+    assert not any(is_channel_unclear(o, outputs) for o in outputs)
+
+
+def test_a_map_of_three_equal_axes_is_unclear_in_a_network_that_has_both():
+    outputs = probe_timm("swinv2_cr_tiny_384")  # 96 channels of 96 x 96
+    unclear = [o.label for o in outputs if is_channel_unclear(o, outputs)]
+    assert "patch_embed.norm" in unclear  # a LayerNorm works on the last axis
+    assert "patch_embed.proj" not in unclear  # a Conv2d gives its channels first
+    alone = Output("x", "Made", 0, 1, "", (5, 5, 5), 1)
+    assert is_channel_unclear(alone, [alone])
+    assert not is_channel_unclear(Output("x", "Made", 0, 1, "", (1, 1, 1), 1), [])
+    assert not is_channel_unclear(Output("x", "Made", 0, 1, "", (5, 5), 1), [])

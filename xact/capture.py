@@ -174,9 +174,10 @@ class Capture:
     def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> None:
         """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
 
-        `units` is (n, n_units) float32 on the batch's device, valid during the call only: copy it. Raise
-        CaptureError where a layer does not fire exactly as planned, or the pass draws random numbers or changes the
-        network. What a network keeps of one batch for the next in plain attributes is not seen.
+        `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
+        during the call only: copy it. Raise CaptureError where a layer does not fire exactly as planned, or the pass
+        draws random numbers or changes the network. What a network keeps of one batch for the next in plain
+        attributes is not seen.
         """
         self._check_mode()
         calls: Counter[str] = Counter()
@@ -238,12 +239,15 @@ class Capture:
             value = find_part(output, one.output.part)
             found = tuple(value.shape) if isinstance(value, Tensor) else None
             planned = (len(batch), *(one.output.shape or ()))
-            if found != planned:
+            if not isinstance(value, Tensor) or found != planned:
                 raise CaptureError(
                     f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned",
                     hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
                 )
-            keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))  # type: ignore[arg-type]
+            if one.reduction.name == "flatten":
+                keep(i, value.float())  # flattened where it is copied to: once, not twice
+            else:
+                keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))
             fired.add(i)
 
     def _check_firing(self, calls: Counter[str], fired: set[int], *, stopped: bool) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.reduce import name_axes
 
 BLOCK_CLASSES = re.compile(
     r"((?<!Feature)Block|Bottleneck|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv"
@@ -110,6 +111,21 @@ def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
             return blocks[name] / (len(blocks) - 1)
     ends = {o.name: i for i, o in enumerate(outputs)}
     return max(0, sum(ends[name] < order for name in blocks) - 1) / (len(blocks) - 1)
+
+
+def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
+    """Return whether a map of three equal axes could have its channel first or last.
+
+    It is first in what a class `…2d` gives, and where that is so in all other maps of modules of the same class, or in
+    all of the network's where there are none of that class.
+    """
+    if output.shape is None or len(output.shape) != 3 or len(set(output.shape)) > 1 or output.shape[0] == 1:
+        return False
+    if output.class_name.endswith("2d"):
+        return False
+    maps = [o for o in outputs if o.shape is not None and len(o.shape) == 3 and len(set(o.shape)) > 1]
+    alike = [o for o in maps if o.class_name == output.class_name] or maps
+    return not alike or any(name_axes(o.shape or ())[0] != "channel" for o in alike)
 
 
 def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape

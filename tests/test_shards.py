@@ -1,0 +1,217 @@
+"""Shards: what we write zarr reads, what zarr writes we read, and what is damaged no one gets."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xact.chunks import BlockShape
+from xact.errors import StoreError
+from xact.labels import DIMS
+from xact.shards import ShardFormat, encode_shard, make_codecs, parse_format, read_rows, read_shard, split_rows
+
+CODECS = ("lz4", "zstd", "none")
+
+
+def make_metadata(shape: BlockShape, codec: str, *, n_stimuli: int, n_units: int) -> dict:
+    """The metadata of an array (1, stimulus, 1, replicate, unit), written out by hand from the specification."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [1, n_stimuli, 1, shape.n_replicates, n_units],
+        "data_type": "float32",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape.shard)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN",
+        "codecs": make_codecs(codec, chunk=shape.chunk),
+        "attributes": {},
+        "dimension_names": list(DIMS),
+    }
+
+
+def write_array(folder, values, shape, codec):
+    """Write values (stimulus, replicate, unit) shard by shard."""
+    n_stimuli, _, n_units = values.shape
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = make_metadata(shape, codec, n_stimuli=n_stimuli, n_units=n_units)
+    (folder / "zarr.json").write_text(json.dumps(metadata))
+    for block in range(-(-n_stimuli // shape.shard_stimuli)):
+        for u in range(-(-n_units // shape.shard_units)):
+            rows = values[
+                block * shape.shard_stimuli : (block + 1) * shape.shard_stimuli,
+                :,
+                u * shape.shard_units : (u + 1) * shape.shard_units,
+            ]
+            pieces = encode_shard(rows, shape, codec)
+            if pieces is not None:
+                file = folder / "c" / "0" / str(block) / "0" / "0" / str(u)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"".join(pieces))
+    return metadata
+
+
+def draw(n_stimuli, n_replicates, n_units, seed=0, *, kind="mixed"):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((n_stimuli, n_replicates, n_units), dtype=np.float32)
+    if kind == "mixed":
+        values[values < -0.5] = 0
+        values.flat[::13] = np.nan
+        values.flat[5::17] = np.inf
+        values.flat[6::19] = -0.0
+        values.flat[7::23] = 1e-42  # subnormal
+    if kind == "nan":
+        values[:] = np.nan
+    if kind == "zero":
+        values[:] = 0
+    return values
+
+
+@st.composite
+def arrays(draw_):
+    chunk_stimuli, chunk_units, replicates = (draw_(st.integers(1, n)) for n in (4, 6, 3))
+    shape = BlockShape(
+        shard_stimuli=chunk_stimuli * draw_(st.integers(1, 3)),
+        shard_units=chunk_units * draw_(st.integers(1, 3)),
+        chunk_stimuli=chunk_stimuli,
+        chunk_units=chunk_units,
+        n_replicates=replicates,
+    )
+    return shape, draw_(st.integers(1, 14)), draw_(st.integers(1, 20))
+
+
+@settings(max_examples=40, deadline=None)
+@given(array=arrays(), codec=st.sampled_from(CODECS), kind=st.sampled_from(["mixed", "plain", "nan", "zero"]))
+def test_zarr_reads_the_bits_that_were_written_whatever_the_shapes(array, codec, kind, tmp_path_factory):
+    shape, n_stimuli, n_units = array
+    values = draw(n_stimuli, shape.n_replicates, n_units, kind=kind)
+    folder = tmp_path_factory.mktemp("array")
+    write_array(folder, values, shape, codec)
+    found = zarr.open_array(folder, mode="r")[:]
+    assert found[0, :, 0].tobytes() == values.tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(array=arrays(), codec=st.sampled_from(CODECS), data=st.data())
+def test_any_part_of_a_shard_equals_the_slice_of_the_values(array, codec, data, tmp_path_factory):
+    shape, _, _ = array
+    n_rows, n_units = data.draw(st.integers(1, shape.shard_stimuli)), data.draw(st.integers(1, shape.shard_units))
+    values = draw(n_rows, shape.n_replicates, n_units)
+    whole = np.full((shape.shard_stimuli, shape.n_replicates, shape.shard_units), np.nan, np.float32)
+    whole[:n_rows, :, :n_units] = values
+    file = tmp_path_factory.mktemp("shard") / "0"
+    file.write_bytes(b"".join(encode_shard(values, shape, codec) or []))
+    form = ShardFormat(shape, "none" if codec == "none" else "blosc")
+    if not file.stat().st_size:
+        return
+    u = data.draw(st.integers(0, shape.shard_units - 1))
+    width = data.draw(st.integers(1, shape.shard_units - u))
+    first = data.draw(st.integers(0, shape.shard_stimuli - 1))
+    height = data.draw(st.integers(1, shape.shard_stimuli - first))
+    out = np.full((height, shape.n_replicates, width), 7, np.float32)
+    read_shard(file, form, out, first_row=first, first_unit=u)
+    assert out.tobytes() == whole[first : first + height, :, u : u + width].tobytes()
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, shape.shard_stimuli - 1), min_size=1))))
+    out = np.full((len(rows), shape.n_replicates, width), 7, np.float32)
+    read_rows(file, form, out, rows=rows, first_unit=u)
+    assert out.tobytes() == np.ascontiguousarray(whole[rows][:, :, u : u + width]).tobytes()
+
+
+SHAPE = BlockShape(shard_stimuli=6, shard_units=8, chunk_stimuli=3, chunk_units=4, n_replicates=2)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_shard_that_zarr_wrote_is_read_alike(codec, tmp_path):
+    values = draw(10, 2, 13)
+    metadata = make_metadata(SHAPE, codec, n_stimuli=10, n_units=13)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "zarr.json").write_text(json.dumps(metadata))
+    zarr.open_array(tmp_path / "a", mode="r+")[0, :, 0] = values
+    form = parse_format(metadata)
+    assert form.shape == SHAPE
+    for block, u in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        rows = values[block * 6 : block * 6 + 6, :, u * 8 : u * 8 + 8]
+        out = np.zeros(rows.shape, np.float32)
+        read_shard(tmp_path / "a" / "c" / "0" / str(block) / "0" / "0" / str(u), form, out, first_row=0, first_unit=0)
+        assert out.tobytes() == rows.tobytes()
+
+
+def test_nothing_is_written_where_all_is_missing_and_zeros_are_written():
+    assert encode_shard(draw(6, 2, 8, kind="nan"), SHAPE, "lz4") is None
+    zeros = encode_shard(draw(6, 2, 8, kind="zero"), SHAPE, "lz4")
+    assert zeros is not None
+    assert len(zeros) == 4 + 1  # every chunk, and the index
+
+
+def test_a_chunk_that_is_all_missing_is_left_out_and_one_value_is_enough_to_keep_it(tmp_path):
+    values = draw(6, 2, 8, kind="nan")
+    values[5, 1, 7] = 1.5
+    pieces = encode_shard(values, SHAPE, "none")
+    assert len(pieces) == 2
+    (tmp_path / "0").write_bytes(b"".join(pieces))
+    out = np.zeros((6, 2, 8), np.float32)
+    read_shard(tmp_path / "0", ShardFormat(SHAPE, "none"), out, first_row=0, first_unit=0)
+    assert out.tobytes() == values.tobytes()
+
+
+def test_a_shard_that_is_not_there_is_missing_values(tmp_path):
+    out = np.zeros((2, 2, 4), np.float32)
+    read_shard(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, first_row=0, first_unit=0)
+    assert np.isnan(out).all()
+    with pytest.raises(FileNotFoundError):
+        read_rows(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, rows=np.arange(2), first_unit=0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_any_flipped_bit_is_an_error_never_another_number(codec, tmp_path):
+    values = draw(6, 2, 8, kind="plain")
+    data = b"".join(encode_shard(values, SHAPE, codec))
+    form = ShardFormat(SHAPE, "none" if codec == "none" else "blosc")
+    for at in range(0, len(data), 3):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "0").write_bytes(damaged)
+        out = np.zeros((6, 2, 8), np.float32)
+        with pytest.raises(StoreError, match=r"checksum|ends after|cannot hold"):
+            read_shard(tmp_path / "0", form, out, first_row=0, first_unit=0)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("left", [0, 3, 20, 0.5, 0.9, -1])
+def test_a_shard_cut_short_is_an_error(codec, left, tmp_path):
+    data = b"".join(encode_shard(draw(6, 2, 8, kind="plain"), SHAPE, codec))
+    (tmp_path / "0").write_bytes(data)
+    os.truncate(tmp_path / "0", int(left * len(data)) if isinstance(left, float) else left % len(data))
+    with pytest.raises(StoreError):
+        read_shard(
+            tmp_path / "0",
+            ShardFormat(SHAPE, "none" if codec == "none" else "blosc"),
+            np.zeros((6, 2, 8), np.float32),
+            first_row=0,
+            first_unit=0,
+        )
+
+
+def test_a_shard_of_other_chunks_is_an_error_though_its_checksums_hold(tmp_path):
+    other = BlockShape(shard_stimuli=6, shard_units=8, chunk_stimuli=3, chunk_units=4, n_replicates=1)
+    (tmp_path / "0").write_bytes(b"".join(encode_shard(draw(6, 1, 8, kind="plain"), other, "lz4")))
+    with pytest.raises(StoreError, match="a chunk holds 48 bytes where 96 belong"):
+        read_shard(
+            tmp_path / "0", ShardFormat(SHAPE, "blosc"), np.zeros((6, 2, 8), np.float32), first_row=0, first_unit=0
+        )
+
+
+@given(rows=st.sets(st.integers(0, 200), max_size=30), size=st.integers(1, 50))
+def test_rows_are_split_by_block_and_none_is_lost(rows, size):
+    asked = np.array(sorted(rows), dtype=int)
+    found = [
+        (block * size + place, asked[at][i])
+        for block, at, within in split_rows(asked, size)
+        for i, place in enumerate(within)
+    ]
+    assert [one for one, _ in found] == [other for _, other in found] == sorted(rows)

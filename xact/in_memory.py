@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
+from xact.device import count_lanes, count_workers
 from xact.engine import TaskResult, run_job
 from xact.gallery import Gallery, draw_amounts
 from xact.models import check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
 from xact.recipe import LoadedRecipe, Recipe
-from xact.run import make_job
-from xact.specs import FileStamp, StimulusTable, resolve_models
+from xact.run import make_job, place_network
+from xact.specs import FileStamp, ModelSpec, StimulusTable, resolve_models
 from xact.stimuli import check_table, read_file, stamp_file
 from xact.survey import survey_model
 
@@ -44,16 +44,6 @@ class Pictures:
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
-
-
-@dataclass
-class _Kept:
-    """The buffers of every finished task, by block."""
-
-    blocks: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-    def finish(self, result: TaskResult) -> None:
-        self.blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
 
 def extract(
@@ -98,36 +88,47 @@ def extract(
     surveyed = survey_model(spec, n_stimuli=len(images), held=None)
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
+    blocks = run_in_memory(plan, surveyed, spec, recipe, source)
+    return {
+        layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
+        for i, layer in enumerate(surveyed.layers)
+    }
+
+
+def run_in_memory(
+    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures
+) -> dict[int, list[np.ndarray]]:
+    """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     gallery = Gallery(
         source=source,
         ids=source.table.ids,
         row_of={stimulus: row for row, stimulus in enumerate(source.table.ids)},
         known={},
         replicates=recipe.replicates,
-        mask_alpha=mask_alpha,
-        border=border,
+        mask_alpha=recipe.stimuli.mask_alpha,
+        border=recipe.stimuli.border,
         transform=make_transform(spec),
-        input_shape=surveyed.input_shape,
+        input_shape=model.input_shape,
     )
     network = load_network(spec, find_weights(spec))
-    chosen = resolve_device(spec.device)
-    network.module.to(chosen).to(memory_format=get_memory_format(chosen))
-    kept = _Kept()
+    device = place_network(network, model, spec)
     n_workers = count_workers(recipe.compute.workers)
+    blocks: dict[int, list[np.ndarray]] = {}
+
+    def finish(result: TaskResult) -> None:
+        blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
+
     run_job(
-        make_job(plan, surveyed, network, chosen, skip_failed=False),
-        make_tasks(plan, surveyed, {}),
+        make_job(plan, model, network, device, skip_failed=False),
+        make_tasks(plan, model, {}),
         exhibit=gallery,
         load_rows=lambda _task, _buffers: None,
-        finish=kept.finish,
+        finish=finish,
         progress=lambda _n: None,
-        n_lanes=count_lanes(n_workers, lane_nbytes=plan.count_lane_nbytes(surveyed), device=chosen),
+        n_lanes=count_lanes(n_workers, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )
-    return {
-        layer.label: _label(layer, np.concatenate([kept.blocks[b][i] for b in sorted(kept.blocks)]), plan, surveyed)
-        for i, layer in enumerate(surveyed.layers)
-    }
+    return blocks
 
 
 def make_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:

@@ -228,9 +228,7 @@ def run_model(
         line = {"network": model.label, **found}
         journal.add(line)
         state.take(line)
-    device = resolve_device(spec.device if spec.device != "auto" else model.device)
-    network.module.to(device, dtype=torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
-    network.module.to(memory_format=get_memory_format(device))
+    device = place_network(network, model, spec)
     job = make_job(plan, model, network, device, skip_failed=plan.recipe["on_error"] == "skip")
     workers = count_workers(plan.recipe["compute"]["workers"])
     lock = threading.Lock()
@@ -256,6 +254,14 @@ def run_model(
         n_lanes=count_lanes(workers, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=workers,
     )
+
+
+def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
+    """Put a network where it runs, in its number format; return the device."""
+    device = resolve_device(spec.device if spec.device != "auto" else model.device)
+    network.module.to(device, dtype=torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
+    network.module.to(memory_format=get_memory_format(device))
+    return device
 
 
 def make_gallery(site: Site, model: PlannedModel, transform: Transform) -> Gallery:

@@ -98,7 +98,7 @@ def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.Monke
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path: Path):
-    from xact.recipe import load_recipe
+    from xact.recipe_file import load_recipe
     from xact.specs import resolve_models
 
     ((_, text),) = list_blocks(find_chapter("The recipe"), "yaml")

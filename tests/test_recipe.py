@@ -14,20 +14,11 @@ from hypothesis import strategies as st
 
 from xact.cli import main
 from xact.errors import RecipeError, RequestError
-from xact.recipe import (
-    ColorJitter,
-    FolderStimuli,
-    Hdf5Stimuli,
-    ModelEntry,
-    Recipe,
-    TableStimuli,
-    load_recipe,
-    make_schema,
-    parse_assignment,
-    parse_yaml,
-)
+from xact.recipe import ColorJitter, FolderStimuli, Hdf5Stimuli, ModelEntry, Recipe, TableStimuli, make_schema
+from xact.recipe_file import load_recipe
 from xact.specs import resolve_models
 from xact.start import make_overrides
+from xact.yaml_text import parse_assignment, parse_yaml
 
 HEAD = "store: a.zarr\nstimuli: {source: folder}\n"
 BASE = HEAD + "models: [ResNet50]\n"

@@ -18,7 +18,9 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xact.cli import main
-from xact.recipe import Block, Recipe, load_recipe, parse_yaml
+from xact.recipe import Block, Recipe
+from xact.recipe_file import load_recipe
+from xact.yaml_text import parse_yaml
 
 REFERENCE = (RECIPES / "reference.yml").read_text(encoding="utf-8")
 

@@ -178,7 +178,7 @@ def run_plan(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from xact.estimate import estimate
-    from xact.recipe import load_recipe
+    from xact.recipe_file import load_recipe
     from xact.run import survey
     from xact.start import check_place, make_overrides
 

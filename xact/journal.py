@@ -86,7 +86,7 @@ class State:
         """Return for each row whether it is finished and safe."""
         present = [False] * n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
-            for row in range(block * stimuli_per_task, stop):
+            for row in range(block * stimuli_per_task, min(stop, n_stimuli)):
                 present[row] = row not in failed
         return present
 

@@ -420,14 +420,15 @@ def _merge_stimuli(table: StimulusTable, old: PlannedStimuli) -> PlannedStimuli:
     added = [row for row, one in enumerate(table.ids) if one not in known]
     merged = _make_stimuli(table.take([*kept, *added]))
     _compare_leaves(old.column_types, merged.column_types, "stimuli.columns")
-    for name in ("conditions", "stems", *old.columns):
-        held = old.columns.get(name, getattr(old, name, None)) or []
-        asked = merged.columns.get(name, getattr(merged, name, None)) or []
+    compared = [("condition", old.conditions, merged.conditions), ("stem", old.stems, merged.stems)]
+    compared += [(name, column, merged.columns[name]) for name, column in old.columns.items()]  # type: ignore[misc]
+    for name, held, asked in compared:
         for row, (was, is_now) in enumerate(zip(held, asked, strict=False)):
             if was != is_now and not (was != was and is_now != is_now):
                 raise _refuse_difference(f"stimuli: {name} of {old.ids[row]!r}", was, is_now)
-    files = [*old.files, *merged.files[len(old.files) :]]
-    return merged.model_copy(update={"files": files})
+    n_old = len(old.ids)
+    columns = {name: [*column, *merged.columns[name][n_old:]] for name, column in old.columns.items()}
+    return merged.model_copy(update={"files": [*old.files, *merged.files[n_old:]], "columns": columns})
 
 
 def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedModel, ...]:
@@ -439,7 +440,10 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
             merged.append(held)
             continue
         neutral = {"n_stimuli", "segments", "versions", "device"}
-        _compare_leaves(held.model_dump(exclude=neutral), model.model_dump(exclude=neutral), f"models.{held.label}")
+        one, other = held.model_dump(exclude=neutral), model.model_dump(exclude=neutral)
+        for dump in (one, other):  # by label, so that the first layer that differs is named, not all of them
+            dump["layers"] = {layer["label"]: layer for layer in dump["layers"]}
+        _compare_leaves(one, other, f"models.{held.label}")
         segments = held.segments if n_stimuli == held.n_stimuli else (*held.segments, held.n_stimuli)
         merged.append(held.model_copy(update={"n_stimuli": n_stimuli, "segments": segments, "device": model.device}))
     new = [model.model_copy(update={"n_stimuli": n_stimuli}) for model in asked.values()]

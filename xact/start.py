@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.durable import hold_lock
 from xact.errors import RequestError, WorkError
-from xact.recipe import UNTRAINED, LoadedRecipe, load_recipe, parse_assignment
+from xact.recipe import LoadedRecipe
+from xact.recipe_file import UNTRAINED, load_recipe
+from xact.yaml_text import parse_assignment
 
 if TYPE_CHECKING:
     from xact.run import Outcome, Site
@@ -109,16 +111,17 @@ def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
     store = Path(loaded.recipe.store).expanduser()
     is_store, was_there = check_place(store), store.exists()
     folder = store / ".xact"
-    try:
-        with hold_lock(folder):
+    with hold_lock(folder):
+        try:
             from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
 
             yield survey(loaded, store, allow_code=allow_code, fetch=True)
-    finally:
-        if not is_store and not any(folder.glob("plan-*")):
-            remove_traces(folder)
-            if not was_there:
-                store.rmdir()
+        finally:
+            if not is_store and not any(folder.glob("plan-*")):
+                remove_traces(folder)  # under the lock: whoever waits for it sees its file gone, and takes a new one
+                if not was_there:
+                    with suppress(OSError):
+                        store.rmdir()
 
 
 def check_place(store: Path) -> bool:
@@ -140,4 +143,5 @@ def remove_traces(folder: Path) -> None:
     """Remove the folder `.xact` of a store in which nothing was planned."""
     for name in ("lock", "holder.json"):
         (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # another builder has begun
+        folder.rmdir()

@@ -13,7 +13,7 @@ from torch import nn
 from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import RequestError
-from xact.layers import Output, Selected, find_blocks, find_depth, select_layers
+from xact.layers import Output, Selected, find_blocks, find_depth, is_channel_unclear, select_layers
 from xact.models import Network, Transform, load_network, make_architecture, make_transform
 from xact.models import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
@@ -122,6 +122,12 @@ def plan_layers(
         if shape is None:
             raise RequestError(f"layer {one.label!r} gives no tensor whose first axis is the stimulus")
         for reduction in reductions:
+            if reduction.name not in ("flatten", "project") and is_channel_unclear(one.output, outputs):
+                raise RequestError(
+                    f"layer {one.label!r} gives {shape} for each stimulus: which axis is the channel under "
+                    f"'{reduction.name}' cannot be told",
+                    hint="reduce: flatten, or name another layer",
+                )
             units = plan_units(reduction, shape, tokens=tokens, layer=one.label)
             planned.append(
                 PlannedLayer(

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from xact.models import find_weights, load_network
-from xact.recipe import load_recipe
+from xact.recipe_file import load_recipe
 from xact.run import carry_out, survey
 from xact.specs import resolve_models
 

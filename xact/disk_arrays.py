@@ -5,7 +5,9 @@ Only the chunks that hold what is asked for are read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,6 +19,9 @@ import numpy as np
 from xact.errors import StoreError
 from xact.shards import ShardFormat, read_rows, split_rows
 from xact.snapshot import find_absent_shards
+
+PARALLEL_NBYTES = 8 * 2**20
+"""Values from which on several shards are read side by side, bytes; for fewer, threads cost more than they save."""
 
 Pick = range | np.ndarray
 """Places along one axis: a range, or an array of them."""
@@ -102,12 +107,20 @@ class LayerArray:
         """Fill `out` from rows that strictly increase and are all present."""
         shape = self.form.shape
         last_unit = first_unit + out.shape[2]
+        parts: list[tuple[np.ndarray, str, np.ndarray, int]] = []
         for block, at, within in split_rows(rows, shape.shard_stimuli):
             for u in range(first_unit // shape.shard_units, -(-last_unit // shape.shard_units)):
                 start = max(first_unit, u * shape.shard_units)
                 stop = min(last_unit, (u + 1) * shape.shard_units)
                 part = out[at, :, start - first_unit : stop - first_unit]
-                self._fill_part(part, f"{block}/{self.layer_place}/0/{u}", within, start - u * shape.shard_units)
+                parts.append((part, f"{block}/{self.layer_place}/0/{u}", within, start - u * shape.shard_units))
+        if len(parts) == 1 or out.nbytes < PARALLEL_NBYTES:
+            for one in parts:
+                self._fill_part(*one)
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+            for done in [pool.submit(self._fill_part, *one) for one in parts]:
+                done.result()
 
     def _fill_part(self, out: np.ndarray, place: str, rows: np.ndarray, first_unit: int) -> None:
         key = f"{self.prefix}/{place}"

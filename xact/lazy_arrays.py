@@ -23,8 +23,8 @@ BLOCK_NBYTES = 64 * 2**20
 SMALLEST_BLOCK_NBYTES = 4 * 2**20
 """Smaller blocks cost more in planning than they save by being read side by side."""
 
-BLOCKS_PER_LAYER = 4
-"""Blocks that a layer is cut into at least, for as many cores, while they are not under the smallest size."""
+BLOCKS_PER_LAYER = 1
+"""Blocks that a layer is cut into at least: its shards are read side by side in one, and joining blocks is a copy."""
 
 MAX_BLOCKS = 20_000
 """Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""

@@ -202,7 +202,7 @@ class ModelEntry(Block):
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
-    source: Literal["torchvision", "timm", "open_clip", "transformers", "python"] | None = None
+    source: Literal["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"] | None = None
     id: Text | None = None
     """The library's own name of the network, with its weights where the library has several."""
     weights: Text = "pretrained"

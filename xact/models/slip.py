@@ -42,7 +42,7 @@ BESIDE_TOWER = frozenset(
 
 TRAINING_STATE = (
     "argparse.Namespace",  # the options of the run
-    "pathlib.PosixPath",  # one of them, the output folder
+    *("pathlib.PosixPath", "pathlib._local.PosixPath"),  # one of them, the output folder; Python 3.13's name
     *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),  # learning rate of the optimizer
 )
 """Classes of what SLIP's training script saves beside the tensors."""

@@ -94,7 +94,7 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
 def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
     """Return the file of an address, in torch's hub folder, and its record; `tag` is what the library calls it.
 
-    Where its name holds the beginning of its sha256 (`NAME-HASH.pth`, torch's custom), that is checked.
+    Where its name holds the beginning of its sha256 (`NAME-HASH.pth`, torch's convention), that is checked.
     """
     match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"

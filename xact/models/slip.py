@@ -24,8 +24,9 @@ ID = "slip_small_100ep"
 
 URL = "https://dl.fbaipublicfiles.com/slip/slip_small_100ep.pt"
 
-# twelve heads, as in MoCo v3's ViT-Small; timm's own vit_small has six, and every tensor would fit it
 ARCHITECTURE = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 12, "num_classes": 0}
+"""MoCo v3's ViT-Small, which SLIP takes (models.py in facebookresearch/SLIP). timm's own has six heads: every tensor
+would fit it, and every value differ."""
 
 TRANSFORM = {"resize": 224, "crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """What SLIP's authors evaluate with (`val_transform` of eval_zeroshot.py in facebookresearch/SLIP): bilinear."""

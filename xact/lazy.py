@@ -6,6 +6,9 @@ know. Nothing here loads torch.
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from xact.errors import StoreError
-from xact.trees import LOCK, Tree, open_tree
+from xact.trees import Tree, open_tree
 
 ITEM_NBYTES = 10 * 2**20
 """Arrays of fewer bytes than this are cached."""
@@ -79,12 +82,18 @@ class ArrayCache:
 
     def __init__(self, max_nbytes: int = CACHE_NBYTES) -> None:
         self.max_nbytes = max_nbytes
+        self.begin()
+        _CACHES.add(self)
+
+    def begin(self) -> None:
+        """Begin with no arrays and a lock that nobody holds."""
         self.nbytes = 0
         self._arrays: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
 
     def find(self, key: Key) -> np.ndarray | None:
         """Return a copy of an array, None where it is not in the cache."""
-        with LOCK:
+        with self._lock:
             if key not in self._arrays:
                 return None
             self._arrays.move_to_end(key)
@@ -94,7 +103,7 @@ class ArrayCache:
         """Keep a copy of an array unless it is large, and drop others until all fit."""
         if values.nbytes >= ITEM_NBYTES:
             return
-        with LOCK:
+        with self._lock:
             self._drop(key)
             self._arrays[key] = values.copy()  # of its own: a view would keep its whole base in memory
             self.nbytes += values.nbytes + ENTRY_NBYTES
@@ -103,7 +112,7 @@ class ArrayCache:
 
     def clear(self, at: Key = ()) -> None:
         """Drop all arrays, or those of one model or one stimulus."""
-        with LOCK:
+        with self._lock:
             for key in [key for key in self._arrays if key[: len(at)] == at]:
                 self._drop(key)
 
@@ -113,6 +122,18 @@ class ArrayCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ArrayCache, (self.max_nbytes,)  # another process begins with an empty one
+
+
+_CACHES: weakref.WeakSet[ArrayCache] = weakref.WeakSet()
+
+
+def _empty_caches() -> None:
+    """Begin anew after a fork: a thread of the parent may have been in the middle of a change."""
+    for cache in list(_CACHES):
+        cache.begin()
+
+
+os.register_at_fork(after_in_child=_empty_caches)
 
 
 class Level(Mapping[str, Value]):

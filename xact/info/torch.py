@@ -33,7 +33,9 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
 def load_safely(path: Path) -> Any:  # noqa: ANN401  whatever was saved
     """Return what was saved, its tensors mapped from the file; raise StoreError for code and for damage."""
     if not zipfile.is_zipfile(path):
-        raise StoreError(f"{path} is damaged, or was not written by torch.save", hint="export or copy it again")
+        raise StoreError(
+            f"{path} is damaged, or was not written by torch.save as it saves today", hint="export or copy it again"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:

@@ -7,8 +7,6 @@ store.py   a store
 from __future__ import annotations
 
 import importlib
-import os
-import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,6 @@ from xact.errors import NameNotFoundError, RequestError, StoreError, make_neares
 
 HOMES = {"store": "xact.trees.store", "hdf5": "xact.trees.hdf5"}
 """{kind: module}; each has a function `open_tree(path, *, allow_incomplete)`."""
-
-LOCK = threading.RLock()
-"""Held around every call into HDF5, which is not safe under threads, and around every change of a cache."""
-
-# A fork waits until no thread holds the lock, so that a child never starts with HDF5 or a cache half changed.
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 
 class Tree(ABC):

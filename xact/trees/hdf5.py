@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,14 @@ import h5py
 import numpy as np
 
 from xact.errors import StoreError
-from xact.trees import LOCK, Tree
+from xact.trees import Tree
+
+LOCK = threading.RLock()
+"""Held around every call into HDF5: a file is opened once, and not closed while another thread reads it."""
+
+# A fork waits until no thread is inside HDF5. After the import of h5py, whose own lock is then taken after this one, as
+# everywhere else: the other way round a fork and a reading thread would wait for each other.
+os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 LEVELS = ("a model", "a stimulus", "a layer")
 

@@ -414,10 +414,10 @@ def read_on():
         for at in names:
             assert (acts[model][at[0]][at[1]] == known[at]).all()
 
-threads = [threading.Thread(target=read_on) for _ in range(4)]
+threads = [threading.Thread(target=read_on) for _ in range(3)]
 for thread in threads:
     thread.start()
-for _ in range(30):
+for _ in range(12):
     pid = os.fork()
     if pid == 0:
         signal.alarm(30)

@@ -34,7 +34,7 @@ class Hdf5Source:
         self._row_nbytes = row_nbytes
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._file: Any = None
+        self._array: Any = None
         self._is_closed = False
 
     def stamp(self, row: int) -> FileStamp:
@@ -57,20 +57,20 @@ class Hdf5Source:
         """Close the file; reading afterwards is an error."""
         with self._lock:
             self._is_closed = True
-            if self._file is not None and self._owner == os.getpid():
-                self._file.close()
-            self._file = None
+            if self._array is not None and self._owner == os.getpid():
+                self._array.file.close()
+            self._array = None
 
     def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
         """Return the data set; one handle a process, since a fork shares the file's position."""
         if self._owner != os.getpid():
-            self._lock, self._owner, self._file = threading.Lock(), os.getpid(), None
+            self._lock, self._owner, self._array = threading.Lock(), os.getpid(), None
         with self._lock:
             if self._is_closed:
                 raise StimulusError(f"{self.location} is closed")
-            if self._file is None:
-                self._file = h5py.File(self._path, "r")
-            return self._file[self._dataset]
+            if self._array is None:
+                self._array = h5py.File(self._path, "r")[self._dataset]
+            return self._array
 
 
 def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:

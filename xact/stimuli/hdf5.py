@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +39,12 @@ class Hdf5Source:
         self._is_closed = False
 
     def stamp(self, row: int) -> FileStamp:
-        """Return the bytes of one row, and the modification time of the whole file."""
-        return FileStamp(self._row_nbytes, stamp_file(self._path, name=self._path.name).mtime_ns)
+        """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
+
+        One file may hold several arrays of one shape: the time alone would take one for the other.
+        """
+        mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
+        return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Return one row, of shape (height, width, 3) or (height, width)."""

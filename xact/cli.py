@@ -243,7 +243,7 @@ def run_layers(options: argparse.Namespace) -> int:
     """List the layers of a network."""
     from pathlib import Path
 
-    from xact.layers import find_blocks, match_glob
+    from xact.layers import find_blocks, match_glob, resolve_aliases
     from xact.models import check_allowed
     from xact.specs import resolve_model
     from xact.survey import survey_outputs
@@ -253,20 +253,22 @@ def run_layers(options: argparse.Namespace) -> int:
     _, outputs, _ = survey_outputs(spec)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
+    labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
     if options.glob:
-        matched = set(match_glob(options.glob, [output.label for output in usable]))
-        usable = [output for output in usable if output.label in matched]
+        names = [*labels.values(), *(output.label for output in outputs)]
+        matched = set(match_glob(options.glob, names))
+        usable = [o for o in usable if not matched.isdisjoint((o.label, labels.get(o.label, o.label)))]
         if not usable:
             raise RequestError(
                 f"model {options.model!r} has no layer that {options.glob!r} matches"
-                f"{make_nearest_text(options.glob, [output.label for output in outputs])}",
+                f"{make_nearest_text(options.glob, names)}",
                 hint="`*` stands for a part between dots, `**` for anything",
             )
-    labels = {true: alias for alias, true in spec.aliases.items()}
     if options.json:
         found = [
             {
                 "layer": labels.get(output.label, output.label),
+                "module": output.name,
                 "class": output.class_name,
                 "shape": list(output.shape or ()),
                 "block": output.name in blocks,

@@ -56,8 +56,11 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
         return network, probe(network, input_shape), input_shape
 
 
-def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:
-    """Return the plan of one network; `held` is what the store already has under its label."""
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label.
+
+    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
+    """
     network, outputs, input_shape = survey_outputs(spec)
     transform = make_transform(spec)
     reductions = parse_reductions(spec.reduce)
@@ -67,7 +70,7 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) 
     asked = spec.device
     if asked == "auto" and held is not None:
         asked = held.device
-    device = get_kind(resolve_device(asked))
+    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
     batch_size = spec.batch_size
     if batch_size == "auto" and held is not None:
         batch_size = held.batch_size

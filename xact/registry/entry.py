@@ -94,10 +94,10 @@ class Entry(Block):
     """What the weights declare; compared with what the library does."""
     panel_transform: Literal["weights"] | Resize | None = None
     """The original study's, for `transform: panel`."""
-    layer_sets: dict[Text, LayerSet] = {}
-    aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = {}
+    layer_sets: dict[Text, LayerSet] = Field(default_factory=dict)
+    aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = Field(default_factory=dict)
     """{label of a layer: true names of its module, the first that the network has}."""
-    depth_bins: dict[str, Annotated[int, Field(ge=1, le=5)]] = {}
+    depth_bins: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(default_factory=dict)
     """{layer: the original study's bin, 1 early to 5 late}."""
     n_blocks: int | None = Field(None, ge=0)
     """Residual or transformer blocks."""
@@ -173,4 +173,3 @@ class ModelSet(Block):
     """Labels."""
     transform: Literal["weights", "panel"] | None = None
     """For every model of the set whose entry in the recipe does not set its own."""
-

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,9 @@ def make_network(spec: ModelSpec) -> Network:
 def make_transform(spec: ModelSpec) -> Transform:
     """Return timm's own evaluation transform for the data configuration of the weights."""
     _check_name(spec)
-    config = _find_data_config(spec.id)
+    # what resolve_model_data_config reads off a network, without building one: a large one takes seconds even on meta
+    declared = library.models.get_pretrained_cfg(spec.id) or library.models.PretrainedCfg()
+    config = library.data.resolve_data_config({}, pretrained_cfg=declared.to_dict())
     steps = library.data.create_transform(**config, is_training=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     record = {
@@ -67,15 +68,6 @@ def make_transform(spec: ModelSpec) -> Transform:
             std=config["std"],
         )
     return Transform(steps, record)
-
-
-@cache
-def _find_data_config(model_id: str) -> dict[str, Any]:
-    """Return timm's data configuration of a network, which it reads off the network itself."""
-    with torch.device("meta"):
-        module = library.create_model(model_id, pretrained=False)
-    config: dict[str, Any] = library.data.resolve_model_data_config(module)
-    return config
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:

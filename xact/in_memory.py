@@ -12,6 +12,7 @@ import xarray as xr
 
 from xact.device import count_lanes, count_workers
 from xact.engine import TaskResult, run_job
+from xact.errors import RequestError
 from xact.gallery import Gallery, draw_amounts, get_pictures
 from xact.models import check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
@@ -85,7 +86,10 @@ def extract(
     )
     source = Pictures(images, make_table(images))
     check_table(source.table, location=source.location)
-    spec = resolve_models(LoadedRecipe(recipe, Path.cwd()))[0]
+    specs = resolve_models(LoadedRecipe(recipe, Path.cwd()))
+    if len(specs) != 1:
+        raise RequestError(f"{model!r} names {len(specs)} networks; one is wanted here")
+    spec = specs[0]
     check_allowed(spec, allow_code=allow_code)
     surveyed = survey_model(spec, n_stimuli=len(images), held=None)
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})

@@ -93,7 +93,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         get_pictures(recipe.stimuli, spec.label)
         held = state.plan.find_model(spec.label) if state.plan else None
         try:
-            model = survey_model(spec, n_stimuli=len(source.table), held=held)
+            model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
             if recipe.on_error == "stop":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,15 @@ from torch import nn
 from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import RequestError
-from xact.layers import Output, Selected, find_blocks, find_depth, is_channel_unclear, select_layers
+from xact.layers import (
+    Output,
+    Selected,
+    find_blocks,
+    find_depth,
+    is_channel_unclear,
+    resolve_aliases,
+    select_layers,
+)
 from xact.models import Network, Transform, load_network, make_architecture, make_transform
 from xact.models import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
@@ -49,17 +57,21 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
         return network, probe(network, input_shape), input_shape
 
 
-def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:
-    """Return the plan of one network; `held` is what the store already has under its label."""
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label.
+
+    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
+    """
     network, outputs, input_shape = survey_outputs(spec)
     transform = make_transform(spec)
     reductions = parse_reductions(spec.reduce)
     tokens = find_tokens(network, outputs)
-    selected = select_layers(spec.layers, outputs, aliases=spec.aliases, model=spec.label)
+    aliases = resolve_aliases(spec.aliases, outputs)
+    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
     asked = spec.device
     if asked == "auto" and held is not None:
         asked = held.device
-    device = get_kind(resolve_device(asked))
+    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
     batch_size = spec.batch_size
     if batch_size == "auto" and held is not None:
         batch_size = held.batch_size
@@ -82,7 +94,8 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) 
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
-        layers=plan_layers(selected, reductions, tokens, outputs),
+        config=None if spec.config is None else dict(spec.config),
+        layers=plan_layers(selected, reductions, tokens, outputs, spec.depth_bins),
         n_stimuli=n_stimuli,
     )
 
@@ -114,7 +127,11 @@ def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
 
 
 def plan_layers(
-    selected: Sequence[Selected], reductions: Sequence[Reduction], tokens: Tokens | None, outputs: Sequence[Output]
+    selected: Sequence[Selected],
+    reductions: Sequence[Reduction],
+    tokens: Tokens | None,
+    outputs: Sequence[Output],
+    depth_bins: Mapping[str, int],
 ) -> tuple[PlannedLayer, ...]:
     """Return every reduced layer in forward order."""
     planned: list[PlannedLayer] = []
@@ -147,7 +164,7 @@ def plan_layers(
                     unit_shape=units.shape,
                     layer_index=len(planned),
                     depth=find_depth(one.output, one.order, outputs),
-                    depth_bin=0,
+                    depth_bin=depth_bins.get(one.label, 0),
                 )
             )
     return tuple(planned)

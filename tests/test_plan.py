@@ -14,16 +14,8 @@ from stores import make_layer, make_model, make_table
 
 from xact.chunks import ITEM_NBYTES
 from xact.errors import MismatchError, RequestError
-from xact.plan import (
-    NEUTRAL_STIMULI_KEYS,
-    Plan,
-    Request,
-    count_batch_stimuli,
-    flatten_leaves,
-    make_batches,
-    make_plan,
-    make_tasks,
-)
+from xact.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
+from xact.plan import Plan, count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
     "stimuli": {

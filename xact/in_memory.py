@@ -13,8 +13,9 @@ import xarray as xr
 from xact.device import count_lanes, count_workers
 from xact.engine import TaskResult, run_job
 from xact.gallery import Gallery, draw_amounts
+from xact.merge import Request, make_plan
 from xact.models import check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
+from xact.plan import Plan, PlannedLayer, PlannedModel, make_tasks
 from xact.recipe import LoadedRecipe, Recipe
 from xact.run import make_job, place_network
 from xact.specs import FileStamp, ModelSpec, StimulusTable, resolve_models

@@ -25,8 +25,9 @@ from xact.errors import CaptureError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Gallery, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
+from xact.merge import Request, make_plan
 from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
+from xact.plan import Plan, PlannedModel, Task, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli

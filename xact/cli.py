@@ -185,7 +185,10 @@ def run_plan(options: argparse.Namespace) -> int:
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = Path(loaded.recipe.store).expanduser()
     check_place(store)
-    estimated = estimate(survey(loaded, store, allow_code=options.allow_code, fetch=False))
+    site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    for note in site.source.notes:
+        sys.stderr.write(f"warning: {note}\n")
+    estimated = estimate(site)
     if options.json:
         sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:

@@ -61,13 +61,20 @@ class PlannedModel(Record):
     training: str
     n_parameters: int
     n_prefix_tokens: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
+    """Of one showing: (3, y, x) of a picture, (tokens,) of a caption."""
     transform: dict[str, Any]
     dtype: str
+    kind: Literal["image", "text"] = "image"
+    """What the network is shown."""
+    quantize: str = ""
+    """How its weights are packed, where they are."""
+    device_map: str = ""
+    """How it is spread over devices, where it is."""
     device: str
     """Kind: cpu, cuda or mps."""
     batch_size: int
-    """Pictures in one forward pass."""
+    """Showings (stimuli x replicates) in one forward pass."""
     versions: dict[str, str]
     layers: tuple[PlannedLayer, ...]
     n_stimuli: int
@@ -79,6 +86,13 @@ class PlannedModel(Record):
     def total_units(self) -> int:
         """Units of one stimulus over all layers."""
         return sum(layer.n_units for layer in self.layers)
+
+    @property
+    def working_values(self) -> int:
+        """Numbers that one showing makes at once: of a picture four times its largest output; of a caption the logits
+        and all hidden states."""
+        sizes = [math.prod(layer.output_shape) for layer in self.layers]
+        return 4 * max(sizes) if self.kind == "image" else math.prod(self.input_shape) + sum(sizes)
 
     @property
     def widest_units(self) -> int:
@@ -140,8 +154,7 @@ class Plan(Record):
     def count_lane_nbytes(self, model: PlannedModel) -> int:
         """Return the bytes of one lane: its share of the buffers, and the outputs of a batch under way."""
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * ITEM_NBYTES
-        largest = max(math.prod(layer.output_shape) for layer in model.layers)
-        return 2 * buffer + 4 * model.batch_size * largest * ITEM_NBYTES
+        return 2 * buffer + model.batch_size * model.working_values * ITEM_NBYTES
 
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""
@@ -180,10 +193,10 @@ class Plan(Record):
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive rows that are shown together."""
+    """Rows that are shown together."""
 
-    start: int
-    stop: int
+    rows: Sequence[int]
+    """In the order in which they are shown."""
 
 
 @dataclass(frozen=True)
@@ -202,25 +215,40 @@ class Task:
     """To be captured; the block's other rows keep the bits they have in the store."""
 
 
-def make_batches(start: int, stop: int, *, segments: Sequence[int], batch_stimuli: int) -> list[Batch]:
-    """Return the batches of the rows from `start` to `stop` of one block: cut at every segment."""
+def make_batches(
+    start: int, stop: int, *, segments: Sequence[int], batch_stimuli: int, lengths: Sequence[int] = ()
+) -> list[Batch]:
+    """Return the batches of the rows from `start` to `stop` of one block: cut at every segment.
+
+    Rows are in order; with `lengths` (one a row of the store, in tokens) those between two cuts are sorted by length,
+    so that a batch holds rows of nearly one length and little of it is padding.
+    """
     cuts = sorted({start, stop, *(row for row in segments if start < row < stop)})
-    return [
-        Batch(first, min(first + batch_stimuli, last))
-        for begin, last in itertools.pairwise(cuts)
-        for first in range(begin, last, batch_stimuli)
-    ]
+    batches = []
+    for begin, last in itertools.pairwise(cuts):
+        rows: Sequence[int] = range(begin, last)
+        if lengths:
+            rows = tuple(sorted(rows, key=lambda row: lengths[row]))
+        batches += [Batch(rows[i : i + batch_stimuli]) for i in range(0, len(rows), batch_stimuli)]
+    return batches
 
 
 def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
-    """Return the stimuli in a batch of `batch_size` pictures: whole stimuli, at least one."""
+    """Return the stimuli in a batch of `batch_size` showings: whole stimuli, at least one."""
     return max(1, batch_size // n_replicates)
 
 
-def make_tasks(plan: Plan, model: PlannedModel, done: Mapping[int, tuple[int, frozenset[int]]]) -> Iterator[Task]:
+def make_tasks(
+    plan: Plan,
+    model: PlannedModel,
+    done: Mapping[int, tuple[int, frozenset[int]]],
+    *,
+    lengths: Sequence[int] = (),
+) -> Iterator[Task]:
     """Yield the tasks of a model that are still to be done.
 
-    `done` is {block: (row after the last finished one, rows that failed)}, from the journals.
+    `done` is {block: (row after the last finished one, rows that failed)}, from the journals; `lengths` as for
+    `make_batches`: with the same lengths, batches are the same in every run.
     """
     size = plan.stimuli_per_task
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
@@ -229,6 +257,6 @@ def make_tasks(plan: Plan, model: PlannedModel, done: Mapping[int, tuple[int, fr
         done_stop, failed = done.get(block, (start, frozenset()))
         rows = frozenset(range(done_stop, stop)) | failed
         if rows:
-            batches = make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli)
-            wanted = tuple(batch for batch in batches if not rows.isdisjoint(range(batch.start, batch.stop)))
+            batches = make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli, lengths=lengths)
+            wanted = tuple(batch for batch in batches if not rows.isdisjoint(batch.rows))
             yield Task(model.label, block, start, max(stop, done_stop), wanted, rows)

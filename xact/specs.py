@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from xact.errors import RecipeError
+from xact.errors import RecipeError, RequestError
 from xact.labels import check_label
 from xact.recipe import LoadedRecipe, ModelEntry, Recipe
 from xact.registry import Entry, find_entry, load_registry
+
+Kind = Literal["image", "text"]
+"""What stimuli are, and what a network is shown."""
 
 Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
 """One column of a table of stimuli: all cells of one type; a missing number is NaN."""
@@ -82,6 +85,20 @@ class ModelSpec:
     training: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """{label of a layer: true name of the module}."""
+    config: Mapping[str, Any] | None = None
+    """What the architecture is made from where no hub is reached, as plain data."""
+    kind: Kind = "image"
+    """What the network is shown."""
+    template: str = "{caption}"
+    """What a caption is put into."""
+    max_tokens: int | None = None
+    """Tokens of the longest text; None: what the network can read."""
+    device_map: str = ""
+    """`auto`: spread over the devices that are here."""
+    quantize: str = ""
+    """`nf4`: weights of 4 bits."""
+    is_gated: bool = False
+    """Whether the weights are given only to who has accepted their terms."""
 
     @property
     def is_trained(self) -> bool:
@@ -89,26 +106,57 @@ class ModelSpec:
         return self.weights != "random"
 
 
-def resolve_models(loaded: LoadedRecipe) -> list[ModelSpec]:
-    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in."""
+def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[ModelSpec]:
+    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in.
+
+    `kind` is what the stimuli are, a network for another is refused; None: whatever the registry says it is shown.
+    """
     registry = load_registry()
     specs: dict[str, ModelSpec] = {}
     for number, item in enumerate(loaded.recipe.models):
         entry = ModelEntry(base=item) if isinstance(item, str) else item
         for spec in _resolve_entry(entry, loaded, registry, where=f"models.{number}"):
+            own_kind: Kind = "text" if spec.training == "language" else "image"
+            spec = _show(spec, entry, loaded.recipe, kind or own_kind)
             if spec.label in specs and specs[spec.label] != spec:
                 raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
             specs[spec.label] = spec
     return list(specs.values())
 
 
-def resolve_model(name: str, *, folder: Path) -> ModelSpec:
+def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> ModelSpec:
     """Return the network that a registry label or `source:id` names, with its own defaults."""
     recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
-    specs = resolve_models(LoadedRecipe(recipe, folder))
+    specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
     if len(specs) != 1:
         raise RecipeError(f"{name!r} names {len(specs)} networks; one is wanted here")
     return specs[0]
+
+
+def _show(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
+    """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
+    text_keys = [key for key in ("template", "max_tokens", "device_map", "quantize") if getattr(entry, key) is not None]
+    if kind == "image":
+        if spec.training == "language":
+            raise RequestError(
+                f"model {spec.label!r} is a language model; the stimuli are pictures",
+                hint="captions as stimuli: {source: captions, file: …}",
+            )
+        if text_keys:
+            raise RequestError(f"model {spec.label!r}: {text_keys[0]} is for language models; the stimuli are pictures")
+        return spec
+    if spec.transform != "weights":
+        raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
+    is_said = entry.layers is not None or recipe.layers is not None
+    return replace(
+        spec,
+        kind="text",
+        layers=spec.layers if is_said else "hidden",
+        template=entry.template or spec.template,
+        max_tokens=entry.max_tokens,
+        device_map=entry.device_map or "",
+        quantize=entry.quantize or "",
+    )
 
 
 def _resolve_entry(
@@ -139,6 +187,8 @@ def _resolve_entry(
         family=known.family,
         training=known.training,
         aliases=known.aliases,
+        config=known.config,
+        is_gated=known.gated,
     )
     if entry.weights != "random":
         return [spec]

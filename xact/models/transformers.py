@@ -49,8 +49,8 @@ def make_network(spec: ModelSpec) -> Network:
 
 def make_transform(spec: ModelSpec) -> Transform:
     """Return the image processor that AutoImageProcessor gives for the weights, with its defaults."""
-    folder = _find_folder(spec)
-    if folder != _locate(spec):
+    folder = find_folder(spec)
+    if folder != locate(spec):
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
     try:
         processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -77,13 +77,13 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the weight files of a folder, or of the hub at one revision."""
-    folder = _find_folder(spec)
-    if folder == _locate(spec):
+    folder = find_folder(spec)
+    if folder == locate(spec):
         files = list_folder_weights(folder, label=spec.label)
         hashes = {file.name: hash_file(file) for file in files}
         return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
     found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
-    shards = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
+    shards = find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
     record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
     hashes = {shard.name: shard.sha256 for shard in shards}
     return Weights(tuple(shard.path for shard in shards), {**record, "files": hashes})
@@ -93,18 +93,11 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its files, in float32."""
     config, make = _choose_class(spec)
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
-    for file in weights.files:
-        if file.suffix != ".safetensors":
-            load_state_dict(file)  # refuses a file that carries code
-    is_file = spec.weights != "pretrained" and Path(spec.weights).is_file()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": None if is_file else weights.files[0].parent}
-    if is_file:
-        # copies: the library keeps these tensors, and a mapped file could change under them
-        source["state_dict"] = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    refuse_code(weights)
     try:
-        with _quiet():
+        with be_quiet():
             module, report = make.from_pretrained(
-                **source,
+                **find_tensors(spec, weights),
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -120,13 +113,30 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     return _describe(module)
 
 
-def _locate(spec: ModelSpec) -> Path:
+def refuse_code(weights: Weights) -> None:
+    """Refuse weight files that carry more than tensors."""
+    for file in weights.files:
+        if file.suffix != ".safetensors":
+            load_state_dict(file)
+
+
+def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Return the arguments that tell `from_pretrained` where the tensors are."""
+    if spec.weights == "pretrained" or not Path(spec.weights).is_file():
+        return {"pretrained_model_name_or_path": weights.files[0].parent}
+    # copies: the library keeps these tensors, and a mapped file could change under them
+    state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": state}
+
+
+def locate(spec: ModelSpec) -> Path:
+    """Return the folder that `id` names, if it is one."""
     return spec.folder / Path(spec.id).expanduser()
 
 
-def _find_folder(spec: ModelSpec) -> Path:
+def find_folder(spec: ModelSpec) -> Path:
     """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
-    folder = _locate(spec)
+    folder = locate(spec)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or not HUB_ID.match(spec.id):
@@ -137,14 +147,15 @@ def _find_folder(spec: ModelSpec) -> Path:
     return find_on_hub(spec.id, ("config.json",), label=spec.label).path.parent
 
 
-def _find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+    """Return the files that an index on the hub names."""
     names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
     return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
 
 
 def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the network: the one it names, else the library's choice."""
-    folder = _find_folder(spec)
+    folder = find_folder(spec)
     try:
         config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyError, OSError, ValueError) as error:
@@ -164,7 +175,7 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
             return config, candidate
     raise RequestError(
         f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
-        hint="open_clip or timm may have its image tower",
+        hint="a language model is shown captions (stimuli.source: captions); open_clip or timm may have an image tower",
     )
 
 
@@ -198,7 +209,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def be_quiet() -> Iterator[None]:
     """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
     logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -30,8 +30,12 @@ class Entry(BaseModel):
     family: str = ""
     """CNN or transformer."""
     training: str = ""
-    """image, image+text or contrastive."""
+    """image, image+text, contrastive or language."""
     licence: str = ""
+    config: dict[str, Any] | None = None
+    """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
+    gated: bool = False
+    """Whether the hub gives the weights only to who has accepted their terms."""
     layer_sets: dict[str, list[str]] = Field(default_factory=dict)
     """Named sets of layers, in forward order; `panel` is the default where there is one."""
     panel_reduce: str | None = None

@@ -306,6 +306,8 @@ MODEL_CHANGES = {
     "transform": {"resize": 232},
     "dtype": "bfloat16",
     "batch_size": 8,
+    "kind": "text",
+    "quantize": "nf4",
 }
 
 
@@ -324,6 +326,7 @@ def test_every_field_of_a_model_is_compared_or_neutral_for_a_reason():
         "segments": "follow from it",
         "versions": "compared only where rows are added",
         "device": "compared before, as --device may say otherwise",
+        "device_map": "where it runs, not what it computes",
     }
     compared = {*MODEL_CHANGES, "layers", "label"}
     assert compared.isdisjoint(neutral)

@@ -211,7 +211,7 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
         if model is None:
             merged.append(held)
             continue
-        neutral = {"n_stimuli", "segments", "versions", "device"}
+        neutral = {"n_stimuli", "segments", "versions", "device", "device_map"}
         one, other = held.model_dump(exclude=neutral), model.model_dump(exclude=neutral)
         for dump in (one, other):  # by label, so that the first layer that differs is named, not all of them
             dump["layers"] = {layer["label"]: layer for layer in dump["layers"]}

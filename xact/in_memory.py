@@ -109,7 +109,10 @@ def extract(
         }
     )
     loaded = LoadedRecipe(recipe, Path.cwd())
-    spec = resolve_models(loaded)[0]
+    specs = resolve_models(loaded)
+    if len(specs) != 1:
+        raise RequestError(f"{model!r} names {len(specs)} networks; one is wanted here")
+    spec = specs[0]
     check_allowed(spec, allow_code=allow_code)
     spec = resolve_models(loaded, kind=find_kind(spec))[0]
     source = open_given(stimuli, spec)

@@ -76,6 +76,8 @@ class PlannedModel(Record):
     batch_size: int
     """Showings (stimuli x replicates) in one forward pass."""
     versions: dict[str, str]
+    config: dict[str, Any] | None = None
+    """What the architecture was made from, where the registry says it."""
     layers: tuple[PlannedLayer, ...]
     n_stimuli: int
     """Stimuli that were asked of this model so far."""

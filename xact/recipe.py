@@ -372,6 +372,8 @@ class Recipe(Block):
     stimuli: Stimuli
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
+    registry: Text | None = None
+    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
     layers: Layers | None = None
     """For every model that does not set its own; left out, the model's own default."""
     reduce: Reductions | None = None

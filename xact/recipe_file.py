@@ -12,6 +12,8 @@ from pydantic_core import ErrorDetails
 
 from xact.errors import RecipeError, make_nearest_text
 from xact.recipe import Block, Jitter, LoadedRecipe, Recipe, Stimuli, name_kind
+from xact.registry import load_registry
+from xact.registry.entry import ModelSet
 from xact.yaml_text import Key, parse_yaml, read_text, set_dotted
 
 UNTRAINED = "untrained"
@@ -32,7 +34,7 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
     said: dict[tuple[Key, ...], str] = {}
     for dotted, value, words in overrides:
         if words == "--models":
-            value = _choose_models(data.get("models"), value)
+            value = _choose_models(data.get("models"), value, _find_sets(data, file.resolve().parent))
         elif dotted == UNTRAINED:
             dotted, value = "models", make_untrained(data.get("models"), value)
         said[set_dotted(data, dotted, value, words)] = words
@@ -43,20 +45,38 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
         if not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
             raise RecipeError(
                 f"{file}: no models are asked for",
-                hint="add `models:` with labels ('xact models' lists them), sets (panel-a, panel-b-vision, "
-                "panel-b-language) or source:id",
+                hint="add `models:` with labels ('xact models' lists them), source:id or sets: "
+                + ", ".join(_find_sets(data, file.resolve().parent)),
             ) from None
         raise _make_recipe_error(complaints, file, lines, said) from None
     device_said = any(at == ("compute", "device") for at in said)
     return LoadedRecipe(recipe, file.resolve().parent, device_said)
 
 
-def _choose_models(listed: object, names: Sequence[Any]) -> list[Any]:
+def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
+    """Return the sets that a raw recipe can name, those of its own registry among them."""
+    own = data.get("registry")
+    return load_registry(folder / Path(own).expanduser() if isinstance(own, str) else None).sets
+
+
+def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, ModelSet]) -> list[Any]:
     """Return the recipe's own entry for each name that is the label of one, else the name itself."""
-    entries = listed if isinstance(listed, list) else []
+    items = listed if isinstance(listed, list) else []
+    entries = [entry for item in items for entry in (*_expand_set(item, sets), item)]
     by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
     by_base = {base: item for item in reversed(entries) if isinstance(item, dict) for base in _find_bases(item)}
     return [by_label.get(name, by_base.get(name, name)) for name in names]
+
+
+def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, Any]]:
+    """Return a raw entry for each network of the set that a raw entry names, nothing where it names none."""
+    entry = {"base": item} if isinstance(item, str) else item
+    base = entry.get("base") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(base, str) or base not in sets:
+        return []
+    of = sets[base]
+    settings = {"transform": of.transform} if of.transform else {}
+    return [{**settings, **entry, "base": label} for label in of.models]
 
 
 def _label_entries(item: object) -> Iterator[tuple[str, Any]]:

@@ -98,7 +98,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         try:
             if fetch:
                 check_gate(spec)
-            model = survey_model(spec, n_stimuli=len(source.table), held=held)
+            model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
             if recipe.on_error == "stop":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,15 @@ from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import RequestError
 from xact.hidden_layers import check_logits, describe_reading, plan_hidden_layers, survey_hidden
-from xact.layers import Output, Selected, find_blocks, find_depth, is_channel_unclear, select_layers
+from xact.layers import (
+    Output,
+    Selected,
+    find_blocks,
+    find_depth,
+    is_channel_unclear,
+    resolve_aliases,
+    select_layers,
+)
 from xact.models import Network, Transform, load_network, make_architecture, make_transform
 from xact.models import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
@@ -64,13 +72,15 @@ class Surveyed:
 def survey_pictures(spec: ModelSpec) -> Surveyed:
     """Return what a network is that is shown pictures."""
     network, outputs, input_shape = survey_outputs(spec)
-    selected = select_layers(spec.layers, outputs, aliases=spec.aliases, model=spec.label)
+    aliases = resolve_aliases(spec.aliases, outputs)
+    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
+    tokens = find_tokens(network, outputs)
     return Surveyed(
         n_parameters=count_parameters(network.module),
         n_prefix_tokens=network.n_prefix_tokens or 0,
         input_shape=input_shape,
         transform=make_transform(spec).record,
-        layers=plan_layers(selected, parse_reductions(spec.reduce), find_tokens(network, outputs), outputs),
+        layers=plan_layers(selected, parse_reductions(spec.reduce), tokens, outputs, spec.depth_bins),
     )
 
 
@@ -78,7 +88,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
     """Return what a network is that is shown captions."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec.layers, spec)
-    selected = select_layers(spec.layers, outputs, aliases=spec.aliases, model=spec.label)
+    selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
     return Surveyed(
         n_parameters=count_parameters(network.module),
         n_prefix_tokens=0,
@@ -97,13 +107,16 @@ def list_outputs(spec: ModelSpec) -> list[Output]:
     return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
 
 
-def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:
-    """Return the plan of one network; `held` is what the store already has under its label."""
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label.
+
+    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
+    """
     surveyed = SURVEYS[spec.kind](spec)
     asked = spec.device
     if asked == "auto" and held is not None:
         asked = held.device
-    device = get_kind(resolve_device(asked))
+    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
     batch_size = spec.batch_size
     if batch_size == "auto" and held is not None:
         batch_size = held.batch_size
@@ -129,6 +142,7 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) 
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
+        config=None if spec.config is None else dict(spec.config),
         layers=surveyed.layers,
         n_stimuli=n_stimuli,
     )
@@ -161,7 +175,11 @@ def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
 
 
 def plan_layers(
-    selected: Sequence[Selected], reductions: Sequence[Reduction], tokens: Tokens | None, outputs: Sequence[Output]
+    selected: Sequence[Selected],
+    reductions: Sequence[Reduction],
+    tokens: Tokens | None,
+    outputs: Sequence[Output],
+    depth_bins: Mapping[str, int],
 ) -> tuple[PlannedLayer, ...]:
     """Return every reduced layer in forward order."""
     planned: list[PlannedLayer] = []
@@ -194,7 +212,7 @@ def plan_layers(
                     unit_shape=units.shape,
                     layer_index=len(planned),
                     depth=find_depth(one.output, one.order, outputs),
-                    depth_bin=0,
+                    depth_bin=depth_bins.get(one.label, 0),
                 )
             )
     return tuple(planned)

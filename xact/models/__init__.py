@@ -7,7 +7,7 @@ A source is a file beside this one with the functions of `Source`; it is importe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xact.errors import NameNotFoundError, RequestError, WeightsError, make_nearest_text
 from xact.models.checkpoints import find_local_weights
+from xact.models.outline import make_outline
 from xact.specs import Kind, ModelSpec
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Transform:
     apply: Callable[[Image], Tensor]
     """RGB picture -> float32 (channel, y, x)."""
     record: dict[str, Any]
-    """All that changes a value, as JSON-able data."""
+    """All that changes a value, as JSON-able data; under `outline` the same in the words of a recipe's block, where
+    those can say it."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,9 @@ def make_transform(spec: ModelSpec) -> Transform:
     source = _open_source(spec)
     if spec.transform == "weights":
         with torch.random.fork_rng(devices=[]):
-            return source.make_transform(spec)
+            transform = source.make_transform(spec)
+        check_declared(spec, transform.record.get("outline", transform.record), "this version of the library applies")
+        return transform
     if isinstance(spec.transform, str):
         raise RequestError(
             f"model {spec.label!r} has no transform {spec.transform!r}",
@@ -150,6 +154,20 @@ def make_transform(spec: ModelSpec) -> Transform:
     from xact.models.explicit import make_explicit_transform
 
     return make_explicit_transform(spec.transform, label=spec.label)
+
+
+def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
+    """Refuse a transform that is not the one that the registry knows of these weights."""
+    if spec.declared is None:
+        return
+    for key, declared in make_outline(**spec.declared).items():
+        found = outline.get(key)
+        if found != declared:
+            raise RequestError(
+                f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
+                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
+                "std: […]}",
+            )
 
 
 def find_weights(spec: ModelSpec) -> Weights:

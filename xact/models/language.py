@@ -42,15 +42,12 @@ ATTENTION = "eager"
 NO_LIMIT = 10**9
 """Tokenizers without a limit of their own state a larger one."""
 
-UNIMPORTANT = frozenset(("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"))
-"""Keys of a configuration that change no value here."""
-
 find_pretrained = shared.find_pretrained
 
 
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained network as its class initialises it; its weights, not its buffers, in `spec.dtype`."""
-    config = load_config(spec)
+    config = _load_config(spec)
     module = choose_class(config, spec)._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(find_dtype(spec))
@@ -59,8 +56,7 @@ def make_network(spec: ModelSpec) -> Network:
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its files, in `spec.dtype`."""
-    check_config(spec)
-    config = load_config(spec)
+    config = _load_config(spec) if spec.weights != "pretrained" else shared.load_config(spec, shared.find_folder(spec))
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
     shared.refuse_code(weights)
     placing = _make_placing(spec)
@@ -98,7 +94,7 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
             tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         raise WeightsError(f"model {spec.label!r}: the tokenizer in {folder} cannot be used: {error}") from error
-    limit = find_limit(spec, load_config(spec), tokenizer.model_max_length)
+    limit = find_limit(spec, _load_config(spec), tokenizer.model_max_length)
     lock = threading.Lock()  # a tokenizer keeps the settings of its last call
 
     def encode(text: str) -> Encoded:
@@ -131,26 +127,6 @@ def find_limit(spec: ModelSpec, config: Any, model_max_length: int) -> int | Non
     return spec.max_tokens
 
 
-def load_config(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
-    """Return the registry's configuration, else that of the weights."""
-    with shared.be_quiet():
-        return _load_known(spec) if spec.config is not None else _load_files(spec)
-
-
-def check_config(spec: ModelSpec) -> None:
-    """Refuse weights whose own configuration is not the one that the registry knows."""
-    if spec.config is None or spec.weights != "pretrained":
-        return
-    known, found = _load_known(spec).to_dict(), _load_files(spec).to_dict()
-    for key in known:
-        if key not in UNIMPORTANT and known[key] != found.get(key):
-            raise WeightsError(
-                f"model {spec.label!r}: the configuration of {spec.id} has {key} {found.get(key)!r}, the registry "
-                f"{known[key]!r}",
-                hint=f"name the model as transformers:{spec.id}",
-            )
-
-
 def choose_class(config: Any, spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
     """Return the class of the network: the one that its configuration names, else the library's choice."""
     found = _find_class(config)
@@ -164,7 +140,13 @@ def choose_class(config: Any, spec: ModelSpec) -> Any:  # noqa: ANN401  the libr
 
 def takes_text(spec: ModelSpec) -> bool:
     """Return whether the configuration is that of a network which takes text alone."""
-    return _find_class(load_config(spec)) is not None
+    return _find_class(_load_config(spec)) is not None
+
+
+def _load_config(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the registry's configuration, else that of the weights."""
+    with shared.be_quiet():
+        return shared.load_config(spec, None if spec.config is not None else shared.find_folder(spec))
 
 
 def _find_class(config: Any) -> Any:  # noqa: ANN401  the library does not type its classes
@@ -181,25 +163,6 @@ def _find_class(config: Any) -> Any:  # noqa: ANN401  the library does not type 
 def find_dtype(spec: ModelSpec) -> torch.dtype:
     """Return the number format of the weights."""
     return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
-
-
-def _load_known(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
-    try:
-        return library.AutoConfig.for_model(**(spec.config or {}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"model {spec.label!r}: transformers refuses the registry's configuration ({error})"
-        ) from error
-
-
-def _load_files(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
-    folder = shared.find_folder(spec)
-    try:
-        return library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"model {spec.label!r}: transformers has no network for the config.json of {spec.id} ({error})"
-        ) from error
 
 
 def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:

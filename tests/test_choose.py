@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import math
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -151,7 +150,7 @@ def test_a_hostile_where_is_refused_in_one_line_and_runs_nothing(text, tmp_path,
     monkeypatch.undo()
     assert "\n" not in f"{caught.value}{caught.value.hint}"
     assert len(str(caught.value)) < 300
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # fields
@@ -257,7 +256,7 @@ def test_rows_of_stimuli_that_are_not_there_are_left_and_said(tmp_path, capsys):
     recipe = write_recipe(
         tmp_path,
         f"store: {tmp_path}/store.zarr\nstimuli: {{source: folder, root: s, columns: t.csv}}\n"
-        "models: [{label: tiny, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random, layers: [norm]}]\n"
+        "models: [{label: r18, source: torchvision, id: resnet18, weights: random, layers: [logits]}]\n"
         "compute: {device: cpu, workers: 1}\n",
     )
     said = "t.csv: 1 of its 3 rows are of no stimulus and were left"

@@ -239,6 +239,11 @@ NEUTRAL = {
     "stimuli__folders": ["a", "b"],
     "stimuli__pattern": "*",
     "stimuli__limit": 400,
+    "stimuli__columns": ["other.csv"],
+    "stimuli__fields": "{stem}",
+    "stimuli__where": "rating > 0",
+    "stimuli__ids": [3],
+    "stimuli__subject": 2,
     "on_error": "skip",
     "storage__layout": "auto",
 }
@@ -308,6 +313,7 @@ MODEL_CHANGES = {
     "batch_size": 8,
     "kind": "text",
     "quantize": "nf4",
+    "config": {"model_type": "other"},
 }
 
 

@@ -113,6 +113,16 @@ def test_the_recipe_of_the_page_is_one(tmp_path: Path):
     ]
 
 
+def test_the_stimuli_of_the_page_are_such():
+    from xact.recipe import Recipe
+    from xact.yaml_text import parse_yaml
+
+    blocks = [content for _, content in list_blocks(find_chapter("Data sets"), "yaml")]
+    assert len(blocks) == 3
+    for text in blocks:
+        Recipe.model_validate(parse_yaml(text, name="README.md")[0] | {"store": "-", "models": ["ResNet50"]})
+
+
 def test_the_picture_of_the_house_names_every_file():
     ((_, picture),) = list_blocks(find_chapter("How the house is built"), "text")
     named = set(re.findall(r"[\w/]+\.py|\w+/", picture))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,12 +35,16 @@ class Hdf5Source:
         self._row_nbytes = row_nbytes
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._file: Any = None
+        self._array: Any = None
         self._is_closed = False
 
     def stamp(self, row: int) -> FileStamp:
-        """Return the bytes of one row, and the modification time of the whole file."""
-        return FileStamp(self._row_nbytes, stamp_file(self._path, name=self._path.name).mtime_ns)
+        """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
+
+        One file may hold several arrays of one shape: the time alone would take one for the other.
+        """
+        mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
+        return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Return one row, of shape (height, width, 3) or (height, width)."""
@@ -57,20 +62,20 @@ class Hdf5Source:
         """Close the file; reading afterwards is an error."""
         with self._lock:
             self._is_closed = True
-            if self._file is not None and self._owner == os.getpid():
-                self._file.close()
-            self._file = None
+            if self._array is not None and self._owner == os.getpid():
+                self._array.file.close()
+            self._array = None
 
     def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
         """Return the data set; one handle a process, since a fork shares the file's position."""
         if self._owner != os.getpid():
-            self._lock, self._owner, self._file = threading.Lock(), os.getpid(), None
+            self._lock, self._owner, self._array = threading.Lock(), os.getpid(), None
         with self._lock:
             if self._is_closed:
                 raise StimulusError(f"{self.location} is closed")
-            if self._file is None:
-                self._file = h5py.File(self._path, "r")
-            return self._file[self._dataset]
+            if self._array is None:
+                self._array = h5py.File(self._path, "r")[self._dataset]
+            return self._array
 
 
 def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:

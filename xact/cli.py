@@ -277,13 +277,14 @@ def run_layers(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from xact.layers import find_blocks, match_glob, resolve_aliases
-    from xact.models import check_allowed
+    from xact.models import check_allowed, find_kind
     from xact.specs import resolve_model
-    from xact.survey import survey_outputs
+    from xact.survey import list_outputs
 
     spec = resolve_model(options.model, folder=Path.cwd())
     check_allowed(spec, allow_code=options.allow_code)
-    _, outputs, _ = survey_outputs(spec)
+    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
+    outputs = list_outputs(spec)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
     labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}

@@ -308,6 +308,14 @@ class ModelEntry(Block):
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
     device: Device | None = None
+    template: Text | None = None
+    """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of the longest text, a longer one is cut; left out, what the language model can read."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads a language model over all devices that are here."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4`: weights of 4 bits; needs bitsandbytes."""
 
     @model_validator(mode="after")
     def _check_whole(self) -> ModelEntry:
@@ -318,6 +326,8 @@ class ModelEntry(Block):
             raise ValueError("a model entry without `base` needs both `source` and `id`")
         if self.weights != "random" and (self.seed is not None or self.seeds is not None):
             raise ValueError("`seed` and `seeds` go with `weights: random`")
+        if self.template is not None and "{caption}" not in self.template:
+            raise ValueError("`template` lacks the place of the caption, {caption}")
         if self.seed is not None and self.seeds is not None:
             raise ValueError("`seed` and `seeds` exclude each other")
         return self

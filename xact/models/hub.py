@@ -56,6 +56,28 @@ def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | 
     )
 
 
+def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str) -> list[HubFile]:
+    """Return those of `names` that a repository has; where the last is cached, the hub is not asked for the others."""
+    is_here = _find_in_cache(repo, names[-1], label=label, revision=revision) is not None
+    found = []
+    for name in names:
+        file = _find_in_cache(repo, name, label=label, revision=revision)
+        if file is None and not is_here:
+            file = _download_from_hub(repo, name, label=label, revision=revision)
+        if file is not None:
+            found.append(file)
+    if not found:
+        raise WeightsError(f"model {label!r}: the hub's repository {repo} has none of {', '.join(names)}")
+    return found
+
+
+def can_be_fetched(repo: str) -> bool:
+    """Return whether a gated repository is in the cache, or somebody is logged in who may be let in."""
+    from huggingface_hub import get_token, try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str) or get_token() is not None
+
+
 def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
     """Return a file of the hub that is already here, None where it is not."""
     from huggingface_hub import try_to_load_from_cache

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from xact.errors import RequestError, make_nearest_text
 from xact.recipe import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
-from xact.specs import Column, FileStamp, StimulusTable
-from xact.stimuli import Kind, locate, open_listing
+from xact.specs import Column, FileStamp, Kind, StimulusTable
+from xact.stimuli import locate, open_listing
 from xact.stimuli.columns import find_column, load_columns, to_labels
 from xact.stimuli.datasets import VARIABLES, find_root, strip_extension
 from xact.stimuli.nsd import make_id

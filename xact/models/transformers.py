@@ -102,7 +102,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         # copies: the library keeps these tensors, and a mapped file could change under them
         source["state_dict"] = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
     try:
-        with _quiet():
+        with be_quiet():
             module, report = make.from_pretrained(
                 **source,
                 config=config,
@@ -198,7 +198,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def be_quiet() -> Iterator[None]:
     """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
     logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -480,7 +480,8 @@ def test_the_schema_is_json_and_names_every_block(capsys: pytest.CaptureFixture[
     schema = json.loads(capsys.readouterr().out)
     assert schema == make_schema()
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["required"]) == {"store", "stimuli", "models"}
+    assert schema["required"] == ["stimuli"]
+    assert [set(one["required"]) for one in schema["anyOf"]] == [{"store", "models"}, {"caption"}]
     assert {"FolderStimuli", "TableStimuli", "Hdf5Stimuli", "ModelEntry", "Compute", "Storage", "Resize"} <= set(
         schema["$defs"]
     )

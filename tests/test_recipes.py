@@ -18,8 +18,9 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xact.cli import main
-from xact.recipe import Block, Recipe
+from xact.recipe import Block, CaptionRecipe, Recipe
 from xact.recipe_file import load_recipe
+from xact.stimuli import SOURCES
 from xact.yaml_text import parse_yaml
 
 REFERENCE = (RECIPES / "reference.yml").read_text(encoding="utf-8")
@@ -157,7 +158,10 @@ def test_the_check_of_defaults_can_fail():
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yml")), ids=lambda file: file.name)
 def test_every_recipe_parses(file: Path):
-    load_recipe(file)
+    if "source: nsd" in file.read_text(encoding="utf-8") and "nsd" not in SOURCES:
+        pytest.skip("the source nsd is not here")
+    is_for_captions = file.name.startswith("caption_")
+    load_recipe(file, schema=CaptionRecipe if is_for_captions else Recipe)
 
 
 def test_the_quick_start_makes_a_plan(

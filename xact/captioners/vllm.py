@@ -23,16 +23,16 @@ reserves memory for the longest text that the network could read, a million toke
 
 
 def check(settings: Settings) -> None:
-    """Refuse where vLLM is not installed, and what it has no switch for."""
+    """Refuse what vLLM has no switch for, and where it is not installed."""
+    if settings.device not in ("auto", "cuda"):
+        raise make_device_error("vllm", settings.device, "auto or cuda; CUDA_VISIBLE_DEVICES chooses among several")
+    if settings.dtype == "tf32":
+        raise RequestError("the engine vllm has no switch for tf32", hint="compute.dtype: float32 or bfloat16")
     if importlib.util.find_spec("vllm") is None:
         raise RequestError(
             "the engine vllm is asked for, and vllm is not installed",
             hint='pip install "xact[vllm]" where there is a GPU, or caption.engine: transformers',
         )
-    if settings.device not in ("auto", "cuda"):
-        raise make_device_error("vllm", settings.device, "auto or cuda; CUDA_VISIBLE_DEVICES chooses among several")
-    if settings.dtype == "tf32":
-        raise RequestError("the engine vllm has no switch for tf32", hint="compute.dtype: float32 or bfloat16")
 
 
 def load_captioner(settings: Settings, weights: CaptionWeights) -> VllmCaptioner:

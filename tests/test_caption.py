@@ -297,13 +297,13 @@ def wait_for_lines(file: Path, n: int, process: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.parametrize("name", ["c.csv", pytest.param("c.parquet", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
-    write_pictures(tmp_path / "many", 30)
+    write_pictures(tmp_path / "many", 20)
     whole = tmp_path / f"whole{Path(name).suffix}"
     more = ", batch_size: 4"
-    caption(write(more, output=whole.name, stimuli=tmp_path / "many", n_tokens=60))
-    recipe = write(more, output=name, stimuli=tmp_path / "many", n_tokens=60)
+    caption(write(more, output=whole.name, stimuli=tmp_path / "many", n_tokens=40))
+    recipe = write(more, output=name, stimuli=tmp_path / "many", n_tokens=40)
     rows = tmp_path / (name if name.endswith(".csv") else f"{name}.rows.csv")
-    for number, n_lines in ((signal.SIGKILL, 5), (signal.SIGTERM, 13)):
+    for number, n_lines in ((signal.SIGKILL, 5), (signal.SIGTERM, 9)):
         process = start(recipe)
         wait_for_lines(rows, n_lines, process)
         process.send_signal(number)
@@ -316,10 +316,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
                 "error: interrupted by SIGTERM; all that was finished is safe",
                 "hint: run the same command again: it goes on where it stopped",
             ]
-        assert rows.read_bytes().count(b"\n") <= 29
+        assert rows.read_bytes().count(b"\n") < 21
     rows.write_bytes(rows.read_bytes()[:-9])  # and a power cut tears the last row
     outcome = caption(recipe)
-    assert 0 < outcome.n_added < 30
+    assert 0 < outcome.n_added < 20
     if name.endswith(".csv"):
         assert (tmp_path / name).read_bytes() == whole.read_bytes()
     else:
@@ -411,7 +411,7 @@ REFUSED = [
         "vllm does not run on compute.device 'cpu'",
         "not for vLLM to choose",
     ),
-    ({"more": ", engine: vllm", "dtype": "tf32"}, "the engine vllm has no switch for tf32", "not for vLLM to switch"),
+    ({"more": ", engine: vllm", "dtype": "tf32"}, "the engine vllm has no switch for tf32", "not its to switch"),
     ({"output": "c.xlsx"}, "has the extension '.xlsx'", "a workbook"),
     ({"more": ", batchsize: 2"}, "unknown key 'caption.batchsize' (nearest: batch_size)", "a key that is misspelt"),
 ]

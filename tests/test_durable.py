@@ -296,7 +296,7 @@ def test_a_file_system_without_locks_is_refused_never_trusted(error, tmp_path, m
     monkeypatch.setattr(fcntl, "flock", Failing(fcntl.flock, 1, error))
     with pytest.raises(StoreError, match="has no file locks") as caught, hold_lock(tmp_path):
         pass
-    assert caught.value.hint == "put the store on another disk"
+    assert caught.value.hint == "put it on another disk"
 
 
 def test_a_holder_that_cannot_be_named_is_another_process(tmp_path):

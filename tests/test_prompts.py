@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xact.errors import NameNotFoundError
-from xact.prompts import PROMPTS, Judged, find_prompt, judge, make_reminder
+from xact.prompts import PROMPTS, Judged, find_prompt, judge, make_listable, make_reminder
 
 CLOSED = [
     ("motion", "motion", "motion", "as it stands"),
@@ -57,7 +57,9 @@ def test_a_caption_is_stored_and_listed_where_a_person_should_look(answer: str, 
 
 def test_nothing_and_what_no_text_file_holds_are_not_stored():
     assert judge(PROMPTS["caption"], " \n", is_cut=False) == Judged(None, "empty")
-    assert judge(PROMPTS["caption"], "A\0dog", is_cut=False) == Judged(None, "control characters")
+    for bad in ("A\0dog", "A \ud800 dog"):
+        assert judge(PROMPTS["caption"], bad, is_cut=False) == Judged(None, "control characters")
+        assert judge(PROMPTS["caption"], make_listable(bad), is_cut=False).caption is None  # nor when it is read again
 
 
 def test_an_answer_that_was_cut_off_is_listed():

@@ -113,6 +113,17 @@ def test_defaults_are_filled_in(tmp_path: Path):
         "compute": {"device": "auto", "batch_size": "auto", "workers": "auto", "dtype": "float32"},
         "storage": {"layout": "auto", "precision": "full", "codec": "lz4", "shard_mb": 64, "buffer_mb": 256},
         "on_error": "stop",
+        "caption": {
+            "model": "mistral-community/pixtral-12b",
+            "prompt": "caption",
+            "prompt_name": None,
+            "output": None,
+            "engine": "transformers",
+            "max_new_tokens": 128,
+            "temperature": 0.0,
+            "seed": 0,
+            "batch_size": "auto",
+        },
     }
 
 

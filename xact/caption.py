@@ -19,7 +19,7 @@ from xact.durable import write_file
 from xact.errors import MismatchError, RequestError, StimulusError
 from xact.images import make_pictures
 from xact.plan import NEUTRAL_STIMULI_KEYS, flatten_leaves
-from xact.prompts import Judged, Prompt, find_prompt, judge, make_reminder
+from xact.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
 from xact.recipe import CaptionRecipe, LoadedRecipe
 from xact.recipe_file import load_recipe
 from xact.stimuli import StimulusSource, find_limit, open_stimuli
@@ -253,7 +253,7 @@ class Run:
             seed = make_seed(self.job.loaded.recipe.caption.seed, first, attempt)
             said = captioner.answer([pictures[row] for row in asked], text, seed=seed)
             for row, one in zip(asked, said, strict=True):
-                answers[row] = (one.text.strip(), judge(prompt, one.text, is_cut=one.is_cut))
+                answers[row] = (make_listable(one.text), judge(prompt, one.text, is_cut=one.is_cut))
         return answers
 
 

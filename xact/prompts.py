@@ -90,7 +90,7 @@ def judge(prompt: Prompt, answer: str, *, is_cut: bool) -> Judged:
     text = answer.strip()
     if not text:
         return Judged(None, "empty")
-    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in text):
+    if make_listable(text) != text:
         return Judged(None, "control characters")
     if prompt.answers:
         matched = {_fold(known): known for known in prompt.answers}.get(_fold(text))
@@ -101,6 +101,12 @@ def judge(prompt: Prompt, answer: str, *, is_cut: bool) -> Judged:
     if foreign:
         return Judged(text, f"another script ({', '.join(foreign).lower()})")
     return Judged(text, "cut off at max_new_tokens" if is_cut else None)
+
+
+def make_listable(answer: str) -> str:
+    """Return an answer as a text file can list it: nothing of one that holds control characters."""
+    has_control = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in answer)
+    return "" if has_control else answer.strip()
 
 
 def _fold(text: str) -> str:

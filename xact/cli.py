@@ -93,6 +93,11 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
+    caption = add("caption", run_caption, "Write a table of captions of a recipe's pictures, or what of it is missing.")
+    caption.add_argument("recipe", metavar="RECIPE")
+    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
+    caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
+    caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -327,6 +332,36 @@ def run_info(options: argparse.Namespace) -> int:
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
     sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions; 0 when there are all and none needs a look."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.caption import caption
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = caption(
+                options.recipe,
+                prompt=options.prompt,
+                output=options.output,
+                limit=options.limit,
+                watch=progress.start,
+            )
+    n_problems = len(outcome.problems)
+    done = (
+        f"{outcome.n_added} captions added"
+        if outcome.n_added or n_problems
+        else "nothing to do, all captions are there"
+    )
+    sys.stdout.write(f"{outcome.output}: {done}\n")
+    if not n_problems:
+        return 0
+    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
+    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    return 1
 
 
 def run_schema(_options: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/table_of_models.py
 
-Nothing is downloaded: weights are random, and seconds (the median of five single pictures, one thread) are measured only
+Nothing is downloaded: weights are random. Seconds (the median of five single pictures, one thread) are measured only
 for networks of less than 100 million parameters.
 """
 

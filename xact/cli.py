@@ -88,8 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
     layers.add_argument("--json", action="store_true")
-    info = add("info", run_info, "Show what a store holds.")
-    info.add_argument("store", metavar="STORE")
+    info = add("info", run_info, "Show what a store holds, or an HDF5, netCDF or .pt file.")
+    info.add_argument("path", metavar="STORE|FILE")
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
@@ -194,7 +194,10 @@ def run_plan(options: argparse.Namespace) -> int:
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = Path(loaded.recipe.store).expanduser()
     check_place(store)
-    estimated = estimate(survey(loaded, store, allow_code=options.allow_code, fetch=False))
+    site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    for note in site.source.notes:
+        sys.stderr.write(f"warning: {note}\n")
+    estimated = estimate(site)
     if options.json:
         sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:
@@ -274,13 +277,14 @@ def run_layers(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from xact.layers import find_blocks, match_glob, resolve_aliases
-    from xact.models import check_allowed
+    from xact.models import check_allowed, find_kind
     from xact.specs import resolve_model
-    from xact.survey import survey_outputs
+    from xact.survey import list_outputs
 
     spec = resolve_model(options.model, folder=Path.cwd())
     check_allowed(spec, allow_code=options.allow_code)
-    _, outputs, _ = survey_outputs(spec)
+    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
+    outputs = list_outputs(spec)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
     labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
@@ -316,11 +320,12 @@ def run_layers(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Show what a store holds."""
-    from xact.info import describe, show
+    """Show what a store or a file holds."""
+    from xact.info import load_kind
 
-    description = describe(options.store, model=options.model, with_layers=options.layers)
-    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else show(description))
+    kind = load_kind(options.path)
+    description = kind.describe(options.path, model=options.model, with_layers=options.layers)
+    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
 
 

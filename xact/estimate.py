@@ -17,6 +17,10 @@ CONFIRM_NBYTES = 10**9
 """A build that would write more asks first, on a terminal."""
 
 
+WEIGHT_NBYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "nf4": 0.6}
+"""Bytes of one weight; of those packed into 4 bits with their scales, and what is left unpacked."""
+
+
 @dataclass(frozen=True)
 class ModelEstimate:
     """What one model costs."""
@@ -116,13 +120,12 @@ def estimate_model(
     plan: Plan, model: PlannedModel, n_left: int, workers: int, *, device_memory: int | None
 ) -> ModelEstimate:
     """Return what `n_left` stimuli of one model cost; `device_memory` is what its device has, in bytes."""
-    weights = model.n_parameters * ITEM_NBYTES
+    weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
     lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
     n_blocks = math.ceil(n_left / plan.stimuli_per_task)
     n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in model.layers)
-    largest = max(math.prod(layer.output_shape) for layer in model.layers)
-    batch = model.batch_size * (math.prod(model.input_shape) + model.total_units + 4 * largest) * ITEM_NBYTES
+    batch = model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * ITEM_NBYTES
     return ModelEstimate(
         model=model.label,
         n_layers=len(model.layers),

@@ -7,7 +7,6 @@ manifest-G.jsonl  all of that and the hash of every file, written just before ge
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xact.durable import Written, append_line, read_lines, write_file
+from xact.durable import Written, append_line, make_sealed_lines, read_lines, read_sealed_lines, write_file
 from xact.errors import StoreError
 from xact.plan import Plan
 from xact.specs import FileStamp
@@ -41,6 +40,8 @@ class TaskRecord:
     n_nonfinite: dict[str, int]
     """{layer: values that are NaN or infinite}, where there are any."""
     seconds: float
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{name: {row: number}} of the rows that have one."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -52,6 +53,7 @@ class TaskRecord:
             "shards": shards,
             "n_nonfinite": self.n_nonfinite,
             "seconds": round(self.seconds, 3),
+            "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
         }
 
 
@@ -90,14 +92,23 @@ class State:
                 present[row] = row not in failed
         return present
 
+    def find_scores(self, model: str, name: str) -> dict[int, float]:
+        """Return {row: number} of every row that has one."""
+        records = [record for (label, _), record in self.tasks.items() if label == model]
+        return {row: x for record in records for row, x in record.scores.get(name, {}).items()}
+
     def take(self, line: dict[str, Any]) -> None:
         """Take one line of a journal or manifest in."""
         if "task" in line:
             model, block = line["task"]
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
             failed = {int(row): error for row, error in line["failed"].items()}
+            scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
+                older = self.tasks[model, block].scores
+                scores = {name: older.get(name, {}) | scores.get(name, {}) for name in older | scores}
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"]
+                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256
@@ -187,23 +198,14 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
-    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
-    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", [body, last])
+    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", make_sealed_lines(lines))
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a manifest; raise StoreError where they are not those that were written."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
-    body, newline, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    try:
-        said = json.loads(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
-        raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
-    return [json.loads(line) for line in body.split(b"\n") if line]
+    return [json.loads(line) for line in read_sealed_lines(file)]
 
 
 def remove_older(store: Path, generation: int) -> None:

@@ -33,6 +33,9 @@ BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final
 """Parts of a network that are no blocks, though some are built of the same classes."""
 
 
+HIDDEN = re.compile(r"hidden\.(\d+)")
+"""Name of a hidden state of a language model: 0 is the embedding, the last has the final norm."""
+
 LOGITS = "logits"
 """Label of the network's own output."""
 
@@ -149,7 +152,11 @@ def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[st
         depths = wanted["depths"]
         chosen = _take([blocks[round(depth * (len(blocks) - 1))] for depth in depths], outputs, model)
     elif wanted == "hidden":
-        raise RequestError(f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks")
+        chosen = {i: o.label for i, o in enumerate(outputs) if HIDDEN.fullmatch(o.name) and not o.part}
+        if not chosen:
+            raise RequestError(
+                f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks"
+            )
     else:
         chosen = _select_names(wanted, outputs, aliases, model)
     labels = {true: alias for alias, true in aliases.items()}

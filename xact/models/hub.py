@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
@@ -56,6 +56,28 @@ def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | 
     )
 
 
+def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str) -> list[HubFile]:
+    """Return those of `names` that a repository has; where the last is cached, the hub is not asked for the others."""
+    is_here = _find_in_cache(repo, names[-1], label=label, revision=revision) is not None
+    found = []
+    for name in names:
+        file = _find_in_cache(repo, name, label=label, revision=revision)
+        if file is None and not is_here:
+            file = _download_from_hub(repo, name, label=label, revision=revision)
+        if file is not None:
+            found.append(file)
+    if not found:
+        raise WeightsError(f"model {label!r}: the hub's repository {repo} has none of {', '.join(names)}")
+    return found
+
+
+def can_be_fetched(repo: str) -> bool:
+    """Return whether a gated repository is in the cache, or somebody is logged in who may be let in."""
+    from huggingface_hub import get_token, try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str) or get_token() is not None
+
+
 def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
     """Return a file of the hub that is already here, None where it is not."""
     from huggingface_hub import try_to_load_from_cache
@@ -89,6 +111,17 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
             hint="remove it; it is downloaded again",
         )
     return path
+
+
+def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """Return the file of an address, in torch's hub folder, and its record; `tag` is what the library calls it.
+
+    Where its name holds the beginning of its sha256 (`NAME-HASH.pth`, torch's convention), that is checked.
+    """
+    match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = download_url(url, folder, label=label, hash_prefix=match.group(1) if match else None)
+    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: hash_file(path)}}
 
 
 def _make_unreachable_error(

@@ -59,8 +59,8 @@ def make_transform(spec: ModelSpec) -> Transform:
         with TemporaryDirectory() as name:
             _write_declared(spec.config, spec.declared, Path(name))
             return _open_processor(spec, Path(name))
-    folder = _find_folder(spec)
-    if folder != _locate(spec):
+    folder = find_folder(spec)
+    if folder != locate(spec):
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
     return _open_processor(spec, folder)
 
@@ -128,14 +128,14 @@ def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the weight files of a folder, or of the hub at one revision; what it declares must be the registry's."""
-    folder = _find_folder(spec)
-    _check_config(spec, folder)
-    if folder == _locate(spec):
+    folder = find_folder(spec)
+    check_config(spec, folder)
+    if folder == locate(spec):
         files = list_folder_weights(folder, label=spec.label)
         hashes = {file.name: hash_file(file) for file in files}
         return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
     found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
-    shards = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
+    shards = find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
     record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
     if spec.declared is not None:
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
@@ -148,18 +148,11 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its files, in float32."""
     config, make = _choose_class(spec)
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
-    for file in weights.files:
-        if file.suffix != ".safetensors":
-            load_state_dict(file)  # refuses a file that carries code
-    is_file = spec.weights != "pretrained" and Path(spec.weights).is_file()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": None if is_file else weights.files[0].parent}
-    if is_file:
-        # copies: the library keeps these tensors, and a mapped file could change under them
-        source["state_dict"] = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    refuse_code(weights)
     try:
-        with _quiet():
+        with be_quiet():
             module, report = make.from_pretrained(
-                **source,
+                **find_tensors(spec, weights),
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -175,13 +168,30 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     return _describe(module)
 
 
-def _locate(spec: ModelSpec) -> Path:
+def refuse_code(weights: Weights) -> None:
+    """Refuse weight files that carry more than tensors."""
+    for file in weights.files:
+        if file.suffix != ".safetensors":
+            load_state_dict(file)
+
+
+def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Return the arguments that tell `from_pretrained` where the tensors are."""
+    if spec.weights == "pretrained" or not Path(spec.weights).is_file():
+        return {"pretrained_model_name_or_path": weights.files[0].parent}
+    # copies: the library keeps these tensors, and a mapped file could change under them
+    state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": state}
+
+
+def locate(spec: ModelSpec) -> Path:
+    """Return the folder that `id` names, if it is one."""
     return spec.folder / Path(spec.id).expanduser()
 
 
-def _find_folder(spec: ModelSpec) -> Path:
+def find_folder(spec: ModelSpec) -> Path:
     """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
-    folder = _locate(spec)
+    folder = locate(spec)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or not HUB_ID.match(spec.id):
@@ -192,11 +202,11 @@ def _find_folder(spec: ModelSpec) -> Path:
     return find_on_hub(spec.id, ("config.json",), label=spec.label, revision=spec.revision).path.parent
 
 
-def _check_config(spec: ModelSpec, folder: Path) -> None:
+def check_config(spec: ModelSpec, folder: Path) -> None:
     """Refuse a network whose own configuration is not the registry's."""
     if spec.config is None:
         return
-    held = _load_config(spec, folder).to_dict()
+    held = load_config(spec, folder).to_dict()
     for key, said in library.AutoConfig.for_model(**spec.config).to_dict().items():
         if key in spec.config and held.get(key) != said:
             raise WeightsError(
@@ -205,14 +215,15 @@ def _check_config(spec: ModelSpec, folder: Path) -> None:
             )
 
 
-def _find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+    """Return the files that an index on the hub names."""
     names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
     return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
 
 
 def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the network: the one it names, else the library's choice."""
-    config = _load_config(spec, None if spec.config is not None else _find_folder(spec))
+    config = load_config(spec, None if spec.config is not None else find_folder(spec))
     if config.model_type in RANDOM_FORWARD:
         raise RequestError(
             f"model {spec.label!r}: {config.model_type} of transformers hides a random part of each picture",
@@ -226,11 +237,11 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
             return config, candidate
     raise RequestError(
         f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
-        hint="open_clip or timm may have its image tower",
+        hint="a language model is shown captions (stimuli.source: captions); open_clip or timm may have an image tower",
     )
 
 
-def _load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
+def load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
     """Return the configuration in a folder, without one the registry's."""
     try:
         if folder is None:
@@ -272,7 +283,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def be_quiet() -> Iterator[None]:
     """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
     logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -87,6 +87,8 @@ class Entry(Block):
     """What it was trained on."""
     licence: str = ""
     """Of the weights."""
+    is_gated: bool = False
+    """Whether the hub gives the weights only to who has accepted their terms."""
     weights: WeightsPlace | None = None
     config: Annotated[dict[str, Any] | None, BeforeValidator(_read_scalars)] = None
     """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""

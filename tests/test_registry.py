@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pictures import write_pictures
 
 from xact import models, survey
-from xact.errors import NameNotFoundError, RecipeError, RequestError, WeightsError
+from xact.errors import MismatchError, NameNotFoundError, RecipeError, RequestError, WeightsError
 from xact.layers import find_blocks, resolve_aliases, select_layers
 from xact.recipe import LoadedRecipe, Recipe
 from xact.recipe_file import load_recipe
@@ -22,16 +23,10 @@ from xact.registry import load_registry
 from xact.registry.patterns import expand_braces
 from xact.run import hash_tensors
 from xact.specs import resolve_model, resolve_models
-from xact.start import make_overrides
+from xact.start import build, make_overrides
 
 REGISTRY = load_registry()
-VISION = [
-    pytest.param(
-        label, marks=pytest.mark.skipif(entry.source not in models.SOURCES, reason=f"no source {entry.source} yet")
-    )
-    for label, entry in REGISTRY.entries.items()
-    if entry.training != "language"
-]
+VISION = [label for label, entry in REGISTRY.entries.items() if entry.training != "language"]
 PANEL_A = REGISTRY.sets["panel-a"].models
 SIX_THAT_DIFFER = {
     "ResNet50",
@@ -116,7 +111,7 @@ STATED = {
 }
 
 
-@pytest.mark.parametrize("label", [param for param in VISION if param.values[0] in STATED])
+@pytest.mark.parametrize("label", STATED)
 def test_the_layers_are_those_of_the_studies(label, remembered_surveys):
     n_layers, first, last, bins = STATED[label]
     layers = survey.survey_model(get_spec(label), n_stimuli=1, held=None).layers
@@ -237,9 +232,7 @@ def make_panel_transforms():
     }
 
 
-@pytest.mark.parametrize(
-    "label", [param for param in VISION if param.values[0] in REGISTRY.sets["panel-a-original"].models]
-)
+@pytest.mark.parametrize("label", REGISTRY.sets["panel-a-original"].models)
 def test_the_transform_panel_is_the_original_studys_bit_for_bit(label):
     (spec,) = resolve(label, transform="panel")
     transform = models.make_transform(spec)
@@ -295,6 +288,15 @@ def test_aliases_true_names_and_globs_mean_one_layer_and_the_alias_is_kept(remem
     assert fifth in [one.label for one in select_layers("all", outputs, aliases=aliases, model="net")]
     with pytest.raises(NameNotFoundError, match=r"nearest: transformer\.blocks\."):
         select("transformer.blocks.12.pwff.fc2")
+
+
+def test_the_time_steps_of_cornet_go_by_short_names(remembered_surveys):
+    steps = ["V2:0", "V2:1", "V4:0", "V4:1", "V4:2", "V4:3", "IT:0", "IT:1"]
+    layers = survey.survey_model(get_spec("CORNet-S", layers=[*steps, "V4"]), n_stimuli=1, held=None).layers
+    assert [layer.label for layer in layers] == [*steps[:6], "V4", *steps[6:]]
+    assert [layer.depth_bin for layer in layers if layer.label == "V4"] == [3]
+    (true,) = survey.survey_model(get_spec("CORNet-S", layers=["V4.output:2"]), n_stimuli=1, held=None).layers
+    assert (true.label, true.name, true.call) == ("V4:2", "V4.output", 2)
 
 
 def test_an_alias_finds_its_module_under_the_name_of_another_version(remembered_surveys):
@@ -400,8 +402,11 @@ def test_flags_choose_networks_out_of_the_sets_of_a_recipe(tmp_path, models_line
     )
     overrides = make_overrides(**{**said, "untrained": False, "settings": [], **flags})
     specs = resolve_models(load_recipe(tmp_path / "recipe.yml", overrides))
-    panel = {label: entry.layer_sets["panel"].layers for label, entry in REGISTRY.entries.items()}
-    found = [(one.label, "panel" if one.layers == panel[one.base] else one.layers, one.weights) for one in specs]
+    panel = [REGISTRY.entries[one.base].layer_sets["panel"].layers for one in specs]
+    found = [
+        (one.label, "panel" if one.layers == layers else one.layers, one.weights)
+        for one, layers in zip(specs, panel, strict=True)
+    ]
     assert found == expected
 
 
@@ -520,6 +525,25 @@ def test_a_file_of_ones_own_adds_networks(tmp_path, remembered_surveys):
     registry = load_registry(tmp_path / "lab.yml")
     assert "LabNet" in registry.sets["cnn"].models
     assert "LabNet" not in load_registry().entries
+
+
+def test_what_the_entries_of_a_file_say_is_compared_and_not_where_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "stimuli", 2)
+    text = (
+        "- {label: LabNet, source: timm, id: test_vit.r160_in1k, depth_bins: {blocks.0: 1}, "
+        "layer_sets: {panel: {reduce: cls, layers: [blocks.0]}}}\n"
+    )
+    (tmp_path / "one.yml").write_text(text, encoding="utf-8")
+    (tmp_path / "two.yml").write_text(text, encoding="utf-8")
+    models_line = "models: [{base: LabNet, weights: random}]\n"
+    recipe = f"store: s.zarr\nstimuli: {{source: folder, root: stimuli}}\nregistry: one.yml\n{models_line}"
+    (tmp_path / "recipe.yml").write_text(recipe, encoding="utf-8")
+    assert build("recipe.yml").n_captured == 2
+    assert build("recipe.yml", settings=["registry=two.yml"]).n_captured == 0
+    (tmp_path / "two.yml").write_text(text.replace("blocks.0: 1", "blocks.0: 2"), encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"models\.LabNet@random-0\.layers\.blocks\.0\.depth_bin differs"):
+        build("recipe.yml", settings=["registry=two.yml"])
 
 
 def test_a_set_of_layers_brings_its_reduction(tmp_path):

@@ -78,7 +78,7 @@ def load_registry(own: Path | None = None) -> Registry:
     for label, entry in added.items():
         if label in known.entries or label in known.sets or label.partition(":")[0] in SOURCES:
             raise RecipeError(f"{own}: the label {label!r} is taken", hint="give your network another label")
-        if entry.source not in SOURCES:  # those of the package itself are a test's business
+        if entry.source not in SOURCES:
             raise RecipeError(
                 f"{own}: model {label!r}, key 'source': there is no source {entry.source!r}"
                 f"{make_nearest_text(entry.source, SOURCES)}",

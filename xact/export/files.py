@@ -128,6 +128,75 @@ def make_side_line(sha256: str, name: str) -> str:
     return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
 
 
+class Sink:
+    """A file that HDF5 writes through and that never fails it: after a failed `write` HDF5 crashes when it closes.
+
+    What comes after the first failure is dropped; `check` raises that failure.
+    """
+
+    def __init__(self, path: Path, *, is_new: bool) -> None:
+        self._file = path.open("w+b" if is_new else "r+b", buffering=0)
+        self._at = 0
+        self._end = os.fstat(self._file.fileno()).st_size
+        self._failure: OSError | None = None
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None or issubclass(kind, (OSError, RuntimeError)):
+            self.check()
+
+    def check(self) -> None:
+        """Raise what the first write that failed failed with."""
+        if self._failure is not None:
+            raise self._failure
+
+    def seek(self, at: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; HDF5 counts from the beginning or the end."""
+        self._at = at + (self._end if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place of the next read or write."""
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer; what is beyond the end is zero."""
+        n = os.preadv(self._file.fileno(), [buffer], self._at)
+        buffer[n:] = bytes(len(buffer) - n)
+        return len(buffer)
+
+    def read(self, n: int) -> bytes:
+        """Return bytes."""
+        return os.pread(self._file.fileno(), n, self._at)
+
+    def write(self, data: memoryview) -> int:
+        """Write all of a buffer, or keep the failure for `check`."""
+        left, at = data, self._at
+        try:
+            while left and self._failure is None:
+                n = os.pwrite(self._file.fileno(), left, at)
+                left, at = left[n:], at + n
+        except OSError as error:
+            self._failure = error
+        self._end = max(self._end, self._at + len(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        """Set the length of the file."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back, and the whole is synced at the end."""
+
+
 def sweep_dead(target: Path) -> None:
     """Remove what killed exports of the same file left: those of processes that are no more."""
     pattern = re.compile(re.escape(target.name) + r"\.(\d+)" + re.escape(PARTIAL))

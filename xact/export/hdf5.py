@@ -19,7 +19,7 @@ import numpy as np
 
 from xact.errors import RequestError
 from xact.export import Chosen, ChosenModel, ExportFile, Options
-from xact.export.files import make_file_name
+from xact.export.files import Sink, make_file_name
 
 OPTIONS: Mapping[str, Any] = {
     "output_dir": ".",
@@ -131,15 +131,19 @@ def write_file(
     """Write one condition to `path`, added to a copy of the file `added_to` where there is one."""
     if added_to is not None:
         shutil.copyfile(added_to, path)
-    with h5py.File(path, "w" if added_to is None else "r+", libver=LIBVER, track_order=True) as file:
+    mode = "w" if added_to is None else "r+"
+    with (
+        Sink(path, is_new=added_to is None) as sink,
+        h5py.File(sink, mode, libver=LIBVER, track_order=True) as file,
+    ):
         if added_to is None:
             version = importlib.metadata.version("xact")
             file.attrs.update({"condition": condition, "replicates": chosen.said_replicates, "xact": version})
         for model in chosen.models:
-            _write_model(file, chosen, model, rows, names)
+            _write_model(file, sink, chosen, model, rows, names)
 
 
-def _write_model(file: Any, chosen: Chosen, model: ChosenModel, rows: np.ndarray, names: Names) -> None:  # noqa: ANN401  h5py ships no types
+def _write_model(file: Any, sink: Sink, chosen: Chosen, model: ChosenModel, rows: np.ndarray, names: Names) -> None:  # noqa: ANN401  h5py ships no types
     make = Maker()
     top = make.group(file.id, names.models[model.label], model.label)
     layers = list(names.layers[model.label].items())
@@ -150,6 +154,7 @@ def _write_model(file: Any, chosen: Chosen, model: ChosenModel, rows: np.ndarray
             group = make.group(top, names.stems[stem], stem)
             for (label, name), shape, one in zip(layers, shapes, values, strict=True):
                 make.dataset(group, name, label, shape, one[i])
+            sink.check()
 
 
 class Maker:

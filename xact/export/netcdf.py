@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from xact.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
-from xact.export.files import make_file_name
+from xact.export.files import Sink, make_file_name
 from xact.labels import make_path_parts
 
 OPTIONS: Mapping[str, Any] = {"output_dir": ".", "replicates": "all", "prefix": "model_activations"}
@@ -58,14 +58,14 @@ def write_file(chosen: Chosen, model: ChosenModel, path: Path) -> None:
     whole = chosen.catalog.make_coords({"model": model.place, "layer": at_layers})
     on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}
     on_layers["path"] = ("layer",), np.array([f"/{paths[layer.label]}" for layer in model.layers])
-    with h5netcdf.File(path, "w") as file:
+    with Sink(path, is_new=True) as sink, h5netcdf.File(sink, "w") as file:
         file.attrs["xact"] = importlib.metadata.version("xact")
         file.attrs["replicates"] = chosen.said_replicates
         add_variables(file, labels)
         add_variables(file.create_group("catalog"), on_layers)
         add_variables(file.create_group("xact"), find_provenance(chosen, model))
         for layer in model.layers:
-            write_layer(file.create_group(paths[layer.label]), chosen, model, layer, labels)
+            write_layer(file.create_group(paths[layer.label]), sink, chosen, model, layer, labels)
 
 
 def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
@@ -82,7 +82,14 @@ def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
     return taken
 
 
-def write_layer(group: Any, chosen: Chosen, model: ChosenModel, layer: ChosenLayer, labels: Variables) -> None:  # noqa: ANN401  h5netcdf ships no types
+def write_layer(
+    group: Any,  # noqa: ANN401  h5netcdf ships no types
+    sink: Sink,
+    chosen: Chosen,
+    model: ChosenModel,
+    layer: ChosenLayer,
+    labels: Variables,
+) -> None:
     """Write the values of one layer, (stimulus, replicate, unit), with its labels."""
     one = chosen.catalog.open_one(model.label, layer.label, allow_incomplete=True, as_map=False)
     of_layer = {
@@ -97,6 +104,7 @@ def write_layer(group: Any, chosen: Chosen, model: ChosenModel, layer: ChosenLay
     values = group.create_variable("activations", tuple(lengths), np.float32)
     for at, rows in chosen.split_rows([layer], chosen.rows):
         values[at] = chosen.load(layer, rows)
+        sink.check()
 
 
 def find_provenance(chosen: Chosen, model: ChosenModel) -> Variables:

@@ -142,7 +142,7 @@ def make_odd_store(folder: Path, layer: str = "fc", *, stems: list[str], conditi
         (["x", "y"], ["a/c", "a_c"], "fc", {}, "condition 'a/c' and condition 'a_c' would both"),
         (["x", "y"], ["a", "b"], ".", {}, "layer '.' cannot be a name in HDF5"),  # `.` is the group itself
         (["x", "y"], ["a", "b"], "fc", {"prefix": "../p"}, "--prefix '../p' holds a `/`"),
-        (["x", "y"], ["a", "b" * 200 + "/"], "fc", {"prefix": "p" * 60}, "is too long"),
+        (["x", "y"], ["a", "b" * 199], "fc", {"prefix": "p" * 60}, "is too long"),
     ],
 )
 def test_what_hdf5_cannot_name_is_refused(tmp_path: Path, stems, conditions, layer, options, message):
@@ -168,7 +168,7 @@ def test_no_name_leads_out_of_the_output_folder(tmp_path: Path, condition: str, 
     plan = plan.model_copy(update={"recipe": plan.recipe | {"stimuli": {"source": "folder", "dataset": condition}}})
     write_store(tmp_path / "s.zarr", plan, draw_values)
     before = set(tmp_path.rglob("*"))
-    if (to, condition) == ("pt", ".."):  # the data set's name is a folder
+    if condition == ".." and to != "netcdf":  # of a folder in pt, of a file in hdf5; netCDF has no use for it
         with pytest.raises(RequestError, match="cannot be the name of a file or folder"):
             export(tmp_path / "s.zarr", to=to, output_dir=tmp_path / "a" / "b")
         return
@@ -365,10 +365,13 @@ def test_the_same_store_gives_the_same_bytes(cube: Path, tmp_path: Path, to: str
     assert hash_files(tmp_path / "a") == hash_files(tmp_path / "b")
 
 
-def make_wide_store(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store of which an export takes a while: 6.5 MB."""
+    store = tmp_path_factory.mktemp("wide") / "wide.zarr"
     plan = make_store_plan([make_model("m", {f"b.{i}": [1024] for i in range(4)})], make_table(400), layout="cube")
-    write_store(folder / "wide.zarr", plan, draw_values)
-    return folder / "wide.zarr"
+    write_store(store, plan, draw_values)
+    return store
 
 
 def run_export(store: Path, to: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
@@ -387,10 +390,16 @@ def run_export(store: Path, to: str, folder: Path, **options: Any) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
-@pytest.mark.parametrize("limit", [2_000, 1_500_000])  # in the first bytes, and in the middle of the values
-def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, to: str, limit: int):
-    wide = make_wide_store(tmp_path)
+@pytest.mark.parametrize(
+    ("to", "limit"),
+    [
+        ("hdf5", 2_000),  # in its first bytes: HDF5 itself would crash when it closes the file
+        ("hdf5", 1_500_000),  # in the middle of the values
+        ("netcdf", 1_500_000),
+        ("pt", 1_500_000),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(wide: Path, tmp_path: Path, to: str, limit: int):
     folder = tmp_path / "out"
     export(wide, to=to, output_dir=folder, conditions="a")
     before, stored = hash_files(folder), hash_files(wide)
@@ -417,8 +426,7 @@ def check_whole(folder: Path, expected: dict[str, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
-def test_a_kill_leaves_every_file_absent_or_whole(tmp_path: Path, to: str):
-    wide = make_wide_store(tmp_path)
+def test_a_kill_leaves_every_file_absent_or_whole(wide: Path, tmp_path: Path, to: str):
     export(wide, to=to, output_dir=tmp_path / "whole")
     expected, stored = hash_files(tmp_path / "whole"), hash_files(wide)
     started = time.monotonic()
@@ -437,9 +445,8 @@ def test_a_kill_leaves_every_file_absent_or_whole(tmp_path: Path, to: str):
     assert hash_files(wide) == stored
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_an_export_with_75_and_nothing_half_written(tmp_path: Path, number: int):
-    wide = make_wide_store(tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_signal_ends_an_export_with_75_and_nothing_half_written(wide: Path, tmp_path: Path, number: int):
     folder = tmp_path / "out"
     child = run_export(wide, "hdf5", folder)
     deadline = time.monotonic() + 60

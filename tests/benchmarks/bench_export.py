@@ -60,8 +60,8 @@ def write_plainly(file: Path, values: dict[str, np.ndarray]) -> None:
 
 def bench_hdf5(folder: Path) -> None:
     for layout, n_stimuli, n_layers, n_units in (
-        ("cube", 2000, 50, 64),
-        ("cube", 2000, 12, 768),
+        ("cube", 400, 50, 64),
+        ("cube", 1000, 12, 768),
         ("groups", 100, 20, 50_000),
     ):
         store = make_store(folder, layout=layout, n_stimuli=n_stimuli, n_layers=n_layers, n_units=n_units)

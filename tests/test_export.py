@@ -211,6 +211,17 @@ def test_netcdf_of_some_conditions_has_their_labels(cube: Path, tmp_path: Path):
         np.testing.assert_array_equal(opened["activations"].values, read_by_xarray(cube, "R50", "fc@mean")[12:])
 
 
+def test_a_column_and_a_layer_of_one_name_stand_side_by_side(tmp_path: Path):
+    table = make_table(4, fc=[1, 2, 3, 4], is_face=[True, False, True, True])
+    plan = make_store_plan([make_model("m", {"fc": [3]})], table, layout="groups")
+    write_store(tmp_path / "s", plan, draw_values)
+    with xr.open_datatree(export(tmp_path / "s", to="netcdf", output_dir=tmp_path)[0]) as tree:
+        assert tree["fc"].values.tolist() == [1, 2, 3, 4]
+        assert tree["is_face"].values.tolist() == [True, False, True, True]
+        values = tree[tree["catalog"]["path"].values.item()]["activations"]
+        np.testing.assert_array_equal(values.values, read_by_xarray(tmp_path / "s", "m", "fc"))
+
+
 # .pt
 
 

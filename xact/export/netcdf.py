@@ -53,7 +53,7 @@ def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
 def write_file(chosen: Chosen, model: ChosenModel, path: Path) -> None:
     """Write one model to `path`."""
     labels = take_labels(chosen, model)
-    paths = make_path_parts(layer.label for layer in model.layers)
+    paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # which stand beside them
     at_layers = np.array([layer.place for layer in model.layers])
     whole = chosen.catalog.make_coords({"model": model.place, "layer": at_layers})
     on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}

@@ -180,7 +180,8 @@ def write_file(chosen: Chosen, content: Content, path: Path) -> None:
 def find_next_entry(file: BinaryIO, entry: int) -> int:
     """Return the place of the entry after this one in a ZIP file's directory (APPNOTE 4.3.12)."""
     file.seek(entry)
-    return entry + 46 + sum(struct.unpack("<3H", file.read(46)[28:34]))
+    lengths: tuple[int, ...] = struct.unpack("<3H", file.read(46)[28:34])
+    return entry + 46 + sum(lengths)
 
 
 def fill_record(file: BinaryIO, record: zipfile.ZipInfo, entry: int, pieces: Iterable[np.ndarray]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,8 +31,8 @@ FORMATS: Mapping[str, str] = {
 }
 """Where each format lives; imported when it is asked for."""
 
-BLOCK_NBYTES = 64 * 2**20
-"""Values that are read and written at once, bytes, where one stimulus is not larger."""
+BLOCK_NBYTES = 32 * 2**20
+"""Values that are read at once, bytes, where one stimulus is not larger; as many are written meanwhile."""
 
 REPLICATES = ("all", "0", "mean")
 NAMES = ("path", "basename")
@@ -95,6 +97,17 @@ class ChosenModel:
 
 
 @dataclass(frozen=True)
+class Block:
+    """The values of some layers, for consecutive ones of the chosen rows."""
+
+    at: slice
+    """Their place among the rows."""
+    rows: np.ndarray
+    values: list[np.ndarray]
+    """Of each layer, (stimulus, replicate, unit), float32."""
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The part of a store that is exported; all its rows are there."""
 
@@ -130,6 +143,18 @@ class Chosen:
     def count_nbytes(self, layers: Sequence[ChosenLayer]) -> int:
         """Return the bytes of one stimulus over some layers, float32."""
         return ITEM_NBYTES * self.n_replicates * sum(layer.array.n_units for layer in layers)
+
+    def read_blocks(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[Block]:
+        """Yield all values of some layers, block by block; the next one is read while the last one is written."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+            ahead: tuple[slice, np.ndarray, list[Future[np.ndarray]]] | None = None
+            for at, block in self.split_rows(layers, rows):
+                reading = at, block, [pool.submit(self.load, layer, block) for layer in layers]
+                if ahead is not None:
+                    yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                ahead = reading
+            if ahead is not None:
+                yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
 
     def split_rows(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards, of bounded size."""

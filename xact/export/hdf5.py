@@ -148,11 +148,10 @@ def _write_model(file: Any, sink: Sink, chosen: Chosen, model: ChosenModel, rows
     top = make.group(file.id, names.models[model.label], model.label)
     layers = list(names.layers[model.label].items())
     shapes = [h5py.h5s.create_simple((chosen.n_replicates, layer.array.n_units)) for layer in model.layers]
-    for _, block in chosen.split_rows(model.layers, rows):
-        values = [chosen.load(layer, block) for layer in model.layers]
-        for i, stem in enumerate(chosen.get_labels("stem", block)):
+    for block in chosen.read_blocks(model.layers, rows):
+        for i, stem in enumerate(chosen.get_labels("stem", block.rows)):
             group = make.group(top, names.stems[stem], stem)
-            for (label, name), shape, one in zip(layers, shapes, values, strict=True):
+            for (label, name), shape, one in zip(layers, shapes, block.values, strict=True):
                 make.dataset(group, name, label, shape, one[i])
             sink.check()
 

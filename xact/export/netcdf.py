@@ -102,8 +102,8 @@ def write_layer(
     coordinates: Variables = {**of_stimuli, **of_layer, **of_units}
     add_variables(group, coordinates, lengths=lengths)
     values = group.create_variable("activations", tuple(lengths), np.float32)
-    for at, rows in chosen.split_rows([layer], chosen.rows):
-        values[at] = chosen.load(layer, rows)
+    for block in chosen.read_blocks([layer], chosen.rows):
+        values[block.at] = block.values[0]
         sink.check()
 
 

@@ -218,11 +218,8 @@ def write_frame(content: Content, path: Path) -> None:
 def make_values(chosen: Chosen, content: Content) -> Iterator[np.ndarray]:
     """Yield `feats` in blocks of stimuli, in the number format of the file."""
     convert = make_converter(content.dtype)
-    for _, rows in chosen.split_rows(content.layers, chosen.rows):
-        block = np.empty((len(rows), *content.shape[1:]), dtype=np.float32)
-        for i, layer in enumerate(content.layers):
-            block[:, i] = chosen.load(layer, rows)[:, 0]
-        yield convert(block)
+    for block in chosen.read_blocks(content.layers, chosen.rows):
+        yield convert(np.stack([values[:, 0] for values in block.values], axis=1))  # (stimulus, layer, unit)
 
 
 def make_converter(dtype: str) -> Callable[[np.ndarray], np.ndarray]:

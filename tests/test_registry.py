@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from pictures import write_pictures
+from PIL import Image
 
 from xact import models, survey
 from xact.errors import MismatchError, NameNotFoundError, RecipeError, RequestError, WeightsError

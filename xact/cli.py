@@ -17,6 +17,7 @@ from xact.errors import InterruptedBuildError, RequestError, XactError, make_nea
 
 if TYPE_CHECKING:
     from xact.estimate import Estimate
+    from xact.export import ExportFile
     from xact.run import Outcome, Site
 
 
@@ -98,6 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
     caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
     caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
+    export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
+    add_export_options(export)
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -118,6 +121,26 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     command.add_argument("--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[])
     command.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
+
+
+def add_export_options(command: argparse.ArgumentParser) -> None:
+    """Add what `xact export` takes."""
+    command.add_argument("store", metavar="STORE")
+    command.add_argument("--to", required=True, choices=["hdf5", "netcdf", "pt"])
+    command.add_argument("--output-dir", metavar="DIR", help="default: here; for pt `features`")
+    command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: of every file's name; default model_activations")
+    command.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--replicates", choices=["all", "0", "mean"], help="default all; for pt 0")
+    command.add_argument("--names", choices=["path", "basename"], help="hdf5: conditions in file names; default path")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--append", action="store_true", help="hdf5: add models to files that exist")
+    existing.add_argument("--overwrite", action="store_true", help="write files that exist anew")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")
+
+
+EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
 
 
 OVERRIDES = (
@@ -338,7 +361,7 @@ def run_caption(options: argparse.Namespace) -> int:
     """Write captions; 0 when there are all and none needs a look."""
     from xact.signals import stop_on_signals
 
-    with stop_on_signals():
+    with stop_on_signals("captioning", safe="all finished answers are safe"):
         from xact.caption import caption
         from xact.progress import Progress
 
@@ -362,6 +385,28 @@ def run_caption(options: argparse.Namespace) -> int:
     sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
     sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
     return 1
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write a store as files of another format, and print their names."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
+        from xact.export import export
+
+        export(options.store, **{name: getattr(options, name) for name in EXPORT_OPTIONS}, tell=show_file)
+    return 0
+
+
+AFTER_EXPORT = "run the same command again, with --overwrite where files were finished"
+
+
+def show_file(file: ExportFile) -> None:
+    """Print a file that is written, and what a reader of it must know."""
+    sys.stdout.write(f"{file.path}\n")
+    if file.note:
+        sys.stdout.write(f"note: {file.note}\n")
+    sys.stdout.flush()
 
 
 def run_schema(_options: argparse.Namespace) -> int:

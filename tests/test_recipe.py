@@ -119,6 +119,17 @@ def test_defaults_are_filled_in(tmp_path: Path):
         "compute": {"device": "auto", "batch_size": "auto", "workers": "auto", "dtype": "float32"},
         "storage": {"layout": "auto", "precision": "full", "codec": "lz4", "shard_mb": 64, "buffer_mb": 256},
         "on_error": "stop",
+        "caption": {
+            "model": "mistral-community/pixtral-12b",
+            "prompt": "caption",
+            "prompt_name": None,
+            "output": None,
+            "engine": "transformers",
+            "max_new_tokens": 128,
+            "temperature": 0.0,
+            "seed": 0,
+            "batch_size": "auto",
+        },
     }
 
 
@@ -486,7 +497,8 @@ def test_the_schema_is_json_and_names_every_block(capsys: pytest.CaptureFixture[
     schema = json.loads(capsys.readouterr().out)
     assert schema == make_schema()
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["required"]) == {"store", "stimuli", "models"}
+    assert schema["required"] == ["stimuli"]
+    assert [set(one["required"]) for one in schema["anyOf"]] == [{"store", "models"}, {"caption"}]
     assert {"FolderStimuli", "TableStimuli", "Hdf5Stimuli", "ModelEntry", "Compute", "Storage", "Resize"} <= set(
         schema["$defs"]
     )

@@ -88,11 +88,16 @@ def make_parser() -> argparse.ArgumentParser:
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
     layers.add_argument("--json", action="store_true")
-    info = add("info", run_info, "Show what a store holds.")
-    info.add_argument("store", metavar="STORE")
+    info = add("info", run_info, "Show what a store holds, or an HDF5, netCDF or .pt file.")
+    info.add_argument("path", metavar="STORE|FILE")
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
+    caption = add("caption", run_caption, "Write a table of captions of a recipe's pictures, or what of it is missing.")
+    caption.add_argument("recipe", metavar="RECIPE")
+    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
+    caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
+    caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -320,12 +325,43 @@ def run_layers(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Show what a store holds."""
-    from xact.info import describe, show
+    """Show what a store or a file holds."""
+    from xact.info import load_kind
 
-    description = describe(options.store, model=options.model, with_layers=options.layers)
-    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else show(description))
+    kind = load_kind(options.path)
+    description = kind.describe(options.path, model=options.model, with_layers=options.layers)
+    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions; 0 when there are all and none needs a look."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.caption import caption
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = caption(
+                options.recipe,
+                prompt=options.prompt,
+                output=options.output,
+                limit=options.limit,
+                watch=progress.start,
+            )
+    n_problems = len(outcome.problems)
+    done = (
+        f"{outcome.n_added} captions added"
+        if outcome.n_added or n_problems
+        else "nothing to do, all captions are there"
+    )
+    sys.stdout.write(f"{outcome.output}: {done}\n")
+    if not n_problems:
+        return 0
+    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
+    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    return 1
 
 
 def run_schema(_options: argparse.Namespace) -> int:

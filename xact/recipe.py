@@ -293,7 +293,7 @@ class ModelEntry(Block):
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
-    source: Literal["torchvision", "timm", "open_clip", "transformers", "python"] | None = None
+    source: Literal["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"] | None = None
     id: Text | None = None
     """The library's own name of the network, with its weights where the library has several."""
     weights: Text = "pretrained"
@@ -364,6 +364,27 @@ class Storage(Block):
     """Upper bound of the buffer of one task, MB (at least one batch)."""
 
 
+class Caption(Block):
+    """What `xact caption` asks about each picture, whom, and where the answers go."""
+
+    model: Text = "mistral-community/pixtral-12b"
+    """An image-text-to-text network of transformers: a name on the hub, or a folder relative to the recipe file."""
+    prompt: Text = "caption"
+    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used as it stands."""
+    prompt_name: Text | None = None
+    """What the column `caption_prompt` says; left out, the prompt's name, or `custom`."""
+    output: Text | None = None
+    """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens of the longest answer; one that is cut off there is listed for review."""
+    temperature: float = Field(0.0, ge=0)
+    """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
+    seed: Seed = 0
+    batch_size: AutoOrCount = "auto"
+    """Pictures answered together; `auto` is 1 for transformers and 64 for vllm."""
+
+
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
 
@@ -383,12 +404,21 @@ class Recipe(Block):
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+    caption: Caption = Caption()
+    """For `xact caption` alone: a build does not read it."""
 
     @model_validator(mode="after")
     def _check_jitter(self) -> Recipe:
         if self.stimuli.source == "captions" and self.replicates.jitter.kind != "none":
             raise ValueError("replicates.jitter is for pictures, captions have no pixels")
         return self
+
+
+class CaptionRecipe(Recipe):
+    """A recipe as `xact caption` reads it: it needs neither a store nor models."""
+
+    store: Text = "-"
+    models: list[ModelItem] = []
 
 
 @dataclass(frozen=True)
@@ -403,6 +433,9 @@ class LoadedRecipe:
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    schema = Recipe.model_json_schema()
+    """Return the JSON schema of a recipe, for editors: a recipe is for a build, for captions, or for both."""
+    schema = Recipe.model_json_schema() | {
+        "required": ["stimuli"],
+        "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "xact recipe", **schema}

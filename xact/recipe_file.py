@@ -20,10 +20,13 @@ UNTRAINED = "untrained"
 """Override that turns every model into its untrained twins; its value is the list of seeds."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()) -> LoadedRecipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[tuple[str, Any, str]] = (), *, schema: type[Recipe] = Recipe
+) -> LoadedRecipe:
     """Read, override and check the recipe at `path`.
 
-    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins.
+    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins. `schema`
+    says which keys are needed: those of a build, or those of captions.
     Raise RecipeError with the file, the line, what was found and the nearest valid key.
     """
     file = Path(path)
@@ -39,10 +42,11 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
             dotted, value = "models", make_untrained(data.get("models"), value)
         said[set_dotted(data, dotted, value, words)] = words
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = schema.model_validate(data)
     except ValidationError as error:
         complaints = error.errors(include_url=False)
-        if not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
+        needs_models = schema.model_fields["models"].is_required()
+        if needs_models and not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
             raise RecipeError(
                 f"{file}: no models are asked for",
                 hint="add `models:` with labels ('xact models' lists them), source:id or sets: "

@@ -7,20 +7,17 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import timm
 import timm.data
 import timm.models
-import torch
 from torch import Tensor, nn
 
 from xact.errors import WeightsError
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import check_keys, hash_file, load_state_dict, load_strictly, take_one_file
-from xact.models.hub import download_url, find_on_hub
+from xact.models.checkpoints import check_keys, load_state_dict, load_strictly, take_one_file
+from xact.models.hub import find_at_url, find_on_hub
 from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
 from xact.specs import ModelSpec
@@ -46,7 +43,9 @@ def make_network(spec: ModelSpec) -> Network:
 def make_transform(spec: ModelSpec) -> Transform:
     """Return timm's own evaluation transform for the data configuration of the weights."""
     _check_name(spec)
-    config = _find_data_config(spec.id)
+    # what resolve_model_data_config reads off a network, without building one: a large one takes seconds even on meta
+    declared = library.models.get_pretrained_cfg(spec.id) or library.models.PretrainedCfg()
+    config = library.data.resolve_data_config({}, pretrained_cfg=declared.to_dict())
     steps = library.data.create_transform(**config, is_training=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     record = {
@@ -69,15 +68,6 @@ def make_transform(spec: ModelSpec) -> Transform:
     return Transform(steps, record)
 
 
-@cache
-def _find_data_config(model_id: str) -> dict[str, Any]:
-    """Return timm's data configuration of a network, which it reads off the network itself."""
-    with torch.device("meta"):
-        module = library.create_model(model_id, pretrained=False)
-    config: dict[str, Any] = library.data.resolve_model_data_config(module)
-    return config
-
-
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the tag's file on the hub, or at its address where timm keeps no copy on the hub."""
     _check_name(spec)
@@ -95,13 +85,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
             f"model {spec.label!r}: timm has no pretrained weights for {spec.id!r}",
             hint="weights: random, or a local file",
         )
-    match = torch.hub.HASH_REGEX.search(Path(config["url"]).name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = download_url(config["url"], folder, label=spec.label, hash_prefix=match.group(1) if match else None)
-    return Weights(
-        (path,),
-        {"kind": "pretrained", "tag": spec.id, "url": config["url"], "files": {path.name: hash_file(path)}},
-    )
+    return Weights(*find_at_url(config["url"], tag=spec.id, label=spec.label))
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:

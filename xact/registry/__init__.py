@@ -20,8 +20,8 @@ from xact.recipe import Block
 from xact.registry.entry import Entry, ModelSet
 from xact.yaml_text import Key, parse_yaml, read_text
 
-SOURCES = ("torchvision", "timm", "open_clip", "transformers", "python")
-"""The libraries (and the user's own code) that networks come from."""
+SOURCES = ("torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python")
+"""The libraries, networks defined here and code of the user's own that networks come from."""
 
 SETS_FILE = "sets.yml"
 """The file of sets; all others beside it hold entries."""

@@ -91,13 +91,14 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
     weights: dict[str, Weights] = {}
+    helds = {label: state.plan.find_model(label) if state.plan else None for label in specs}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
-    for spec in specs.values():
-        held = state.plan.find_model(spec.label) if state.plan else None
+    if fetch:
+        failed |= find_gated([spec for label, spec in specs.items() if helds[label] is None], recipe.on_error)
+    for spec in (spec for label, spec in specs.items() if label not in failed):
+        held = helds[spec.label]
         try:
-            if fetch:
-                check_gate(spec)
             model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
@@ -119,11 +120,24 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     tasks = {
         m.label: list_tasks(plan, m, specs[m.label], state, holdings if fetch else None)
         for m in plan.models
-        if m.label in specs
+        if m.label in specs and m.label not in failed
     }
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return Site(store, loaded, source, specs, weights, state, plan, tasks)
+
+
+def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
+    """Return {model: why} of weights that must be asked for first; raise the first where errors stop a build."""
+    failed: dict[str, str] = {}
+    for spec in specs:
+        try:
+            check_gate(spec)
+        except WeightsError as error:
+            if on_error == "stop":
+                raise
+            failed[spec.label] = str(error)
+    return failed
 
 
 def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from xact.digest import hash_file
 from xact.durable import Written, append_line, read_lines, write_file
 from xact.errors import StoreError
 from xact.plan import Plan
@@ -186,24 +187,34 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     """Write the manifest of the plan's generation: the state, the hash of every file, the hash of the lines."""
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
+    generation = state.plan.generation
+    own = [f"{FOLDER}/{name}" for name in (f"plan-{generation}.json", f"journal-{generation}.jsonl")]
+    files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
-    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", [body, last])
+    write_file(store / FOLDER / f"manifest-{generation}.jsonl", [body, _make_last_line(body)])
+
+
+def _make_last_line(body: bytes) -> bytes:
+    """Return the last line of a manifest: the hash of the lines before, and their number."""
+    said = {"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": body.count(b"\n")}
+    return json.dumps(said).encode() + b"\n"
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a manifest; raise StoreError where they are not those that were written."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
-    body, newline, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    try:
-        said = json.loads(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
+    body, last = _split_last_line(file.read_bytes())
+    if last != _make_last_line(body):
         raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
     return [json.loads(line) for line in body.split(b"\n") if line]
+
+
+def _split_last_line(data: bytes) -> tuple[bytes, bytes]:
+    """Return (the lines before, the last line), each with its newline."""
+    at = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
+    return data[:at], data[at:]
 
 
 def remove_older(store: Path, generation: int) -> None:

@@ -138,7 +138,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
                     raise
                 outcome.failed_models[model.label] = str(error)
     tree = make_tree(plan, state, jitter, final=True)
-    metadata = make_metadata(plan, tree, make_provenance(site, outcome))
+    metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
         all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
         and not outcome.failed_models
@@ -329,9 +329,8 @@ def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
         outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
 
 
-def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
+def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
     """Return the texts of the group `/xact`: the recipe, and how each number came about."""
-    plan, state = site.plan, site.state
     models = {}
     for model in plan.models:
         done = [record for (label, _), record in state.tasks.items() if label == model.label]
@@ -350,6 +349,6 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": sys.platform,
         "models": models,
-        "failed_models": outcome.failed_models,
+        "failed_models": dict(failed_models),
     }
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}

@@ -99,5 +99,8 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
         except (OSError, StoreError) as error:
             return getattr(error, "strerror", None) or str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(keys, pool.map(hash_one, keys), strict=True))
+    waiting = iter(keys)  # shared: each thread takes the next
+    n_threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(n_threads) as pool:
+        parts = [pool.submit(lambda: {key: hash_one(key) for key in waiting}) for _ in range(n_threads)]
+    return {key: found for part in parts for key, found in part.result().items()}

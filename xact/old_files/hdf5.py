@@ -21,9 +21,6 @@ from xact.stimuli import check_table
 PREFIX = "model_activations_"
 """What stands before the condition in the usual file names."""
 
-TRUE_LABELS = {"condition": "condition", "stimulus": "stimulus", "label": "label"}
-"""Attributes in which `xact export` keeps a label that a path cannot hold: of the file, a stimulus, anything else."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -152,7 +149,7 @@ def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
     for stimulus in stimuli:
         group = file[models[0]][stimulus]
         stem = read_label(group, "label", stimulus)
-        listed.ids.append(read_label(group, "stimulus", f"{condition}/{stem}"))
+        listed.ids.append(f"{condition}/{stem}")
         listed.conditions.append(condition)
         listed.stems.append(stem)
     return stimuli
@@ -186,8 +183,8 @@ def _scan_stimulus(group: Any, model: str, scan: _Scan) -> None:  # noqa: ANN401
 
 
 def read_label(member: Any, attribute: str, default: str) -> str:  # noqa: ANN401
-    """Return the true label that an attribute keeps, else the name itself."""
-    value = member.attrs.get(TRUE_LABELS[attribute], default)
+    """Return the true label that `xact export` keeps in an attribute where a name cannot hold it, else the name."""
+    value = member.attrs.get(attribute, default)
     return value if isinstance(value, str) else default
 
 

@@ -140,7 +140,7 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
     match = NAME.fullmatch(file.stem)
     said = match.groupdict() if match else {}
     is_trained = not (said.get("untrained") or file.parent.name == UNTRAINED_FOLDER)
-    own = held.get("model")
+    own, own_base = held.get("model"), held.get("base")
     base = _find_label(said.get("model") or file.stem)
     kind = "hidden" if any(key in held for key in LANGUAGE_KEYS) else "blocks"
     labels = read_texts(held, "layer", n_layers, file)
@@ -158,7 +158,7 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
     return OldModel(
         label=own if isinstance(own, str) else base if is_trained else f"{base}-untrained",
         layers=layers,
-        base="" if isinstance(own, str) else base,
+        base=own_base if isinstance(own_base, str) else "" if isinstance(own, str) else base,
         is_trained=is_trained,
         n_parameters=n_parameters if isinstance(n_parameters, int) else -1,
         found=_find_more(held, said.get("prompt")),

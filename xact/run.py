@@ -26,7 +26,7 @@ from xact.finish import finish_task, load_rows
 from xact.gallery import Gallery, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
 from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
+from xact.plan import Plan, PlannedModel, Request, Task, compare_settings, make_plan, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
@@ -84,6 +84,8 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     recipe = loaded.recipe
     source = open_stimuli(recipe.stimuli, loaded.folder)
     state = load_state(store)
+    if state.plan is not None:
+        compare_settings(recipe.model_dump(), state.plan)  # before any network: an imported store is refused here
     specs = {spec.label: spec for spec in resolve_models(loaded)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []

@@ -136,7 +136,7 @@ def _check_variable(variable: Any, labels: dict[str, Any]) -> Iterator[str]:  # 
         elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has none
             yield f"has no label {name!r}"
     axis = dims.index("stimulus")
-    shape = (lengths["stimulus"], variable.size // max(1, lengths["stimulus"]))
+    shape = (lengths["stimulus"], math.prod(variable.shape) // max(1, lengths["stimulus"]))
     yield from _check_finite(shape, lambda at: variable[(slice(None),) * axis + (at,)])
 
 

@@ -200,7 +200,11 @@ def test_values_that_are_not_finite_are_kept_and_counted(tmp_path: Path) -> None
 
 
 def change(path: str, array: np.ndarray | None) -> Callable[[Values], None]:
-    return lambda values: values.pop(path, None) and None if array is None else values.update({path: array})
+    def do(values: Values) -> None:
+        values.pop(path, None)
+        values.update({} if array is None else {path: array})
+
+    return do
 
 
 BROKEN = {
@@ -373,7 +377,9 @@ def test_the_command_says_how_to_open_what_it_made(tmp_path: Path) -> None:
     assert "1 stimulus rows imported" in done.stdout
     assert "xact.open_activations(" in done.stdout
     assert "warning: m: the file lists layers by the alphabet" in done.stderr
-    done = subprocess.run(
-        [*command[:3], "import", "x.csv", "--store", "s"], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: 'x.csv' cannot be imported")
+
+
+def test_a_file_of_another_kind_is_a_wrong_request(tmp_path: Path) -> None:
+    for name, text in [("x.csv", "'.*x.csv' cannot be imported"), ("x.h5", "there is no file '.*x.h5'")]:
+        with pytest.raises(RequestError, match=text):
+            import_files([tmp_path / name], tmp_path / "s.zarr")

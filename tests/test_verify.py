@@ -269,7 +269,7 @@ def test_no_healthy_store_is_called_damaged_wherever_it_lies(tmp_path: Path, see
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Verify the store after every file that is put in its place, of labels every fifth; yields the list of stores."""
+    """Verify the store after every file that is put in its place, of labels every tenth; yields the list of stores."""
     stores: list[Path] = []
     replace = Path.replace
 
@@ -278,7 +278,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     def replace_and_verify(self: Path, target: Path) -> Path:
         done = replace(self, target)
         is_label = "/c/" in str(target) and "activations" not in str(target)
-        for store in stores if not is_label or next(n_writes) % 5 == 0 else []:
+        for store in stores if not is_label or next(n_writes) % 10 == 0 else []:
             report = verify(store)
             assert not report.findings.faults, (target, report.make_text())
         return done
@@ -311,7 +311,7 @@ def test_damage_is_named_while_an_append_is_under_way(tmp_path: Path, layout: st
     # of the first two nothing has a hash before they are published; of the third a build may write any
     own = {".xact/plan-2.json", ".xact/journal-2.jsonl", "xact/zarr.json"}
     rng = np.random.default_rng(2)
-    for key in [key for key in list_keys(store) if key not in own][:: 1 if layout == "cube" else 3]:
+    for key in [key for key in list_keys(store) if key not in own][:: 2 if layout == "cube" else 4]:
         whole = (store / key).read_bytes()
         flipped = bytearray(whole)
         flipped[int(rng.integers(len(whole)))] ^= 4

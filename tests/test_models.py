@@ -631,6 +631,8 @@ def no_network(monkeypatch, tmp_path):
         ("timm", "vit_tiny_patch16_224.augreg_in21k", "model.safetensors"),
         ("open_clip", "ViT-B-32-quickgelu/openai", "timm/vit_base_patch32_clip_224.openai/open_clip_model.safetensors"),
         ("transformers", "google/vit-base-patch16-224", "google/vit-base-patch16-224/config.json"),
+        ("cornet", "cornet_s", "cornet_s-1d3f7974.pth"),
+        ("slip", "slip_small_100ep", "slip_small_100ep.pt"),
     ],
 )
 def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, model_id, file):

@@ -230,6 +230,11 @@ NEUTRAL = {
     "stimuli__folders": ["a", "b"],
     "stimuli__pattern": "*",
     "stimuli__limit": 400,
+    "stimuli__columns": ["other.csv"],
+    "stimuli__fields": "{stem}",
+    "stimuli__where": "rating > 0",
+    "stimuli__ids": [3],
+    "stimuli__subject": 2,
     "on_error": "skip",
     "storage__layout": "auto",
 }

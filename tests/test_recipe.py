@@ -95,6 +95,9 @@ def test_defaults_are_filled_in(tmp_path: Path):
     assert recipe.model_dump() == {
         "store": "a.zarr",
         "stimuli": {
+            "columns": None,
+            "fields": None,
+            "where": None,
             "limit": None,
             "mask_alpha": "black",
             "border": 0.0,
@@ -190,7 +193,7 @@ REFUSED = [
     (
         BASE.replace("folder}", "foldr}"),
         2,
-        "folder, table or hdf5 is wanted, found 'foldr' (nearest: folder)",
+        "folder, table, hdf5, nsd, bold5000, things or captions is wanted, found 'foldr' (nearest: folder)",
         "source",
     ),
     (BASE.replace("source: folder", "root: a"), 2, "the key 'stimuli.source' is missing", "no source"),

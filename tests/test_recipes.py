@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 from conftest import RECIPES
+from dataset_trees import make_bold5000, make_nsd, make_things
 from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
@@ -48,6 +49,8 @@ def validate(text: str) -> tuple[Recipe, Any, dict[tuple[str | int, ...], int]]:
     """The whole recipe with an alternative in its place, the alternative's own data, and the lines of its keys."""
     data, lines = parse_yaml(text, name="reference.yml")
     whole, _ = parse_yaml(REFERENCE, name="reference.yml")
+    if data.get("stimuli", {}).get("source") == "captions":
+        del whole["replicates"]  # its jitter is for pictures
     return Recipe.model_validate(whole | data), data, lines
 
 
@@ -169,6 +172,26 @@ def test_the_quick_start_makes_a_plan(
     assert exit_.value.code == 0
     assert "quickstart.zarr (cube): 48 stimuli x 3 replicates" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "variable", "make"),
+    [
+        ("nsd", "NSD_DATASET", make_nsd),
+        ("bold5000", "BOLD_DATASET", make_bold5000),
+        ("things", "THINGS_DATASET", make_things),
+    ],
+)
+def test_the_recipes_of_data_sets_make_a_plan(
+    source: str, variable: str, make: Any, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, str(make(tmp_path / "tree")))
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", str(RECIPES / f"{source}_vision.yml"), "--models", "timm:vit_tiny_patch16_224.augreg_in21k"])
+    assert exit_.value.code == 0
+    n_stimuli = {"nsd": 12, "bold5000": 7, "things": 7}[source]
+    assert f"store {source}_vision.zarr (cube): {n_stimuli} stimuli x 1 replicates" in capsys.readouterr().out
 
 
 def test_the_objects_are_what_the_script_renders(tmp_path: Path):

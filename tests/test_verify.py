@@ -485,7 +485,7 @@ TORCH_CASES = {
     "too many layers": ({"feats": torch.ones(3, 2, 4), "layer": list("abc")}, "layer has 3 entries, feats has 2"),
     "a mask of fewer rows": ({"feats": torch.ones(3, 2, 4), "mask": torch.ones(2, 9)}, "mask has 2 entries"),
     "not finite": ({"feats": torch.full((3, 2, 4), torch.nan)}, "24 values are NaN or infinite"),
-    "code": ({"feats": torch.ones(3, 2, 4), "path": Path("x")}, "does not load under torch's safe rules"),
+    "code": ({"feats": torch.ones(3, 2, 4), "path": Path("x")}, "holds more than tensors and plain values"),
 }
 
 

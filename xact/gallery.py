@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from xact.engine import Shown
-from xact.errors import CaptureError, MismatchError
+from xact.errors import CaptureError, MismatchError, RequestError
 from xact.images import are_all_equal, draw_jitter, make_pictures
 from xact.models import Transform
-from xact.recipe import Replicates
+from xact.recipe import PictureBlock, Replicates, Stimuli
 from xact.specs import FileStamp
 from xact.stimuli import StimulusSource, hash_stimulus
 
@@ -60,6 +60,13 @@ class Gallery:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
         return Shown(tensors, stamp, sha256, are_equal)
+
+
+def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
+    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
+    if isinstance(stimuli, PictureBlock):
+        return stimuli
+    raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")
 
 
 def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
 from xact.device import count_lanes, count_workers
 from xact.engine import TaskResult, run_job
-from xact.gallery import Gallery, draw_amounts
+from xact.gallery import Gallery, draw_amounts, get_pictures
 from xact.models import check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
 from xact.recipe import LoadedRecipe, Recipe
 from xact.run import make_job, place_network
 from xact.specs import FileStamp, ModelSpec, StimulusTable, resolve_models
-from xact.stimuli import check_table, read_file, stamp_file
+from xact.stimuli import Kind, check_table, read_file, stamp_file
 from xact.survey import survey_model
 
 
@@ -29,6 +29,8 @@ class Pictures:
     pictures: Sequence[str | Path | np.ndarray]
     table: StimulusTable
     location: str = "the images given"
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
 
     def stamp(self, row: int) -> FileStamp:
         """Return the size and time of a file; an array has no time."""
@@ -99,14 +101,15 @@ def run_in_memory(
     plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
+    pictures = get_pictures(recipe.stimuli, model.label)
     gallery = Gallery(
         source=source,
         ids=source.table.ids,
         row_of={stimulus: row for row, stimulus in enumerate(source.table.ids)},
         known={},
         replicates=recipe.replicates,
-        mask_alpha=recipe.stimuli.mask_alpha,
-        border=recipe.stimuli.border,
+        mask_alpha=pictures.mask_alpha,
+        border=pictures.border,
         transform=make_transform(spec),
         input_shape=model.input_shape,
     )

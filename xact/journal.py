@@ -7,7 +7,6 @@ manifest-G.jsonl  all of that and the hash of every file, written just before ge
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from xact.digest import hash_file
-from xact.durable import Written, append_line, read_lines, write_file
+from xact.durable import Written, append_line, make_sealed_lines, read_lines, read_sealed_lines, write_file
 from xact.errors import StoreError
 from xact.plan import Plan
 from xact.specs import FileStamp
@@ -191,30 +190,14 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     own = [f"{FOLDER}/{name}" for name in (f"plan-{generation}.json", f"journal-{generation}.jsonl")]
     files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
-    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    write_file(store / FOLDER / f"manifest-{generation}.jsonl", [body, _make_last_line(body)])
-
-
-def _make_last_line(body: bytes) -> bytes:
-    """Return the last line of a manifest: the hash of the lines before, and their number."""
-    said = {"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": body.count(b"\n")}
-    return json.dumps(said).encode() + b"\n"
+    write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a manifest; raise StoreError where they are not those that were written."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
-    body, last = _split_last_line(file.read_bytes())
-    if last != _make_last_line(body):
-        raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
-    return [json.loads(line) for line in body.split(b"\n") if line]
-
-
-def _split_last_line(data: bytes) -> tuple[bytes, bytes]:
-    """Return (the lines before, the last line), each with its newline."""
-    at = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
-    return data[:at], data[at:]
+    return [json.loads(line) for line in read_sealed_lines(file)]
 
 
 def remove_older(store: Path, generation: int) -> None:

@@ -23,8 +23,11 @@ from xact.errors import MismatchError, RequestError
 from xact.labels import make_path_parts
 from xact.specs import StimulusTable
 
-NEUTRAL_STIMULI_KEYS = ("root", "file", "folders", "pattern", "limit", "dataset", "prompt_name")
-"""Keys of `stimuli` that only say where the stimuli are and which are taken: the stimuli themselves are compared."""
+NEUTRAL_STIMULI_KEYS = frozenset(
+    "root file folders pattern columns fields where limit ids subject dataset prompt_name".split()
+)
+"""Keys of `stimuli` that only say where the stimuli and their labels are and which are taken: ids, labels and hashes
+themselves are compared."""
 
 
 class Record(BaseModel):

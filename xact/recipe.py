@@ -45,20 +45,46 @@ Patterns = Annotated[
 ]
 
 
-class StimuliBlock(Block):
-    """What every source of images has."""
+Files = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+]
 
+
+class Regex(Block):
+    """A regular expression for whole stems."""
+
+    regex: Text
+    """Each named group `(?P<name>...)` becomes a coordinate."""
+
+
+Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping")], Discriminator(name_kind)]
+
+
+class StimuliBlock(Block):
+    """What every source has; in the order columns, fields, where, limit."""
+
+    columns: Files | None = None
+    """Tables, relative to the recipe file, whose rows are paired with the stimuli by a column `stimulus` or `stem`."""
+    fields: Fields | None = None
+    """Coordinates from the parts of stems: `{name}` is text, `{name:N}` exactly N characters; or {regex: ...}."""
+    where: Text | None = None
+    """Comparisons of columns that leave the stimuli of which they are true."""
     limit: int | None = Field(None, ge=1)
     """The first so many stimuli only."""
-    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
-    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
-    border: float = Field(0.0, ge=0, lt=10)
-    """Black border on each side, as a fraction of that side's length."""
     prompt_name: str | None = None
     """Goes into the file names of `.pt` exports."""
 
 
-class FolderStimuli(StimuliBlock):
+class PictureBlock(StimuliBlock):
+    """What every source of pictures has."""
+
+    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
+    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
+    border: float = Field(0.0, ge=0, lt=10)
+    """Black border on each side, as a fraction of that side's length."""
+
+
+class FolderStimuli(PictureBlock):
     """Image files in one or more folders under a root; each folder is a condition."""
 
     source: Literal["folder"]
@@ -72,7 +98,7 @@ class FolderStimuli(StimuliBlock):
     """Name of the data set in `.pt` exports."""
 
 
-class TableStimuli(StimuliBlock):
+class TableStimuli(PictureBlock):
     """A CSV or parquet file with a column of image paths; its other columns become coordinates."""
 
     source: Literal["table"]
@@ -90,7 +116,7 @@ class TableStimuli(StimuliBlock):
     """Name of the data set in `.pt` exports."""
 
 
-class Hdf5Stimuli(StimuliBlock):
+class Hdf5Stimuli(PictureBlock):
     """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
 
     source: Literal["hdf5"]
@@ -102,7 +128,72 @@ class Hdf5Stimuli(StimuliBlock):
     """Data set with the ids; without one the id is the index, five digits."""
 
 
-Stimuli = Annotated[FolderStimuli | TableStimuli | Hdf5Stimuli, Field(discriminator="source")]
+class NsdStimuli(PictureBlock):
+    """The Natural Scenes Dataset, read from its `imgBrick`; rows by nsdId."""
+
+    source: Literal["nsd"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable NSD_DATASET."""
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """These nsdIds only."""
+    subject: int | None = Field(None, ge=1, le=8)
+    """The images that this subject saw."""
+    dataset: str = "nsd"
+    """Name of the data set in `.pt` exports."""
+
+
+class Bold5000Stimuli(PictureBlock):
+    """BOLD5000, in the order of first presentation (`bold_id`)."""
+
+    source: Literal["bold5000"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable BOLD_DATASET."""
+    dataset: str = "bold5000"
+    """Name of the data set in `.pt` exports."""
+
+
+class ThingsStimuli(PictureBlock):
+    """THINGS, in the order of the file names (`things_id`)."""
+
+    source: Literal["things"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable THINGS_DATASET."""
+    dataset: str = "things"
+    """Name of the data set in `.pt` exports."""
+
+
+class CaptionsStimuli(StimuliBlock):
+    """A CSV or parquet file of captions, shown to language models."""
+
+    source: Literal["captions"]
+    file: Text | None = None
+    """Relative to the recipe file; with `dataset: nsd` and none, `annotations/coco_captions.csv` under the root."""
+    dataset: str = "captions"
+    """Name of the data set in `.pt` exports; nsd, bold5000 and things also give their ids and their order."""
+    root: Text | None = None
+    """Of that data set, where its ids have to be looked up there; left out, its environment variable."""
+    id: Text | None = None
+    """Column with the ids; left out, the first of stimulus, id, nsd_id, things_id, bold_id, image_name, name."""
+    caption: Text | None = None
+    """Column with one caption a row; left out, `caption`, else `captions`."""
+    captions: Literal["first", "stimuli", "replicates"] = "first"
+    """What to take of a column `captions`, joined by `;`: the first, each as a stimulus, or each as a replicate."""
+    rename: dict[str, str] = {}
+    """{column: its name in the store}; the keys above name columns as renamed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_pixels(cls, data: object) -> object:
+        key = next((key for key in ("mask_alpha", "border") if isinstance(data, dict) and key in data), None)
+        if key is not None:
+            raise ValueError(f"{key!r} is for pictures, captions have no pixels")
+        return data
+
+
+Stimuli = Annotated[
+    FolderStimuli | TableStimuli | Hdf5Stimuli | NsdStimuli | Bold5000Stimuli | ThingsStimuli | CaptionsStimuli,
+    Field(discriminator="source"),
+]
 
 
 class NoJitter(Block):
@@ -202,7 +293,7 @@ class ModelEntry(Block):
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
-    source: Literal["torchvision", "timm", "open_clip", "transformers", "python"] | None = None
+    source: Literal["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"] | None = None
     id: Text | None = None
     """The library's own name of the network, with its weights where the library has several."""
     weights: Text = "pretrained"
@@ -280,6 +371,12 @@ class Recipe(Block):
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+
+    @model_validator(mode="after")
+    def _check_jitter(self) -> Recipe:
+        if self.stimuli.source == "captions" and self.replicates.jitter.kind != "none":
+            raise ValueError("replicates.jitter is for pictures, captions have no pixels")
+        return self
 
 
 @dataclass(frozen=True)

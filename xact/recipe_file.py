@@ -216,7 +216,6 @@ def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
 
 
 _KINDS = ("text", "list", "mapping")
-_TAGS = {*_KINDS, "auto", "number", "folder", "table", "hdf5", "none", "color", "shift"}
 
 
 def _find_blocks(annotation: Any) -> Iterator[type[Block]]:  # noqa: ANN401  a type annotation is of any shape
@@ -231,3 +230,11 @@ def _discriminators(block: type[Block]) -> tuple[str, ...]:
         if name in block.model_fields:
             return tuple(str(value) for value in get_args(block.model_fields[name].annotation))
     return ()
+
+
+_TAGS = {
+    *_KINDS,
+    "auto",
+    "number",
+    *(tag for union in (Stimuli, Jitter) for b in _find_blocks(union) for tag in _discriminators(b)),
+}

@@ -23,13 +23,13 @@ from xact.durable import sweep_partial
 from xact.engine import Job, TaskResult, run_job
 from xact.errors import CaptureError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
-from xact.gallery import Gallery, draw_all_amounts, draw_amounts
+from xact.gallery import Gallery, draw_all_amounts, draw_amounts, get_pictures
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
 from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
 from xact.plan import Plan, PlannedModel, Request, Task, compare_settings, make_plan, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
-from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
+from xact.stimuli import Chosen, hash_stimulus, open_stimuli
 from xact.store import create, make_metadata, make_tree, publish
 from xact.survey import find_versions, make_wanted, survey_model
 
@@ -40,7 +40,7 @@ class Site:
 
     store: Path
     loaded: LoadedRecipe
-    source: StimulusSource
+    source: Chosen
     specs: Mapping[str, ModelSpec]
     weights: Mapping[str, Weights]
     """{model: weights that were found}."""
@@ -92,6 +92,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     weights: dict[str, Weights] = {}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
+        get_pictures(recipe.stimuli, spec.label)
         held = state.plan.find_model(spec.label) if state.plan else None
         try:
             model = survey_model(spec, n_stimuli=len(source.table), held=held)
@@ -120,6 +121,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
 def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     """Do all that is still to be done and publish it; the caller holds the store's lock."""
     outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
+    outcome.warnings += site.source.notes
     if site.nothing_to_do:
         return _close(site, outcome)
     sweep_partial(site.store)
@@ -269,14 +271,15 @@ def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str
 def make_gallery(site: Site, model: PlannedModel, transform: Transform) -> Gallery:
     """Return the stimuli of the store, in its rows, ready for one network."""
     recipe = site.loaded.recipe
+    pictures = get_pictures(recipe.stimuli, model.label)
     return Gallery(
         source=site.source,
         ids=site.plan.stimuli.ids,
         row_of={stimulus: row for row, stimulus in enumerate(site.source.table.ids)},
         known=site.state.stamps,
         replicates=recipe.replicates,
-        mask_alpha=recipe.stimuli.mask_alpha,
-        border=recipe.stimuli.border,
+        mask_alpha=pictures.mask_alpha,
+        border=pictures.border,
         transform=transform,
         input_shape=model.input_shape,
     )

@@ -60,7 +60,7 @@ class ModelSpec:
     base: str
     """Label of the trained entry (its own where it is one)."""
     source: str
-    """torchvision, timm, open_clip, transformers or python."""
+    """torchvision, timm, open_clip, transformers, cornet, slip or python."""
     id: str
     weights: str
     """`pretrained`, `random`, or a local path (absolute)."""

@@ -25,8 +25,9 @@ LIBRARIES = {
     "timm": "timm",
     "open_clip": "open_clip_torch",
     "transformers": "transformers",
+    "slip": "timm",
 }
-"""{source: name of its distribution}."""
+"""{source: name of the distribution that its networks are built with}."""
 
 DRESS_REHEARSAL = ((64, 48), (333, 640))
 """Sizes (width, height) of pictures on which a transform must give one and the same shape."""

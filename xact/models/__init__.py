@@ -87,9 +87,11 @@ SOURCES = {
     "timm": "xact.models.timm",
     "open_clip": "xact.models.open_clip",
     "transformers": "xact.models.transformers",
+    "cornet": "xact.models.cornet",
+    "slip": "xact.models.slip",
     "python": "xact.models.python",
 }
-"""The file that speaks to each library."""
+"""The file of each source: it speaks to a library, or defines one network itself."""
 
 
 def make_architecture(spec: ModelSpec) -> Network:

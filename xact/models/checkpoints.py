@@ -83,15 +83,16 @@ def take_one_file(files: Sequence[Path], *, label: str) -> Path:
     return files[0]
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
+def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the state dict in a file, on the CPU; nothing that the file carries is run.
 
-    A wrapper (`state_dict`, `model`) and a prefix `module.` are taken off where they are unambiguous.
+    A wrapper (`state_dict`, `model`) and a prefix `module.` are taken off where they are unambiguous. `ignored` are
+    the full names of classes that may stand beside the tensors: an empty stand-in is read in their place.
     """
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        content = _load_pickle(path)
+        content = _load_pickle(path, ignored)
     except pickle.UnpicklingError as error:
         if not str(error).startswith("Weights only load failed"):
             raise WeightsError(f"{path.name} in {path.parent} is damaged or not a weight file: {error}") from error
@@ -139,10 +140,28 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path.name} in {path.parent} cannot be read: {_first_line(error)}") from error
 
 
-def _load_pickle(path: Path) -> object:
+class _StandIn:
+    """Takes the place of an object that a file holds: accepts all that makes one, and keeps and does nothing."""
+
+    def __new__(cls, *_args: object) -> _StandIn:
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _make_stand_in(full_name: str) -> type[_StandIn]:
+    """Return a class that torch takes for the one of that name."""
+    module, _, name = full_name.rpartition(".")
+    return type(name, (_StandIn,), {"__module__": module})
+
+
+def _load_pickle(path: Path, ignored: Sequence[str]) -> object:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"  # only the zip format of torch.save can be mapped
-    with warnings.catch_warnings():  # another protocol of pickle is either read right or refused
+    stand_ins: list[Any] = [_make_stand_in(name) for name in ignored]
+    with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+        # another protocol of pickle is either read right or refused
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 

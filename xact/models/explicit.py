@@ -1,14 +1,22 @@
-"""The transform that a recipe spells out: resize, centre crop, scale to 0..1, normalise."""
+"""The transform that a recipe or a source spells out: resize, centre crop, scale to 0..1, normalise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from xact.errors import RequestError
 from xact.models import Transform
+from xact.specs import ModelSpec
+
+
+def declare_transform(block: Mapping[str, Any], spec: ModelSpec) -> Transform:
+    """Return the transform that goes with the weights of `spec`, from a block of the same fields as a recipe's."""
+    transform = make_explicit_transform(block, label=spec.label)
+    return replace(transform, record={**transform.record, "kind": "weights", "weights": spec.id})
 
 
 def make_explicit_transform(block: Mapping[str, Any], *, label: str) -> Transform:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
@@ -89,6 +89,17 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
             hint="remove it; it is downloaded again",
         )
     return path
+
+
+def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
+    """Return the file of an address, in torch's hub folder, and its record; `tag` is what the library calls it.
+
+    Where its name holds the beginning of its sha256 (`NAME-HASH.pth`, torch's convention), that is checked.
+    """
+    match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = download_url(url, folder, label=label, hash_prefix=match.group(1) if match else None)
+    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: hash_file(path)}}
 
 
 def _make_unreachable_error(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from xact.errors import WeightsError
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
-from xact.models.hub import download_url, find_on_hub
+from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
+from xact.models.hub import find_at_url, find_on_hub
 from xact.models.tokens import count_prefix_tokens
 from xact.specs import ModelSpec
 
@@ -68,13 +67,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
             f"model {spec.label!r}: timm has no pretrained weights for {spec.id!r}",
             hint="weights: random, or a local file",
         )
-    match = torch.hub.HASH_REGEX.search(Path(config["url"]).name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = download_url(config["url"], folder, label=spec.label, hash_prefix=match.group(1) if match else None)
-    return Weights(
-        (path,),
-        {"kind": "pretrained", "tag": spec.id, "url": config["url"], "files": {path.name: hash_file(path)}},
-    )
+    return Weights(*find_at_url(config["url"], tag=spec.id, label=spec.label))
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
-from xact.models.hub import download_url
+from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
+from xact.models.hub import find_at_url
 from xact.specs import ModelSpec
 
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -54,16 +53,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the tag's file in torch's hub folder, downloaded there where it is missing."""
     entry = _find_entry(spec).entry
-    match = torch.hub.HASH_REGEX.search(Path(entry.url).name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = download_url(entry.url, folder, label=spec.label, hash_prefix=match.group(1) if match else None)
-    record = {
-        "kind": "pretrained",
-        "tag": str(entry),
-        "url": entry.url,
-        "files": {path.name: hash_file(path)},
-    }
-    return Weights((path,), record)
+    return Weights(*find_at_url(entry.url, tag=str(entry), label=spec.label))
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:

@@ -16,7 +16,7 @@ import numpy as np
 
 from xact.errors import RequestError, StoreError, WorkError
 from xact.specs import Column, StimulusTable
-from xact.stimuli.table import load_columns
+from xact.stimuli.columns import load_columns
 
 SOURCES: Mapping[str, str] = {
     ".h5": "xact.old_files.hdf5",

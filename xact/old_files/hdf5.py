@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from xact.old_files import OldLayer, OldModel, check_floating, to_float32
 from xact.registry import load_registry
 from xact.specs import StimulusTable
 from xact.stimuli import check_table
+from xact.trees.hdf5 import is_ordered, make_natural_key
 
 PREFIX = "model_activations_"
 """What stands before the condition in the usual file names."""
@@ -169,9 +169,7 @@ def _scan_stimulus(group: Any, model: str, scan: _Scan) -> None:  # noqa: ANN401
             scan.labels.setdefault(model, {})[layer] = read_label(dataset, "label", layer)
     if model not in scan.shapes:
         scan.shapes[model] = shapes
-        scan.is_ordered[model] = bool(
-            group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED
-        )
+        scan.is_ordered[model] = is_ordered(group)
     first = scan.shapes[model]
     if not shapes or shapes.keys() != first.keys():
         odd = sorted(shapes.keys() ^ first.keys())
@@ -192,7 +190,7 @@ def _make_models(scan: _Scan) -> tuple[list[OldModel], dict[str, tuple[str, list
     models, members, notes = [], {}, []
     for name, shapes in scan.shapes.items():
         label, labels = scan.true_models[name], scan.labels[name]
-        order, note = order_layers(label, labels, is_ordered=scan.is_ordered[name])
+        order, note = order_layers(label, labels, keeps_order=scan.is_ordered[name])
         notes += [note] if note else []
         layers = tuple(OldLayer(labels[one], shapes[one][1]) for one in order)
         models.append(OldModel(label, layers))
@@ -200,12 +198,12 @@ def _make_models(scan: _Scan) -> tuple[list[OldModel], dict[str, tuple[str, list
     return models, members, notes
 
 
-def order_layers(model: str, labels: Mapping[str, str], *, is_ordered: bool) -> tuple[list[str], str]:
+def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) -> tuple[list[str], str]:
     """Return the data sets of a model in forward order, and what a person should know of that order.
 
     As they were written, where the file kept that; else as the registry lists them; else by name, numbers by value.
     """
-    if is_ordered:
+    if keeps_order:
         return list(labels), ""
     entry = load_registry().get(model)
     for known in entry.layer_sets.values() if entry else ():
@@ -213,9 +211,4 @@ def order_layers(model: str, labels: Mapping[str, str], *, is_ordered: bool) -> 
         if all(label in place for label in labels.values()):
             return sorted(labels, key=lambda one: place[labels[one]]), ""
     note = f"{model}: the file lists layers by the alphabet; they were put in order by name, 2 before 10"
-    return sorted(labels, key=lambda one: split_numbers(labels[one])), note
-
-
-def split_numbers(label: str) -> list[tuple[int, int, str]]:
-    """Return a key by which `blocks.2` comes before `blocks.10`."""
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"([0-9]+)", label) if part]
+    return sorted(labels, key=lambda one: make_natural_key(labels[one])), note

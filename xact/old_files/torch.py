@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +58,26 @@ class TorchFiles:
         self.feats.clear()
 
 
+def load_safely(path: Path) -> Any:  # noqa: ANN401  whatever was saved
+    """Return what was saved, its tensors mapped from the file; raise StoreError for code and for damage."""
+    if not zipfile.is_zipfile(path):
+        raise StoreError(
+            f"{path} is damaged, or was not written by torch.save as it saves today", hint="export or copy it again"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise StoreError(
+            f"{path} holds more than tensors and plain values", hint="loading it could run code: it is not loaded"
+        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        found = str(error).partition("\n")[0]
+        raise StoreError(f"{path} is damaged: {found}", hint="export or copy it again") from None
+
+
 def open_torch(file: Path) -> dict[str, Any]:
     """Open a file memory-mapped, under torch's safe rules; raise StoreError where it has no sound `feats`."""
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{file} does not load under torch's safe rules: {str(error).splitlines()[0] if str(error) else error!r}",
-            hint="a file older than torch 1.6 must be saved anew: torch.save(torch.load(FILE), FILE)",
-        ) from None
+    held = load_safely(file)
     feats = held.get("feats") if isinstance(held, dict) else None
     if not isinstance(feats, Tensor):
         raise StoreError(f"{file} holds no tensor 'feats'")

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from xact.errors import NameNotFoundError, RecipeError, make_nearest_text
 
-SOURCES = ("torchvision", "timm", "open_clip", "transformers", "python")
-"""The libraries (and the user's own code) that networks come from."""
+SOURCES = ("torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python")
+"""The libraries, networks defined here and code of the user's own that networks come from."""
 
 
 class Entry(BaseModel):

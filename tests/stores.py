@@ -10,7 +10,8 @@ import numpy as np
 
 from xact.durable import Written
 from xact.journal import Journal, State, write_plan
-from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan
+from xact.merge import Request, make_plan
+from xact.plan import Plan, PlannedLayer, PlannedModel
 from xact.specs import FileStamp, StimulusTable
 from xact.store import create, make_metadata, make_tree, publish, write_shards
 

@@ -168,3 +168,17 @@ def test_the_page_names_every_command():
 def test_every_link_of_the_page_leads_somewhere():
     for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_registry_of_the_page_is_one(tmp_path: Path):
+    from xact.recipe_file import load_recipe
+    from xact.specs import resolve_models
+    from xact.survey import survey_model
+
+    ((_, text),) = list_blocks(find_chapter("Models"), "yaml")
+    (tmp_path / "lab_models.yml").write_text(text, encoding="utf-8")
+    recipe = "store: s\nstimuli: {source: folder}\nregistry: lab_models.yml\nmodels: [LabNet]\n"
+    (tmp_path / "recipe.yml").write_text(recipe, encoding="utf-8")
+    (spec,) = resolve_models(load_recipe(tmp_path / "recipe.yml"))
+    layers = survey_model(spec, n_stimuli=1, held=None).layers
+    assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]

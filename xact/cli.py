@@ -80,6 +80,9 @@ def make_parser() -> argparse.ArgumentParser:
     plan = add("plan", run_plan, "Show what build would do; touch nothing.")
     add_overrides(plan)
     plan.add_argument("--json", action="store_true")
+    models = add("models", run_models, "List the networks of the registry, or say all of one of them.")
+    models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
+    models.add_argument("--json", action="store_true")
     layers = add("layers", run_layers, "List every layer of a network that can be named, in forward order.")
     layers.add_argument("model", metavar="MODEL", help="a label of the registry, or source:id")
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
@@ -90,6 +93,11 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
+    caption = add("caption", run_caption, "Write a table of captions of a recipe's pictures, or what of it is missing.")
+    caption.add_argument("recipe", metavar="RECIPE")
+    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
+    caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
+    caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     verify = add(
         "verify", run_verify, "Compare every byte of a store with its manifest, of an export with its side file."
     )
@@ -156,6 +164,7 @@ def confirm(site: Site, *, yes: bool) -> bool:
 
     estimated = estimate(site)
     show_estimate(estimated)
+    show_warnings(estimated.warnings)
     if estimated.nbytes > estimated.free_nbytes:
         sys.stderr.write("warning: the disk has less room than this takes before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
@@ -165,8 +174,7 @@ def confirm(site: Site, *, yes: bool) -> bool:
 
 def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:
     """Print how a build or an import ended and return the exit code."""
-    for warning in outcome.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+    show_warnings(outcome.warnings)
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
         sys.stderr.write(f"failed: {name}: {error}\n")
     if outcome.n_captured:
@@ -180,6 +188,12 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     sys.stderr.write(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
     sys.stderr.write("hint: mend them and run the same command again: it tries the failed ones anew\n")
     return 1
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """Print each warning as a line."""
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -203,6 +217,7 @@ def run_plan(options: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:
         show_estimate(estimated)
+    show_warnings(estimated.warnings)
     return 0
 
 
@@ -252,34 +267,57 @@ def format_nbytes(nbytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def run_models(options: argparse.Namespace) -> int:
+    """List the registry, a set of it, or one network in full."""
+    from xact.catalogue import describe_model, list_models, make_table, show_model
+    from xact.registry import load_registry
+
+    registry = load_registry()
+    if options.name in registry.entries:
+        described = describe_model(registry, options.name)
+        sys.stdout.write(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
+        return 0
+    found = list_models(registry, options.name)
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return 0
+    show_table(make_table(found))
+    if options.name is None:
+        sys.stdout.write(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
+    return 0
+
+
 def run_layers(options: argparse.Namespace) -> int:
     """List the layers of a network."""
     from pathlib import Path
 
-    from xact.layers import find_blocks, match_glob
-    from xact.models import check_allowed
+    from xact.layers import find_blocks, match_glob, resolve_aliases
+    from xact.models import check_allowed, find_kind
     from xact.specs import resolve_model
-    from xact.survey import survey_outputs
+    from xact.survey import list_outputs
 
     spec = resolve_model(options.model, folder=Path.cwd())
     check_allowed(spec, allow_code=options.allow_code)
-    _, outputs, _ = survey_outputs(spec)
+    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
+    outputs = list_outputs(spec)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
+    labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
     if options.glob:
-        matched = set(match_glob(options.glob, [output.label for output in usable]))
-        usable = [output for output in usable if output.label in matched]
+        names = [*labels.values(), *(output.label for output in outputs)]
+        matched = set(match_glob(options.glob, names))
+        usable = [o for o in usable if not matched.isdisjoint((o.label, labels.get(o.label, o.label)))]
         if not usable:
             raise RequestError(
                 f"model {options.model!r} has no layer that {options.glob!r} matches"
-                f"{make_nearest_text(options.glob, [output.label for output in outputs])}",
+                f"{make_nearest_text(options.glob, names)}",
                 hint="`*` stands for a part between dots, `**` for anything",
             )
-    labels = {true: alias for alias, true in spec.aliases.items()}
     if options.json:
         found = [
             {
                 "layer": labels.get(output.label, output.label),
+                "module": output.name,
                 "class": output.class_name,
                 "shape": list(output.shape or ()),
                 "block": output.name in blocks,
@@ -330,6 +368,36 @@ def run_import(options: argparse.Namespace) -> int:
         with Progress() as progress:
             outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
     return show_outcome(outcome, done="imported", wanted="the files hold")
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions; 0 when there are all and none needs a look."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.caption import caption
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = caption(
+                options.recipe,
+                prompt=options.prompt,
+                output=options.output,
+                limit=options.limit,
+                watch=progress.start,
+            )
+    n_problems = len(outcome.problems)
+    done = (
+        f"{outcome.n_added} captions added"
+        if outcome.n_added or n_problems
+        else "nothing to do, all captions are there"
+    )
+    sys.stdout.write(f"{outcome.output}: {done}\n")
+    if not n_problems:
+        return 0
+    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
+    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    return 1
 
 
 def run_schema(_options: argparse.Namespace) -> int:

@@ -22,11 +22,13 @@ from xact.errors import MismatchError, RequestError
 from xact.finish import finish_task
 from xact.journal import Journal, State, load_state, remove_older, write_plan
 from xact.labels import check_label
+from xact.merge import Request, make_plan
 from xact.old_files import UNKNOWN, OldFiles, OldModel, open_old
 from xact.place import hold_place
-from xact.plan import Plan, PlannedLayer, PlannedModel, Request, Task, make_plan, make_tasks
+from xact.plan import Plan, PlannedLayer, PlannedModel, Task, make_tasks
 from xact.recipe import Storage
-from xact.registry import Entry, load_registry
+from xact.registry import load_registry
+from xact.registry.entry import Entry
 from xact.run import Outcome, make_provenance
 from xact.store import create, make_metadata, make_tree, publish
 
@@ -102,7 +104,7 @@ def _plan(old: OldFiles, models: Sequence[OldModel], files: Sequence[Path]) -> P
         "replicates": {"count": old.n_replicates, "jitter": {"kind": UNKNOWN}},
         "storage": Storage().model_dump(),
     }
-    registry = load_registry()
+    registry = load_registry().entries
     planned = tuple(_plan_model(model, len(old.table), registry) for model in models)
     request = Request(recipe=recipe, table=old.table, models=planned, jitter_names=(), failed_models={})
     return make_plan(request, None, is_committed=False)
@@ -120,8 +122,8 @@ def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) 
         weights_record={"kind": UNKNOWN},
         seed=-1,
         trained=model.is_trained,
-        family=(entry.family if entry else "") or UNKNOWN,
-        training=(entry.training if entry else "") or UNKNOWN,
+        family=(entry and entry.family) or UNKNOWN,
+        training=(entry and entry.training) or UNKNOWN,
         n_parameters=model.n_parameters,
         n_prefix_tokens=0,
         input_shape=(0, 0, 0),
@@ -130,12 +132,12 @@ def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) 
         device=UNKNOWN,
         batch_size=0,
         versions={},
-        layers=tuple(_plan_layer(model, index) for index in range(len(model.layers))),
+        layers=tuple(_plan_layer(model, index, entry) for index in range(len(model.layers))),
         n_stimuli=n_stimuli,
     )
 
 
-def _plan_layer(model: OldModel, index: int) -> PlannedLayer:
+def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLayer:
     layer = model.layers[index]
     return PlannedLayer(
         label=check_label(layer.label, what=f"model {model.label!r}: the layer"),
@@ -153,7 +155,7 @@ def _plan_layer(model: OldModel, index: int) -> PlannedLayer:
         unit_shape=(layer.n_units,),
         layer_index=index,
         depth=layer.depth,
-        depth_bin=0,
+        depth_bin=entry.depth_bins.get(layer.label, 0) if entry else 0,
     )
 
 

@@ -41,6 +41,8 @@ class TaskRecord:
     n_nonfinite: dict[str, int]
     """{layer: values that are NaN or infinite}, where there are any."""
     seconds: float
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{name: {row: number}} of the rows that have one."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -52,6 +54,7 @@ class TaskRecord:
             "shards": shards,
             "n_nonfinite": self.n_nonfinite,
             "seconds": round(self.seconds, 3),
+            "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
         }
 
 
@@ -90,14 +93,23 @@ class State:
                 present[row] = row not in failed
         return present
 
+    def find_scores(self, model: str, name: str) -> dict[int, float]:
+        """Return {row: number} of every row that has one."""
+        records = [record for (label, _), record in self.tasks.items() if label == model]
+        return {row: x for record in records for row, x in record.scores.get(name, {}).items()}
+
     def take(self, line: dict[str, Any]) -> None:
         """Take one line of a journal or manifest in."""
         if "task" in line:
             model, block = line["task"]
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
             failed = {int(row): error for row, error in line["failed"].items()}
+            scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
+                older = self.tasks[model, block].scores
+                scores = {name: older.get(name, {}) | scores.get(name, {}) for name in older | scores}
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"]
+                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256

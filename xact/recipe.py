@@ -308,6 +308,14 @@ class ModelEntry(Block):
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
     device: Device | None = None
+    template: Text | None = None
+    """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of the longest text, a longer one is cut; left out, what the language model can read."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads a language model over all devices that are here."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4`: weights of 4 bits; needs bitsandbytes."""
 
     @model_validator(mode="after")
     def _check_whole(self) -> ModelEntry:
@@ -318,6 +326,8 @@ class ModelEntry(Block):
             raise ValueError("a model entry without `base` needs both `source` and `id`")
         if self.weights != "random" and (self.seed is not None or self.seeds is not None):
             raise ValueError("`seed` and `seeds` go with `weights: random`")
+        if self.template is not None and "{caption}" not in self.template:
+            raise ValueError("`template` lacks the place of the caption, {caption}")
         if self.seed is not None and self.seeds is not None:
             raise ValueError("`seed` and `seeds` exclude each other")
         return self
@@ -354,6 +364,27 @@ class Storage(Block):
     """Upper bound of the buffer of one task, MB (at least one batch)."""
 
 
+class Caption(Block):
+    """What `xact caption` asks about each picture, whom, and where the answers go."""
+
+    model: Text = "mistral-community/pixtral-12b"
+    """An image-text-to-text network of transformers: a name on the hub, or a folder relative to the recipe file."""
+    prompt: Text = "caption"
+    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used as it stands."""
+    prompt_name: Text | None = None
+    """What the column `caption_prompt` says; left out, the prompt's name, or `custom`."""
+    output: Text | None = None
+    """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens of the longest answer; one that is cut off there is listed for review."""
+    temperature: float = Field(0.0, ge=0)
+    """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
+    seed: Seed = 0
+    batch_size: AutoOrCount = "auto"
+    """Pictures answered together; `auto` is 1 for transformers and 64 for vllm."""
+
+
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
 
@@ -362,6 +393,8 @@ class Recipe(Block):
     stimuli: Stimuli
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
+    registry: Text | None = None
+    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
     layers: Layers | None = None
     """For every model that does not set its own; left out, the model's own default."""
     reduce: Reductions | None = None
@@ -371,12 +404,21 @@ class Recipe(Block):
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+    caption: Caption = Caption()
+    """For `xact caption` alone: a build does not read it."""
 
     @model_validator(mode="after")
     def _check_jitter(self) -> Recipe:
         if self.stimuli.source == "captions" and self.replicates.jitter.kind != "none":
             raise ValueError("replicates.jitter is for pictures, captions have no pixels")
         return self
+
+
+class CaptionRecipe(Recipe):
+    """A recipe as `xact caption` reads it: it needs neither a store nor models."""
+
+    store: Text = "-"
+    models: list[ModelItem] = []
 
 
 @dataclass(frozen=True)
@@ -391,6 +433,9 @@ class LoadedRecipe:
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    schema = Recipe.model_json_schema()
+    """Return the JSON schema of a recipe, for editors: a recipe is for a build, for captions, or for both."""
+    schema = Recipe.model_json_schema() | {
+        "required": ["stimuli"],
+        "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "xact recipe", **schema}

@@ -49,7 +49,7 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 def make_interruption(number: int) -> InterruptedBuildError:
     """Return the error that a signal ends a build with."""
     return InterruptedBuildError(
-        f"the build was interrupted by {signal.Signals(number).name}; all finished tasks are safe",
+        f"interrupted by {signal.Signals(number).name}; all that was finished is safe",
         hint="run the same command again: it goes on where it stopped",
     )
 

@@ -29,6 +29,9 @@ LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
 FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
 """Fill value of label arrays by type."""
 
+SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated": "int64"}
+"""{name: type} of what language models give of each stimulus beside their layers."""
+
 HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
 UNFINISHED = "nothing is published yet: run the same xact build again, it goes on where it stopped"
 
@@ -97,11 +100,23 @@ def make_model_labels(plan: Plan) -> Arrays:
 
 
 def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
-    """Return (labels on `stimulus`, `present` on model and stimulus): those that the build itself finds out."""
+    """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
     sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
     on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
     present = [state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task) for m in plan.models]
-    return on_stimulus, {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+    found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+    if any(model.kind == "text" for model in plan.models):
+        found |= {name: _make_scores(plan, state, name, kind) for name, kind in SCORES.items()}
+    return on_stimulus, found
+
+
+def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return numbers on (model, stimulus); where there is none, NaN or 0."""
+    values = np.full((len(plan.models), plan.n_stimuli), np.nan if kind == "float64" else 0, dtype=kind)
+    for m, model in enumerate(plan.models):
+        for row, number in state.find_scores(model.label, name).items():
+            values[m, row] = number
+    return ("model", "stimulus"), values
 
 
 def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:

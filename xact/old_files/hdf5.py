@@ -205,9 +205,9 @@ def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) ->
     """
     if keeps_order:
         return list(labels), ""
-    entry = load_registry().get(model)
+    entry = load_registry().entries.get(model)
     for known in entry.layer_sets.values() if entry else ():
-        place = {label: i for i, label in enumerate(known)}
+        place = {label: i for i, label in enumerate(known.layers)}
         if all(label in place for label in labels.values()):
             return sorted(labels, key=lambda one: place[labels[one]]), ""
     note = f"{model}: the file lists layers by the alphabet; they were put in order by name, 2 before 10"

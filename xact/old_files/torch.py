@@ -179,7 +179,7 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
 
 def _find_label(name: str) -> str:
     """Return the registry's label of a model whose name had `/` written as `_`."""
-    known = {label.replace("/", "_"): label for label in load_registry()}
+    known = {label.replace("/", "_"): label for label in load_registry().entries}
     return known.get(name, name)
 
 

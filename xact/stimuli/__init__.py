@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from xact.digest import name_kind
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, check_label, fold_label
 from xact.recipe import Stimuli
-from xact.specs import Column, FileStamp, StimulusTable
+from xact.specs import Column, FileStamp, Kind, StimulusTable
 
 MAX_FILE_NBYTES = 500_000_000
 """Bytes of the largest file that is read as one stimulus."""
@@ -36,8 +36,6 @@ SOURCES: Mapping[str, str] = {
     "captions": "xact.stimuli.captions",
 }
 """Where each `source` of a recipe lives; imported when it is asked for."""
-
-Kind = Literal["image", "text"]
 
 
 class StimulusSource(Protocol):

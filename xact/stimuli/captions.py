@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from xact.csv_text import unescape_cell
 from xact.errors import RequestError, make_nearest_text
 from xact.recipe import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
-from xact.specs import Column, FileStamp, StimulusTable
-from xact.stimuli import Kind, locate, open_listing
-from xact.stimuli.columns import find_column, load_columns, to_labels
+from xact.specs import Column, FileStamp, Kind, StimulusTable
+from xact.stimuli import locate, open_listing
+from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
 from xact.stimuli.datasets import VARIABLES, find_root, strip_extension
 from xact.stimuli.nsd import make_id
 
@@ -81,6 +82,8 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     file = _find_file(block, folder)
     as_written = {*IDS, "condition", "caption", "captions", block.id or "", block.caption or ""} - {*NUMBERS}
     columns = load_columns(file, as_written=as_written, rename=block.rename)
+    if file.suffix.lower() in SEPARATORS:
+        columns = _unescape(columns)
     key = _find_key(columns, block, file)
     word = _find_caption_column(columns, block, file)
     ids, ranks = _make_ids(columns, key, block, file, folder)
@@ -98,6 +101,14 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     _check_captions(rows, word, file)
     kept = {name: cells for name, cells in columns.items() if name in NUMBERS or name not in (key, word)}
     return _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
+
+
+def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Return the texts of a table as they were before `xact caption` kept spreadsheets from running them."""
+    return {
+        unescape_cell(name): [unescape_cell(cell) if isinstance(cell, str) else cell for cell in cells]  # type: ignore[misc]
+        for name, cells in columns.items()
+    }
 
 
 def _find_file(block: CaptionsStimuli, folder: Path) -> Path:

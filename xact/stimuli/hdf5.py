@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.recipe import Hdf5Stimuli
-from xact.specs import FileStamp, StimulusTable
-from xact.stimuli import Kind, locate, stamp_file
+from xact.specs import FileStamp, Kind, StimulusTable
+from xact.stimuli import locate, stamp_file
 
 
 class Hdf5Source:

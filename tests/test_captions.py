@@ -12,8 +12,8 @@ from pictures import write_recipe
 
 import xact
 from xact.errors import RecipeError, RequestError
-from xact.recipe import CaptionsStimuli, NsdStimuli
 from xact.stimuli import Chosen, hash_stimulus, open_stimuli
+from xact.stimuli_blocks import CaptionsStimuli, NsdStimuli
 
 
 @pytest.fixture(autouse=True)

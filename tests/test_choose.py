@@ -14,12 +14,12 @@ from PIL import Image
 import xact
 from xact.cli import main
 from xact.errors import MismatchError, RequestError
-from xact.recipe import FolderStimuli, Regex, TableStimuli
 from xact.run import Outcome
 from xact.specs import Column
 from xact.stimuli import Chosen, open_stimuli
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
+from xact.stimuli_blocks import FolderStimuli, Regex, TableStimuli
 
 COLUMNS: dict[str, Column] = {
     "category": ["dog", "cat", "owl"],

@@ -22,8 +22,8 @@ from PIL import Image
 
 import xact
 from xact.errors import RequestError, StimulusError
-from xact.recipe import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 from xact.stimuli import Chosen, open_stimuli
+from xact.stimuli_blocks import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 
 BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}
 VARIABLES = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from xact.cli import main
 from xact.errors import RecipeError, RequestError
-from xact.recipe import ColorJitter, FolderStimuli, Hdf5Stimuli, ModelEntry, Recipe, TableStimuli, make_schema
+from xact.recipe import ColorJitter, ModelEntry, Recipe, make_schema
 from xact.recipe_file import load_recipe
 from xact.registry import load_registry
 from xact.specs import resolve_models
 from xact.start import make_overrides
+from xact.stimuli_blocks import FolderStimuli, Hdf5Stimuli, TableStimuli
 from xact.yaml_text import parse_assignment, parse_yaml
 
 HEAD = "store: a.zarr\nstimuli: {source: folder}\n"

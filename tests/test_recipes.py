@@ -19,8 +19,9 @@ from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
+from xact.blocks import Block
 from xact.cli import main
-from xact.recipe import Block, CaptionRecipe, Recipe
+from xact.recipe import CaptionRecipe, Recipe
 from xact.recipe_file import load_recipe
 from xact.yaml_text import parse_yaml
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from xact import stimuli
 from xact.errors import RequestError, StimulusError
-from xact.recipe import FolderStimuli, Hdf5Stimuli, TableStimuli
 from xact.specs import StimulusTable
 from xact.stimuli import check_table, hash_stimulus, open_stimuli
 from xact.stimuli.columns import type_column
+from xact.stimuli_blocks import FolderStimuli, Hdf5Stimuli, TableStimuli
 
 
 def put(root: Path, *names: str) -> None:

@@ -21,9 +21,10 @@ from xact.gallery import get_pictures
 from xact.images import make_pictures
 from xact.merge import NEUTRAL_STIMULI_KEYS, flatten_leaves
 from xact.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
-from xact.recipe import CaptionRecipe, LoadedRecipe, PictureBlock
+from xact.recipe import CaptionRecipe, LoadedRecipe
 from xact.recipe_file import load_recipe
 from xact.stimuli import StimulusSource, open_stimuli
+from xact.stimuli_blocks import PictureBlock
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,9 +14,10 @@ from xact.engine import Shown
 from xact.errors import CaptureError, MismatchError, RequestError
 from xact.images import are_all_equal, draw_jitter, make_pictures
 from xact.models import Transform
-from xact.recipe import PictureBlock, Replicates, Stimuli
+from xact.recipe import Replicates
 from xact.specs import FileStamp
 from xact.stimuli import StimulusSource, hash_stimulus
+from xact.stimuli_blocks import PictureBlock, Stimuli
 
 
 @dataclass(frozen=True)

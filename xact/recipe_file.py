@@ -10,10 +10,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from xact.blocks import Block, name_kind
 from xact.errors import RecipeError, make_nearest_text
-from xact.recipe import Block, Jitter, LoadedRecipe, Recipe, Stimuli, name_kind
+from xact.recipe import Jitter, LoadedRecipe, Recipe
 from xact.registry import load_registry
 from xact.registry.entry import ModelSet
+from xact.stimuli_blocks import Stimuli
 from xact.yaml_text import Key, parse_yaml, read_text, set_dotted
 
 UNTRAINED = "untrained"

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from xact.blocks import Block
 from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
-from xact.recipe import Block
 from xact.registry.entry import Entry, ModelSet
 from xact.yaml_text import Key, parse_yaml, read_text
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
+from xact.blocks import Block, Text
 from xact.errors import RecipeError, make_nearest_text
-from xact.recipe import Block, Resize, Text
+from xact.recipe import Resize
 from xact.registry.patterns import expand_all, expand_braces
 
 GENERAL_SETS = ("all", "blocks", "hidden")

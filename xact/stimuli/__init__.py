@@ -20,8 +20,8 @@ import numpy.typing as npt
 from xact.digest import name_kind
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, check_label, fold_label
-from xact.recipe import Stimuli
 from xact.specs import Column, FileStamp, Kind, StimulusTable
+from xact.stimuli_blocks import Stimuli
 
 MAX_FILE_NBYTES = 500_000_000
 """Bytes of the largest file that is read as one stimulus."""

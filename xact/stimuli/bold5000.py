@@ -6,7 +6,6 @@ from pathlib import Path
 
 from xact.errors import RequestError
 from xact.labels import fold_label
-from xact.recipe import Bold5000Stimuli
 from xact.specs import Column
 from xact.stimuli import FileSource
 from xact.stimuli.datasets import (
@@ -20,6 +19,7 @@ from xact.stimuli.datasets import (
     strip_extension,
     take_index,
 )
+from xact.stimuli_blocks import Bold5000Stimuli
 
 FOLDERS = ("COCO", "ImageNet", "Scene")
 PRESENTED = "Scene_Stimuli/Presented_Stimuli"

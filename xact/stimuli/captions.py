@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from xact.csv_text import unescape_cell
 from xact.errors import RequestError, make_nearest_text
-from xact.recipe import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 from xact.specs import Column, FileStamp, Kind, StimulusTable
 from xact.stimuli import locate, open_listing
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
 from xact.stimuli.datasets import VARIABLES, find_root, strip_extension
 from xact.stimuli.nsd import make_id
+from xact.stimuli_blocks import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 
 NAMES = ("image_name", "name")
 """Columns with names of images, taken without their extension."""

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.recipe import StimuliBlock
 from xact.specs import Column, StimulusTable
 from xact.stimuli import check_columns, locate
 from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
+from xact.stimuli_blocks import StimuliBlock
 
 KEYS = ("stimulus", "stem")
 """Columns by which the rows of a table of labels are paired with the stimuli."""

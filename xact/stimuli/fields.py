@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from string import Formatter
 
 from xact.errors import RequestError
-from xact.recipe import Regex
 from xact.specs import Column
 from xact.stimuli.columns import type_column
+from xact.stimuli_blocks import Regex
 
 HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
 

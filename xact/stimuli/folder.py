@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
-from xact.recipe import FolderStimuli
 from xact.specs import StimulusTable
 from xact.stimuli import FileSource, locate, make_file_label
+from xact.stimuli_blocks import FolderStimuli
 
 ROOT_CONDITION = "root"
 """The condition of files that lie in the root folder itself."""

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.errors import RequestError, StimulusError, make_nearest_text
-from xact.recipe import Hdf5Stimuli
 from xact.specs import FileStamp, Kind, StimulusTable
 from xact.stimuli import locate, stamp_file
+from xact.stimuli_blocks import Hdf5Stimuli
 
 
 class Hdf5Source:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.recipe import NsdStimuli
 from xact.specs import Column, StimulusTable
 from xact.stimuli import Chosen, Listing
 from xact.stimuli.columns import find_column, to_labels
 from xact.stimuli.datasets import find_root, find_under, load_index
 from xact.stimuli.hdf5 import Hdf5Source, load_shape
+from xact.stimuli_blocks import NsdStimuli
 
 BRICK = "imgBrick"
 FILES = ("nsd_stimuli.hdf5", "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.recipe import ThingsStimuli
 from xact.specs import Column
 from xact.stimuli import FileSource
 from xact.stimuli.datasets import INDEX, Image, find_images, find_root, load_index, make_source, take_index
+from xact.stimuli_blocks import ThingsStimuli
 
 BASES = ("stimuli/THINGS/Images", "stimuli/THINGS", "stimuli", "Images", "")
 """Where the folders of images may lie, under the root."""

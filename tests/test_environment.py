@@ -20,7 +20,9 @@ def list_requirements() -> list[Requirement]:
 
 def list_conda() -> dict[str, Requirement]:
     data = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    found = [Requirement(item) for item in data["dependencies"] if isinstance(item, str)]
+    (by_pip,) = [item["pip"] for item in data["dependencies"] if isinstance(item, dict)]
+    items = [item for item in data["dependencies"] if isinstance(item, str)] + by_pip[:-1]  # the last is xact itself
+    found = [Requirement(item) for item in items]
     return {requirement.name: requirement for requirement in found}
 
 

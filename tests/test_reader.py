@@ -19,10 +19,11 @@ from stores import draw_values, make_model, make_store_plan, make_table, write_s
 
 import xact
 from xact import shards
+from xact.catalog import merge_orders
 from xact.disk_arrays import LayerArray, Rows, StackArray
 from xact.errors import NameNotFoundError, RequestError, StoreError
 from xact.lazy_arrays import choose_block_rows
-from xact.reader import load_layers, load_stimuli, merge_orders, open_activations, open_layer, open_map
+from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
 
 LAYOUTS = ("cube", "groups")
 N_STIMULI = 30

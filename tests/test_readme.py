@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import xarray as xr
 from conftest import RECIPES
@@ -39,10 +41,12 @@ def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def run_blocks(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Run a chapter's Python, block by block in one namespace; return (text shown after a block, text printed)."""
+def run_blocks(
+    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names."""
     monkeypatch.chdir(folder)
-    namespace: dict[str, object] = {}
+    namespace: dict[str, Any] = {}
     shown: list[tuple[str, str]] = []
     printed = io.StringIO()
     for word, content in list_blocks(find_chapter(title), "python", "text"):
@@ -52,7 +56,7 @@ def run_blocks(title: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> lis
                 exec(compile(content, f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
         else:
             shown.append((content, printed.getvalue()))
-    return shown
+    return shown, namespace
 
 
 def test_the_first_two_commands_are_those_that_ci_runs():
@@ -81,7 +85,7 @@ def test_the_quick_start_gives_the_store_in_the_picture(quickstart: Path):
 
 
 def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    shown = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
+    shown, _ = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
     assert len(shown) == 3
     for said, printed in shown:
         assert len(said.split()) == len(printed.split())
@@ -93,8 +97,30 @@ def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monk
 
 
 def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    run_blocks("Reading with xact", quickstart, monkeypatch)
+    _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch)
+    assert (namespace["values"].shape, namespace["shape"]) == ((3, 64), (3, 64))
     assert (quickstart / "trial.zarr").is_dir()
+
+
+def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
+    store = xr.open_zarr(quickstart / "quickstart.zarr").load()
+    known = store["activations"].sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
+    rdms = namespace["rdms"]
+    assert list(rdms.pattern_descriptors["stimulus"]) == known["stimulus"].values.tolist()
+    upper = np.triu_indices(known.sizes["stimulus"], 1)
+    np.testing.assert_allclose(rdms.dissimilarities[0], 1 - np.corrcoef(known)[upper], atol=1e-5)
+    with xr.open_dataarray(quickstart / "features.8.nc", engine="netcdf4") as assembly:
+        assert assembly.dims == ("presentation", "neuroid")
+        assert not assembly.indexes  # plain coordinates: Brain-Score makes its multi-indexes from them
+        assert {name: one.dims for name, one in assembly.coords.items()} == {
+            **dict.fromkeys(["stimulus_id", "condition"], ("presentation",)),
+            **dict.fromkeys(["neuroid_id", "model", "layer", "region"], ("neuroid",)),
+        }
+        assert assembly["stimulus_id"].values.tolist() == known["stimulus"].values.tolist()
+        np.testing.assert_array_equal(assembly, known)
+        as_indexed = assembly.set_index(presentation=["stimulus_id", "condition"], neuroid=["neuroid_id", "layer"])
+        assert as_indexed.sel(stimulus_id="plain/mug_000").sizes == {"condition": 1, "neuroid": 64}
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path: Path):

@@ -85,8 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
     layers.add_argument("--json", action="store_true")
-    info = add("info", run_info, "Show what a store holds.")
-    info.add_argument("store", metavar="STORE")
+    info = add("info", run_info, "Show what a store holds, or an HDF5, netCDF or .pt file.")
+    info.add_argument("path", metavar="STORE|FILE")
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
@@ -284,11 +284,12 @@ def run_layers(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Show what a store holds."""
-    from xact.info import describe, show
+    """Show what a store or a file holds."""
+    from xact.info import load_kind
 
-    description = describe(options.store, model=options.model, with_layers=options.layers)
-    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else show(description))
+    kind = load_kind(options.path)
+    description = kind.describe(options.path, model=options.model, with_layers=options.layers)
+    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
 
 

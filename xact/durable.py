@@ -118,6 +118,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def make_sealed_lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
+    """Return the pieces of a file of JSON lines, the last of which is the hash of the lines before."""
+    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
+    return [body, last]
+
+
+def read_sealed_lines(path: Path) -> list[bytes]:
+    """Return the lines before the last one, not parsed; raise StoreError where they are not those that were written."""
+    try:
+        body, newline, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        said = json.loads(last)["lines_sha256"]
+    except (ValueError, KeyError, TypeError):
+        said = None
+    if said != hashlib.sha256(body + newline).hexdigest():
+        raise StoreError(f"{path} is damaged: its last line is not the hash of the lines before")
+    return [line for line in body.split(b"\n") if line]
+
+
 def sweep_partial(folder: Path) -> int:
     """Remove what a killed build left half written; return how many files."""
     left = [Path(at) / name for at, _, names in os.walk(folder) for name in names if name.endswith(PARTIAL)]

@@ -7,7 +7,6 @@ manifest-G.jsonl  all of that and the hash of every file, written just before ge
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xact.durable import Written, append_line, read_lines, write_file
+from xact.durable import Written, append_line, make_sealed_lines, read_lines, read_sealed_lines, write_file
 from xact.errors import StoreError
 from xact.plan import Plan
 from xact.specs import FileStamp
@@ -187,23 +186,14 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
-    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
-    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", [body, last])
+    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", make_sealed_lines(lines))
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a manifest; raise StoreError where they are not those that were written."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
-    body, newline, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    try:
-        said = json.loads(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
-        raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
-    return [json.loads(line) for line in body.split(b"\n") if line]
+    return [json.loads(line) for line in read_sealed_lines(file)]
 
 
 def remove_older(store: Path, generation: int) -> None:

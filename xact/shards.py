@@ -164,14 +164,13 @@ def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: 
             unit = j * shape.chunk_units
             units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
             part = out[at, :, units.start - first_unit : units.stop - first_unit]
-            offset, nbytes = int(index[i, j, 0]), int(index[i, j, 1])
-            if offset == ABSENT:
+            if index[i, j, 0] == ABSENT:
                 part[...] = np.nan
             elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
-                _decode_chunk(fd, file, offset, nbytes, form, part)  # whole chunk, in place: no copy
+                _decode_chunk(fd, file, (i, j), index, form, part)  # whole chunk, in place: no copy
             else:
                 scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
-                _decode_chunk(fd, file, offset, nbytes, form, scratch)
+                _decode_chunk(fd, file, (i, j), index, form, scratch)
                 part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
 
 
@@ -185,18 +184,22 @@ def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
     size = os.fstat(fd).st_size
     if size < form.index_nbytes:
         raise _refuse(file, f"{size} bytes cannot hold a shard")
-    data = _read_checked(fd, file, size - form.index_nbytes, form.index_nbytes, what="index")
+    data = _read_checked(fd, file, size - form.index_nbytes, form.index_nbytes, what="the index")
     shape = form.shape
     grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
     return np.frombuffer(data, dtype="<u8").reshape(grid)
 
 
-def _decode_chunk(fd: int, file: Path, offset: int, nbytes: int, form: ShardFormat, out: np.ndarray) -> None:
-    """Fill `out`, contiguous float32 of a whole chunk's shape."""
-    data = _read_checked(fd, file, offset, nbytes, what="chunk")
+def _decode_chunk(
+    fd: int, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
+) -> None:
+    """Fill `out`, contiguous float32 of a whole chunk's shape, from the chunk at (block of stimuli, block of units)."""
+    offset, nbytes = map(int, index[at])
+    what = f"chunk {at[0]}/{at[1]}"
+    data = _read_checked(fd, file, offset, nbytes, what=what)
     holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
     if holds != out.nbytes:
-        raise _refuse(file, f"a chunk holds {holds} bytes where {out.nbytes} belong")
+        raise _refuse(file, f"{what} holds {holds} bytes where {out.nbytes} belong")
     if form.codec == "none":
         out[...] = np.frombuffer(data, dtype="<f4").reshape(out.shape)
     else:
@@ -207,9 +210,9 @@ def _read_checked(fd: int, file: Path, offset: int, nbytes: int, *, what: str) -
     """Return `nbytes` less their crc32c; body and checksum are read apart, as the check takes whole `bytes` only."""
     body, crc = os.pread(fd, max(0, nbytes - 4), offset), os.pread(fd, 4, max(0, offset + nbytes - 4))
     if len(body) + len(crc) != nbytes:
-        raise _refuse(file, f"a {what} ends after the file does")
+        raise _refuse(file, f"{what} ends after the file does")
     if google_crc32c.value(body) != int.from_bytes(crc, "little"):
-        raise _refuse(file, f"the checksum of a {what} does not match its bytes")
+        raise _refuse(file, f"the checksum of {what} does not match its bytes")
     return body
 
 

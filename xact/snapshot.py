@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
+from xact.durable import read_sealed_lines
 from xact.errors import StoreError
 
 FORMAT = 1
@@ -70,7 +69,7 @@ class Snapshot:
 
     def _load(self, path: str) -> tuple[tuple[str, ...], np.ndarray]:
         data = self.metadata[path]
-        return tuple(data["dimension_names"]), load_label(self.path / path, data)
+        return tuple(data["dimension_names"]), load_label(self.path, path, data)
 
 
 def open_snapshot(store: str | Path) -> Snapshot:
@@ -144,17 +143,19 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_label(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
+def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarray:
     """Return the whole of one label array, every chunk checked; raise StoreError naming the file that is damaged."""
     shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
     is_text = metadata["data_type"] == "string"
     kind = np.dtype(object if is_text else metadata["data_type"])
     if [codec["name"] for codec in metadata["codecs"][1:]] != ["zstd", "crc32c"]:
-        raise StoreError(f"{folder}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact")
+        raise StoreError(
+            f"{store / path}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact"
+        )
     grid = [range(-(-length // size)) for length, size in zip(shape, chunk, strict=True)]
     whole = np.empty(shape, dtype=kind)
     for at in np.ndindex(*map(len, grid)):
-        part = _decode_label(folder.joinpath("c", *map(str, at)), kind).reshape(chunk)
+        part = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind).reshape(chunk)
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
@@ -163,18 +164,15 @@ def load_label(folder: Path, metadata: Mapping[str, Any]) -> np.ndarray:
     return whole
 
 
-def _decode_label(file: Path, kind: np.dtype[Any]) -> np.ndarray:
+def _decode_label(store: Path, file: Path, kind: np.dtype[Any]) -> np.ndarray:
+    hint = f"xact verify {store} names all that is damaged or missing"
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise StoreError(
-            f"the labels in {file} cannot be read: {error.strerror}", hint="xact verify names what is missing"
-        ) from None
+        raise StoreError(f"the labels in {file} cannot be read: {error.strerror}", hint=hint) from None
     body = data[:-4]
     if len(data) < 4 or google_crc32c.value(body) != struct.unpack("<I", data[-4:])[0]:
-        raise StoreError(
-            f"the labels in {file} do not match their checksum", hint="xact verify names all that is damaged"
-        )
+        raise StoreError(f"the labels in {file} do not match their checksum", hint=hint)
     raw = Zstd().decode(body)
     return np.asarray(VLenUTF8().decode(raw)) if kind.hasobject else np.frombuffer(raw, kind.newbyteorder("<"))
 
@@ -194,14 +192,5 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 @functools.lru_cache(maxsize=4)
 def _read_absent(file: Path, mtime_ns: int) -> frozenset[str]:
     del mtime_ns  # only tells one manifest from the next
-    body, newline, last = file.read_bytes().rstrip(b"\n").rpartition(b"\n")
-    try:
-        said = json.loads(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
-        raise StoreError(f"{file} is damaged: its last line is not the hash of the lines before")
-    lines = [json.loads(line) for line in body.split(b"\n") if b'"absent"' in line]
-    return frozenset(
-        os.fspath(key) for line in lines for key, written in line.get("shards", {}).items() if written == "absent"
-    )
+    lines = [json.loads(line) for line in read_sealed_lines(file) if b'"absent"' in line]
+    return frozenset(key for line in lines for key, written in line.get("shards", {}).items() if written == "absent")

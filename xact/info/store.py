@@ -1,31 +1,31 @@
-"""What a store holds, from its plan and journals; needs neither torch nor xarray."""
+"""What a store holds, from its plan and journals."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.errors import NameNotFoundError, StoreError, make_nearest_text
+from xact.errors import StoreError
+from xact.info import MOST_SHOWN, check_model
 from xact.journal import FOLDER, State, load_state
 from xact.plan import Plan, PlannedModel
 
 
-def describe(store: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return what a store holds as JSON-able data: models with done, failed and missing rows, sizes, provenance."""
-    folder = Path(store)
+    folder = Path(path)
     if not (folder / FOLDER).is_dir():
-        raise StoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store")
+        raise _refuse(folder)
     state = load_state(folder)
     if state.plan is None:
-        raise StoreError(f"the store {str(store)!r} has no plan yet", hint="run xact build")
+        raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
     plan = state.plan
-    labels = [one.label for one in plan.models]
-    if model is not None and model not in labels:
-        raise NameNotFoundError(f"the store has no model {model!r}{make_nearest_text(model, labels)}")
+    check_model(model, [one.label for one in plan.models], where=f"the store {str(path)!r}")
     chosen = [one for one in plan.models if model in (None, one.label)]
     return {
-        "store": str(store),
+        "store": str(path),
         "layout": plan.layout,
         "generation": state.committed,
         "finished": state.is_committed,
@@ -41,9 +41,21 @@ def describe(store: str | Path, *, model: str | None, with_layers: bool) -> dict
     }
 
 
+def _refuse(folder: Path) -> StoreError:
+    if (folder / "zarr.json").is_file():
+        return StoreError(
+            f"{str(folder)!r} has no folder {FOLDER}, in which a store keeps what was built and how",
+            hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
+        )
+    return StoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+
+
 def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layers: bool) -> dict[str, Any]:
     records = [record for (label, _), record in state.tasks.items() if label == model.label]
     failed = {plan.stimuli.ids[row]: error for record in records for row, error in record.failed.items()}
+    n_nonfinite: Counter[str] = Counter()
+    for record in records:
+        n_nonfinite.update(record.n_nonfinite)
     n_done = sum(state.find_present(model.label, plan.n_stimuli, plan.stimuli_per_task))
     described = {
         "model": model.label,
@@ -58,12 +70,14 @@ def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layer
         "batch_size": model.batch_size,
         "transform": model.transform,
         "versions": model.versions,
+        "network": state.networks.get(model.label, {}),
         "n_layers": len(model.layers),
         "n_units": model.total_units,
         "done": n_done,
         "failed": failed,
         "missing": plan.n_stimuli - n_done - len(failed),
         "nbytes": sum(w.nbytes for record in records for w in record.shards.values() if w),
+        "n_nonfinite": dict(n_nonfinite),
         "seconds": round(sum(record.seconds for record in records), 1),
     }
     if with_layers:
@@ -84,15 +98,26 @@ def show(description: dict[str, Any]) -> str:
         f"{', …' if len(d['conditions']) > 8 else ''}) x {d['n_replicates']} replicates, {d['nbytes']:,} bytes",
     ]
     for model in d["models"]:
-        lines.append(
-            f"{model['model']}: {model['done']} done, {len(model['failed'])} failed, {model['missing']} missing; "
-            f"{model['n_layers']} layers, {model['n_units']:,} units, {model['nbytes']:,} bytes; "
-            f"{model['source']}:{model['id']}, {json.dumps(model['weights'])}, {model['dtype']} on {model['device']}"
-        )
-        lines += [f"  failed {stimulus}: {error}" for stimulus, error in model["failed"].items()]
-        lines += [
-            f"  {layer['layer']}  {layer['n_units']} units ({' '.join(layer['unit_axes'])}), depth {layer['depth']:.2f}"
-            for layer in model.get("layers", [])
-        ]
+        lines += _show_model(model)
     lines += [f"failed {model}: {error}" for model, error in d["failed_models"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _show_model(model: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{model['model']}: {model['done']} done, {len(model['failed'])} failed, {model['missing']} missing; "
+        f"{model['n_layers']} layers, {model['n_units']:,} units, {model['nbytes']:,} bytes",
+        f"  {model['source']}:{model['id']}, {model['n_parameters']:,} parameters, {json.dumps(model['weights'])}",
+        f"  {model['dtype']} on {model['device']}, batches of {model['batch_size']}, {model['seconds']} s"
+        + "".join(f", {name} {version}" for name, version in model["versions"].items()),
+        f"  transform {json.dumps(model['transform'])}",
+    ]
+    lines += [f"  {layer}: {n:,} values are NaN or infinite" for layer, n in model["n_nonfinite"].items()]
+    lines += [f"  failed {stimulus}: {error}" for stimulus, error in list(model["failed"].items())[:MOST_SHOWN]]
+    if len(model["failed"]) > MOST_SHOWN:
+        lines.append(f"  … and {len(model['failed']) - MOST_SHOWN} more that failed; --json lists all")
+    lines += [
+        f"  {layer['layer']}  {layer['n_units']} units ({' '.join(layer['unit_axes'])}), depth {layer['depth']:.2f}"
+        for layer in model.get("layers", [])
+    ]
+    return lines

@@ -91,7 +91,6 @@ def serve() -> None:
     import xact.run
     import xact.stimuli.folder
     import xact.stimuli.hdf5
-    import xact.stimuli.table
 
     del dask
     for line in sys.stdin:

@@ -219,7 +219,7 @@ def run_model(
     started = time.monotonic()
     network = load_network(spec, site.weights[model.label])
     found = {"tensors_sha256": hash_tensors(network), "load_seconds": round(time.monotonic() - started, 3)}
-    if held is not None and held["tensors_sha256"] != found["tensors_sha256"]:
+    if held is not None and held.get("tensors_sha256") != found["tensors_sha256"]:
         raise MismatchError(
             f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
             hint="put the old weights back, or build another store",

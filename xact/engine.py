@@ -193,7 +193,7 @@ class _Run:
             self.writers.shutdown(wait=True)
         self.errors.extend(error for write in self.writes if (error := write.exception()) is not None)
         if self.errors:
-            raise self.errors[0]
+            raise _tell(self.errors[0], self.job.model)
 
     def _join_lanes(self) -> None:
         for thread in self.threads:
@@ -323,6 +323,18 @@ class _Run:
             raise
         finally:
             self.pool.give_back(opened.buffers)
+
+
+def _tell(error: BaseException, model: str) -> XactError:
+    """Return the error that ends a run: its own where it is one of ours, else one that says what a thread died of."""
+    if isinstance(error, XactError):
+        return error
+    told = WorkError(
+        f"model {model!r}: a thread died of {type(error).__name__}: {error}",
+        hint="run the same command again: all finished tasks are safe; --debug shows where it was",
+    )
+    told.__cause__ = error
+    return told
 
 
 def _store_rows(opened: _OpenTask, batch: Batch, rows: Sequence[int], i: int, units: Tensor, n_replicates: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xact.capture import Capture, Runnable, Wanted
 from xact.device import get_kind, get_memory_format, use_precision
-from xact.errors import CaptureError, StimulusError, WorkError, XactError
+from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.plan import Batch, Task
 
 if TYPE_CHECKING:
@@ -289,9 +289,10 @@ class _Run:
         try:
             capture.run(pictures, keep)
         except torch.OutOfMemoryError as error:
-            raise WorkError(
+            raise DeviceMemoryError(
                 f"model {job.model!r}: {job.device} has no memory for a batch of {len(pictures)} pictures",
-                hint="a smaller batch_size in a new store (another batch changes the last bits of the values)",
+                hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
+                "compute.on_out_of_memory: halve before the model's first task is done",
             ) from error
         except RuntimeError as error:
             if isinstance(error, XactError):

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +21,12 @@ import torch
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.durable import sweep_partial
 from xact.engine import Job, TaskResult, run_job
-from xact.errors import CaptureError, MismatchError, WeightsError
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Gallery, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
 from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedModel, Request, Task, make_plan, make_tasks
+from xact.plan import Plan, PlannedModel, Request, Task, halve_batch, make_plan, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
@@ -93,6 +93,8 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         held = state.plan.find_model(spec.label) if state.plan else None
         try:
             model = survey_model(spec, n_stimuli=len(source.table), held=held)
+            if held is not None and recipe.compute.on_out_of_memory == "halve":
+                model = model.model_copy(update={"batch_size": min(model.batch_size, held.batch_size)})
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
             if recipe.on_error == "stop":
@@ -132,11 +134,12 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     for model in plan.models:
         if site.tasks.get(model.label):
             try:
-                run_model(site, model, journal, outcome, progress)
+                site = run_in_memory(site, model, journal, outcome, progress)
             except (CaptureError, WeightsError) as error:
                 if site.loaded.recipe.on_error == "stop":
                     raise
                 outcome.failed_models[model.label] = str(error)
+    plan = site.plan
     tree = make_tree(plan, state, jitter, final=True)
     metadata = make_metadata(plan, tree, make_provenance(site, outcome))
     complete = (
@@ -207,6 +210,37 @@ def check_finished_stimuli(site: Site) -> None:
                 f"stimulus {stimulus!r} ({site.source.table.files[at]}) is not the file that the store has values of",
                 hint="put the old file back, or build another store",
             )
+
+
+def run_in_memory(
+    site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
+) -> Site:
+    """Run one network, where the recipe allows it with half the batch until the device has the memory.
+
+    Return the site as it was carried out. Once a task of the model is done its batch stays: all its values come from
+    one size of batch.
+    """
+    while True:
+        try:
+            run_model(site, model, journal, outcome, progress)
+            return site
+        except DeviceMemoryError as error:
+            smaller = halve_batch(site.plan, model)
+            is_allowed = site.loaded.recipe.compute.on_out_of_memory == "halve"
+            if not is_allowed or smaller is None or site.state.find_done(model.label):
+                raise
+            outcome.warnings.append(f"{error}: it was shown {smaller.batch_size} at a time")
+        site, model = replan(site, smaller), smaller
+
+
+def replan(site: Site, model: PlannedModel) -> Site:
+    """Return the site with this model in place of the one of its label, its tasks made anew; the plan is written."""
+    models = tuple(model if one.label == model.label else one for one in site.plan.models)
+    plan = site.plan.model_copy(update={"models": models})
+    write_plan(site.store, plan)
+    site.state.plan = plan
+    tasks = {**site.tasks, model.label: list(make_tasks(plan, model, site.state.find_done(model.label)))}
+    return replace(site, plan=plan, tasks=tasks)
 
 
 def run_model(

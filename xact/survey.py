@@ -12,7 +12,7 @@ from torch import nn
 
 from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
-from xact.errors import RequestError
+from xact.errors import CaptureError, RequestError
 from xact.layers import Output, Selected, find_blocks, find_depth, is_channel_unclear, select_layers
 from xact.models import Network, Transform, load_network, make_architecture, make_transform
 from xact.models import Weights as FoundWeights
@@ -45,8 +45,15 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
         network = replace(network, module=network.module.to("meta"))
         return network, probe(network, input_shape), input_shape
     except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+        return (*_survey_for_real(spec, input_shape), input_shape)
+
+
+def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
+    try:
         network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
-        return network, probe(network, input_shape), input_shape
+        return network, probe(network, input_shape)
+    except RuntimeError as error:
+        raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
 
 
 def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -31,3 +33,21 @@ def mobilenet_weights() -> Path:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     script.place_file(source, folder)
     return folder / script.FILE
+
+
+@pytest.fixture(scope="session")
+def remembered_surveys() -> Iterator[None]:
+    """Every architecture looked at once for all tests: thirty networks on the meta device take half a minute."""
+    from xact import survey
+
+    look, seen = survey.survey_outputs, {}
+
+    def remember(spec):
+        key = json.dumps([spec.source, spec.id, spec.weights, spec.transform, dict(spec.config or {})])
+        if key not in seen:
+            seen[key] = look(spec)
+        return seen[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey, "survey_outputs", remember)
+        yield

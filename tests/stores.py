@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from xact.durable import Written
 from xact.journal import Journal, State, write_plan
-from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan
+from xact.merge import Request, make_plan
+from xact.plan import Plan, PlannedLayer, PlannedModel
 from xact.specs import FileStamp, StimulusTable
 from xact.store import create, make_metadata, make_tree, publish, write_shards
 
@@ -134,8 +136,16 @@ def write_store(
         state.stamps[row] = (FileStamp(1, 1), hashlib.sha256(stimulus.encode()).hexdigest())
     if is_published:
         tree = make_tree(plan, state, jitter, final=True)
-        publish(store, state, tree, make_metadata(plan, tree, {}), complete=not failed and not without)
+        publish(
+            store, state, tree, make_metadata(plan, tree, make_provenance(plan)), complete=not failed and not without
+        )
     return state
+
+
+def make_provenance(plan: Plan) -> dict[str, str]:
+    """Make the texts of the group `/xact`, as far as readers need them."""
+    models = {model.label: model.model_dump(mode="json") for model in plan.models}
+    return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps({"models": models})}
 
 
 def write_task(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from xact.capture import Capture, Wanted, copy_module, find_part, probe
 from xact.engine import Job, Shown, run_job
 from xact.errors import CaptureError, RequestError
+from xact.gallery import collate_pictures
 from xact.layers import select_layers
 from xact.plan import Batch, Task
 from xact.reduce import Reduction, plan_units
@@ -690,10 +692,27 @@ def run_lanes(network, wanted, n_lanes):
             rows[one.label][result.task.start : result.task.stop] = buffer[:, 0]
 
     tasks = [
-        Task("toy", block, at, at + 4, (Batch(at, at + 2), Batch(at + 2, at + 4)), frozenset(range(at, at + 4)))
+        Task(
+            "toy",
+            block,
+            at,
+            at + 4,
+            (Batch(range(at, at + 2)), Batch(range(at + 2, at + 4))),
+            frozenset(range(at, at + 4)),
+        )
         for block, at in enumerate(range(0, N_ROWS, 4))
     ]
-    job = Job("toy", network, wanted, 0, 1, SHAPE, 4, "cpu", "float32", skip_failed=False)
+    job = Job(
+        model="toy",
+        wanted=wanted,
+        make_recorder=partial(Capture, network, wanted, n_prefix=0, model="toy"),
+        collate=partial(collate_pictures, n_replicates=1, input_shape=SHAPE, device="cpu"),
+        n_replicates=1,
+        stimuli_per_task=4,
+        device="cpu",
+        dtype="float32",
+        skip_failed=False,
+    )
     run_job(
         job,
         tasks,

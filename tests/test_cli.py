@@ -151,7 +151,7 @@ BAD_REQUESTS = [
     (["--set", "stimuli.bordr=1"], "unknown key 'stimuli.bordr' (nearest: border"),
     (["--set", "storage.codec=lz5"], "(nearest: lz4)"),
     (["--set", "stimuli"], "is not of the form a.b=c"),
-    (["--models", "ResNet5"], "there is no model 'ResNet5' (nearest: ResNet50)"),
+    (["--models", "ResNet5"], "there is no model 'ResNet5' (nearest: ResNet50,"),
     (["--models", "torchvision:resnet19"], "resnet18"),
     (["--models", "timm:vit_tiny_patch16_225"], "vit_tiny_patch16_224"),
     (["--set", "models.0.layers=[layer5]"], "has no layer 'layer5' (nearest: layer4"),

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xact.durable import (
+    GrowingFile,
     Written,
     append_line,
     hold_lock,
@@ -295,7 +296,7 @@ def test_a_file_system_without_locks_is_refused_never_trusted(error, tmp_path, m
     monkeypatch.setattr(fcntl, "flock", Failing(fcntl.flock, 1, error))
     with pytest.raises(StoreError, match="has no file locks") as caught, hold_lock(tmp_path):
         pass
-    assert caught.value.hint == "put the store on another disk"
+    assert caught.value.hint == "put it on another disk"
 
 
 def test_a_holder_that_cannot_be_named_is_another_process(tmp_path):
@@ -303,3 +304,46 @@ def test_a_holder_that_cannot_be_named_is_another_process(tmp_path):
         (tmp_path / "holder.json").write_text("{torn")
         with pytest.raises(StoreError, match="built by another process"), hold_lock(tmp_path):
             pass
+
+
+# ---- a file that grows
+
+
+def test_what_is_appended_is_synced_and_a_new_file_in_its_folder_too(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+    file = GrowingFile(tmp_path / "grows")
+    file.append(b"one")
+    file.append(b"two")
+    file.close()
+    assert synced == ["grows", tmp_path.name, "grows"]
+    assert (tmp_path / "grows").read_bytes() == b"onetwo"
+
+
+def test_a_growing_file_that_stays_empty_is_taken_away_and_frees_its_lock(tmp_path):
+    GrowingFile(tmp_path / "grows").close()
+    assert list(tmp_path.iterdir()) == []
+    first = GrowingFile(tmp_path / "grows")
+    with pytest.raises(StoreError, match="is being written by another process"):
+        GrowingFile(tmp_path / "grows")
+    first.close()
+    GrowingFile(tmp_path / "grows").close()
+
+
+def test_a_growing_file_that_another_program_put_in_its_place_is_not_written_to(tmp_path):
+    file = GrowingFile(tmp_path / "grows")
+    file.append(b"one")
+    (tmp_path / "other").write_bytes(b"one")
+    (tmp_path / "other").replace(tmp_path / "grows")
+    with pytest.raises(StoreError, match="another program changed"):
+        file.append(b"two")
+    file.close()
+    assert (tmp_path / "grows").read_bytes() == b"one"
+
+
+def test_a_full_disk_is_told_of_a_growing_file_too(tmp_path, monkeypatch):
+    file = GrowingFile(tmp_path / "grows")
+    monkeypatch.setattr(os, "write", Failing(os.write, 1, errno.ENOSPC, is_short=True))
+    with pytest.raises(StoreError, match="no room to write"):
+        file.append(b"one")
+    file.close()

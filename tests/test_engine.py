@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from xact.capture import Wanted
+from xact.capture import Capture, Wanted
 from xact.engine import Job, Shown, TaskResult, _Run, copy_flat, run_job
 from xact.errors import CaptureError, StimulusError
+from xact.gallery import collate_pictures
 from xact.layers import Output
 from xact.plan import Batch, Task
 from xact.reduce import Reduction
@@ -43,21 +45,35 @@ def show(row: int) -> Shown:
     return Shown(make_picture(row), FileStamp(1, row), sha256, are_equal=False)
 
 
-def make_job(*, skip_failed: bool = False) -> Job:
+def make_module() -> nn.Module:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(180, 7)).eval()
+    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(180, 7)).eval()
+
+
+def make_job(*, skip_failed: bool = False) -> Job:
+    module = make_module()
     wanted = [
         Wanted("0", Output("0", "Conv2d", 0, 1, "", (5, 6, 6), 1), Reduction("flatten"), 180),
         Wanted("logits", Output("", "Sequential", 0, 1, "", (7,), 1), Reduction("mean"), 7),
     ]
-    return Job("toy", Net(module), wanted, 0, 2, (3, 8, 8), 8, "cpu", "float32", skip_failed)
+    return Job(
+        model="toy",
+        wanted=wanted,
+        make_recorder=partial(Capture, Net(module), wanted, n_prefix=0, model="toy"),
+        collate=partial(collate_pictures, n_replicates=2, input_shape=(3, 8, 8), device="cpu"),
+        n_replicates=2,
+        stimuli_per_task=8,
+        device="cpu",
+        dtype="float32",
+        skip_failed=skip_failed,
+    )
 
 
 def make_tasks(n_rows: int) -> list[Task]:
     tasks = []
     for block, start in enumerate(range(0, n_rows, 8)):
         stop = min(start + 8, n_rows)
-        batches = tuple(Batch(first, min(first + 4, stop)) for first in range(start, stop, 4))
+        batches = tuple(Batch(range(first, min(first + 4, stop))) for first in range(start, stop, 4))
         tasks.append(Task("toy", block, start, stop, batches, frozenset(range(start, stop))))
     return tasks
 
@@ -103,12 +119,12 @@ def run_ahead(job, tasks, finish):
 def test_every_way_to_run_a_batch_gives_the_same_numbers(start):
     n_rows = 6  # up to the broken one
     (conv, logits), failed = collect(n_rows, start)
-    job = make_job()
+    module = make_module()
     assert failed == {}
     for row in range(n_rows):
         with torch.inference_mode():
-            true = job.network.module[0](make_picture(row))
-            result = job.network.module(make_picture(row))
+            true = module[0](make_picture(row))
+            result = module(make_picture(row))
         np.testing.assert_allclose(conv[row], true.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(logits[row], result.numpy(), rtol=1e-5, atol=1e-6)
 

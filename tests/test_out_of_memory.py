@@ -16,7 +16,10 @@ from test_cli import assert_one_line, run
 
 import xact
 
-CHECK = "if not pictures.is_meta and len(pictures) > {most}: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')"
+CHECK = (
+    "if not pictures.is_meta and len(pictures) > {most}: "
+    "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')"
+)
 
 
 def write_thirsty(folder, name: str, *, most: int, check: str = ""):

@@ -14,16 +14,8 @@ from stores import make_layer, make_model, make_table
 
 from xact.chunks import ITEM_NBYTES
 from xact.errors import MismatchError, RequestError
-from xact.plan import (
-    NEUTRAL_STIMULI_KEYS,
-    Plan,
-    Request,
-    count_batch_stimuli,
-    flatten_leaves,
-    make_batches,
-    make_plan,
-    make_tasks,
-)
+from xact.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
+from xact.plan import Plan, count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
     "stimuli": {
@@ -80,12 +72,29 @@ RANGES = st.tuples(st.integers(0, 50), st.integers(1, 50)).map(lambda r: (r[0], 
 def test_every_row_is_in_exactly_one_batch_and_no_batch_crosses_a_segment(rows, segments, batch):
     start, stop = rows
     batches = make_batches(start, stop, segments=segments, batch_stimuli=batch)
-    assert [row for b in batches for row in range(b.start, b.stop)] == list(range(start, stop))
-    assert all(0 < b.stop - b.start <= batch for b in batches)
+    assert [row for b in batches for row in b.rows] == list(range(start, stop))
+    assert all(0 < len(b.rows) <= batch for b in batches)
     for cut in segments:
-        assert not any(b.start < cut < b.stop for b in batches)
-    shorter = [b for b in batches if b.stop - b.start < batch]
-    assert {b.stop for b in shorter} <= {stop, *segments}  # only the last batch before a cut is not whole
+        assert not any(min(b.rows) < cut <= max(b.rows) for b in batches)
+    shorter = [b for b in batches if len(b.rows) < batch]
+    assert {max(b.rows) + 1 for b in shorter} <= {stop, *segments}  # only the last batch before a cut is not whole
+
+
+@given(rows=RANGES, segments=st.lists(st.integers(0, 100)), batch=st.integers(1, 20), data=st.data())
+def test_with_lengths_every_row_is_in_one_batch_of_its_segment_beside_rows_of_nearly_its_length(
+    rows, segments, batch, data
+):
+    start, stop = rows
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=stop, max_size=stop))
+    batches = make_batches(start, stop, segments=segments, batch_stimuli=batch, lengths=lengths)
+    assert sorted(row for b in batches for row in b.rows) == list(range(start, stop))
+    plain = make_batches(start, stop, segments=segments, batch_stimuli=batch)
+    assert [len(b.rows) for b in batches] == [len(b.rows) for b in plain]
+    cuts = sorted({start, stop, *(cut for cut in segments if start < cut < stop)})
+    for first, last in itertools.pairwise(cuts):
+        inside = [lengths[row] for b in batches for row in b.rows if first <= row < last]
+        assert inside == sorted(inside)
+        assert all(max(b.rows) < last for b in batches if min(b.rows) >= first and min(b.rows) < last)
 
 
 @pytest.mark.parametrize(
@@ -128,12 +137,12 @@ def test_the_tasks_of_a_model_are_just_what_is_missing(history):
     assert len({task.block for task in tasks}) == len(tasks)
     for task in tasks:
         assert (task.start, task.stop) == (task.block * size, min((task.block + 1) * size, totals[-1]))
-        shown = [row for b in task.batches for row in range(b.start, b.stop)]
+        shown = [row for b in task.batches for row in b.rows]
         assert len(shown) == len(set(shown))
         assert task.rows <= set(shown) <= set(range(task.start, task.stop))
         whole = make_batches(task.start, task.stop, segments=model.segments, batch_stimuli=batch)
         assert set(task.batches) <= set(whole)  # a resumed row is shown beside the same others
-        assert all(not task.rows.isdisjoint(range(b.start, b.stop)) for b in task.batches)
+        assert all(not task.rows.isdisjoint(b.rows) for b in task.batches)
 
 
 @given(histories())
@@ -156,7 +165,7 @@ def test_appended_rows_start_new_batches_and_the_old_ones_stay_as_they_were(firs
     tasks = list(make_tasks(new, new.models[0], {}))
     now = {b for task in tasks for b in task.batches}
     assert kept <= now
-    assert first in {b.start for b in now}
+    assert first in {min(b.rows) for b in now}
     assert new.stimuli_per_task == size
 
 
@@ -230,6 +239,11 @@ NEUTRAL = {
     "stimuli__folders": ["a", "b"],
     "stimuli__pattern": "*",
     "stimuli__limit": 400,
+    "stimuli__columns": ["other.csv"],
+    "stimuli__fields": "{stem}",
+    "stimuli__where": "rating > 0",
+    "stimuli__ids": [3],
+    "stimuli__subject": 2,
     "on_error": "skip",
     "storage__layout": "auto",
 }
@@ -297,6 +311,9 @@ MODEL_CHANGES = {
     "transform": {"resize": 232},
     "dtype": "bfloat16",
     "batch_size": 8,
+    "kind": "text",
+    "quantize": "nf4",
+    "config": {"model_type": "other"},
 }
 
 
@@ -315,6 +332,7 @@ def test_every_field_of_a_model_is_compared_or_neutral_for_a_reason():
         "segments": "follow from it",
         "versions": "compared only where rows are added",
         "device": "compared before, as --device may say otherwise",
+        "device_map": "where it runs, not what it computes",
     }
     compared = {*MODEL_CHANGES, "layers", "label"}
     assert compared.isdisjoint(neutral)

@@ -139,6 +139,16 @@ def test_the_recipe_of_the_page_is_one(tmp_path: Path):
     ]
 
 
+def test_the_stimuli_of_the_page_are_such():
+    from xact.recipe import Recipe
+    from xact.yaml_text import parse_yaml
+
+    blocks = [content for _, content in list_blocks(find_chapter("Data sets"), "yaml")]
+    assert len(blocks) == 3
+    for text in blocks:
+        Recipe.model_validate(parse_yaml(text, name="README.md")[0] | {"store": "-", "models": ["ResNet50"]})
+
+
 def test_the_picture_of_the_house_names_every_file():
     ((_, picture),) = list_blocks(find_chapter("How the house is built"), "text")
     named = set(re.findall(r"[\w/]+\.py|\w+/", picture))
@@ -158,3 +168,17 @@ def test_the_page_names_every_command():
 def test_every_link_of_the_page_leads_somewhere():
     for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_registry_of_the_page_is_one(tmp_path: Path):
+    from xact.recipe_file import load_recipe
+    from xact.specs import resolve_models
+    from xact.survey import survey_model
+
+    ((_, text),) = list_blocks(find_chapter("Models"), "yaml")
+    (tmp_path / "lab_models.yml").write_text(text, encoding="utf-8")
+    recipe = "store: s\nstimuli: {source: folder}\nregistry: lab_models.yml\nmodels: [LabNet]\n"
+    (tmp_path / "recipe.yml").write_text(recipe, encoding="utf-8")
+    (spec,) = resolve_models(load_recipe(tmp_path / "recipe.yml"))
+    layers = survey_model(spec, n_stimuli=1, held=None).layers
+    assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from xact.cli import main
 from xact.errors import RecipeError, RequestError
 from xact.recipe import ColorJitter, FolderStimuli, Hdf5Stimuli, ModelEntry, Recipe, TableStimuli, make_schema
 from xact.recipe_file import load_recipe
+from xact.registry import load_registry
 from xact.specs import resolve_models
 from xact.start import make_overrides
 from xact.yaml_text import parse_assignment, parse_yaml
@@ -95,6 +97,9 @@ def test_defaults_are_filled_in(tmp_path: Path):
     assert recipe.model_dump() == {
         "store": "a.zarr",
         "stimuli": {
+            "columns": None,
+            "fields": None,
+            "where": None,
             "limit": None,
             "mask_alpha": "black",
             "border": 0.0,
@@ -107,12 +112,24 @@ def test_defaults_are_filled_in(tmp_path: Path):
         },
         "replicates": {"count": 1, "jitter": {"kind": "none"}, "seed": 0},
         "models": ["ResNet50"],
+        "registry": None,
         "layers": None,
         "reduce": None,
         "transform": "weights",
         "compute": {"device": "auto", "batch_size": "auto", "workers": "auto", "dtype": "float32"},
         "storage": {"layout": "auto", "precision": "full", "codec": "lz4", "shard_mb": 64, "buffer_mb": 256},
         "on_error": "stop",
+        "caption": {
+            "model": "mistral-community/pixtral-12b",
+            "prompt": "caption",
+            "prompt_name": None,
+            "output": None,
+            "engine": "transformers",
+            "max_new_tokens": 128,
+            "temperature": 0.0,
+            "seed": 0,
+            "batch_size": "auto",
+        },
     }
 
 
@@ -190,7 +207,7 @@ REFUSED = [
     (
         BASE.replace("folder}", "foldr}"),
         2,
-        "folder, table or hdf5 is wanted, found 'foldr' (nearest: folder)",
+        "folder, table, hdf5, nsd, bold5000, things or captions is wanted, found 'foldr' (nearest: folder)",
         "source",
     ),
     (BASE.replace("source: folder", "root: a"), 2, "the key 'stimuli.source' is missing", "no source"),
@@ -263,7 +280,7 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str):
 def test_a_recipe_without_models_is_refused_and_told_the_sets(tmp_path: Path, models: str):
     error = refuse(tmp_path, HEAD + models)
     assert "no models are asked for" in str(error)
-    assert "panel-a, panel-b-vision, panel-b-language" in str(error.hint)
+    assert set(load_registry().sets) <= set(re.findall(r"[\w+-]+", str(error.hint)))
 
 
 def test_an_unknown_key_is_told_the_valid_ones(tmp_path: Path):
@@ -480,7 +497,8 @@ def test_the_schema_is_json_and_names_every_block(capsys: pytest.CaptureFixture[
     schema = json.loads(capsys.readouterr().out)
     assert schema == make_schema()
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["required"]) == {"store", "stimuli", "models"}
+    assert schema["required"] == ["stimuli"]
+    assert [set(one["required"]) for one in schema["anyOf"]] == [{"store", "models"}, {"caption"}]
     assert {"FolderStimuli", "TableStimuli", "Hdf5Stimuli", "ModelEntry", "Compute", "Storage", "Resize"} <= set(
         schema["$defs"]
     )

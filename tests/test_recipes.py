@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 from conftest import RECIPES
+from dataset_trees import make_bold5000, make_nsd, make_things
 from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xact.cli import main
-from xact.recipe import Block, Recipe
+from xact.recipe import Block, CaptionRecipe, Recipe
 from xact.recipe_file import load_recipe
 from xact.yaml_text import parse_yaml
 
@@ -48,6 +50,8 @@ def validate(text: str) -> tuple[Recipe, Any, dict[tuple[str | int, ...], int]]:
     """The whole recipe with an alternative in its place, the alternative's own data, and the lines of its keys."""
     data, lines = parse_yaml(text, name="reference.yml")
     whole, _ = parse_yaml(REFERENCE, name="reference.yml")
+    if data.get("stimuli", {}).get("source") == "captions":
+        del whole["replicates"]  # its jitter is for pictures
     return Recipe.model_validate(whole | data), data, lines
 
 
@@ -157,7 +161,8 @@ def test_the_check_of_defaults_can_fail():
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yml")), ids=lambda file: file.name)
 def test_every_recipe_parses(file: Path):
-    load_recipe(file)
+    is_for_captions = file.name.startswith("caption_")
+    load_recipe(file, schema=CaptionRecipe if is_for_captions else Recipe)
 
 
 def test_the_quick_start_makes_a_plan(
@@ -169,6 +174,56 @@ def test_the_quick_start_makes_a_plan(
     assert exit_.value.code == 0
     assert "quickstart.zarr (cube): 48 stimuli x 3 replicates" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "variable", "make"),
+    [
+        ("nsd", "NSD_DATASET", make_nsd),
+        ("bold5000", "BOLD_DATASET", make_bold5000),
+        ("things", "THINGS_DATASET", make_things),
+    ],
+)
+def test_the_recipes_of_data_sets_make_a_plan(
+    source: str, variable: str, make: Any, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, str(make(tmp_path / "tree")))
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", str(RECIPES / f"{source}_vision.yml"), "--models", "timm:vit_tiny_patch16_224.augreg_in21k"])
+    assert exit_.value.code == 0
+    n_stimuli = {"nsd": 12, "bold5000": 7, "things": 7}[source]
+    assert f"store {source}_vision.zarr (cube): {n_stimuli} stimuli x 1 replicates" in capsys.readouterr().out
+
+
+STUDIES = {
+    # recipe: (folders of its stimuli, pictures, units of a picture over all models, layout)
+    "panel.yml": (["rotatedsemantic", "confound/leaves"], 2, 50_702_208, "groups"),
+    "platonic.yml": (["."], 1, 364_800, "cube"),
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys, remembered_surveys):
+    from xact.registry import load_registry
+
+    folders, n_pictures, n_units, layout = STUDIES[name]
+    for folder in folders:
+        (tmp_path / "stimuli" / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(tmp_path / "stimuli" / folder / "one.png")
+    monkeypatch.chdir(tmp_path)
+    registry = load_registry()
+    (of,) = load_recipe(RECIPES / name).recipe.models
+    flags = ["--stimuli-root", "stimuli", "--json", "--device", "cuda"]
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", str(RECIPES / name), *flags])
+    assert exit_.value.code == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [model["model"] for model in plan["models"]] == registry.sets[of].models
+    assert sum(model["n_units"] for model in plan["models"]) == n_units
+    assert (plan["layout"], plan["n_stimuli"]) == (layout, n_pictures)
+    assert max(model["device_nbytes"] for model in plan["models"]) < 48e9
+    assert [path.name for path in tmp_path.iterdir()] == ["stimuli"]
 
 
 def test_the_objects_are_what_the_script_renders(tmp_path: Path):

@@ -22,7 +22,7 @@ from xact.errors import RequestError, StimulusError
 from xact.recipe import FolderStimuli, Hdf5Stimuli, TableStimuli
 from xact.specs import StimulusTable
 from xact.stimuli import check_table, hash_stimulus, open_stimuli
-from xact.stimuli.table import type_column
+from xact.stimuli.columns import type_column
 
 
 def put(root: Path, *names: str) -> None:
@@ -458,14 +458,14 @@ def test_parquet_columns_without_one_meaning_are_refused(tmp_path, columns, mess
         ("path,condition\na.png,\n", {}, "the column 'condition' of .* has no value in row 1"),
         ("path,id\na.png,x\na.png,X\n", {}, r"'x' and 'X' are one name .*\(rows 1 and 2\)"),
         ("path\na.png\na.png\n", {}, r"the stimulus id 'a' stands twice \(rows 1 and 2\)"),
-        ("path,model\na.png,x\n", {}, "column 'model' of t.csv has a reserved name"),
-        ("path,file\na.png,x\n", {}, "column 'file' of t.csv has a reserved name"),
-        ("p,path\na.png,x\n", {"path": "p"}, "column 'path' of t.csv has a reserved name"),
+        ("path,model\na.png,x\n", {}, "column 'model' of .*t.csv has a reserved name"),
+        ("path,file\na.png,x\n", {}, "column 'file' of .*t.csv has a reserved name"),
+        ("p,path\na.png,x\n", {"path": "p"}, "column 'path' of .*t.csv has a reserved name"),
         ("path,x\na.png,\0\n", {}, "holds NUL characters"),
         (
             "path\na.png\nb.png\nc.png\n",
             {},
-            "2 of the 3 files of .* do not exist under .*the first is 'b.png' in row 2",
+            "2 of the 3 files of .* do not exist under .*the first is 'b.png', the stimulus 'b'",
         ),
         ("path\na.png\n", {"file": "tt.csv"}, r"there is no table '.*tt.csv' \(nearest: t.csv"),
         ("path\na.png\n", {"file": "t.xlsx"}, "has the extension '.xlsx'"),
@@ -524,11 +524,19 @@ def test_rows_of_an_hdf5_array_are_stimuli(tmp_path):
     )
     for row in (2, 0, 3, 1):
         np.testing.assert_array_equal(source.read(row), IMAGES[row])
-        stamp = source.stamp(row)
-        assert (stamp.nbytes, stamp.mtime_ns) == (6 * 5 * 3, (tmp_path / "s.h5").stat().st_mtime_ns)
+        assert source.stamp(row).nbytes == 6 * 5 * 3
     source.close()
     with pytest.raises(StimulusError, match="is closed"):
         source.read(0)
+
+
+def test_a_stamp_tells_another_time_and_another_array_of_the_same_file(tmp_path):
+    write_hdf5(tmp_path, imgBrick=IMAGES, others=255 - IMAGES)
+    stamp = open_hdf5(tmp_path).stamp(0)
+    assert open_hdf5(tmp_path).stamp(0) == stamp
+    assert open_hdf5(tmp_path, dataset="others").stamp(0) != stamp
+    os.utime(tmp_path / "s.h5", ns=(1, 1))
+    assert open_hdf5(tmp_path).stamp(0) != stamp
 
 
 @pytest.mark.parametrize(

@@ -81,17 +81,6 @@ def serve() -> None:
     """Answer every request on stdin with one line on stdout."""
     import dask.array
 
-    import xact.cli
-    import xact.estimate
-    import xact.in_memory
-    import xact.info
-    import xact.models.checkpoints
-    import xact.models.python
-    import xact.reader
-    import xact.run
-    import xact.stimuli.folder
-    import xact.stimuli.hdf5
-
     del dask
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run_child(json.loads(line))) + "\n")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class Runnable(Protocol):
         """The network, in eval mode."""
 
     @property
-    def forward(self) -> Callable[[nn.Module, Tensor], object]:
+    def forward(self) -> Callable[[nn.Module, Any], object]:
         """Show a batch (n, 3, height, width) to the module or a copy of it."""
 
     @property
@@ -154,6 +154,7 @@ class Capture:
         """
         self._network = network
         self._module = copy_module(network.module)
+        self._guard = Guard(self._module, model=model)
         self._wanted = list(wanted)
         self._n_prefix = n_prefix
         self._model = model
@@ -162,8 +163,6 @@ class Capture:
         for i, one in enumerate(wanted):
             self._by_call.setdefault((one.output.name, one.output.call), []).append(i)
         self._n_calls = {one.output.name: one.output.n_calls for one in wanted if one.output.name}
-        tensors = (*self._module.parameters(), *self._module.buffers())
-        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no version
         for name, module in self._module.named_modules():
             if isinstance(module, _BatchNorm) and module.running_mean is None:
                 raise CaptureError(
@@ -171,43 +170,27 @@ class Capture:
                     "on the others beside it"
                 )
 
-    def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> None:
+    def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
         """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
 
         `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
-        during the call only: copy it. Raise CaptureError where a layer does not fire exactly as planned, or the pass
-        draws random numbers or changes the network. What a network keeps of one batch for the next in plain
-        attributes is not seen.
+        during the call only: copy it. A picture has no numbers of its own: the result is empty. Raise CaptureError
+        where a layer does not fire exactly as planned, or the pass draws random numbers or changes the network. What a
+        network keeps of one batch for the next in plain attributes is not seen.
         """
-        self._check_mode()
         calls: Counter[str] = Counter()
         fired: set[int] = set()
         stopped = False
-        random, version = _get_random_state(batch.device), self._count_changes()
-        with self._hooks(batch, calls, fired, keep), torch.inference_mode():
-            try:
-                result = self._network.forward(self._module, batch)
-            except _DeepestReached:
-                stopped = True
-            else:
-                self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
-        self._check_firing(calls, fired, stopped=stopped)
-        self._check_mode()
-        if self._count_changes() != version:
-            raise CaptureError(
-                f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
-                "would depend on those shown before"
-            )
-        if not torch.equal(_get_random_state(batch.device), random):
-            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")
-
-    def _check_mode(self) -> None:
-        if any(module.training for module in self._module.modules()):
-            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
-
-    def _count_changes(self) -> int:
-        """Return how often any parameter or buffer was written to in place."""
-        return sum(tensor._version for tensor in self._tensors)
+        with self._guard.watch(batch.device):
+            with self._hooks(batch, calls, fired, keep), torch.inference_mode():
+                try:
+                    result = self._network.forward(self._module, batch)
+                except _DeepestReached:
+                    stopped = True
+                else:
+                    self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
+            self._check_firing(calls, fired, stopped=stopped)
+        return {}
 
     @contextmanager
     def _hooks(
@@ -259,6 +242,39 @@ class Capture:
                 raise CaptureError(
                     f"model {self._model!r}: {name!r} was called {calls[name]} times where the probe saw {planned}"
                 )
+
+
+class Guard:
+    """Sees to it that a network is a function of what it is shown."""
+
+    def __init__(self, module: nn.Module, *, model: str) -> None:
+        self._module = module
+        self._model = model
+        tensors = (*module.parameters(), *module.buffers())
+        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no version
+
+    @contextmanager
+    def watch(self, device: torch.device) -> Iterator[None]:
+        """Raise CaptureError where the pass inside draws random numbers, or changes the network."""
+        self._check_mode()
+        random, version = _get_random_state(device), self._count_changes()
+        yield
+        self._check_mode()
+        if self._count_changes() != version:
+            raise CaptureError(
+                f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
+                "would depend on those shown before"
+            )
+        if not torch.equal(_get_random_state(device), random):
+            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")
+
+    def _check_mode(self) -> None:
+        if any(module.training for module in self._module.modules()):
+            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+
+    def _count_changes(self) -> int:
+        """Return how often any parameter or buffer was written to in place."""
+        return sum(tensor._version for tensor in self._tensors)
 
 
 def _get_random_state(device: torch.device) -> Tensor:

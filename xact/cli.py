@@ -17,6 +17,7 @@ from xact.errors import InterruptedBuildError, RequestError, WorkError, XactErro
 
 if TYPE_CHECKING:
     from xact.estimate import Estimate
+    from xact.export import ExportFile
     from xact.run import Outcome, Site
 
 
@@ -82,6 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
     plan = add("plan", run_plan, "Show what build would do; touch nothing.")
     add_overrides(plan)
     plan.add_argument("--json", action="store_true")
+    models = add("models", run_models, "List the networks of the registry, or say all of one of them.")
+    models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
+    models.add_argument("--json", action="store_true")
     layers = add("layers", run_layers, "List every layer of a network that can be named, in forward order.")
     layers.add_argument("model", metavar="MODEL", help="a label of the registry, or source:id")
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
@@ -92,6 +96,22 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--model", metavar="M", help="this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
+    caption = add("caption", run_caption, "Write a table of captions of a recipe's pictures, or what of it is missing.")
+    caption.add_argument("recipe", metavar="RECIPE")
+    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
+    caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
+    caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
+    export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
+    add_export_options(export)
+    verify = add(
+        "verify", run_verify, "Compare every byte of a store with its manifest, of an export with its side file."
+    )
+    verify.add_argument("path", metavar="STORE|FILE")
+    verify.add_argument("--json", action="store_true")
+    imports = add("import", run_import, "Make a store of files that older programs, or xact export, wrote.")
+    imports.add_argument("files", metavar="FILE", nargs="+", help=".h5 files of several conditions, or .pt files")
+    imports.add_argument("--store", metavar="PATH", required=True)
+    imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -112,6 +132,26 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     command.add_argument("--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[])
     command.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
+
+
+def add_export_options(command: argparse.ArgumentParser) -> None:
+    """Add what `xact export` takes."""
+    command.add_argument("store", metavar="STORE")
+    command.add_argument("--to", required=True, choices=["hdf5", "netcdf", "pt"])
+    command.add_argument("--output-dir", metavar="DIR", help="default: here; for pt `features`")
+    command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: of every file's name; default model_activations")
+    command.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--replicates", choices=["all", "0", "mean"], help="default all; for pt 0")
+    command.add_argument("--names", choices=["path", "basename"], help="hdf5: conditions in file names; default path")
+    existing = command.add_mutually_exclusive_group()
+    existing.add_argument("--append", action="store_true", help="hdf5: add models to files that exist")
+    existing.add_argument("--overwrite", action="store_true", help="write files that exist anew")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")
+
+
+EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
 
 
 OVERRIDES = (
@@ -149,6 +189,7 @@ def confirm(site: Site, *, yes: bool) -> bool:
 
     estimated = estimate(site)
     show_estimate(estimated)
+    show_warnings(estimated.warnings)
     if estimated.nbytes > estimated.free_nbytes:
         sys.stderr.write("warning: the disk has less room than this takes before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
@@ -156,16 +197,15 @@ def confirm(site: Site, *, yes: bool) -> bool:
     return input("build this? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def show_outcome(outcome: Outcome) -> int:
-    """Print how a build ended and return the exit code."""
-    for warning in outcome.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:
+    """Print how a build or an import ended and return the exit code."""
+    show_warnings(outcome.warnings)
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
         sys.stderr.write(f"failed: {name}: {error}\n")
     if outcome.n_captured:
-        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows captured\n")
+        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
     elif outcome.is_complete:
-        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that the recipe asks for\n")
+        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
     sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r})\n")
     if outcome.is_complete:
         return 0
@@ -175,23 +215,34 @@ def show_outcome(outcome: Outcome) -> int:
     return 1
 
 
+def show_warnings(warnings: Sequence[str]) -> None:
+    """Print each warning as a line."""
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+
+
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do."""
     from pathlib import Path
 
     from xact.estimate import estimate
+    from xact.place import check_place
     from xact.recipe_file import load_recipe
     from xact.run import survey
-    from xact.start import check_place, make_overrides
+    from xact.start import make_overrides
 
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = Path(loaded.recipe.store).expanduser()
     check_place(store)
-    estimated = estimate(survey(loaded, store, allow_code=options.allow_code, fetch=False))
+    site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    for note in site.source.notes:
+        sys.stderr.write(f"warning: {note}\n")
+    estimated = estimate(site)
     if options.json:
         sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:
         show_estimate(estimated)
+    show_warnings(estimated.warnings)
     return 0
 
 
@@ -241,34 +292,57 @@ def format_nbytes(nbytes: int) -> str:
     return f"{size:.1f} TB"
 
 
+def run_models(options: argparse.Namespace) -> int:
+    """List the registry, a set of it, or one network in full."""
+    from xact.catalogue import describe_model, list_models, make_table, show_model
+    from xact.registry import load_registry
+
+    registry = load_registry()
+    if options.name in registry.entries:
+        described = describe_model(registry, options.name)
+        sys.stdout.write(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
+        return 0
+    found = list_models(registry, options.name)
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return 0
+    show_table(make_table(found))
+    if options.name is None:
+        sys.stdout.write(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
+    return 0
+
+
 def run_layers(options: argparse.Namespace) -> int:
     """List the layers of a network."""
     from pathlib import Path
 
-    from xact.layers import find_blocks, match_glob
-    from xact.models import check_allowed
+    from xact.layers import find_blocks, match_glob, resolve_aliases
+    from xact.models import check_allowed, find_kind
     from xact.specs import resolve_model
-    from xact.survey import survey_outputs
+    from xact.survey import list_outputs
 
     spec = resolve_model(options.model, folder=Path.cwd())
     check_allowed(spec, allow_code=options.allow_code)
-    _, outputs, _ = survey_outputs(spec)
+    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
+    outputs = list_outputs(spec)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
+    labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
     if options.glob:
-        matched = set(match_glob(options.glob, [output.label for output in usable]))
-        usable = [output for output in usable if output.label in matched]
+        names = [*labels.values(), *(output.label for output in outputs)]
+        matched = set(match_glob(options.glob, names))
+        usable = [o for o in usable if not matched.isdisjoint((o.label, labels.get(o.label, o.label)))]
         if not usable:
             raise RequestError(
                 f"model {options.model!r} has no layer that {options.glob!r} matches"
-                f"{make_nearest_text(options.glob, [output.label for output in outputs])}",
+                f"{make_nearest_text(options.glob, names)}",
                 hint="`*` stands for a part between dots, `**` for anything",
             )
-    labels = {true: alias for alias, true in spec.aliases.items()}
     if options.json:
         found = [
             {
                 "layer": labels.get(output.label, output.label),
+                "module": output.name,
                 "class": output.class_name,
                 "shape": list(output.shape or ()),
                 "block": output.name in blocks,
@@ -293,6 +367,84 @@ def run_info(options: argparse.Namespace) -> int:
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
     sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Look at every byte; 0 when each is as it was written."""
+    from xact.verify import verify
+
+    report = verify(options.path)
+    sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
+    sys.stdout.flush()
+    error = report.find_error()
+    if error is not None:
+        raise error
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Make a store of old files."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.imports import import_files
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
+    return show_outcome(outcome, done="imported", wanted="the files hold")
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions; 0 when there are all and none needs a look."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals("captioning", safe="all finished answers are safe"):
+        from xact.caption import caption
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = caption(
+                options.recipe,
+                prompt=options.prompt,
+                output=options.output,
+                limit=options.limit,
+                watch=progress.start,
+            )
+    n_problems = len(outcome.problems)
+    done = (
+        f"{outcome.n_added} captions added"
+        if outcome.n_added or n_problems
+        else "nothing to do, all captions are there"
+    )
+    sys.stdout.write(f"{outcome.output}: {done}\n")
+    if not n_problems:
+        return 0
+    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
+    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    return 1
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write a store as files of another format, and print their names."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
+        from xact.export import export
+
+        export(options.store, **{name: getattr(options, name) for name in EXPORT_OPTIONS}, tell=show_file)
+    return 0
+
+
+AFTER_EXPORT = "run the same command again, with --overwrite where files were finished"
+
+
+def show_file(file: ExportFile) -> None:
+    """Print a file that is written, and what a reader of it must know."""
+    sys.stdout.write(f"{file.path}\n")
+    if file.note:
+        sys.stdout.write(f"note: {file.note}\n")
+    sys.stdout.flush()
 
 
 def run_schema(_options: argparse.Namespace) -> int:

@@ -65,6 +65,18 @@ def find_memory() -> int:
     return total
 
 
+def find_device_memory(device: str) -> int | None:
+    """Return the bytes of memory of a device, None where it is not here."""
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return find_memory()
+    if kind == "mps" and torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory()
+    if kind == "cuda" and torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count():
+        return int(torch.cuda.get_device_properties(int(index or 0)).total_memory)
+    return None
+
+
 def get_memory_format(device: str) -> torch.memory_format:
     """Return the memory format of pictures and weights: on a CPU convolutions are faster with the channels last."""
     return torch.channels_last if get_kind(device) == "cpu" else torch.contiguous_format

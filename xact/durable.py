@@ -1,6 +1,6 @@
-"""Files that survive a kill and a power cut: written beside, synced, renamed; and the lock of a store.
+"""Files that survive a kill and a power cut: written beside, synced, renamed, or appended to; and their locks.
 
-All writing of a store goes through here.
+All writing of a store, and of tables of captions, goes through here.
 """
 
 from __future__ import annotations
@@ -143,21 +143,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def make_sealed_lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
     """Return the pieces of a file of JSON lines, the last of which is the hash of the lines before."""
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
-    return [body, last]
+    return [body, _make_seal(body)]
+
+
+def _make_seal(body: bytes) -> bytes:
+    said = {"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": body.count(b"\n")}
+    return json.dumps(said).encode() + b"\n"
 
 
 def read_sealed_lines(path: Path) -> list[bytes]:
     """Return the lines before the last one, not parsed; raise StoreError where they are not those that were written."""
     try:
-        body, newline, last = read_whole(path).rstrip(b"\n").rpartition(b"\n")
+        data = read_whole(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        said = parse_json(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
+    at = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
+    body = data[:at]
+    if data[at:] != _make_seal(body):
         raise StoreError(f"{path} is damaged: its last line is not the hash of the lines before")
     return [line for line in body.split(b"\n") if line]
 
@@ -211,17 +213,19 @@ def _take_lock(path: Path, holder: Path) -> int:
         os.close(fd)  # whoever held it took the file away: begin anew
 
 
-def _lock_file(fd: int, store: Path, holder: Path) -> None:
+def _lock_file(fd: int, place: Path, holder: Path | None = None) -> None:
+    """Lock an open file for a store, or for the file at `place` itself where no file names the holder."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StoreError(
-            f"the store {str(store)!r} is being built by {_name_holder(holder)}", hint="wait for it, or stop it"
-        ) from None
+        said = f"the file {str(place)!r} is being written by another process"
+        if holder is not None:
+            said = f"the store {str(place)!r} is being built by {_name_holder(holder)}"
+        raise StoreError(said, hint="wait for it, or stop it") from None
     except OSError as error:
         raise StoreError(
-            f"the file system of {str(store)!r} has no file locks ({error.strerror})",
-            hint="put the store on another disk",
+            f"the file system of {str(place)!r} has no file locks ({error.strerror})",
+            hint="put it on another disk",
         ) from None
 
 
@@ -231,6 +235,74 @@ def _name_holder(holder: Path) -> str:
         return f"process {said['pid']} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+class GrowingFile:
+    """A file that is only appended to, under a lock that a kill frees; what another program does to it is noticed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        make_folder(path.absolute().parent)
+        while True:
+            with _disk_errors(path):
+                self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                _lock_file(self._fd, path)
+                self._seen = os.fstat(self._fd)
+                if path.exists() and os.path.samestat(self._seen, path.stat()):
+                    return
+            except BaseException:
+                os.close(self._fd)
+                raise
+            os.close(self._fd)  # it was put in another's place, or taken away: begin anew
+
+    def read(self) -> bytes:
+        """Return the whole file."""
+        with _disk_errors(self.path):
+            return self.path.read_bytes()
+
+    def append(self, data: bytes) -> None:
+        """Write at the end and sync; refuse where another program has changed the file."""
+        self._check()
+        with _disk_errors(self.path):
+            _write_all(self._fd, data)
+            self._sync()
+
+    def cut(self, nbytes: int) -> None:
+        """Keep the first bytes only."""
+        self._check()
+        with _disk_errors(self.path):
+            os.ftruncate(self._fd, nbytes)
+            self._sync()
+
+    def remove(self) -> None:
+        """Take the file away; the lock stays until `close`."""
+        self._check()
+        with _disk_errors(self.path):
+            self.path.unlink()
+            sync_folder(self.path.absolute().parent)
+
+    def close(self) -> None:
+        """Let the lock go; a file that is still empty goes too."""
+        if not self._seen.st_size and self.path.exists() and os.path.samestat(self.path.stat(), self._seen):
+            self.path.unlink()
+        os.close(self._fd)
+
+    def _sync(self) -> None:
+        is_new = not self._seen.st_size
+        os.fsync(self._fd)
+        self._seen = os.fstat(self._fd)
+        if is_new:
+            sync_folder(self.path.absolute().parent)
+
+    def _check(self) -> None:
+        found = self.path.stat() if self.path.exists() else None
+        keys = ("st_ino", "st_size", "st_mtime_ns")
+        if found is None or any(getattr(found, key) != getattr(self._seen, key) for key in keys):
+            raise StoreError(
+                f"another program changed {self.path} while rows were being added",
+                hint="run the same command again: it goes on from the file as it is now",
+            )
 
 
 def _write_all(fd: int, data: bytes) -> None:

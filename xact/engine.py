@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xact.capture import Capture, Runnable, Wanted
-from xact.device import get_kind, get_memory_format, use_precision
+from xact.capture import Wanted
+from xact.device import get_kind, use_precision
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.plan import Batch, Task
 
@@ -35,8 +35,8 @@ BATCHES_AHEAD = 2
 class Shown:
     """One stimulus, ready for the network."""
 
-    tensor: Tensor
-    """(replicate, 3, y, x), float32."""
+    content: Any
+    """What `Job.collate` makes batches of: all replicates of one stimulus."""
     stamp: FileStamp
     sha256: str
     are_equal: bool
@@ -50,6 +50,16 @@ class Exhibit(Protocol):
         """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
 
 
+class Recorder(Protocol):
+    """Runs one batch at a time, in one thread."""
+
+    def run(self, batch: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
+        """Show a batch and call `keep(i, units)` once for each wanted layer i; return what else it gives.
+
+        That is {name: one number a stimulus}; pictures give none.
+        """
+
+
 @dataclass
 class TaskResult:
     """A task whose batches have all run."""
@@ -61,6 +71,8 @@ class TaskResult:
     stamps: dict[int, tuple[FileStamp, str]]
     n_equal: int
     seconds: float
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{name: {row: number}} that the network gave beside its layers."""
 
 
 @dataclass
@@ -75,6 +87,7 @@ class _OpenTask:
     started: float = field(default_factory=time.monotonic)
     failed: dict[int, str] = field(default_factory=dict)
     stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
     n_equal: int = 0
 
 
@@ -106,11 +119,13 @@ class Job:
     """What the engine needs to run one network over its tasks."""
 
     model: str
-    network: Runnable
     wanted: Sequence[Wanted]
-    n_prefix: int
+    make_recorder: Callable[[], Recorder]
+    """Makes what runs a batch: one for each lane."""
+    collate: Callable[[Sequence[Any]], Any]
+    """What stimuli show, None for one that failed -> a batch on the CPU, all replicates of a stimulus side by side; it
+    has `to(device, dtype=...)` and a length."""
     n_replicates: int
-    input_shape: tuple[int, int, int]
     stimuli_per_task: int
     device: str
     dtype: str
@@ -229,16 +244,16 @@ class _Run:
     def run_lane(self) -> None:
         """Decode, run and hand over batch after batch in this thread."""
         torch.set_num_threads(1)
-        capture = self._make_capture()
+        recorder = self.job.make_recorder()
         while (item := self.next_batch()) is not None:
             opened, batch = item
-            self._show(capture, opened, batch, self._prepare(opened, batch))
+            self._show(recorder, opened, batch, self._prepare(opened, batch))
 
     def run_ahead(self, n_workers: int) -> None:
         """Run batch after batch in this thread while others decode the ones to come."""
-        capture = self._make_capture()
+        recorder = self.job.make_recorder()
         with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
-            ahead: list[tuple[_OpenTask, Batch, Future[Tensor]]] = []
+            ahead: list[tuple[_OpenTask, Batch, Future[Any]]] = []
             while True:
                 while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
                     ahead.append((*item, decoders.submit(self._prepare, *item)))
@@ -247,50 +262,46 @@ class _Run:
                 opened, batch, prepared = ahead.pop(0)
                 if self.stop.is_set():
                     return
-                self._show(capture, opened, batch, prepared.result())
+                self._show(recorder, opened, batch, prepared.result())
 
-    def _make_capture(self) -> Capture:
-        return Capture(self.job.network, self.job.wanted, n_prefix=self.job.n_prefix, model=self.job.model)
-
-    def _prepare(self, opened: _OpenTask, batch: Batch) -> Tensor:
-        """Return the pictures of a batch (stimulus x replicate, 3, y, x); a failed stimulus is zeros."""
-        n = (batch.stop - batch.start) * self.job.n_replicates
-        pictures = torch.zeros((n, *self.job.input_shape)).to(memory_format=get_memory_format(self.job.device))
-        for i, row in enumerate(range(batch.start, batch.stop)):
+    def _prepare(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
+        """Return what a batch shows; a failed stimulus leaves its place empty."""
+        contents: list[Any] = []
+        for row in batch.rows:
             try:
                 shown = self.exhibit(row)
             except StimulusError as error:
                 if not self.job.skip_failed:
                     raise
+                contents.append(None)
                 with self.lock:
                     opened.failed[row] = str(error)
                 continue
-            pictures[i * self.job.n_replicates : (i + 1) * self.job.n_replicates] = shown.tensor
+            contents.append(shown.content)
             with self.lock:
                 opened.stamps[row] = shown.stamp, shown.sha256
                 opened.n_equal += shown.are_equal
-        return pictures
+        return self.job.collate(contents)
 
-    def _show(self, capture: Capture, opened: _OpenTask, batch: Batch, pictures: Tensor) -> None:
+    def _show(self, recorder: Recorder, opened: _OpenTask, batch: Batch, shown: Any) -> None:  # noqa: ANN401
         """Run one batch into the buffers of its task, and hand the task over after its last batch."""
         job = self.job
         if not self._take_buffers(opened):
             return
-        pictures = pictures.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
-        rows = [row for row in range(batch.start, batch.stop) if row in opened.task.rows]
+        shown = shown.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
         staged: dict[int, Tensor] = {}
 
         def keep(i: int, units: Tensor) -> None:
             if units.device.type == "cpu":
-                _store_rows(opened, batch, rows, i, units, job.n_replicates)
+                _store_rows(opened, batch, i, units, job.n_replicates)
             else:
                 staged[i] = units.clone()
 
         try:
-            capture.run(pictures, keep)
+            scores = recorder.run(shown, keep)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"model {job.model!r}: {job.device} has no memory for a batch of {len(pictures)} pictures",
+                f"model {job.model!r}: {job.device} has no memory for a batch of {len(shown)}",
                 hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
                 "compute.on_out_of_memory: halve before the model's first task is done",
             ) from error
@@ -299,9 +310,11 @@ class _Run:
                 raise
             raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
         for i, units in staged.items():
-            _store_rows(opened, batch, rows, i, units.cpu(), job.n_replicates)
-        self.progress(len(rows))
+            _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
+        self.progress(sum(row in opened.task.rows for row in batch.rows))
         with self.lock:
+            for name, numbers in scores.items():
+                opened.scores.setdefault(name, {}).update(zip(batch.rows, numbers, strict=True))
             opened.n_left -= 1
             is_done = opened.n_left == 0
         if is_done:
@@ -317,8 +330,10 @@ class _Run:
                 for buffer in buffers:
                     buffer[row - task.start] = np.nan
             stamps = {row: stamp for row, stamp in opened.stamps.items() if row in task.rows}
+            kept = task.rows - failed.keys()
+            scores = {name: {row: x for row, x in by.items() if row in kept} for name, by in opened.scores.items()}
             seconds = time.monotonic() - opened.started
-            self.finish(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds))
+            self.finish(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds, scores))
         except BaseException:
             self.stop.set()
             raise
@@ -338,16 +353,16 @@ def _tell(error: BaseException, model: str) -> XactError:
     return told
 
 
-def _store_rows(opened: _OpenTask, batch: Batch, rows: Sequence[int], i: int, units: Tensor, n_replicates: int) -> None:
-    """Copy the rows of a batch that are wanted into the buffer of layer i."""
+def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replicates: int) -> None:
+    """Copy the rows of a batch that are wanted into the buffer of layer i, each to its own place."""
     target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
-    start = opened.task.start
-    if len(rows) == batch.stop - batch.start:
-        copy_flat(target[batch.start - start : batch.stop - start].flatten(0, 1), units)
+    start, rows = opened.task.start, batch.rows
+    if isinstance(rows, range) and opened.task.rows.issuperset(rows):
+        copy_flat(target[rows.start - start : rows.stop - start].flatten(0, 1), units)
         return
-    for row in rows:
-        first = (row - batch.start) * n_replicates
-        copy_flat(target[row - start], units[first : first + n_replicates])
+    for place, row in enumerate(rows):
+        if row in opened.task.rows:
+            copy_flat(target[row - start], units[place * n_replicates : (place + 1) * n_replicates])
 
 
 def copy_flat(target: Tensor, units: Tensor) -> None:

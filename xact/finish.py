@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult
         shards=shards,
         n_nonfinite=n_nonfinite,
         seconds=result.seconds,
+        scores={
+            name: {row: x for row, x in by_row.items() if math.isfinite(x)} for name, by_row in result.scores.items()
+        },
     )
 
 

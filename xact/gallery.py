@@ -7,19 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from xact.device import get_memory_format
 from xact.engine import Shown
-from xact.errors import CaptureError, MismatchError
+from xact.errors import CaptureError, MismatchError, RequestError
 from xact.images import are_all_equal, draw_jitter, make_pictures
 from xact.models import Transform
-from xact.recipe import Replicates
+from xact.recipe import PictureBlock, Replicates, Stimuli
 from xact.specs import FileStamp
 from xact.stimuli import StimulusSource, hash_stimulus
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Stimuli by row; called from many threads."""
+class Found:
+    """One stimulus as its source has it."""
+
+    name: str
+    data: bytes | np.ndarray
+    stamp: FileStamp
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Stimuli by row of the store, as they lie; read from many threads."""
 
     source: StimulusSource
     ids: Sequence[str]
@@ -28,28 +40,40 @@ class Gallery:
     """{stimulus: its row in the source}."""
     known: Mapping[int, tuple[FileStamp, str]]
     """{row of the store: (stamp, sha256)} of stimuli that were shown before."""
-    replicates: Replicates
-    mask_alpha: str
-    border: float
-    transform: Transform
-    input_shape: tuple[int, int, int]
 
-    def __call__(self, row: int) -> Shown:
-        """Return one stimulus; StimulusError where it cannot be had, MismatchError where it is another file."""
-        stimulus = self.ids[row]
-        at = self.row_of[stimulus]
+    def find(self, row: int) -> Found:
+        """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
+        at = self.row_of[self.ids[row]]
         stamp = self.source.stamp(at)
         data = self.source.read(at)
         sha256 = hash_stimulus(data)
         known = self.known.get(row)
         if known is not None and known[1] != sha256:
             raise MismatchError(
-                f"stimulus {stimulus!r} changed while the store was being built", hint="put the old file back"
+                f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
+        return Found(self.source.table.files[at], data, stamp, sha256)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures by row, ready for one network; called from many threads."""
+
+    holdings: Holdings
+    replicates: Replicates
+    mask_alpha: str
+    border: float
+    transform: Transform
+    input_shape: tuple[int, ...]
+
+    def __call__(self, row: int) -> Shown:
+        """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be shown."""
+        found = self.holdings.find(row)
+        stimulus = self.holdings.ids[row]
         amounts = draw_amounts(self.replicates, stimulus)
         pictures = make_pictures(
-            data,
-            name=self.source.table.files[at],
+            found.data,
+            name=found.name,
             mask_alpha=self.mask_alpha,
             border=self.border,
             amounts=amounts,
@@ -59,7 +83,25 @@ class Gallery:
         if tuple(tensors.shape[1:]) != self.input_shape:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
-        return Shown(tensors, stamp, sha256, are_equal)
+        return Shown(tensors, found.stamp, found.sha256, are_equal)
+
+
+def collate_pictures(
+    contents: Sequence[Tensor | None], *, n_replicates: int, input_shape: Sequence[int], device: str
+) -> Tensor:
+    """Return stimuli (replicate, 3, y, x) as one batch (stimulus x replicate, 3, y, x); one that failed is zeros."""
+    pictures = torch.zeros((len(contents) * n_replicates, *input_shape)).to(memory_format=get_memory_format(device))
+    for i, content in enumerate(contents):
+        if content is not None:
+            pictures[i * n_replicates : (i + 1) * n_replicates] = content
+    return pictures
+
+
+def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
+    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
+    if isinstance(stimuli, PictureBlock):
+        return stimuli
+    raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")
 
 
 def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:

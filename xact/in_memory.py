@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from xact.device import count_lanes, count_workers
 from xact.engine import TaskResult, run_job
-from xact.gallery import Gallery, draw_amounts
-from xact.models import check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedLayer, PlannedModel, Request, make_plan, make_tasks
+from xact.errors import RequestError
+from xact.gallery import draw_amounts
+from xact.journal import State
+from xact.merge import Request, make_plan
+from xact.models import check_allowed, find_kind, find_weights, load_network
+from xact.plan import Plan, PlannedLayer, PlannedModel
 from xact.recipe import LoadedRecipe, Recipe
-from xact.run import make_job, place_network
-from xact.specs import FileStamp, ModelSpec, StimulusTable, resolve_models
+from xact.run import adopt_replicates, list_tasks
+from xact.specs import FileStamp, Kind, ModelSpec, StimulusTable, resolve_models
+from xact.stage import make_holdings, set_stage
 from xact.stimuli import check_table, read_file, stamp_file
 from xact.survey import survey_model
 
@@ -29,6 +32,8 @@ class Pictures:
     pictures: Sequence[str | Path | np.ndarray]
     table: StimulusTable
     location: str = "the images given"
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
 
     def stamp(self, row: int) -> FileStamp:
         """Return the size and time of a file; an array has no time."""
@@ -46,9 +51,31 @@ class Pictures:
         """Do nothing: no file stays open."""
 
 
+@dataclass
+class Captions:
+    """Stimuli given as texts."""
+
+    captions: Sequence[str]
+    table: StimulusTable
+    location: str = "the captions given"
+    kind: ClassVar[Kind] = "text"
+    n_replicates: ClassVar[int] = 1
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size of a text, which has no time."""
+        return FileStamp(len(self.read(row)), 0)
+
+    def read(self, row: int) -> bytes:
+        """Return a text as UTF-8."""
+        return self.captions[row].encode()
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
 def extract(
     model: str | Mapping[str, Any],
-    images: Sequence[str | Path | np.ndarray],
+    stimuli: Sequence[str | Path | np.ndarray],
     *,
     layers: Sequence[str] | str | Mapping[str, Any] | None = None,
     reduce: str | Mapping[str, Any] | Sequence[Any] | None = None,
@@ -62,12 +89,12 @@ def extract(
     dtype: str = "float32",
     allow_code: bool = False,
 ) -> dict[str, xr.DataArray]:
-    """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of images shown to one network.
+    """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of stimuli shown to one network.
 
-    `model` is a registry label, `source:id`, or a model entry as in a recipe; `images` are paths, or uint8 arrays
-    (height, width, 3). `layers` and `reduce` are as in a recipe, the model's own where left out. The values are those
-    that a build with the same batches stores. Raise RequestError for a wrong request, StimulusError for an image that
-    cannot be read, WeightsError for weights that cannot be had.
+    `model` is a registry label, `source:id`, or a model entry as in a recipe; `stimuli` are paths of images, or uint8
+    arrays (height, width, 3); for a language model captions. `layers` and `reduce` are as in a recipe, the model's own
+    where left out. The values are those that a build with the same batches stores. Raise RequestError for a wrong
+    request, StimulusError for a stimulus that cannot be read, WeightsError for weights that cannot be had.
     """
     recipe = Recipe.model_validate(
         {
@@ -81,11 +108,17 @@ def extract(
             "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype},
         }
     )
-    source = Pictures(images, make_table(images))
-    check_table(source.table, location=source.location)
-    spec = resolve_models(LoadedRecipe(recipe, Path.cwd()))[0]
+    loaded = LoadedRecipe(recipe, Path.cwd())
+    specs = resolve_models(loaded)
+    if len(specs) != 1:
+        raise RequestError(f"{model!r} names {len(specs)} networks; one is wanted here")
+    spec = specs[0]
     check_allowed(spec, allow_code=allow_code)
-    surveyed = survey_model(spec, n_stimuli=len(images), held=None)
+    spec = resolve_models(loaded, kind=find_kind(spec))[0]
+    source = open_given(stimuli, spec)
+    recipe = adopt_replicates(loaded, source).recipe
+    check_table(source.table, location=source.location)
+    surveyed = survey_model(spec, n_stimuli=len(stimuli), held=None)
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
     blocks = run_in_memory(plan, surveyed, spec, recipe, source)
@@ -95,38 +128,38 @@ def extract(
     }
 
 
+def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:
+    """Return what was given as a source of the kind that the network is shown."""
+    if spec.kind == "image":
+        return Pictures(stimuli, make_table(stimuli))
+    captions = [caption for caption in stimuli if isinstance(caption, str)]
+    if len(captions) < len(stimuli):
+        raise RequestError(f"model {spec.label!r} is a language model: its stimuli are captions, each a str")
+    ids = [f"{i:05d}" for i in range(len(captions))]
+    return Captions(captions, StimulusTable(ids, ["all"] * len(ids), ids, [""] * len(ids)))
+
+
 def run_in_memory(
-    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures
+    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures | Captions
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
-    gallery = Gallery(
-        source=source,
-        ids=source.table.ids,
-        row_of={stimulus: row for row, stimulus in enumerate(source.table.ids)},
-        known={},
-        replicates=recipe.replicates,
-        mask_alpha=recipe.stimuli.mask_alpha,
-        border=recipe.stimuli.border,
-        transform=make_transform(spec),
-        input_shape=model.input_shape,
-    )
     network = load_network(spec, find_weights(spec))
-    device = place_network(network, model, spec)
-    n_workers = count_workers(recipe.compute.workers)
+    holdings = make_holdings(source, source.table.ids, {})
+    stage = set_stage(plan, model, spec, network, recipe, holdings)
     blocks: dict[int, list[np.ndarray]] = {}
 
     def finish(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
     run_job(
-        make_job(plan, model, network, device, skip_failed=False),
-        make_tasks(plan, model, {}),
-        exhibit=gallery,
+        stage.job,
+        list_tasks(plan, model, spec, State(), holdings),
+        exhibit=stage.exhibit,
         load_rows=lambda _task, _buffers: None,
         finish=finish,
         progress=lambda _n: None,
-        n_lanes=count_lanes(n_workers, lane_nbytes=plan.count_lane_nbytes(model), device=device),
-        n_workers=n_workers,
+        n_lanes=stage.n_lanes,
+        n_workers=stage.n_workers,
     )
     return blocks
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from xact.digest import hash_file
 from xact.durable import (
     Written,
     append_line,
@@ -51,6 +52,8 @@ class TaskRecord:
     n_nonfinite: dict[str, int]
     """{layer: values that are NaN or infinite}, where there are any."""
     seconds: float
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{name: {row: number}} of the rows that have one."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -62,6 +65,7 @@ class TaskRecord:
             "shards": shards,
             "n_nonfinite": self.n_nonfinite,
             "seconds": round(self.seconds, 3),
+            "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
         }
 
 
@@ -100,14 +104,23 @@ class State:
                 present[row] = row not in failed
         return present
 
+    def find_scores(self, model: str, name: str) -> dict[int, float]:
+        """Return {row: number} of every row that has one."""
+        records = [record for (label, _), record in self.tasks.items() if label == model]
+        return {row: x for record in records for row, x in record.scores.get(name, {}).items()}
+
     def take(self, line: dict[str, Any]) -> None:
         """Take one line of a journal or manifest in."""
         if "task" in line:
             model, block = line["task"]
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
             failed = {int(row): error for row, error in line["failed"].items()}
+            scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
+                older = self.tasks[model, block].scores
+                scores = {name: older.get(name, {}) | scores.get(name, {}) for name in older | scores}
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"]
+                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256
@@ -213,8 +226,11 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     """Write the manifest of the plan's generation: the state, the hash of every file, the hash of the lines."""
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
+    generation = state.plan.generation
+    own = [f"{FOLDER}/{name}" for name in (f"plan-{generation}.json", f"journal-{generation}.jsonl")]
+    files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
-    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", make_sealed_lines(lines))
+    write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:

@@ -33,6 +33,9 @@ BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final
 """Parts of a network that are no blocks, though some are built of the same classes."""
 
 
+HIDDEN = re.compile(r"hidden\.(\d+)")
+"""Name of a hidden state of a language model: 0 is the embedding, the last has the final norm."""
+
 LOGITS = "logits"
 """Label of the network's own output."""
 
@@ -128,6 +131,12 @@ def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
     return not alike or any(name_axes(o.shape or ())[0] != "channel" for o in alike)
 
 
+def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Output]) -> dict[str, str]:
+    """Return {label: true name} with the first of each label's true names that the network has, else the first."""
+    known = {o.label for o in outputs}
+    return {label: next((name for name in names if name in known), names[0]) for label, names in aliases.items()}
+
+
 def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape
     """Return the outputs that `wanted` (a recipe's `layers`, plain data) means, in forward order.
 
@@ -143,9 +152,15 @@ def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[st
         depths = wanted["depths"]
         chosen = _take([blocks[round(depth * (len(blocks) - 1))] for depth in depths], outputs, model)
     elif wanted == "hidden":
-        raise RequestError(f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks")
+        chosen = {i: o.label for i, o in enumerate(outputs) if HIDDEN.fullmatch(o.name) and not o.part}
+        if not chosen:
+            raise RequestError(
+                f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks"
+            )
     else:
         chosen = _select_names(wanted, outputs, aliases, model)
+    labels = {true: alias for alias, true in aliases.items()}
+    chosen = {i: labels.get(label, label) for i, label in chosen.items()}
     doubles = [label for label, n in Counter(chosen.values()).items() if n > 1]
     if doubles:
         raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
@@ -172,8 +187,7 @@ def _require_blocks(outputs: Sequence[Output], model: str) -> list[str]:
 def _select_names(
     wanted: Sequence[str], outputs: Sequence[Output], aliases: Mapping[str, str], model: str
 ) -> dict[int, str]:
-    """Return {position: label} of a list of names and globs; an alias stays the label."""
-    labels = {true: alias for alias, true in aliases.items()}
+    """Return {position: true label} of a list of names and globs, aliases among them."""
     usable = [o.label for o in outputs if o.shape is not None]
     chosen: dict[int, str] = {}
     for name in wanted:
@@ -186,12 +200,13 @@ def _select_names(
         else:
             names = [name]
         for one in names:
-            for i, label in _take([aliases.get(one, one)], outputs, model).items():
-                chosen[i] = labels.get(label, label)
+            chosen |= _take([aliases.get(one, one)], outputs, model, aliases=tuple(aliases))
     return chosen
 
 
-def _take(names: Sequence[str], outputs: Sequence[Output], model: str) -> dict[int, str]:
+def _take(
+    names: Sequence[str], outputs: Sequence[Output], model: str, *, aliases: Sequence[str] = ()
+) -> dict[int, str]:
     """Return {position: label} of outputs by exact label, or say what the name means instead."""
     by_label = {o.label: i for i, o in enumerate(outputs)}
     taken: dict[int, str] = {}
@@ -203,11 +218,13 @@ def _take(names: Sequence[str], outputs: Sequence[Output], model: str) -> dict[i
         relatives = [o for o in outputs if o.name == name.split(":")[0].split("[")[0] or o.label == name]
         if i is not None and outputs[i].part:  # this very part, and it is no tensor
             relatives = [outputs[i]]
-        raise _make_name_error(name, relatives, outputs, model)
+        raise _make_name_error(name, relatives, outputs, model, aliases)
     return taken
 
 
-def _make_name_error(name: str, relatives: Sequence[Output], outputs: Sequence[Output], model: str) -> RequestError:
+def _make_name_error(
+    name: str, relatives: Sequence[Output], outputs: Sequence[Output], model: str, aliases: Sequence[str]
+) -> RequestError:
     usable = [o.label for o in relatives if o.shape is not None]
     lists = f"'xact layers {model}' lists all {sum(o.shape is not None for o in outputs)}"
     if relatives and relatives[0].n_calls > 1 and usable:
@@ -228,5 +245,5 @@ def _make_name_error(name: str, relatives: Sequence[Output], outputs: Sequence[O
             f"model {model!r}: {name!r} gives no tensor whose first axis is the stimulus, so it cannot be stored",
             hint=lists,
         )
-    labels = [o.label for o in outputs if o.shape is not None]
+    labels = [*aliases, *(o.label for o in outputs if o.shape is not None)]
     return NameNotFoundError(f"model {model!r} has no layer {name!r}{make_nearest_text(name, labels)}", hint=lists)

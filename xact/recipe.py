@@ -45,20 +45,46 @@ Patterns = Annotated[
 ]
 
 
-class StimuliBlock(Block):
-    """What every source of images has."""
+Files = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+]
 
+
+class Regex(Block):
+    """A regular expression for whole stems."""
+
+    regex: Text
+    """Each named group `(?P<name>...)` becomes a coordinate."""
+
+
+Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping")], Discriminator(name_kind)]
+
+
+class StimuliBlock(Block):
+    """What every source has; in the order columns, fields, where, limit."""
+
+    columns: Files | None = None
+    """Tables, relative to the recipe file, whose rows are paired with the stimuli by a column `stimulus` or `stem`."""
+    fields: Fields | None = None
+    """Coordinates from the parts of stems: `{name}` is text, `{name:N}` exactly N characters; or {regex: ...}."""
+    where: Text | None = None
+    """Comparisons of columns that leave the stimuli of which they are true."""
     limit: int | None = Field(None, ge=1)
     """The first so many stimuli only."""
-    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
-    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
-    border: float = Field(0.0, ge=0, lt=10)
-    """Black border on each side, as a fraction of that side's length."""
     prompt_name: str | None = None
     """Goes into the file names of `.pt` exports."""
 
 
-class FolderStimuli(StimuliBlock):
+class PictureBlock(StimuliBlock):
+    """What every source of pictures has."""
+
+    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
+    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
+    border: float = Field(0.0, ge=0, lt=10)
+    """Black border on each side, as a fraction of that side's length."""
+
+
+class FolderStimuli(PictureBlock):
     """Image files in one or more folders under a root; each folder is a condition."""
 
     source: Literal["folder"]
@@ -72,7 +98,7 @@ class FolderStimuli(StimuliBlock):
     """Name of the data set in `.pt` exports."""
 
 
-class TableStimuli(StimuliBlock):
+class TableStimuli(PictureBlock):
     """A CSV or parquet file with a column of image paths; its other columns become coordinates."""
 
     source: Literal["table"]
@@ -90,7 +116,7 @@ class TableStimuli(StimuliBlock):
     """Name of the data set in `.pt` exports."""
 
 
-class Hdf5Stimuli(StimuliBlock):
+class Hdf5Stimuli(PictureBlock):
     """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
 
     source: Literal["hdf5"]
@@ -102,7 +128,72 @@ class Hdf5Stimuli(StimuliBlock):
     """Data set with the ids; without one the id is the index, five digits."""
 
 
-Stimuli = Annotated[FolderStimuli | TableStimuli | Hdf5Stimuli, Field(discriminator="source")]
+class NsdStimuli(PictureBlock):
+    """The Natural Scenes Dataset, read from its `imgBrick`; rows by nsdId."""
+
+    source: Literal["nsd"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable NSD_DATASET."""
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """These nsdIds only."""
+    subject: int | None = Field(None, ge=1, le=8)
+    """The images that this subject saw."""
+    dataset: str = "nsd"
+    """Name of the data set in `.pt` exports."""
+
+
+class Bold5000Stimuli(PictureBlock):
+    """BOLD5000, in the order of first presentation (`bold_id`)."""
+
+    source: Literal["bold5000"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable BOLD_DATASET."""
+    dataset: str = "bold5000"
+    """Name of the data set in `.pt` exports."""
+
+
+class ThingsStimuli(PictureBlock):
+    """THINGS, in the order of the file names (`things_id`)."""
+
+    source: Literal["things"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable THINGS_DATASET."""
+    dataset: str = "things"
+    """Name of the data set in `.pt` exports."""
+
+
+class CaptionsStimuli(StimuliBlock):
+    """A CSV or parquet file of captions, shown to language models."""
+
+    source: Literal["captions"]
+    file: Text | None = None
+    """Relative to the recipe file; with `dataset: nsd` and none, `annotations/coco_captions.csv` under the root."""
+    dataset: str = "captions"
+    """Name of the data set in `.pt` exports; nsd, bold5000 and things also give their ids and their order."""
+    root: Text | None = None
+    """Of that data set, where its ids have to be looked up there; left out, its environment variable."""
+    id: Text | None = None
+    """Column with the ids; left out, the first of stimulus, id, nsd_id, things_id, bold_id, image_name, name."""
+    caption: Text | None = None
+    """Column with one caption a row; left out, `caption`, else `captions`."""
+    captions: Literal["first", "stimuli", "replicates"] = "first"
+    """What to take of a column `captions`, joined by `;`: the first, each as a stimulus, or each as a replicate."""
+    rename: dict[str, str] = {}
+    """{column: its name in the store}; the keys above name columns as renamed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_pixels(cls, data: object) -> object:
+        key = next((key for key in ("mask_alpha", "border") if isinstance(data, dict) and key in data), None)
+        if key is not None:
+            raise ValueError(f"{key!r} is for pictures, captions have no pixels")
+        return data
+
+
+Stimuli = Annotated[
+    FolderStimuli | TableStimuli | Hdf5Stimuli | NsdStimuli | Bold5000Stimuli | ThingsStimuli | CaptionsStimuli,
+    Field(discriminator="source"),
+]
 
 
 class NoJitter(Block):
@@ -217,6 +308,14 @@ class ModelEntry(Block):
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
     device: Device | None = None
+    template: Text | None = None
+    """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of the longest text, a longer one is cut; left out, what the language model can read."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads a language model over all devices that are here."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4`: weights of 4 bits; needs bitsandbytes."""
 
     @model_validator(mode="after")
     def _check_whole(self) -> ModelEntry:
@@ -227,6 +326,8 @@ class ModelEntry(Block):
             raise ValueError("a model entry without `base` needs both `source` and `id`")
         if self.weights != "random" and (self.seed is not None or self.seeds is not None):
             raise ValueError("`seed` and `seeds` go with `weights: random`")
+        if self.template is not None and "{caption}" not in self.template:
+            raise ValueError("`template` lacks the place of the caption, {caption}")
         if self.seed is not None and self.seeds is not None:
             raise ValueError("`seed` and `seeds` exclude each other")
         return self
@@ -266,6 +367,27 @@ class Storage(Block):
     """Upper bound of the buffer of one task, MB (at least one batch)."""
 
 
+class Caption(Block):
+    """What `xact caption` asks about each picture, whom, and where the answers go."""
+
+    model: Text = "mistral-community/pixtral-12b"
+    """An image-text-to-text network of transformers: a name on the hub, or a folder relative to the recipe file."""
+    prompt: Text = "caption"
+    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used as it stands."""
+    prompt_name: Text | None = None
+    """What the column `caption_prompt` says; left out, the prompt's name, or `custom`."""
+    output: Text | None = None
+    """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens of the longest answer; one that is cut off there is listed for review."""
+    temperature: float = Field(0.0, ge=0)
+    """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
+    seed: Seed = 0
+    batch_size: AutoOrCount = "auto"
+    """Pictures answered together; `auto` is 1 for transformers and 64 for vllm."""
+
+
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
 
@@ -274,6 +396,8 @@ class Recipe(Block):
     stimuli: Stimuli
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
+    registry: Text | None = None
+    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
     layers: Layers | None = None
     """For every model that does not set its own; left out, the model's own default."""
     reduce: Reductions | None = None
@@ -283,6 +407,21 @@ class Recipe(Block):
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
     """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+    caption: Caption = Caption()
+    """For `xact caption` alone: a build does not read it."""
+
+    @model_validator(mode="after")
+    def _check_jitter(self) -> Recipe:
+        if self.stimuli.source == "captions" and self.replicates.jitter.kind != "none":
+            raise ValueError("replicates.jitter is for pictures, captions have no pixels")
+        return self
+
+
+class CaptionRecipe(Recipe):
+    """A recipe as `xact caption` reads it: it needs neither a store nor models."""
+
+    store: Text = "-"
+    models: list[ModelItem] = []
 
 
 @dataclass(frozen=True)
@@ -297,6 +436,9 @@ class LoadedRecipe:
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    schema = Recipe.model_json_schema()
+    """Return the JSON schema of a recipe, for editors: a recipe is for a build, for captions, or for both."""
+    schema = Recipe.model_json_schema() | {
+        "required": ["stimuli"],
+        "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "xact recipe", **schema}

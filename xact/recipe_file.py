@@ -12,16 +12,21 @@ from pydantic_core import ErrorDetails
 
 from xact.errors import RecipeError, make_nearest_text
 from xact.recipe import Block, Jitter, LoadedRecipe, Recipe, Stimuli, name_kind
+from xact.registry import load_registry
+from xact.registry.entry import ModelSet
 from xact.yaml_text import Key, parse_yaml, read_text, set_dotted
 
 UNTRAINED = "untrained"
 """Override that turns every model into its untrained twins; its value is the list of seeds."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()) -> LoadedRecipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[tuple[str, Any, str]] = (), *, schema: type[Recipe] = Recipe
+) -> LoadedRecipe:
     """Read, override and check the recipe at `path`.
 
-    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins.
+    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins. `schema`
+    says which keys are needed: those of a build, or those of captions.
     Raise RecipeError with the file, the line, what was found and the nearest valid key.
     """
     file = Path(path)
@@ -32,31 +37,50 @@ def load_recipe(path: str | Path, overrides: Sequence[tuple[str, Any, str]] = ()
     said: dict[tuple[Key, ...], str] = {}
     for dotted, value, words in overrides:
         if words == "--models":
-            value = _choose_models(data.get("models"), value)
+            value = _choose_models(data.get("models"), value, _find_sets(data, file.resolve().parent))
         elif dotted == UNTRAINED:
             dotted, value = "models", make_untrained(data.get("models"), value)
         said[set_dotted(data, dotted, value, words)] = words
     try:
-        recipe = Recipe.model_validate(data)
+        recipe = schema.model_validate(data)
     except ValidationError as error:
         complaints = error.errors(include_url=False)
-        if not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
+        needs_models = schema.model_fields["models"].is_required()
+        if needs_models and not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
             raise RecipeError(
                 f"{file}: no models are asked for",
-                hint="add `models:` with labels ('xact models' lists them), sets (panel-a, panel-b-vision, "
-                "panel-b-language) or source:id",
+                hint="add `models:` with labels ('xact models' lists them), source:id or sets: "
+                + ", ".join(_find_sets(data, file.resolve().parent)),
             ) from None
         raise _make_recipe_error(complaints, file, lines, said) from None
     device_said = any(at == ("compute", "device") for at in said)
     return LoadedRecipe(recipe, file.resolve().parent, device_said)
 
 
-def _choose_models(listed: object, names: Sequence[Any]) -> list[Any]:
+def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
+    """Return the sets that a raw recipe can name, those of its own registry among them."""
+    own = data.get("registry")
+    return load_registry(folder / Path(own).expanduser() if isinstance(own, str) else None).sets
+
+
+def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, ModelSet]) -> list[Any]:
     """Return the recipe's own entry for each name that is the label of one, else the name itself."""
-    entries = listed if isinstance(listed, list) else []
+    items = listed if isinstance(listed, list) else []
+    entries = [entry for item in items for entry in (*_expand_set(item, sets), item)]
     by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
     by_base = {base: item for item in reversed(entries) if isinstance(item, dict) for base in _find_bases(item)}
     return [by_label.get(name, by_base.get(name, name)) for name in names]
+
+
+def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, Any]]:
+    """Return a raw entry for each network of the set that a raw entry names, nothing where it names none."""
+    entry = {"base": item} if isinstance(item, str) else item
+    base = entry.get("base") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(base, str) or base not in sets:
+        return []
+    of = sets[base]
+    settings = {"transform": of.transform} if of.transform else {}
+    return [{**settings, **entry, "base": label} for label in of.models]
 
 
 def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
@@ -216,7 +240,6 @@ def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
 
 
 _KINDS = ("text", "list", "mapping")
-_TAGS = {*_KINDS, "auto", "number", "folder", "table", "hdf5", "none", "color", "shift"}
 
 
 def _find_blocks(annotation: Any) -> Iterator[type[Block]]:  # noqa: ANN401  a type annotation is of any shape
@@ -231,3 +254,11 @@ def _discriminators(block: type[Block]) -> tuple[str, ...]:
         if name in block.model_fields:
             return tuple(str(value) for value in get_args(block.model_fields[name].annotation))
     return ()
+
+
+_TAGS = {
+    *_KINDS,
+    "auto",
+    "number",
+    *(tag for union in (Stimuli, Jitter) for b in _find_blocks(union) for tag in _discriminators(b)),
+}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TOKEN_REDUCTIONS = ("patch_mean", "cls", "last")
 """Reductions that mean something on tokens only."""
 
+TEXT_REDUCTIONS = ("mean", "max", "last", "cls")
+"""Reductions of hidden states, over the tokens of a caption."""
+
 PROJECTION_SLICE = 2**22
 """Products a projection holds at once, so that its memory is bounded whatever the layer's width."""
 
@@ -124,6 +127,42 @@ def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | N
             hint="reduce: mean, or name another layer",
         )
     return Units(shape[1], ("feature",), (shape[1],))
+
+
+def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> Units:
+    """Return the units that `reduction` makes of a hidden state of `width`; captions differ in their tokens.
+
+    Raise RequestError for a reduction that would keep the tokens apart, and for `cls` without a class token.
+    """
+    if reduction.name not in TEXT_REDUCTIONS:
+        raise RequestError(
+            f"layer {layer!r}: '{reduction.label}' has no meaning for captions, which differ in their number of tokens",
+            hint=f"reduce: {', '.join(TEXT_REDUCTIONS[:-1])} or {TEXT_REDUCTIONS[-1]}",
+        )
+    if reduction.name == "cls" and not has_cls:
+        raise RequestError(f"layer {layer!r}: a model that predicts the next word has no class token", hint="last")
+    return Units(width, ("feature",), (width,))
+
+
+def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:
+    """Reduce hidden states (caption, token, feature) to (caption, feature), float32, over the tokens in `mask`.
+
+    `mask` (caption, token) is 1 where there is a token; every caption has one. What stands at padding, be it NaN, is
+    never looked at.
+    """
+    states = states.float()
+    is_token = mask.bool()
+    if reduction.name in ("cls", "last"):
+        positions = mask.new_tensor(range(mask.shape[1])).expand_as(mask)
+        if reduction.name == "cls":
+            chosen = positions.masked_fill(~is_token, mask.shape[1]).amin(1)
+        else:
+            chosen = positions.masked_fill(~is_token, -1).amax(1)
+        index = chosen[:, None, None].expand(-1, 1, states.shape[2])
+        return states.gather(1, index)[:, 0]  # (caption, token, feature) -> (caption, feature)
+    if reduction.name == "max":
+        return states.masked_fill(~is_token[..., None], -math.inf).amax(1)
+    return states.masked_fill(~is_token[..., None], 0.0).sum(1) / is_token.sum(1, keepdim=True)
 
 
 def apply_reduction(reduction: Reduction, output: Tensor, *, n_prefix: int) -> Tensor:

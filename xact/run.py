@@ -18,20 +18,21 @@ from pathlib import Path
 
 import torch
 
-from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.durable import sweep_partial
-from xact.engine import Job, TaskResult, run_job
-from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
+from xact.engine import TaskResult, run_job
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, RequestError, WeightsError
 from xact.finish import finish_task, load_rows
-from xact.gallery import Gallery, draw_all_amounts, draw_amounts
+from xact.gallery import Holdings, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
-from xact.models import Network, Transform, Weights, check_allowed, find_weights, load_network, make_transform
-from xact.plan import Plan, PlannedModel, Request, Task, halve_batch, make_plan, make_tasks
+from xact.merge import Request, compare_settings, make_plan
+from xact.models import Network, Weights, check_allowed, check_gate, find_weights, load_network
+from xact.plan import Plan, PlannedModel, Task, halve_batch, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
-from xact.stimuli import StimulusSource, hash_stimulus, open_stimuli
+from xact.stage import make_holdings, make_texts, set_stage
+from xact.stimuli import Chosen, StimulusSource, hash_stimulus, open_stimuli
 from xact.store import create, make_metadata, make_tree, publish
-from xact.survey import find_versions, make_wanted, survey_model
+from xact.survey import find_versions, survey_model
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Site:
 
     store: Path
     loaded: LoadedRecipe
-    source: StimulusSource
+    source: Chosen
     specs: Mapping[str, ModelSpec]
     weights: Mapping[str, Weights]
     """{model: weights that were found}."""
@@ -83,16 +84,24 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     """
     recipe = loaded.recipe
     source = open_stimuli(recipe.stimuli, loaded.folder)
+    loaded = adopt_replicates(loaded, source)
+    recipe = loaded.recipe
     state = load_state(store)
-    specs = {spec.label: spec for spec in resolve_models(loaded)}
+    if state.plan is not None:
+        compare_settings(recipe.model_dump(), state.plan)  # before any network: an imported store is refused here
+    specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
     weights: dict[str, Weights] = {}
+    helds = {label: state.plan.find_model(label) if state.plan else None for label in specs}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
-        held = state.plan.find_model(spec.label) if state.plan else None
+    if fetch:
+        failed |= find_gated([spec for label, spec in specs.items() if helds[label] is None], recipe.on_error)
+    for spec in (spec for label, spec in specs.items() if label not in failed):
+        held = helds[spec.label]
         try:
-            model = survey_model(spec, n_stimuli=len(source.table), held=held)
+            model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
             if held is not None and recipe.compute.on_out_of_memory == "halve":
                 model = model.model_copy(update={"batch_size": min(model.batch_size, held.batch_size)})
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
@@ -111,15 +120,64 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         failed_models=failed,
     )
     plan = make_plan(request, state.plan, is_committed=state.is_committed)
-    tasks = {m.label: list(make_tasks(plan, m, state.find_done(m.label))) for m in plan.models if m.label in specs}
+    holdings = make_holdings(source, plan.stimuli.ids, {})
+    tasks = {
+        m.label: list_tasks(plan, m, specs[m.label], state, holdings if fetch else None)
+        for m in plan.models
+        if m.label in specs and m.label not in failed
+    }
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return Site(store, loaded, source, specs, weights, state, plan, tasks)
 
 
+def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
+    """Return {model: why} of weights that must be asked for first; raise the first where errors stop a build."""
+    failed: dict[str, str] = {}
+    for spec in specs:
+        try:
+            check_gate(spec)
+        except WeightsError as error:
+            if on_error == "stop":
+                raise
+            failed[spec.label] = str(error)
+    return failed
+
+
+def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:
+    """Return the recipe with as many replicates as a stimulus has captions; pictures have as many as it says."""
+    if source.kind == "image":
+        return loaded
+    asked = loaded.recipe.replicates
+    if asked.jitter.kind != "none":
+        raise RequestError(f"replicates.jitter is for pictures; {source.location} holds captions")
+    if asked.count not in (1, source.n_replicates):
+        raise RequestError(
+            f"replicates.count is {asked.count}; each stimulus of {source.location} has {source.n_replicates} captions",
+            hint="leave it out: every caption of a stimulus is a replicate",
+        )
+    replicates = asked.model_copy(update={"count": source.n_replicates})
+    return replace(loaded, recipe=loaded.recipe.model_copy(update={"replicates": replicates}))
+
+
+def list_tasks(plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, holdings: Holdings | None) -> list[Task]:
+    """Return what is still to be done of a model; the batches of captions are sorted by length.
+
+    Without `holdings` nothing is read, and captions are in the order of their rows.
+    """
+    done = state.find_done(model.label)
+    tasks = list(make_tasks(plan, model, done))
+    if model.kind == "image" or not tasks or holdings is None:
+        return tasks
+    texts = make_texts(spec, holdings, plan.n_replicates)
+    lengths = [texts.count_tokens(row) for row in range(plan.n_stimuli)]
+    return list(make_tasks(plan, model, done, lengths=lengths))
+
+
 def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     """Do all that is still to be done and publish it; the caller holds the store's lock."""
     outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
+    outcome.warnings += site.source.notes
     if site.nothing_to_do:
         return _close(site, outcome)
     sweep_partial(site.store)
@@ -141,7 +199,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
                 outcome.failed_models[model.label] = str(error)
     plan = site.plan
     tree = make_tree(plan, state, jitter, final=True)
-    metadata = make_metadata(plan, tree, make_provenance(site, outcome))
+    metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
         all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
         and not outcome.failed_models
@@ -239,8 +297,9 @@ def replan(site: Site, model: PlannedModel) -> Site:
     plan = site.plan.model_copy(update={"models": models})
     write_plan(site.store, plan)
     site.state.plan = plan
-    tasks = {**site.tasks, model.label: list(make_tasks(plan, model, site.state.find_done(model.label)))}
-    return replace(site, plan=plan, tasks=tasks)
+    holdings = make_holdings(site.source, plan.stimuli.ids, {})
+    tasks = list_tasks(plan, model, site.specs[model.label], site.state, holdings)
+    return replace(site, plan=plan, tasks={**site.tasks, model.label: tasks})
 
 
 def run_model(
@@ -262,9 +321,9 @@ def run_model(
         line = {"network": model.label, **found}
         journal.add(line)
         state.take(line)
-    device = place_network(network, model, spec)
-    job = make_job(plan, model, network, device, skip_failed=plan.recipe["on_error"] == "skip")
-    workers = count_workers(plan.recipe["compute"]["workers"])
+    stage = set_stage(
+        plan, model, spec, network, site.loaded.recipe, make_holdings(site.source, plan.stimuli.ids, state.stamps)
+    )
     lock = threading.Lock()
 
     def finish(result: TaskResult) -> None:
@@ -279,54 +338,14 @@ def run_model(
             warn(outcome, record, result.n_equal)
 
     run_job(
-        job,
+        stage.job,
         site.tasks[model.label],
-        exhibit=make_gallery(site, model, make_transform(spec)),
+        exhibit=stage.exhibit,
         load_rows=lambda task, buffers: load_rows(site.store, plan, model, task, buffers),
         finish=finish,
         progress=progress,
-        n_lanes=count_lanes(workers, lane_nbytes=plan.count_lane_nbytes(model), device=device),
-        n_workers=workers,
-    )
-
-
-def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
-    """Put a network where it runs, in its number format; return the device."""
-    device = resolve_device(spec.device if spec.device != "auto" else model.device)
-    network.module.to(device, dtype=torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
-    network.module.to(memory_format=get_memory_format(device))
-    return device
-
-
-def make_gallery(site: Site, model: PlannedModel, transform: Transform) -> Gallery:
-    """Return the stimuli of the store, in its rows, ready for one network."""
-    recipe = site.loaded.recipe
-    return Gallery(
-        source=site.source,
-        ids=site.plan.stimuli.ids,
-        row_of={stimulus: row for row, stimulus in enumerate(site.source.table.ids)},
-        known=site.state.stamps,
-        replicates=recipe.replicates,
-        mask_alpha=recipe.stimuli.mask_alpha,
-        border=recipe.stimuli.border,
-        transform=transform,
-        input_shape=model.input_shape,
-    )
-
-
-def make_job(plan: Plan, model: PlannedModel, network: Network, device: str, *, skip_failed: bool) -> Job:
-    """Return what the engine needs of a loaded network."""
-    return Job(
-        model=model.label,
-        network=network,
-        wanted=make_wanted(model),
-        n_prefix=model.n_prefix_tokens,
-        n_replicates=plan.n_replicates,
-        input_shape=model.input_shape,
-        stimuli_per_task=plan.stimuli_per_task,
-        device=device,
-        dtype=model.dtype,
-        skip_failed=skip_failed,
+        n_lanes=stage.n_lanes,
+        n_workers=stage.n_workers,
     )
 
 
@@ -359,13 +378,17 @@ def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
         outcome.warnings.append(
             f"{record.model}: all replicates of {n_equal} stimuli came out equal (grey pictures under colour jitter?)"
         )
+    n_cut = int(sum(record.scores.get("n_truncated", {}).values()))
+    if n_cut:
+        outcome.warnings.append(
+            f"{record.model}: {n_cut} captions of one task were longer than it may read and were cut"
+        )
     for layer, n in record.n_nonfinite.items():
         outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
 
 
-def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
+def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
     """Return the texts of the group `/xact`: the recipe, and how each number came about."""
-    plan, state = site.plan, site.state
     models = {}
     for model in plan.models:
         done = [record for (label, _), record in state.tasks.items() if label == model.label]
@@ -384,6 +407,6 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": sys.platform,
         "models": models,
-        "failed_models": outcome.failed_models,
+        "failed_models": dict(failed_models),
     }
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}

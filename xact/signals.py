@@ -1,4 +1,4 @@
-"""Signals that end a build so that it can be resumed: exit code 75 within seconds, wherever it is."""
+"""Signals that end a command so that it can be run again: exit code 75 within seconds, wherever it is."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from xact.errors import InterruptedBuildError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals after which a build can be resumed; SLURM sends the last two ahead of a time limit."""
+"""Signals after which a build can be resumed, an export run again; SLURM sends the last two ahead of a time limit."""
 
 PATIENCE = 3.0
 """Seconds for the batch under way to end; then the process ends without it, which loses that batch only."""
 
+GO_ON = "run the same command again: it goes on where it stopped"
+
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
+def stop_on_signals(
+    what: str = "build", *, safe: str = "all finished tasks are safe", hint: str = GO_ON
+) -> Iterator[None]:
     """Raise InterruptedBuildError in the main thread on a signal, and end the process if that takes too long.
 
-    A call into C can keep the main thread from hearing of a signal for long, so another thread listens as well.
+    The error names `what` was interrupted, what is `safe`, and what to do. A call into C can keep the main thread
+    from hearing of a signal for long, so another thread listens as well.
     """
     listening, telling = os.pipe()
     os.set_blocking(telling, False)
     old_fd = signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
-    old = {number: signal.signal(number, _raise) for number in STOPPING}
-    threading.Thread(target=_watch, args=(listening,), daemon=True).start()
+    errors = {int(number): make_interruption(number, what, safe, hint) for number in STOPPING}
+    old = {number: signal.signal(number, partial(_raise, errors)) for number in STOPPING}
+    threading.Thread(target=_watch, args=(listening, errors), daemon=True).start()
     try:
         yield
     finally:
@@ -40,26 +47,21 @@ def stop_on_signals() -> Iterator[None]:
         os.close(telling)
 
 
-def _raise(number: int, _frame: FrameType | None) -> None:
+def _raise(errors: Mapping[int, InterruptedBuildError], number: int, _frame: FrameType | None) -> None:
     for other in STOPPING:
         signal.signal(other, signal.SIG_IGN)  # one is enough: a second must not break off what the first began
-    raise make_interruption(number)
+    raise errors[number]
 
 
-def make_interruption(number: int) -> InterruptedBuildError:
-    """Return the error that a signal ends a build with."""
-    return InterruptedBuildError(
-        f"the build was interrupted by {signal.Signals(number).name}; all finished tasks are safe",
-        hint="run the same command again: it goes on where it stopped",
-    )
+def make_interruption(number: int, what: str, safe: str, hint: str) -> InterruptedBuildError:
+    """Return the error that a signal ends the work with."""
+    return InterruptedBuildError(f"the {what} was interrupted by {signal.Signals(number).name}; {safe}", hint=hint)
 
 
-def _watch(listening: int) -> None:
+def _watch(listening: int, errors: Mapping[int, InterruptedBuildError]) -> None:
     while data := os.read(listening, 1):
-        number = data[0]
-        if number in STOPPING:
+        if error := errors.get(data[0]):
             time.sleep(PATIENCE)
-            error = make_interruption(number)
             sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
             sys.stderr.flush()
             os._exit(error.exit_code)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from xact.errors import RecipeError
+from xact.errors import RecipeError, RequestError
 from xact.labels import check_label
 from xact.recipe import LoadedRecipe, ModelEntry, Recipe
-from xact.registry import Entry, find_entry, load_registry
+from xact.registry import Registry, load_registry
+from xact.registry.entry import Entry, ModelSet
+
+Kind = Literal["image", "text"]
+"""What stimuli are, and what a network is shown."""
 
 Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
 """One column of a table of stimuli: all cells of one type; a missing number is NaN."""
@@ -80,8 +84,28 @@ class ModelSpec:
     """What a relative path in `id` starts from."""
     family: str = ""
     training: str = ""
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    """{label of a layer: true name of the module}."""
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """{label of a layer: true names of its module, the first that the network has}."""
+    depth_bins: Mapping[str, int] = field(default_factory=dict)
+    """{label of a layer: the original study's bin, 1 to 5}."""
+    config: Mapping[str, Any] | None = None
+    """What the architecture is made from where no hub is reached, as plain data."""
+    revision: str | None = None
+    """Commit of the weights on their hub; None: the main branch."""
+    declared: Mapping[str, Any] | None = None
+    """The transform that the weights declare, as the registry knows it: a recipe's block as plain data."""
+    kind: Kind = "image"
+    """What the network is shown."""
+    template: str = "{caption}"
+    """What a caption is put into."""
+    max_tokens: int | None = None
+    """Tokens of the longest text; None: what the network can read."""
+    device_map: str = ""
+    """`auto`: spread over the devices that are here."""
+    quantize: str = ""
+    """`nf4`: weights of 4 bits."""
+    is_gated: bool = False
+    """Whether the weights are given only to who has accepted their terms."""
 
     @property
     def is_trained(self) -> bool:
@@ -89,39 +113,85 @@ class ModelSpec:
         return self.weights != "random"
 
 
-def resolve_models(loaded: LoadedRecipe) -> list[ModelSpec]:
-    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in."""
-    registry = load_registry()
+def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[ModelSpec]:
+    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in.
+
+    `kind` is what the stimuli are, a network for another is refused; None: whatever the registry says it is shown.
+    """
+    own = loaded.recipe.registry
+    registry = load_registry(None if own is None else loaded.folder / Path(own).expanduser())
     specs: dict[str, ModelSpec] = {}
     for number, item in enumerate(loaded.recipe.models):
         entry = ModelEntry(base=item) if isinstance(item, str) else item
-        for spec in _resolve_entry(entry, loaded, registry, where=f"models.{number}"):
-            if spec.label in specs and specs[spec.label] != spec:
-                raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
-            specs[spec.label] = spec
+        for one in _expand_set(entry, registry.sets.get(entry.base or ""), where=f"models.{number}"):
+            for spec in _resolve_entry(one, loaded, registry, where=f"models.{number}"):
+                own_kind: Kind = "text" if spec.training == "language" else "image"
+                spec = _show(spec, one, loaded.recipe, kind or own_kind)
+                if spec.label in specs and specs[spec.label] != spec:
+                    raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
+                specs[spec.label] = spec
     return list(specs.values())
 
 
-def resolve_model(name: str, *, folder: Path) -> ModelSpec:
+def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> ModelSpec:
     """Return the network that a registry label or `source:id` names, with its own defaults."""
     recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
-    specs = resolve_models(LoadedRecipe(recipe, folder))
+    specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
     if len(specs) != 1:
         raise RecipeError(f"{name!r} names {len(specs)} networks; one is wanted here")
     return specs[0]
 
 
-def _resolve_entry(
-    entry: ModelEntry, loaded: LoadedRecipe, registry: Mapping[str, Entry], *, where: str
-) -> list[ModelSpec]:
+def _show(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
+    """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
+    text_keys = [key for key in ("template", "max_tokens", "device_map", "quantize") if getattr(entry, key) is not None]
+    if kind == "image":
+        if spec.training == "language":
+            raise RequestError(
+                f"model {spec.label!r} is a language model; the stimuli are pictures",
+                hint="captions as stimuli: {source: captions, file: …}",
+            )
+        if text_keys:
+            raise RequestError(f"model {spec.label!r}: {text_keys[0]} is for language models; the stimuli are pictures")
+        return spec
+    if spec.transform != "weights":
+        raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
+    is_said = entry.layers is not None or recipe.layers is not None
+    return replace(
+        spec,
+        kind="text",
+        layers=spec.layers if is_said else "hidden",
+        template=entry.template or spec.template,
+        max_tokens=entry.max_tokens,
+        device_map=entry.device_map or "",
+        quantize=entry.quantize or "",
+    )
+
+
+def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:
+    """Return the entry of each network of a set, or the entry itself where it names none."""
+    if of is None:
+        return [entry]
+    for key, is_set in (("label", entry.label is not None), ("weights", entry.weights not in ("pretrained", "random"))):
+        if is_set:
+            raise RecipeError(
+                f"{where}: the {key} {getattr(entry, key)!r} cannot go with {of.name!r}, a set of {len(of.models)} "
+                "networks",
+                hint=f"name one network: {', '.join(of.models)}",
+            )
+    settings = {"transform": entry.transform or of.transform}
+    return [entry.model_copy(update={**settings, "base": label}) for label in of.models]
+
+
+def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, *, where: str) -> list[ModelSpec]:
     if entry.base is not None:
-        known = find_entry(entry.base, registry)
+        known = registry.find_entry(entry.base)
     else:
         known = Entry(label=f"{entry.source}:{entry.id}", source=str(entry.source), id=str(entry.id))
     label = check_label(entry.label or known.label, what=f"{where}: the label")
     recipe = loaded.recipe
-    layers = _first(entry.layers, recipe.layers, known.layers, "blocks")
-    reduce = _first(entry.reduce, recipe.reduce, known.reduce, "mean")
+    layers = _first(entry.layers, recipe.layers, known.default_layers)
+    reduce = _first(entry.reduce, recipe.reduce, known.find_reduce(layers))
     spec = ModelSpec(
         label=label,
         base=label,
@@ -131,14 +201,19 @@ def _resolve_entry(
         seed=-1,
         layers=known.expand_layers(layers),
         reduce=known.expand_reduce(reduce),
-        transform=_first(entry.transform, recipe.transform),
+        transform=known.expand_transform(_first(entry.transform, recipe.transform)),
         batch_size=_first(entry.batch_size, recipe.compute.batch_size),
         dtype=_first(entry.dtype, recipe.compute.dtype),
         device=_first(entry.device, recipe.compute.device),
         folder=loaded.folder,
-        family=known.family,
-        training=known.training,
+        family=known.family or "",
+        training=known.training or "",
         aliases=known.aliases,
+        depth_bins=known.depth_bins,
+        config=known.config,
+        revision=known.weights.revision if known.weights else None,
+        declared=known.transform.model_dump() if known.transform else None,
+        is_gated=known.is_gated,
     )
     if entry.weights != "random":
         return [spec]

@@ -29,6 +29,9 @@ LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
 FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
 """Fill value of label arrays by type."""
 
+SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated": "int64"}
+"""{name: type} of what language models give of each stimulus beside their layers."""
+
 HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
 UNFINISHED = "nothing is published yet: run the same xact build again, it goes on where it stopped"
 
@@ -97,11 +100,23 @@ def make_model_labels(plan: Plan) -> Arrays:
 
 
 def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
-    """Return (labels on `stimulus`, `present` on model and stimulus): those that the build itself finds out."""
+    """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
     sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
     on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
     present = [state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task) for m in plan.models]
-    return on_stimulus, {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+    found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+    if any(model.kind == "text" for model in plan.models):
+        found |= {name: _make_scores(plan, state, name, kind) for name, kind in SCORES.items()}
+    return on_stimulus, found
+
+
+def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return numbers on (model, stimulus); where there is none, NaN or 0."""
+    values = np.full((len(plan.models), plan.n_stimuli), np.nan if kind == "float64" else 0, dtype=kind)
+    for m, model in enumerate(plan.models):
+        for row, number in state.find_scores(model.label, name).items():
+            values[m, row] = number
+    return ("model", "stimulus"), values
 
 
 def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:
@@ -176,18 +191,23 @@ def make_root(
     return _dump(_make_root_metadata(attributes, metadata))
 
 
+def make_unfinished_root(plan: Plan) -> bytes:
+    """Return the bytes of the root's metadata file of a store of which nothing is published yet."""
+    attributes = {
+        "xact_format": plan.xact_format,
+        "xact_complete": False,
+        "xact_generation": 0,
+        "xact_layout": plan.layout,
+        "how_to_read": UNFINISHED,
+    }
+    return _dump(_make_root_metadata(attributes, {}))
+
+
 def create(store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> None:
     """Write all metadata and labels of a plan durably; what is on disk and equal stays as it is."""
-    changed = {key: data for key, data in _make_files(tree, metadata).items() if not _holds(store / key, data)}
+    changed = {key: data for key, data in make_files(tree, metadata).items() if not _holds(store / key, data)}
     if not (store / "zarr.json").exists():
-        attributes = {
-            "xact_format": plan.xact_format,
-            "xact_complete": False,
-            "xact_generation": 0,
-            "xact_layout": plan.layout,
-            "how_to_read": UNFINISHED,
-        }
-        changed["zarr.json"] = _dump(_make_root_metadata(attributes, {}))
+        changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
         place_file(store / key, [data])
     for folder in sorted({(store / key).parent for key in changed}):
@@ -223,7 +243,7 @@ def publish(
         raise StoreError(f"{store}: there is no plan to publish")
     create(store, plan, tree, metadata)
     root = make_root(plan, metadata, tree, complete=complete)
-    files = {key: _written(data) for key, data in _make_files(tree, metadata).items()}
+    files = {key: _written(data) for key, data in make_files(tree, metadata).items()}
     write_manifest(store, state, {**files, "zarr.json": _written(root)})
     write_file(store / "zarr.json", [root])
     remove_older(store, plan.generation)
@@ -237,7 +257,7 @@ def _holds(file: Path, data: bytes) -> bool:
     return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
 
 
-def _make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
+def make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
     """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
     made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
     encoded: dict[int, list[tuple[str, bytes]]] = {}

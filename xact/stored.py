@@ -27,6 +27,7 @@ class _TaskLine(BaseModel):
     shards: dict[str, tuple[Count, str] | Literal["absent"]]
     n_nonfinite: dict[str, Count]
     seconds: Seconds
+    scores: dict[str, list[tuple[Count, float]]] = {}
 
 
 class _StimuliLine(BaseModel):

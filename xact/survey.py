@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +14,16 @@ from torch import nn
 from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import CaptureError, RequestError
-from xact.layers import Output, Selected, find_blocks, find_depth, is_channel_unclear, select_layers
+from xact.hidden_layers import check_logits, describe_reading, plan_hidden_layers, survey_hidden
+from xact.layers import (
+    Output,
+    Selected,
+    find_blocks,
+    find_depth,
+    is_channel_unclear,
+    resolve_aliases,
+    select_layers,
+)
 from xact.models import Network, Transform, load_network, make_architecture, make_transform
 from xact.models import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
@@ -56,17 +66,65 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tupl
         raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
 
 
-def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) -> PlannedModel:
-    """Return the plan of one network; `held` is what the store already has under its label."""
+@dataclass(frozen=True)
+class Surveyed:
+    """What a network is, whatever it is shown."""
+
+    n_parameters: int
+    n_prefix_tokens: int
+    input_shape: tuple[int, ...]
+    transform: dict[str, Any]
+    layers: tuple[PlannedLayer, ...]
+
+
+def survey_pictures(spec: ModelSpec) -> Surveyed:
+    """Return what a network is that is shown pictures."""
     network, outputs, input_shape = survey_outputs(spec)
-    transform = make_transform(spec)
-    reductions = parse_reductions(spec.reduce)
+    aliases = resolve_aliases(spec.aliases, outputs)
+    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
     tokens = find_tokens(network, outputs)
-    selected = select_layers(spec.layers, outputs, aliases=spec.aliases, model=spec.label)
+    return Surveyed(
+        n_parameters=count_parameters(network.module),
+        n_prefix_tokens=network.n_prefix_tokens or 0,
+        input_shape=input_shape,
+        transform=make_transform(spec).record,
+        layers=plan_layers(selected, parse_reductions(spec.reduce), tokens, outputs, spec.depth_bins),
+    )
+
+
+def survey_captions(spec: ModelSpec) -> Surveyed:
+    """Return what a network is that is shown captions."""
+    network, outputs, input_shape = survey_hidden(spec)
+    check_logits(spec.layers, spec)
+    selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
+    return Surveyed(
+        n_parameters=count_parameters(network.module),
+        n_prefix_tokens=0,
+        input_shape=input_shape,
+        transform=describe_reading(spec, network),
+        layers=plan_hidden_layers(selected, parse_reductions(spec.reduce), outputs, has_cls=network.has_cls),
+    )
+
+
+SURVEYS = {"image": survey_pictures, "text": survey_captions}
+"""How a network is looked at, by what it is shown."""
+
+
+def list_outputs(spec: ModelSpec) -> list[Output]:
+    """Return all that can be named of a network, in forward order."""
+    return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
+
+
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label.
+
+    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
+    """
+    surveyed = SURVEYS[spec.kind](spec)
     asked = spec.device
     if asked == "auto" and held is not None:
         asked = held.device
-    device = get_kind(resolve_device(asked))
+    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
     batch_size = spec.batch_size
     if batch_size == "auto" and held is not None:
         batch_size = held.batch_size
@@ -81,15 +139,19 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None) 
         trained=spec.is_trained,
         family=spec.family,
         training=spec.training,
-        n_parameters=count_parameters(network.module),
-        n_prefix_tokens=network.n_prefix_tokens or 0,
-        input_shape=input_shape,
-        transform=transform.record,
+        n_parameters=surveyed.n_parameters,
+        n_prefix_tokens=surveyed.n_prefix_tokens,
+        input_shape=surveyed.input_shape,
+        transform=surveyed.transform,
         dtype=spec.dtype,
+        kind=spec.kind,
+        quantize=spec.quantize,
+        device_map=spec.device_map,
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
-        layers=plan_layers(selected, reductions, tokens, outputs),
+        config=None if spec.config is None else dict(spec.config),
+        layers=surveyed.layers,
         n_stimuli=n_stimuli,
     )
 
@@ -121,7 +183,11 @@ def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
 
 
 def plan_layers(
-    selected: Sequence[Selected], reductions: Sequence[Reduction], tokens: Tokens | None, outputs: Sequence[Output]
+    selected: Sequence[Selected],
+    reductions: Sequence[Reduction],
+    tokens: Tokens | None,
+    outputs: Sequence[Output],
+    depth_bins: Mapping[str, int],
 ) -> tuple[PlannedLayer, ...]:
     """Return every reduced layer in forward order."""
     planned: list[PlannedLayer] = []
@@ -154,7 +220,7 @@ def plan_layers(
                     unit_shape=units.shape,
                     layer_index=len(planned),
                     depth=find_depth(one.output, one.order, outputs),
-                    depth_bin=0,
+                    depth_bin=depth_bins.get(one.label, 0),
                 )
             )
     return tuple(planned)

@@ -7,20 +7,23 @@ A source is a file beside this one with the functions of `Source`; it is importe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, WeightsError, make_nearest_text
 from xact.models.checkpoints import find_local_weights
-from xact.specs import ModelSpec
+from xact.models.outline import make_outline
+from xact.specs import Kind, ModelSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from xact.hidden_states import Encoded
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,18 @@ class Network:
 
     module: nn.Module
     """In eval mode; no parameter asks for a gradient."""
-    forward: Callable[[nn.Module, Tensor], object]
-    """Shows a batch (picture, channel, y, x) to `module` or a deep copy of it."""
+    forward: Callable[[nn.Module, Any], object]
+    """Shows a batch, (picture, channel, y, x) or a TextBatch, to `module` or a deep copy of it."""
     find_logits: Callable[[object], Tensor | None]
-    """The logits (picture, class) in what `forward` returned, None where it has none."""
+    """The logits, (picture, class) or (caption, token, word), in what `forward` returned, None where it has none."""
     n_prefix_tokens: int | None
     """Class, register and distillation tokens ahead of the patch tokens; None: no such tokens."""
     has_cls: bool
     """Whether token 0 is a class token."""
+    is_typed: bool = False
+    """Whether its tensors have their number formats already: casting them would change more than the weights."""
+    is_placed: bool = False
+    """Whether its tensors lie on their devices already, and are never moved."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,19 @@ class Transform:
 
     apply: Callable[[Image], Tensor]
     """RGB picture -> float32 (channel, y, x)."""
+    record: dict[str, Any]
+    """All that changes a value, as JSON-able data; under `outline` the same in the words of a recipe's block, where
+    those can say it."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What is done to a text before the network reads it."""
+
+    encode: Callable[[str], Encoded]
+    """From any thread."""
+    pad_id: int
+    """What stands where a shorter text has no token."""
     record: dict[str, Any]
     """All that changes a value, as JSON-able data."""
 
@@ -59,15 +79,11 @@ class Weights:
     """Kind, file names, sha256 or hub revision, seed, as JSON-able data."""
 
 
-class Source(Protocol):
+class NetworkSource(Protocol):
     """What each file of this folder offers."""
 
     def make_network(self, spec: ModelSpec) -> Network:
         """Return the untrained network as the library initialises it; reads no weights."""
-        ...
-
-    def make_transform(self, spec: ModelSpec) -> Transform:
-        """Return the transform that the weights declare, as the library applies it."""
         ...
 
     def find_pretrained(self, spec: ModelSpec) -> Weights:
@@ -76,6 +92,26 @@ class Source(Protocol):
 
     def load_network(self, spec: ModelSpec, weights: Weights) -> Network:
         """Return the network with pretrained or local weights, loaded strictly."""
+        ...
+
+
+class Source(NetworkSource, Protocol):
+    """What a file of image networks offers besides."""
+
+    def make_transform(self, spec: ModelSpec) -> Transform:
+        """Return the transform that the weights declare, as the library applies it."""
+        ...
+
+
+class TextSource(NetworkSource, Protocol):
+    """What a file of language models offers besides."""
+
+    def takes_text(self, spec: ModelSpec) -> bool:
+        """Return whether the configuration is that of a network which takes text alone."""
+        ...
+
+    def make_tokenizer(self, spec: ModelSpec) -> Tokenizer:
+        """Return the tokenizer of the weights; WeightsError where it cannot be had."""
         ...
 
 
@@ -93,10 +129,13 @@ SOURCES = {
 }
 """The file of each source: it speaks to a library, or defines one network itself."""
 
+TEXT_SOURCES = {"transformers": "xact.models.language"}
+"""The same for language models."""
+
 
 def make_architecture(spec: ModelSpec) -> Network:
     """Return the untrained network, no weights read; under `torch.device("meta")` no memory is taken."""
-    source = _open_source(spec)
+    source = _open_network_source(spec)
     with torch.random.fork_rng(devices=[]):
         return _freeze(source.make_network(spec))
 
@@ -106,7 +145,9 @@ def make_transform(spec: ModelSpec) -> Transform:
     source = _open_source(spec)
     if spec.transform == "weights":
         with torch.random.fork_rng(devices=[]):
-            return source.make_transform(spec)
+            transform = source.make_transform(spec)
+        check_declared(spec, transform.record.get("outline", transform.record), "this version of the library applies")
+        return transform
     if isinstance(spec.transform, str):
         raise RequestError(
             f"model {spec.label!r} has no transform {spec.transform!r}",
@@ -117,9 +158,30 @@ def make_transform(spec: ModelSpec) -> Transform:
     return make_explicit_transform(spec.transform, label=spec.label)
 
 
+def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
+    """Refuse a transform that is not the one that the registry knows of these weights."""
+    if spec.declared is None:
+        return
+    for key, declared in make_outline(**spec.declared).items():
+        found = outline.get(key)
+        if found != declared:
+            raise RequestError(
+                f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
+                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
+                "std: […]}",
+            )
+
+
 def find_weights(spec: ModelSpec) -> Weights:
     """Find or download the weights of a network; WeightsError where they cannot be had."""
-    source = _open_source(spec)
+    weights = _find_tensors(spec)
+    if spec.kind == "text":
+        weights = replace(weights, record=weights.record | {"tokenizer": make_tokenizer(spec).record})
+    return weights
+
+
+def _find_tensors(spec: ModelSpec) -> Weights:
+    source = _open_network_source(spec)
     if spec.weights == "random":
         return Weights((), {"kind": "random", "seed": spec.seed})
     if spec.weights == "pretrained":
@@ -128,13 +190,18 @@ def find_weights(spec: ModelSpec) -> Weights:
     return Weights(files, record)
 
 
+def make_tokenizer(spec: ModelSpec) -> Tokenizer:
+    """Return the tokenizer of a language model; WeightsError where it cannot be had."""
+    return cast(TextSource, _open_network_source(spec)).make_tokenizer(spec)
+
+
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network on the CPU with its weights, the global random generator left as it was.
 
     Missing or unexpected tensors are a WeightsError. Random weights are the library's own initialisation after
     `torch.manual_seed(spec.seed)`.
     """
-    source = _open_source(spec)
+    source = _open_network_source(spec)
     with torch.random.fork_rng(devices=[]):
         if spec.weights == "random":
             torch.manual_seed(spec.seed)
@@ -142,11 +209,33 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         return _freeze(source.load_network(spec, weights))
 
 
+def find_kind(spec: ModelSpec) -> Kind:
+    """Return what a network is shown, from its configuration where its library has both kinds."""
+    if spec.kind == "text" or spec.source not in TEXT_SOURCES:
+        return spec.kind
+    source = cast(TextSource, importlib.import_module(TEXT_SOURCES[spec.source]))
+    return "text" if source.takes_text(spec) else "image"
+
+
 def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
     """Refuse a network that is the user's own Python code unless that is allowed."""
     if spec.source == "python" and not allow_code:
         raise RequestError(
             f"model {spec.label!r} runs Python code of your own ({spec.id})", hint="allow it with --allow-code"
+        )
+
+
+def check_gate(spec: ModelSpec) -> None:
+    """Refuse weights whose terms must be accepted first, where they are not here and nobody is logged in."""
+    is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()
+    if not spec.is_gated or is_local:
+        return
+    from xact.models.hub import can_be_fetched
+
+    if not can_be_fetched(spec.id):
+        raise WeightsError(
+            f"model {spec.label!r} is gated: {spec.id} is given only to who has accepted its terms, and is not here",
+            hint=f"request access at https://huggingface.co/{spec.id}, then set HF_TOKEN or `hf auth login`",
         )
 
 
@@ -160,9 +249,19 @@ def make_name_error(spec: ModelSpec, what: str, name: str, names: Iterable[str])
 
 
 def _open_source(spec: ModelSpec) -> Source:
+    return cast(Source, _open_network_source(spec))
+
+
+def _open_network_source(spec: ModelSpec) -> NetworkSource:
+    sources = TEXT_SOURCES if spec.kind == "text" else SOURCES
     if spec.source not in SOURCES:
         raise make_name_error(spec, "source of networks", spec.source, SOURCES)
-    return cast(Source, importlib.import_module(SOURCES[spec.source]))
+    if spec.source not in sources:
+        raise RequestError(
+            f"model {spec.label!r} ({spec.source}:{spec.id}) is shown pictures; the stimuli are captions",
+            hint=f"name a language model of {', '.join(TEXT_SOURCES)}, or panel-b-language",
+        )
+    return cast(NetworkSource, importlib.import_module(sources[spec.source]))
 
 
 def _freeze(network: Network) -> Network:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 
 from xact.errors import WeightsError
-from xact.models.checkpoints import hash_file
+from xact.models.checkpoints import WEIGHT_NAMES, hash_file
 
 PROBE_SECONDS = 10.0
 """How long one silent connection is waited for."""
@@ -54,6 +54,52 @@ def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | 
     raise WeightsError(
         f"model {label!r}: the hub's repository {repo} has no file {' or '.join(names)}", hint="`weights: PATH`"
     )
+
+
+def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str) -> list[HubFile]:
+    """Return those of `names` that a repository has; where the last is cached, the hub is not asked for the others."""
+    is_here = _find_in_cache(repo, names[-1], label=label, revision=revision) is not None
+    found = []
+    for name in names:
+        file = _find_in_cache(repo, name, label=label, revision=revision)
+        if file is None and not is_here:
+            file = _download_from_hub(repo, name, label=label, revision=revision)
+        if file is not None:
+            found.append(file)
+    if not found:
+        raise WeightsError(f"model {label!r}: the hub's repository {repo} has none of {', '.join(names)}")
+    return found
+
+
+def can_be_fetched(repo: str) -> bool:
+    """Return whether a gated repository is in the cache, or somebody is logged in who may be let in."""
+    from huggingface_hub import get_token, try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str) or get_token() is not None
+
+
+def is_text(name: str) -> bool:
+    """Return whether a file of a repository is small and says how to use the weights: settings, tokens, templates."""
+    is_index = name.endswith(".index.json")
+    return Path(name).name == name and not is_index and Path(name).suffix in (".json", ".jinja", ".txt", ".model")
+
+
+def fetch_texts(repo: str, *, label: str) -> None:
+    """Download every small file of a repository, unless its weights are here: then the others came before them."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    revision = find_on_hub(repo, ("config.json",), label=label).revision
+    if any(isinstance(try_to_load_from_cache(repo, name), str) for name in WEIGHT_NAMES):
+        return
+    try:
+        listed = HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS).siblings or []
+    except _list_network_errors() as error:
+        raise _make_unreachable_error(
+            label, f"the list of {repo}", Path(constants.HF_HUB_CACHE), "the hub", error, HUB_HINT.format(repo=repo)
+        ) from error
+    for one in listed:
+        if is_text(one.rfilename):
+            find_on_hub(repo, (one.rfilename,), label=label, revision=revision)
 
 
 def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
@@ -115,10 +161,9 @@ def _make_unreachable_error(
 def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
     """Return the file, None where the repository has none of that name."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     cache = Path(constants.HF_HUB_CACHE)
-    network_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)  # OSError, and the HTTP library's root
     try:
         # hf_hub_download alone tries a dead line six times, 23 s or more; this asks once
         get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=PROBE_SECONDS)
@@ -134,11 +179,17 @@ def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None
         raise WeightsError(
             f"model {label!r}: the hub has no repository {repo}, or it is private", hint=HUB_HINT.format(repo=repo)
         ) from error
-    except network_errors as error:
+    except _list_network_errors() as error:
         raise _make_unreachable_error(
             label, f"{repo}/{name}", cache, "the hub", error, HUB_HINT.format(repo=repo)
         ) from error
     return _describe(Path(path), repo, name, label=label)
+
+
+def _list_network_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)  # OSError, and the HTTP library's root
 
 
 def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:

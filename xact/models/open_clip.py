@@ -6,6 +6,7 @@ Only the tower of images is built and loaded; its output, the image embedding, s
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from xact.errors import RequestError, WeightsError
 from xact.models import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_state_dict, load_strictly, select_prefix, take_one_file
 from xact.models.hub import find_on_hub
+from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
 from xact.specs import ModelSpec
 
@@ -35,13 +37,21 @@ def make_transform(spec: ModelSpec) -> Transform:
     """Return open_clip's own evaluation transform for the tag, and for the size of its image tower."""
     architecture, tag = _split_id(spec)
     config = merge_preprocess_dict(asdict(PreprocessCfg()), open_clip.get_pretrained_cfg(architecture, tag))
-    with torch.device("meta"):
-        config["size"] = getattr(_make_tower(spec), "image_size", config["size"])
+    config["size"] = _find_image_size(architecture) or config["size"]
     steps = image_transform_v2(PreprocessCfg(**config), is_train=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     # the function that open_clip puts first prints its address
     names = [getattr(step, "__name__", None) or repr(step) for step in steps.transforms]
     record = {"library": "open_clip", "kind": "weights", "weights": spec.id, **plain, "repr": "; ".join(names)}
+    height, width = (config["size"], config["size"]) if isinstance(config["size"], int) else config["size"]
+    if height == width and config["resize_mode"] in ("shortest", "squash"):
+        record["outline"] = make_outline(
+            resize=height,
+            squash=config["resize_mode"] == "squash",
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+        )
     return Transform(steps, record)
 
 
@@ -61,7 +71,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
         )
     *owner_and_name, file_name = [*location.parts, ""] if len(location.parts) == 2 else list(location.parts)
     repo = "/".join(owner_and_name)
-    file = find_on_hub(repo, (file_name,) if file_name else HUB_FILES, label=spec.label)
+    file = find_on_hub(repo, (file_name,) if file_name else HUB_FILES, label=spec.label, revision=spec.revision)
     record: dict[str, Any] = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision}
     record["files"] = {file.name: file.sha256}
     return Weights((file.path,), record)
@@ -106,15 +116,27 @@ def _uses_gelu(vision: dict[str, Any]) -> bool:
     return not vision.get("timm_model_name") and not isinstance(vision.get("layers"), list)
 
 
+@cache
+def _find_image_size(architecture: str) -> int | tuple[int, int] | None:
+    """Return the size of the pictures that an image tower takes, None where it does not say."""
+    with torch.device("meta"):
+        tower = _build_tower(open_clip.get_model_config(architecture))
+    size: int | tuple[int, int] | None = getattr(tower, "image_size", None)
+    return size
+
+
 def _make_tower(spec: ModelSpec) -> nn.Module:
     architecture, _ = _split_id(spec)
     config = open_clip.get_model_config(architecture)
-    quick_gelu = config.get("quick_gelu", False)
     if "multimodal_cfg" in config and spec.weights == "random":
         _draw_text_tower(spec, config)
+    return _build_tower(config)
+
+
+def _build_tower(config: dict[str, Any]) -> nn.Module:
     vision = CLIPVisionCfg(**{**config["vision_cfg"], "timm_model_pretrained": False})
     # the whole network would also build the text tower, which for some needs a download
-    module: nn.Module = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
+    module: nn.Module = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
     return module
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from xact.errors import RequestError, XactError, make_nearest_text
 from xact.models import Network, Transform, Weights
 from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
+from xact.models.explicit import make_explicit_transform
 from xact.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return `xact_transform` of the factory or of its module; an error where neither has one."""
+    """Return `xact_transform` of the factory or of its module, else the registry's; an error where none has one."""
     with _look_in(spec.folder):
         factory = _find_factory(spec)
         function = getattr(factory, "xact_transform", None) or getattr(_make_module(spec), "xact_transform", None)
+    if not callable(function) and spec.declared is not None:
+        return make_explicit_transform(spec.declared, label=spec.label)
     if not callable(function):
         raise RequestError(
             f"model {spec.label!r}: {spec.id} declares no transform",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +12,13 @@ from typing import Any
 import timm
 import timm.data
 import timm.models
-import torch
 from torch import Tensor, nn
 
 from xact.errors import WeightsError
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
+from xact.models.checkpoints import check_keys, load_state_dict, load_strictly, take_one_file
 from xact.models.hub import find_at_url, find_on_hub
+from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
 from xact.specs import ModelSpec
 
@@ -24,6 +26,12 @@ library: Any = timm  # its types cover a part only
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a repository of timm's, in timm's own order."""
+
+QUOTED = re.compile(r'"([^"]+)"')
+"""The keys in torch's report of a state dict that does not fit."""
+
+REPORT = re.compile(r"(?P<kind>Missing|Unexpected) keys \((?P<keys>.*?)\) (discovered|found) while")
+"""What timm itself reports of one that it loads all the same."""
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -35,9 +43,9 @@ def make_network(spec: ModelSpec) -> Network:
 def make_transform(spec: ModelSpec) -> Transform:
     """Return timm's own evaluation transform for the data configuration of the weights."""
     _check_name(spec)
-    with torch.device("meta"):
-        module = library.create_model(spec.id, pretrained=False)
-    config = library.data.resolve_model_data_config(module)
+    # what resolve_model_data_config reads off a network, without building one: a large one takes seconds even on meta
+    declared = library.models.get_pretrained_cfg(spec.id) or library.models.PretrainedCfg()
+    config = library.data.resolve_data_config({}, pretrained_cfg=declared.to_dict())
     steps = library.data.create_transform(**config, is_training=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
     record = {
@@ -47,6 +55,16 @@ def make_transform(spec: ModelSpec) -> Transform:
         **plain,
         "repr": " ".join(repr(steps).split()),
     }
+    if config["crop_mode"] in ("center", "squash"):
+        _, size, _ = config["input_size"]
+        record["outline"] = make_outline(
+            resize=math.floor(size / config["crop_pct"]),  # timm's own formula
+            crop=size,
+            squash=config["crop_mode"] == "squash",
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+        )
     return Transform(steps, record)
 
 
@@ -58,7 +76,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
     if config.get("hf_hub_id"):
         repo, _, revision = config["hf_hub_id"].partition("@")
         names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else HUB_FILES
-        file = find_on_hub(repo, names, label=spec.label, revision=revision or None)
+        file = find_on_hub(repo, names, label=spec.label, revision=spec.revision or revision or None)
         record: dict[str, Any] = {"kind": "pretrained", "tag": spec.id, "hub": repo, "revision": file.revision}
         record["files"] = {file.name: file.sha256}
         return Weights((file.path,), record)
@@ -89,8 +107,14 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         with _refuse_missing_keys(what):
             return _describe(library.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
     except RuntimeError as error:
-        text = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+        missing, unexpected = (QUOTED.findall(_find_line(error, kind)) for kind in ("Missing key", "Unexpected key"))
+        check_keys(missing, unexpected, what)
+        text = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:3])
         raise WeightsError(f"{what} do not fit the architecture: {text}") from error
+
+
+def _find_line(error: Exception, start: str) -> str:
+    return next((line for line in str(error).splitlines() if line.strip().startswith(start)), "")
 
 
 def _check_name(spec: ModelSpec) -> None:
@@ -101,7 +125,7 @@ def _check_name(spec: ModelSpec) -> None:
 
 @contextmanager
 def _refuse_missing_keys(what: str) -> Iterator[None]:
-    """Turn timm's report of tensors that a file lacks into an error; it loads a few architectures without `strict`."""
+    """Turn timm's report of keys that do not fit into an error; it loads a few architectures without `strict`."""
     listener = _Listener()
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
@@ -112,19 +136,20 @@ def _refuse_missing_keys(what: str) -> Iterator[None]:
     finally:
         logger.removeHandler(listener)
         logger.setLevel(level)
-    if listener.missing:
-        raise WeightsError(f"{what} do not fit the architecture: {listener.missing[0]}")
+    check_keys(listener.missing, listener.unexpected, what)
 
 
 class _Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.missing: list[str] = []
+        self.unexpected: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if text.startswith("Missing keys"):
-            self.missing.append(text.partition(" discovered")[0][:300])
+        found = REPORT.match(record.getMessage())
+        if found:
+            keys = self.missing if found["kind"] == "Missing" else self.unexpected
+            keys += found["keys"].split(", ")
 
 
 def _describe(module: nn.Module) -> Network:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xact.models import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
 from xact.models.hub import find_at_url
+from xact.models.outline import make_outline
 from xact.specs import ModelSpec
 
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -46,6 +47,13 @@ def make_transform(spec: ModelSpec) -> Transform:
         "mean": list(steps.mean),
         "std": list(steps.std),
         "repr": " ".join(repr(steps).split()),
+        "outline": make_outline(
+            resize=steps.resize_size[0],
+            crop=steps.crop_size[0],
+            interpolation=steps.interpolation.value,
+            mean=steps.mean,
+            std=steps.std,
+        ),
     }
     return Transform(steps, record)
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models import Network, Transform, Weights
+from xact.models import Network, Transform, Weights, check_declared
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
+from xact.models.outline import make_outline
 from xact.specs import ModelSpec
 
 library: Any = transformers  # its types cover a part only
@@ -48,10 +51,39 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return the image processor that AutoImageProcessor gives for the weights, with its defaults."""
-    folder = _find_folder(spec)
-    if folder != _locate(spec):
+    """Return the image processor that AutoImageProcessor gives for the weights, with its defaults.
+
+    Where the registry says both configuration and transform, it is made from those, and no hub is asked.
+    """
+    if spec.config is not None and spec.declared is not None:
+        with TemporaryDirectory() as name:
+            _write_declared(spec.config, spec.declared, Path(name))
+            return _open_processor(spec, Path(name))
+    folder = find_folder(spec)
+    if folder != locate(spec):
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
+    return _open_processor(spec, folder)
+
+
+def _write_declared(config: Mapping[str, Any], declared: Mapping[str, Any], folder: Path) -> None:
+    """Write the two files that a hub would have for a network of the registry."""
+    outline = make_outline(**declared)
+    size, crop = outline["resize"], outline["crop"]
+    settings: dict[str, Any] = {
+        "do_resize": True,
+        "size": {"height": size, "width": size} if outline["squash"] else {"shortest_edge": size},
+        "resample": Image.Resampling[outline["interpolation"].upper()].value,
+        "do_normalize": True,
+        "image_mean": outline["mean"],
+        "image_std": outline["std"],
+    }
+    if not outline["squash"]:
+        settings |= {"do_center_crop": True, "crop_size": {"height": crop, "width": crop}}
+    (folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+    (folder / PROCESSOR_NAMES[0]).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
     try:
         processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, KeyError, OSError, ValueError) as error:
@@ -72,19 +104,42 @@ def make_transform(spec: ModelSpec) -> Transform:
         **settings,
         "repr": type(processor).__name__,
     }
-    return Transform(apply, record)
+    outline = _make_outline(settings)
+    return Transform(apply, record | ({} if outline is None else {"outline": outline}))
+
+
+def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what an image processor does in the words of a recipe's block, None where those cannot say it."""
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    is_cropped = bool(settings.get("do_center_crop"))
+    edge = size.get("shortest_edge") or size.get("height")
+    is_square = size.get("width", edge) == edge and crop.get("height") == crop.get("width")
+    if not (settings.get("do_resize") and settings.get("do_normalize") and edge and is_square):
+        return None
+    return make_outline(
+        resize=edge,
+        crop=crop["height"] if is_cropped else None,
+        squash="shortest_edge" not in size,
+        interpolation=Image.Resampling(settings["resample"]).name.lower(),
+        mean=settings["image_mean"],
+        std=settings["image_std"],
+    )
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Return the weight files of a folder, or of the hub at one revision."""
-    folder = _find_folder(spec)
-    if folder == _locate(spec):
+    """Return the weight files of a folder, or of the hub at one revision; what it declares must be the registry's."""
+    folder = find_folder(spec)
+    check_config(spec, folder)
+    if folder == locate(spec):
         files = list_folder_weights(folder, label=spec.label)
         hashes = {file.name: hash_file(file) for file in files}
         return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
     found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
-    shards = _find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
+    shards = find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
     record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
+    if spec.declared is not None:
+        find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
+        check_declared(spec, _open_processor(spec, folder).record.get("outline", {}), "the hub")
     hashes = {shard.name: shard.sha256 for shard in shards}
     return Weights(tuple(shard.path for shard in shards), {**record, "files": hashes})
 
@@ -93,18 +148,11 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its files, in float32."""
     config, make = _choose_class(spec)
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
-    for file in weights.files:
-        if file.suffix != ".safetensors":
-            load_state_dict(file)  # refuses a file that carries code
-    is_file = spec.weights != "pretrained" and Path(spec.weights).is_file()
-    source: dict[str, Any] = {"pretrained_model_name_or_path": None if is_file else weights.files[0].parent}
-    if is_file:
-        # copies: the library keeps these tensors, and a mapped file could change under them
-        source["state_dict"] = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    refuse_code(weights)
     try:
-        with _quiet():
+        with be_quiet():
             module, report = make.from_pretrained(
-                **source,
+                **find_tensors(spec, weights),
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -120,13 +168,30 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     return _describe(module)
 
 
-def _locate(spec: ModelSpec) -> Path:
+def refuse_code(weights: Weights) -> None:
+    """Refuse weight files that carry more than tensors."""
+    for file in weights.files:
+        if file.suffix != ".safetensors":
+            load_state_dict(file)
+
+
+def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Return the arguments that tell `from_pretrained` where the tensors are."""
+    if spec.weights == "pretrained" or not Path(spec.weights).is_file():
+        return {"pretrained_model_name_or_path": weights.files[0].parent}
+    # copies: the library keeps these tensors, and a mapped file could change under them
+    state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": state}
+
+
+def locate(spec: ModelSpec) -> Path:
+    """Return the folder that `id` names, if it is one."""
     return spec.folder / Path(spec.id).expanduser()
 
 
-def _find_folder(spec: ModelSpec) -> Path:
+def find_folder(spec: ModelSpec) -> Path:
     """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
-    folder = _locate(spec)
+    folder = locate(spec)
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or not HUB_ID.match(spec.id):
@@ -134,23 +199,31 @@ def _find_folder(spec: ModelSpec) -> Path:
             f"model {spec.label!r}: there is no config.json in {folder}",
             hint="`id` is a name on the hub (owner/name), or a folder relative to the recipe file",
         )
-    return find_on_hub(spec.id, ("config.json",), label=spec.label).path.parent
+    return find_on_hub(spec.id, ("config.json",), label=spec.label, revision=spec.revision).path.parent
 
 
-def _find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+def check_config(spec: ModelSpec, folder: Path) -> None:
+    """Refuse a network whose own configuration is not the registry's."""
+    if spec.config is None:
+        return
+    held = load_config(spec, folder).to_dict()
+    for key, said in library.AutoConfig.for_model(**spec.config).to_dict().items():
+        if key in spec.config and held.get(key) != said:
+            raise WeightsError(
+                f"model {spec.label!r}: the configuration of {spec.id} says {key} {held.get(key)!r}, the registry "
+                f"{said!r}"
+            )
+
+
+def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+    """Return the files that an index on the hub names."""
     names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
     return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
 
 
 def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
     """Return the configuration and the class of the network: the one it names, else the library's choice."""
-    folder = _find_folder(spec)
-    try:
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (KeyError, OSError, ValueError) as error:
-        raise RequestError(
-            f"model {spec.label!r}: transformers has no network for the config.json of {spec.id} ({error})"
-        ) from error
+    config = load_config(spec, None if spec.config is not None else find_folder(spec))
     if config.model_type in RANDOM_FORWARD:
         raise RequestError(
             f"model {spec.label!r}: {config.model_type} of transformers hides a random part of each picture",
@@ -164,8 +237,20 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
             return config, candidate
     raise RequestError(
         f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
-        hint="open_clip or timm may have its image tower",
+        hint="a language model is shown captions (stimuli.source: captions); open_clip or timm may have an image tower",
     )
+
+
+def load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the configuration in a folder, without one the registry's."""
+    try:
+        if folder is None:
+            return library.AutoConfig.for_model(**(spec.config or {}))
+        return library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"model {spec.label!r}: transformers has no network for the configuration of {spec.id} ({error})"
+        ) from error
 
 
 def _find_base_class(config: object) -> Any:  # noqa: ANN401  the library does not type its classes
@@ -198,7 +283,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def be_quiet() -> Iterator[None]:
     """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
     logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

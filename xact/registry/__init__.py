@@ -1,98 +1,145 @@
 """Networks by label: what each is, where its weights come from, which of its layers a study uses.
 
-Models are data: an entry is a mapping in one of the YAML files beside this one.
+Models are data: an entry is a mapping in one of the YAML files beside this one, or in a file of the user's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from xact.errors import NameNotFoundError, RecipeError, make_nearest_text
+from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
+from xact.recipe import Block
+from xact.registry.entry import Entry, ModelSet
+from xact.yaml_text import Key, parse_yaml, read_text
 
 SOURCES = ("torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python")
 """The libraries, networks defined here and code of the user's own that networks come from."""
 
+SETS_FILE = "sets.yml"
+"""The file of sets; all others beside it hold entries."""
 
-class Entry(BaseModel):
-    """One network of the registry."""
+BlockT = TypeVar("BlockT", bound=Block)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    label: str
-    source: str
-    id: str
-    family: str = ""
-    """CNN or transformer."""
-    training: str = ""
-    """image, image+text or contrastive."""
-    licence: str = ""
-    layer_sets: dict[str, list[str]] = Field(default_factory=dict)
-    """Named sets of layers, in forward order; `panel` is the default where there is one."""
-    panel_reduce: str | None = None
-    """The reduction that goes with the set `panel`."""
-    aliases: dict[str, str] = Field(default_factory=dict)
-    """{label of a layer: true name of the module}."""
+@dataclass(frozen=True)
+class Registry:
+    """Every entry by its label, and every set by its name."""
+
+    entries: Mapping[str, Entry]
+    named_sets: Mapping[str, ModelSet]
 
     @property
-    def layers(self) -> str | None:
-        """The entry's default set of layers."""
-        return "panel" if "panel" in self.layer_sets else None
+    def sets(self) -> dict[str, ModelSet]:
+        """The named sets, and one for each training type and each family of those that are shown pictures."""
+        kinds: dict[str, list[str]] = {}
+        for entry in self.entries.values():
+            family = None if entry.training == "language" else entry.family
+            for kind in (family, entry.training):
+                if kind:
+                    kinds.setdefault(kind.lower(), []).append(entry.label)
+        return {**self.named_sets, **{kind: ModelSet(name=kind, models=labels) for kind, labels in kinds.items()}}
 
-    @property
-    def reduce(self) -> str | None:
-        """The entry's default reduction."""
-        return self.panel_reduce
-
-    def expand_layers(self, layers: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
-        """Return `layers` with a named set of this entry spelled out."""
-        if isinstance(layers, str) and layers in self.layer_sets:
-            return list(self.layer_sets[layers])
-        if isinstance(layers, str) and layers not in ("all", "blocks", "hidden"):
-            sets = ["all", "blocks", "hidden", *self.layer_sets]
-            raise RecipeError(
-                f"model {self.label!r} has no set of layers {layers!r}{make_nearest_text(layers, sets)}",
-                hint=f"its sets: {', '.join(sets)}; a single layer is a list: [{layers}]",
+    def find_entry(self, name: str) -> Entry:
+        """Return the entry that a label or `source:id` names."""
+        if name in self.entries:
+            return self.entries[name]
+        source, colon, model_id = name.partition(":")
+        if colon and source in SOURCES and model_id:
+            return Entry(label=name, source=source, id=model_id)
+        sets = self.sets
+        if name in sets:
+            raise RequestError(
+                f"{name!r} is a set of {len(sets[name].models)} networks; one is wanted here",
+                hint=", ".join(sets[name].models),
             )
-        return layers
+        raise NameNotFoundError(
+            f"there is no model {name!r}{make_nearest_text(name, [*self.entries, *sets])}",
+            hint=f"a label ('xact models' lists them), a set ({', '.join(sets)}), or source:id with source one of "
+            f"{', '.join(SOURCES)}",
+        )
 
-    def expand_reduce(self, reduce: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
-        """Return `reduce` with `panel` spelled out."""
-        wanted = reduce if isinstance(reduce, list) else [reduce]
-        if "panel" in wanted and self.panel_reduce is None:
+
+def load_registry(own: Path | None = None) -> Registry:
+    """Return every entry and set, those of the user's file `own` among them.
+
+    Raise RecipeError with the file, the line, the entry and the key of what is wrong in it.
+    """
+    known = _load_known()
+    if own is None:
+        return known
+    added = read_blocks(read_text(own), Entry, "label", name=str(own))
+    for label, entry in added.items():
+        if label in known.entries or label in known.sets or label.partition(":")[0] in SOURCES:
+            raise RecipeError(f"{own}: the label {label!r} is taken", hint="give your network another label")
+        if entry.source not in SOURCES:
             raise RecipeError(
-                f"model {self.label!r} has no reduction 'panel'",
-                hint="flatten, mean, patch_mean, max, cls, last or {project: N}",
+                f"{own}: model {label!r}, key 'source': there is no source {entry.source!r}"
+                f"{make_nearest_text(entry.source, SOURCES)}",
+                hint=f"one of {', '.join(SOURCES)}",
             )
-        spelled = [self.panel_reduce if item == "panel" else item for item in wanted]
-        return spelled if isinstance(reduce, list) else spelled[0]
+    return Registry({**known.entries, **added}, known.named_sets)
 
 
 @cache
-def load_registry() -> Mapping[str, Entry]:
-    """Return every entry by its label."""
+def _load_known() -> Registry:
     entries: dict[str, Entry] = {}
+    sets: dict[str, ModelSet] = {}
     for file in sorted(files("xact.registry").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".yml"):
-            for data in yaml.safe_load(file.read_text(encoding="utf-8")):
-                entry = Entry.model_validate(data)
-                entries[entry.label] = entry
-    return entries
+        if file.name == SETS_FILE:
+            sets = read_blocks(file.read_text(encoding="utf-8"), ModelSet, "name", name=file.name)
+        elif file.name.endswith(".yml"):
+            entries |= read_blocks(file.read_text(encoding="utf-8"), Entry, "label", name=file.name)
+    return Registry(entries, sets)
 
 
-def find_entry(name: str, registry: Mapping[str, Entry]) -> Entry:
-    """Return the entry that a label or `source:id` names."""
-    if name in registry:
-        return registry[name]
-    source, colon, model_id = name.partition(":")
-    if colon and source in SOURCES and model_id:
-        return Entry(label=name, source=source, id=model_id)
-    raise NameNotFoundError(
-        f"there is no model {name!r}{make_nearest_text(name, registry)}",
-        hint=f"a label of the registry ({', '.join(registry)}) or source:id with source one of {', '.join(SOURCES)}",
-    )
+def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[str, BlockT]:
+    """Return {value of `key`: block} of a YAML list of mappings; RecipeError for what is wrong in it."""
+    data, lines = parse_yaml(text, name=name)
+    if not isinstance(data, list):
+        raise RecipeError(f"{name}: a list of entries is wanted", hint="each begins `- label: NAME`")
+    found: dict[str, BlockT] = {}
+    for i, item in enumerate(data):
+        try:
+            block = kind.model_validate(item)
+        except ValidationError as error:
+            raise _make_error(error.errors(include_url=False)[0], kind, item, key, i, lines, name) from None
+        label = str(getattr(block, key))
+        if label in found:
+            raise RecipeError(f"{name}, line {lines[(i,)]}: the {key} {label!r} stands twice")
+        found[label] = block
+    return found
+
+
+def _make_error(
+    error: ErrorDetails,
+    kind: type[Block],
+    item: object,
+    key: str,
+    i: int,
+    lines: Mapping[tuple[Key, ...], int],
+    name: str,
+) -> RecipeError:
+    """Return one line with the file, the line, the entry and the key of a complaint of pydantic's."""
+    at = error["loc"]
+    line = next(lines[(i, *at[:n])] for n in range(len(at), -1, -1) if (i, *at[:n]) in lines)
+    label = item.get(key) if isinstance(item, dict) else None
+    who = f"model {label!r}" if label else f"entry {i + 1}"
+    where = f"{name}, line {line}: {who}" + (f", key {'.'.join(map(str, at))!r}" if at else "")
+    if error["type"] == "extra_forbidden":
+        keys: list[Any] = [*kind.model_fields]
+        nearest = make_nearest_text(str(at[-1]), keys) if len(at) == 1 else ""
+        return RecipeError(
+            f"{where}: there is no such key{nearest}", hint=f"valid: {', '.join(keys)}" if len(at) == 1 else None
+        )
+    problem = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    found = f", found {given!r:.80}" if isinstance(given, str | int | float) else ""
+    return RecipeError(f"{where}: {problem}{found}")

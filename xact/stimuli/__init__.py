@@ -12,15 +12,16 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from xact.digest import name_kind
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, check_label, fold_label
 from xact.recipe import Stimuli
-from xact.specs import FileStamp, StimulusTable
+from xact.specs import Column, FileStamp, Kind, StimulusTable
 
 MAX_FILE_NBYTES = 500_000_000
 """Bytes of the largest file that is read as one stimulus."""
@@ -29,27 +30,60 @@ SOURCES: Mapping[str, str] = {
     "folder": "xact.stimuli.folder",
     "table": "xact.stimuli.table",
     "hdf5": "xact.stimuli.hdf5",
+    "nsd": "xact.stimuli.nsd",
+    "bold5000": "xact.stimuli.bold5000",
+    "things": "xact.stimuli.things",
+    "captions": "xact.stimuli.captions",
 }
 """Where each `source` of a recipe lives; imported when it is asked for."""
 
 
 class StimulusSource(Protocol):
-    """Stimuli in a fixed order, with their labels."""
+    """Stimuli in a fixed order, with their labels.
 
-    table: StimulusTable
-    location: str
-    """Where the stimuli are, for messages."""
+    Pictures (`kind` is "image") are read as a whole file or as an array of pixels. Captions ("text") are read as
+    UTF-8: the `n_replicates` captions of one stimulus, joined by "\\0", so that the hash of what is read covers them
+    all.
+    """
+
+    @property
+    def table(self) -> StimulusTable:
+        """The labels of every stimulus."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where the stimuli are, for messages."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What the stimuli are."""
+        ...
+
+    @property
+    def n_replicates(self) -> int:
+        """Captions of each stimulus; 1 for pictures, which the recipe replicates."""
+        ...
 
     def stamp(self, row: int) -> FileStamp:
-        """Return the size and the modification time of what holds this stimulus."""
+        """Return what tells cheaply that this stimulus is still the same: size and modification time, of a file."""
         ...
 
     def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
-        """Return a whole file, or an array of pixels; from several threads at once, if need be."""
+        """Return a whole file, an array of pixels, or text; from several threads at once, if need be."""
         ...
 
     def close(self) -> None:
         """Let go of open files; reading afterwards is an error."""
+        ...
+
+
+class Listing(StimulusSource, Protocol):
+    """All that a source has, before a recipe's columns, fields, where and limit; it is not checked yet."""
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse rows whose stimuli are not there: RequestError or StimulusError."""
         ...
 
 
@@ -60,6 +94,10 @@ class FileSource:
     table: StimulusTable
     paths: Sequence[Path]
     location: str
+    root: str
+    """What the files of the table are relative to."""
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
 
     def stamp(self, row: int) -> FileStamp:
         """Return the size and the modification time of the file."""
@@ -69,18 +107,86 @@ class FileSource:
         """Return the whole file."""
         return read_file(self.paths[row], name=self.table.files[row])
 
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse files that are not there, or are no regular files."""
+        missing = [row for row in rows if not os.path.lexists(self.paths[row])]
+        if missing:
+            raise RequestError(
+                f"{len(missing)} of the {len(rows)} files of {self.location!r} do not exist under {self.root!r}; "
+                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
+                hint="set stimuli.root to the folder that the files start from",
+            )
+        for row in rows:
+            self.stamp(row)
+
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
 
-def open_stimuli(block: Stimuli, folder: Path) -> StimulusSource:
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a listing, with the labels that the recipe gives them."""
+
+    listing: Listing
+    rows: Sequence[int]
+    """Row of the listing for each row of the table."""
+    table: StimulusTable
+    notes: Sequence[str] = ()
+    """What a person should know of how they were labelled."""
+
+    @property
+    def location(self) -> str:
+        """Where the stimuli are, for messages."""
+        return self.listing.location
+
+    @property
+    def kind(self) -> Kind:
+        """What the stimuli are."""
+        return self.listing.kind
+
+    @property
+    def n_replicates(self) -> int:
+        """Captions of each stimulus; 1 for pictures."""
+        return self.listing.n_replicates
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return what tells cheaply that this stimulus is still the same."""
+        return self.listing.stamp(self.rows[row])
+
+    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return a whole file, an array of pixels, or text."""
+        return self.listing.read(self.rows[row])
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse rows whose stimuli are not there."""
+        self.listing.check([self.rows[row] for row in rows])
+
+    def close(self) -> None:
+        """Let go of open files; reading afterwards is an error."""
+        self.listing.close()
+
+
+def open_stimuli(block: Stimuli, folder: Path) -> Chosen:
     """Return the stimuli that a recipe asks for; relative paths start from `folder`, the recipe's own.
 
-    Everything is listed and checked, nothing is decoded. Raise RequestError where the request cannot be met, and
-    StimulusError for what is there and is not a regular file.
+    All that the source has is listed and its labels are checked; then columns and fields are added, `where` and
+    `limit` choose, and what is chosen has to be there. Nothing is decoded. Raise RequestError where the request
+    cannot be met, and StimulusError for what is there and is not a regular file.
     """
-    source: StimulusSource = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
-    return source
+    from xact.stimuli.choose import add_labels, choose_rows  # they use what stands here
+
+    listing = open_listing(block, folder)
+    check_table(listing.table, location=listing.location)
+    table, notes = add_labels(listing.table, block, folder)
+    rows = choose_rows(table, block)
+    listing.check(rows)
+    return Chosen(listing, rows, table.take(rows), notes)
+
+
+def open_listing(block: Stimuli, folder: Path) -> Listing:
+    """Return all the stimuli of a recipe's source."""
+    listing: Listing = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
+    return listing
 
 
 def hash_stimulus(data: bytes | npt.NDArray[Any]) -> str:
@@ -104,26 +210,24 @@ def check_table(table: StimulusTable, *, location: str) -> None:
         first = seen.setdefault(fold_label(label), row)
         if first != row:
             raise RequestError(_describe_twins(table, first, row, location), hint="rename one of the two")
-    for column, cells in table.columns.items():
-        check_column_name(column, location=location)
+    check_columns(table.columns, location=location)
+
+
+def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
+    """Refuse columns whose names the store needs or cannot have, or whose cells it cannot hold."""
+    for column, cells in columns.items():
+        _check_column_name(column, location=location, hint=hint or f"rename: {{{column}: new_name}}")
         bad = next((row for row, cell in enumerate(cells) if isinstance(cell, str) and "\0" in cell), None)
         if bad is not None:
             raise RequestError(f"{location}: column {column!r} holds a NUL character in row {bad + 1}")
 
 
-def check_column_name(column: str, *, location: str) -> None:
-    """Refuse a column whose name the store needs, or cannot have."""
-    hint = f"rename: {{{column}: new_name}}"
+def _check_column_name(column: str, *, location: str, hint: str) -> None:
     if column in RESERVED_COLUMNS or column.startswith("jitter_"):
         raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
     if "/" in column or "\\" in column or column.startswith((".", "__")):
         raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)
     check_label(column, what=f"{location}: the column name")
-
-
-def find_limit(n_stimuli: int, limit: int | None) -> range:
-    """Return the rows that a recipe's `limit` leaves."""
-    return range(n_stimuli if limit is None else min(n_stimuli, limit))
 
 
 def locate(path: str, start: Path) -> Path:
@@ -146,7 +250,7 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise StimulusError(f"{name!r} is {_name_kind(found.st_mode)}, not a file", hint="leave it out")
+        raise StimulusError(f"{name!r} is {name_kind(found.st_mode)}, not a file", hint="leave it out")
     return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
@@ -163,17 +267,6 @@ def read_file(path: Path, *, name: str) -> bytes:
     if max(nbytes, len(data)) > MAX_FILE_NBYTES:
         raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
     return data
-
-
-def _name_kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "something else")
 
 
 def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.recipe import FolderStimuli
 from xact.specs import StimulusTable
-from xact.stimuli import FileSource, check_table, find_limit, locate, make_file_label, stamp_file
+from xact.stimuli import FileSource, locate, make_file_label
 
 ROOT_CONDITION = "root"
 """The condition of files that lie in the root folder itself."""
@@ -41,10 +41,9 @@ def open_source(block: FolderStimuli, folder: Path) -> FileSource:
     found = [one for condition, where in folders for one in _find_files(condition, where, patterns, root)]
     found.sort(key=lambda one: (one.condition, one.inside))
     has_prefix = isinstance(block.folders, dict) or [where for _, where in folders] != [root]
-    table = _make_table(found, root, has_prefix=has_prefix)
-    check_table(table, location=str(root))
-    rows = find_limit(len(table), block.limit)
-    return FileSource(table.take(rows), [found[row].path for row in rows], str(root))
+    return FileSource(
+        _make_table(found, root, has_prefix=has_prefix), [one.path for one in found], str(root), str(root)
+    )
 
 
 def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[str, Path]]:
@@ -103,7 +102,7 @@ def _make_condition(where: Path, root: Path) -> str:
 
 
 def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path) -> list[_Found]:
-    """Return the files of one folder that match; refuse what matches and is no regular file."""
+    """Return the files of one folder that match."""
     try:
         next(where.iterdir(), None)  # a glob takes a folder that may not be read for an empty one
     except OSError as error:
@@ -121,7 +120,7 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
         )
     found = []
     for path in files:
-        stamp_file(path, name=_check_decodable(make_file_label(path, root)))
+        _check_decodable(make_file_label(path, root))
         found.append(_Found(condition, path.relative_to(where).as_posix(), path))
     return found
 
@@ -148,12 +147,11 @@ def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> Stimulu
     )
 
 
-def _check_decodable(label: str) -> str:
+def _check_decodable(label: str) -> None:
     try:
         label.encode()
     except UnicodeEncodeError:
         raise RequestError(f"the file name {os.fsencode(label)!r} is not UTF-8", hint="rename the file") from None
-    return label
 
 
 def _is_hidden(path: Path, start: Path) -> bool:

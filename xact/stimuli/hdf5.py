@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 import os
 import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -14,12 +17,15 @@ import numpy.typing as npt
 
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.recipe import Hdf5Stimuli
-from xact.specs import FileStamp, StimulusTable
-from xact.stimuli import check_table, find_limit, locate, stamp_file
+from xact.specs import FileStamp, Kind, StimulusTable
+from xact.stimuli import locate, stamp_file
 
 
 class Hdf5Source:
-    """Images that are the rows of one data set."""
+    """Images that are the rows of one data set; row i of the table is row i of the array."""
+
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
 
     def __init__(self, path: Path, dataset: str, table: StimulusTable, *, row_nbytes: int) -> None:
         self.table = table
@@ -29,39 +35,47 @@ class Hdf5Source:
         self._row_nbytes = row_nbytes
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._file: Any = None
+        self._array: Any = None
         self._is_closed = False
 
     def stamp(self, row: int) -> FileStamp:
-        """Return the bytes of one row, and the modification time of the whole file."""
-        return FileStamp(self._row_nbytes, stamp_file(self._path, name=str(self._path)).mtime_ns)
+        """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
+
+        One file may hold several arrays of one shape: the time alone would take one for the other.
+        """
+        mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
+        return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
     def read(self, row: int) -> npt.NDArray[np.uint8]:
         """Return one row, of shape (height, width, 3) or (height, width)."""
         try:
             pixels: npt.NDArray[np.uint8] = self._open()[row]
         except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: closed meanwhile
-            raise StimulusError(f"{self.table.files[row]!r} of {self._path} cannot be read: {error}") from None
+            found = str(error).replace(str(self._path), self._path.name)  # a recorded error names no place
+            raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         return pixels
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Do nothing: that the array is there was seen when it was listed."""
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
         with self._lock:
             self._is_closed = True
-            if self._file is not None and self._owner == os.getpid():
-                self._file.close()
-            self._file = None
+            if self._array is not None and self._owner == os.getpid():
+                self._array.file.close()
+            self._array = None
 
     def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
         """Return the data set; one handle a process, since a fork shares the file's position."""
         if self._owner != os.getpid():
-            self._lock, self._owner, self._file = threading.Lock(), os.getpid(), None
+            self._lock, self._owner, self._array = threading.Lock(), os.getpid(), None
         with self._lock:
             if self._is_closed:
                 raise StimulusError(f"{self.location} is closed")
-            if self._file is None:
-                self._file = h5py.File(self._path, "r")
-            return self._file[self._dataset]
+            if self._array is None:
+                self._array = h5py.File(self._path, "r")[self._dataset]
+            return self._array
 
 
 def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
@@ -73,19 +87,26 @@ def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
             f"there is no file {str(path)!r}{make_nearest_text(path.name, names)}",
             hint="stimuli.file is relative to the recipe file",
         )
+    shape = load_shape(path, block.dataset)
+    ids = [f"{row:05d}" for row in range(shape[0])] if block.id is None else _load_ids(path, block.id, shape[0])
+    files = [f"{block.dataset}[{row}]" for row in range(shape[0])]
+    table = StimulusTable(ids=ids, conditions=["all"] * len(ids), stems=ids, files=files)
+    return Hdf5Source(path, block.dataset, table, row_nbytes=math.prod(shape[1:]))
+
+
+def load_shape(path: Path, dataset: str) -> tuple[int, ...]:
+    """Return the shape (n, height, width, ...) of the images in a file; refuse what is no array of images."""
+    with _open_file(path) as file:
+        return _check_images(_find_dataset(file, dataset, path), dataset, path)
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
-            n_stimuli, *shape = _check_images(_find_dataset(file, block.dataset, path), block.dataset, path)
-            ids = [f"{row:05d}" for row in range(n_stimuli)]
-            if block.id is not None:
-                ids = _load_ids(_find_dataset(file, block.id, path), block.id, n_stimuli, path)
+            yield file
     except (OSError, RuntimeError) as error:
         raise RequestError(f"{str(path)!r} cannot be read as HDF5: {error}") from None
-    files = [f"{block.dataset}[{row}]" for row in range(n_stimuli)]
-    table = StimulusTable(ids=ids, conditions=["all"] * n_stimuli, stems=ids, files=files)
-    check_table(table, location=f"{path}:{block.dataset}")
-    table = table.take(find_limit(n_stimuli, block.limit))
-    return Hdf5Source(path, block.dataset, table, row_nbytes=math.prod(shape))
 
 
 def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py ships no types
@@ -111,16 +132,18 @@ def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa
     return shape
 
 
-def _load_ids(found: Any, name: str, n_stimuli: int, path: Path) -> list[str]:  # noqa: ANN401  no types
+def _load_ids(path: Path, name: str, n_stimuli: int) -> list[str]:
     """Return the ids as text."""
     where = f"the ids {name!r} of {str(path)!r}"
-    if found.shape != (n_stimuli,):
-        raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
-    if h5py.check_string_dtype(found.dtype) is not None:
-        try:
-            return [str(text) for text in found.asstr()[:]]
-        except UnicodeDecodeError:
-            raise RequestError(f"{where} are not UTF-8") from None
-    if found.dtype.kind in "iu":
-        return [str(number) for number in found[:].tolist()]
-    raise RequestError(f"{where} have type {found.dtype}", hint="ids are text or integers")
+    with _open_file(path) as file:
+        found = _find_dataset(file, name, path)
+        if found.shape != (n_stimuli,):
+            raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
+        if h5py.check_string_dtype(found.dtype) is not None:
+            try:
+                return [str(text) for text in found.asstr()[:]]
+            except UnicodeDecodeError:
+                raise RequestError(f"{where} are not UTF-8") from None
+        if found.dtype.kind in "iu":
+            return [str(number) for number in found[:].tolist()]
+        raise RequestError(f"{where} have type {found.dtype}", hint="ids are text or integers")

@@ -39,6 +39,7 @@ class Hdf5Tree(Tree):
         self.allow_incomplete = allow_incomplete
         self._file: h5py.File | None = None
         self._pid = 0
+        self._last: tuple[tuple[str, ...], h5py.Group] | None = None
         self._stamp = _stamp(path)
         self.list_names()  # a file of another kind is refused at once
 
@@ -50,7 +51,7 @@ class Hdf5Tree(Tree):
             if not at:
                 for name in names:
                     _check_level(group, name, at)
-            if len(at) == 2 and not _is_ordered(group):
+            if len(at) == 2 and not is_ordered(group):
                 names.sort(key=make_natural_key)
         return names
 
@@ -82,13 +83,17 @@ class Hdf5Tree(Tree):
             super().close()
             if self._file is not None and self._pid == os.getpid():
                 self._file.close()
-            self._file = None
+            self._file, self._last = None, None
 
     def _open_group(self, *at: str) -> h5py.Group:
         group: h5py.Group = self._open()
+        if self._last is not None and self._last[0] == at:
+            return self._last[1]
         for i, name in enumerate(at):
             _check_level(group, name, at[:i])
             group = group[name]
+        if len(at) == 2:
+            self._last = at, group  # the next layer asked for is mostly one of the same stimulus
         return group
 
     def _open_layer(self, model: str, stimulus: str, layer: str) -> h5py.Dataset:
@@ -102,7 +107,7 @@ class Hdf5Tree(Tree):
         if self._file is None or self._pid != os.getpid():
             if self._file is not None:
                 self._file.close()
-                self._file = None  # stays so where the next lines fail
+                self._file, self._last = None, None  # stays so where the next lines fail
             if _stamp(self.path) != self._stamp:
                 raise StoreError(f"{self.path} has changed since it was opened", hint="load it again")
             self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
@@ -144,7 +149,7 @@ def _check_level(group: h5py.Group, name: str, at: tuple[str, ...]) -> None:
         )
 
 
-def _is_ordered(group: h5py.Group) -> bool:
+def is_ordered(group: h5py.Group) -> bool:
     """Return whether a group lists its members as they were created, and not by the alphabet."""
     return bool(group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_INDEXED)
 

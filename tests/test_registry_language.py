@@ -1,0 +1,68 @@
+"""The registry's language models: what they are said to be is what transformers makes of their configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from xact.registry import load_registry
+from xact.specs import resolve_model
+from xact.survey import survey_model
+
+REGISTRY = load_registry()
+PANEL = REGISTRY.sets["panel-b-language"].models
+FAST = {"bigscience/bloomz-560m", "openlm-research/open_llama_3b", "meta-llama/Llama-3.1-8B", "google/gemma-2-2b"}
+"""One of each kind; the others take a minute together."""
+
+GATED = {name for name in PANEL if name.split("/")[0] in ("meta-llama", "google")}
+
+
+def test_the_panel_is_sixteen_models_of_which_six_are_gated():
+    assert len(PANEL) == 16
+    entries = [REGISTRY.entries[name] for name in PANEL]
+    assert {entry.label for entry in entries if entry.is_gated} == GATED
+    assert {(entry.source, entry.training, entry.label == entry.id) for entry in entries} == {
+        ("transformers", "language", True)
+    }
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PANEL]
+)
+def test_a_language_model_is_planned_without_a_hub_with_every_hidden_state_and_its_true_size(name):
+    entry = REGISTRY.entries[name]
+    planned = survey_model(resolve_model(name, folder=Path.cwd()), n_stimuli=3, held=None)
+    assert planned.n_parameters == entry.n_parameters
+    assert [layer.label for layer in planned.layers] == [f"hidden.{i}" for i in range(entry.n_blocks + 1)]
+    assert {(layer.n_units, layer.reduction) for layer in planned.layers} == {(entry.width, "mean")}
+    assert [planned.layers[0].depth, planned.layers[1].depth, planned.layers[-1].depth] == [0, 0, 1]
+    assert (planned.kind, planned.dtype) == ("text", "float32")
+
+
+@pytest.mark.parametrize("name", PANEL)
+def test_every_key_of_a_configuration_is_one_that_its_class_has(name):
+    config = REGISTRY.entries[name].config
+    made = AutoConfig.for_model(**config).to_dict()
+    assert {key: made[key] for key in config} == config
+
+
+def test_the_rotary_settings_are_those_of_the_published_files_once_read():
+    published = {
+        "meta-llama/Meta-Llama-3-8B": {"rope_theta": 500000.0, "rope_scaling": None},
+        "meta-llama/Llama-3.1-8B": {
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+        },
+    }
+    for name, older in published.items():
+        config = dict(REGISTRY.entries[name].config)
+        said = config.pop("rope_parameters")
+        assert AutoConfig.for_model(**config, **older).to_dict()["rope_parameters"] == said

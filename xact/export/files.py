@@ -1,0 +1,210 @@
+"""The files of an export: written beside their name, synced, renamed when whole, each with its sha256 in a file beside.
+
+The order at the end is: the old side file goes, the export takes its name, the new side file takes its own. So a kill
+leaves an export without a side file at worst, never one beside a side file that belongs to another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from xact.durable import PARTIAL, make_folder, sync_folder, write_file
+from xact.errors import RequestError, WorkError
+from xact.labels import check_label
+
+SIDE = ".sha256"
+"""Ending of the side file: one line as `sha256sum` writes it."""
+
+MAX_NAME_NBYTES = 255
+"""Bytes of a file's name on the usual file systems."""
+
+MARGIN_NBYTES = 32
+"""Bytes of a name that the endings of side files and of files under way may take."""
+
+
+def make_file_name(text: str, *, what: str) -> str:
+    """Return a label as a part of a path: `/` becomes `_`, what could lead out of its folder is refused."""
+    name = check_label(text, what=what).replace("/", "_")
+    if name in (".", ".."):
+        raise RequestError(f"{what} {text!r} cannot be the name of a file or folder", hint="rename it")
+    return name
+
+
+def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:
+    """Refuse targets inside the store, of one name, too long a name, or that exist; `targets` are (whose, path)."""
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise RequestError(
+            f"the output folder {str(folder)!r} lies inside the store", hint="--output-dir somewhere else"
+        )
+    whose: dict[str, str] = {}
+    for label, path in targets:
+        other = whose.setdefault(str(path), label)
+        if other != label:
+            raise RequestError(
+                f"{other} and {label} would both be written to {str(path)!r}",
+                hint="choose one of them, or another way to name files",
+            )
+        if len(os.fsencode(path.name)) > MAX_NAME_NBYTES - MARGIN_NBYTES:
+            raise RequestError(f"{label}: the file name {path.name!r} is too long", hint="choose a shorter --prefix")
+    there = [path for _, path in targets if os.path.lexists(path)]
+    if there and not may_exist:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise RequestError(f"{str(there[0])!r}{more} exists already", hint="--overwrite, or another --output-dir")
+
+
+def check_room(folder: Path, sizes: Iterable[tuple[Path, int]]) -> None:
+    """Refuse what the disk has no room for; `sizes` are (path, bytes), written in this order."""
+    needed = most = 0
+    for path, nbytes in sizes:
+        needed += nbytes
+        most = max(most, needed)
+        with suppress(OSError):
+            needed -= path.stat().st_size  # freed when the new one takes its name
+    free = count_free_nbytes(folder)
+    if most > free:
+        raise WorkError(
+            f"no room in {str(folder)!r}: the export needs about {most} bytes, {free} are free",
+            hint="make room, or choose another --output-dir",
+        )
+
+
+def count_free_nbytes(path: Path) -> int:
+    """Return the bytes free on the disk of a path, which need not exist yet."""
+    at = path.absolute()
+    found = os.statvfs(next(folder for folder in (at, *at.parents) if folder.is_dir()))
+    return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def write_beside(target: Path, *, nbytes: int) -> Iterator[Path]:
+    """Give the path to write to; at the end of the block, what is there takes the name of `target`, whole and synced.
+
+    `nbytes` is about what it takes. Raise WorkError where it cannot be written; the target is then as it was.
+    """
+    make_folder(target.parent)
+    sweep_dead(target)
+    beside = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield beside
+        _place(beside, target)
+    except (OSError, RuntimeError) as error:  # h5py and torch give a failing disk either type
+        raise _explain(error, target, nbytes) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkError:
+    """Return one line for what a disk, or a library on it, failed with."""
+    said = re.search(r"errno = (\d+)", str(error))  # h5py tells the number in the text alone
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    return WorkError(
+        f"cannot write {target}: {reason}; it needs about {nbytes} bytes, {count_free_nbytes(target.parent)} are free",
+        hint="mend it and run the same command again, with --overwrite where other files were finished",
+    )
+
+
+def _place(beside: Path, target: Path) -> None:
+    """Sync and hash a file that is whole, and give it its name and its side file."""
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    side = target.with_name(target.name + SIDE)
+    side.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    beside.replace(target)
+    sync_folder(target.parent)
+    write_file(side, [make_side_line(sha256, target.name).encode("utf-8", "surrogateescape")])
+
+
+def make_side_line(sha256: str, name: str) -> str:
+    """Return the line that `sha256sum -c` checks."""
+    escaped = name.replace("\\", "\\\\")
+    return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
+
+
+class Sink:
+    """A file that HDF5 writes through and that never fails it: after a failed `write` HDF5 crashes when it closes.
+
+    What comes after the first failure is dropped; `check` raises that failure.
+    """
+
+    def __init__(self, path: Path, *, is_new: bool) -> None:
+        self._file = path.open("w+b" if is_new else "r+b", buffering=0)
+        self._at = 0
+        self._end = os.fstat(self._file.fileno()).st_size
+        self._failure: OSError | None = None
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None or issubclass(kind, (OSError, RuntimeError)):
+            self.check()
+
+    def check(self) -> None:
+        """Raise what the first write that failed failed with."""
+        if self._failure is not None:
+            raise self._failure
+
+    def seek(self, at: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place; HDF5 counts from the beginning or the end."""
+        self._at = at + (self._end if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place of the next read or write."""
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer; what is beyond the end is zero."""
+        n = os.preadv(self._file.fileno(), [buffer], self._at)
+        buffer[n:] = bytes(len(buffer) - n)
+        return len(buffer)
+
+    def read(self, n: int) -> bytes:
+        """Return bytes."""
+        return os.pread(self._file.fileno(), n, self._at)
+
+    def write(self, data: memoryview) -> int:
+        """Write all of a buffer, or keep the failure for `check`."""
+        left, at = data, self._at
+        try:
+            while left and self._failure is None:
+                n = os.pwrite(self._file.fileno(), left, at)
+                left, at = left[n:], at + n
+        except OSError as error:
+            self._failure = error
+        self._end = max(self._end, self._at + len(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        """Set the length of the file."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            self._failure = self._failure or error
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back, and the whole is synced at the end."""
+
+
+def sweep_dead(target: Path) -> None:
+    """Remove what killed exports of the same file left: those of processes that are no more."""
+    pattern = re.compile(re.escape(target.name) + r"\.(\d+)" + re.escape(PARTIAL))
+    for left in target.parent.iterdir():
+        if found := pattern.fullmatch(left.name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                left.unlink(missing_ok=True)
+            except OSError:
+                continue  # there is such a process, of another user

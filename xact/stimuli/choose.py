@@ -1,0 +1,89 @@
+"""Labels that a recipe adds to the stimuli of any source, and the rows that it chooses by them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from xact.errors import RequestError
+from xact.recipe import StimuliBlock
+from xact.specs import Column, StimulusTable
+from xact.stimuli import check_columns, locate
+from xact.stimuli.columns import load_columns, to_labels
+from xact.stimuli.fields import load_fields
+from xact.stimuli.where import find_rows
+
+KEYS = ("stimulus", "stem")
+"""Columns by which the rows of a table of labels are paired with the stimuli."""
+
+
+def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple[StimulusTable, list[str]]:
+    """Return the table with the recipe's `columns` and then its `fields`, and what a person should know of them."""
+    notes: list[str] = []
+    names = [block.columns] if isinstance(block.columns, str) else block.columns or []
+    for name in names:
+        file = locate(name, folder)
+        found, more = load_labels(file, table)
+        table = _add(table, found, where=str(file), hint=f"rename it in {file.name}")
+        notes += more
+    if block.fields is not None:
+        table = _add(table, load_fields(block.fields, table.stems), where="stimuli.fields", hint="name it otherwise")
+    return table, notes
+
+
+def choose_rows(table: StimulusTable, block: StimuliBlock) -> Sequence[int]:
+    """Return the rows that the recipe's `where` and then its `limit` leave."""
+    rows: Sequence[int] = range(len(table))
+    if block.where is not None:
+        own = {"stimulus": table.ids, "condition": table.conditions, "stem": table.stems, "file": table.files}
+        rows = find_rows(block.where, {**table.columns, **own})
+        if not rows:
+            raise RequestError(f"stimuli.where {block.where!r} leaves none of the {len(table)} stimuli")
+    return rows[: block.limit]
+
+
+def load_labels(file: Path, table: StimulusTable) -> tuple[dict[str, Column], list[str]]:
+    """Return the columns of a file, a cell for each stimulus, and a note where it has rows of no stimulus.
+
+    Rows are paired by the column `stimulus` or `stem`. Raise RequestError where the file has both or neither, where
+    one key stands twice, and for a stimulus without a row.
+    """
+    columns = load_columns(file, key="columns", as_written=KEYS)
+    keys = [key for key in KEYS if key in columns]
+    if len(keys) != 1:
+        raise RequestError(
+            f"the table {str(file)!r} has {'both columns' if keys else 'neither column'} {' and '.join(KEYS)}",
+            hint="its rows are paired with the stimuli by one of the two",
+        )
+    row_of = _index(to_labels(columns.pop(keys[0]), keys[0], file), keys[0], file)
+    wanted = table.ids if keys[0] == "stimulus" else table.stems
+    lost = [label for label in dict.fromkeys(wanted) if label not in row_of]
+    if lost:
+        named = ", ".join(map(repr, lost[:3]))
+        raise RequestError(
+            f"the table {str(file)!r} has no row for {len(lost)} of the stimuli: {keys[0]} {named}",
+            hint="add the rows, or leave the stimuli out at the source",
+        )
+    n_other = len(row_of) - len(set(wanted))
+    notes = [f"{file.name}: {n_other} of its {len(row_of)} rows are of no stimulus and were left"] if n_other else []
+    taken: dict[str, Column] = {}
+    for name, cells in columns.items():
+        taken[name] = [cells[row_of[label]] for label in wanted]  # type: ignore[assignment]
+    return taken, notes
+
+
+def _index(labels: Sequence[str], key: str, file: Path) -> dict[str, int]:
+    twice = next((label for label, n in Counter(labels).items() if n > 1), None)
+    if twice is not None:
+        raise RequestError(f"the {key} {twice!r} stands twice in {str(file)!r}", hint="leave one of the rows out")
+    return {label: row for row, label in enumerate(labels)}
+
+
+def _add(table: StimulusTable, columns: Mapping[str, Column], *, where: str, hint: str) -> StimulusTable:
+    for name in columns:
+        if name in table.columns:
+            raise RequestError(f"the column {name!r} of {where} is there already", hint=hint)
+    check_columns(columns, location=where, hint=hint)
+    return replace(table, columns={**table.columns, **columns})

@@ -1,0 +1,82 @@
+"""The recipe's `fields`: the parts of a file's name -> columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from string import Formatter
+
+from xact.errors import RequestError
+from xact.recipe import Regex
+from xact.specs import Column
+from xact.stimuli.columns import type_column
+
+HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
+
+
+def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
+    """Return a column for each field, from whole stems; typed as the columns of a table are.
+
+    In a template `{name}` stands for one character or more and `{name:N}` for exactly N; the text between them
+    stands for itself (`{{` for a brace). Raise RequestError for a stem that does not match, or that a template reads
+    in two ways.
+    """
+    if isinstance(fields, Regex):
+        patterns = [_compile(fields.regex)]
+        words = fields.regex
+    else:
+        patterns = [re.compile(make_pattern(fields, lazy=lazy), re.DOTALL) for lazy in (True, False)]
+        words = fields
+    rows = [_match(stem, patterns, words) for stem in stems]
+    return {name: type_column([row[name] for row in rows]) for name in patterns[0].groupindex}
+
+
+def make_pattern(template: str, *, lazy: bool) -> str:
+    """Return the regular expression of a template: the reading whose first texts are the shortest, or the longest."""
+    pattern, names = "", list[str]()
+    is_open = False  # whether a field without a length ended just here
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise RequestError(f"stimuli.fields: {template!r} is no template ({error})", hint=HINT) from None
+    for literal, name, length, conversion in parts:
+        pattern += re.escape(literal)
+        is_open = is_open and not literal
+        if name is None:
+            continue
+        if not name.isidentifier() or conversion or not re.fullmatch(r"([1-9]\d{0,2})?", length or ""):
+            raise RequestError(f"stimuli.fields: the field {name!r} of {template!r} is none", hint=HINT)
+        if name in names:
+            raise RequestError(f"stimuli.fields: the field {name!r} stands twice in {template!r}", hint=HINT)
+        if is_open and not length:
+            raise RequestError(
+                f"stimuli.fields: where {names[-1]!r} ends and {name!r} begins cannot be told", hint=HINT
+            )
+        names.append(name)
+        pattern += f"(?P<{name}>.{{{length}}})" if length else f"(?P<{name}>.+{'?' if lazy else ''})"
+        is_open = is_open or not length
+    if not names:
+        raise RequestError(f"stimuli.fields: {template!r} names no field", hint=HINT)
+    return pattern
+
+
+def _compile(regex: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(regex)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise RequestError(f"stimuli.fields: {regex!r} is no regular expression: {error}", hint=HINT) from None
+    if not pattern.groupindex:
+        raise RequestError(f"stimuli.fields: {regex!r} has no named group", hint=HINT)
+    return pattern
+
+
+def _match(stem: str, patterns: Sequence[re.Pattern[str]], words: str) -> dict[str, str]:
+    """Return {field: text} of one stem; all patterns have to read it alike."""
+    found = [match.groupdict(default="") for pattern in patterns if (match := pattern.fullmatch(stem))]
+    if not found:
+        raise RequestError(f"stimuli.fields: the stem {stem!r} does not match {words!r}", hint=HINT)
+    if found[0] != found[-1]:
+        raise RequestError(
+            f"stimuli.fields: the stem {stem!r} can be read in two ways, {found[0]} and {found[-1]}", hint=HINT
+        )
+    return found[0]

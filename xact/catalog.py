@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from xact.disk_arrays import LayerArray, Rows
+from xact.durable import parse_json
 from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
 from xact.shards import ShardFormat, parse_format
 from xact.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
@@ -46,7 +47,33 @@ def _read_catalog(store: Path, stamp: Stamp) -> Catalog:
             f"the store {str(store)!r} has lost its label {lost[0]!r}",
             hint=f"xact verify {store} names what is damaged",
         )
+    lost = [name for name in labels if not _fits(name, labels)]
+    if lost:
+        dims, values = labels[lost[0]]
+        raise StoreError(
+            f"the store {str(store)!r} has labels {lost[0]!r:.60} of type {values.dtype} and shape {values.shape} on "
+            f"{dims}",
+            hint=f"xact verify {store} names what is damaged",
+        )
     return Catalog(snapshot, labels)
+
+
+KINDS = {
+    **dict.fromkeys(["model", "stimulus", "layer"], ("U", None)),
+    "replicate": ("i", None),
+    "present": ("b", ("model", "stimulus")),
+    **dict.fromkeys(["n_units", "layer_index"], ("i", ("model", "layer"))),
+    **dict.fromkeys(["unit_axes", "unit_shape", "path"], ("U", ("model", "layer"))),
+}
+"""{label that is reckoned with: (numpy's letter for its type, its dimensions)}; None: itself."""
+
+
+def _fits(name: str, labels: Labels) -> bool:
+    """Return whether labels have the type and the dimensions of their name, and are as many as what they name."""
+    dims, values = labels[name]
+    kind, wanted = KINDS.get(name, (values.dtype.kind, dims))
+    lengths = tuple(labels[dim][1].size for dim in dims)
+    return values.dtype.kind == kind and dims == (wanted or (name,)) and values.shape == lengths
 
 
 @dataclass(frozen=True)
@@ -85,7 +112,7 @@ class Catalog:
     @cached_property
     def cube_format(self) -> ShardFormat:
         """Format of a cube's one array."""
-        return parse_format(self.snapshot.metadata["activations"])
+        return self._find_format("activations")
 
     def find_models(self, wanted: Names) -> list[int]:
         """Return the places of the models asked for, in the order asked."""
@@ -130,19 +157,21 @@ class Catalog:
         if not n_units:
             return None
         if self.snapshot.layout == "cube":
-            prefix, place, form = f"activations/c/{m}", k, self.cube_format
+            path, at = "activations", m
+            place, form = k, self.cube_format
         else:
-            path = f"{self.labels['path'][1][m, k]}/activations"
-            prefix, place, form = f"{path}/c/0", 0, self._find_format(path)
+            path, at = f"{self.labels['path'][1][m, k]}/activations", 0
+            place, form = 0, self._find_format(path)
+        self._check_shape(path, n_units)
         return LayerArray(
             store=str(self.snapshot.path),
-            prefix=prefix,
+            prefix=f"{path}/c/{at}",
             layer_place=place,
             model=str(self.models[m]),
             layer=str(self.layers[k]),
             form=form,
             rows=rows,
-            unit_shape=tuple(json.loads(str(self.labels["unit_shape"][1][m, k]))) if as_map else (n_units,),
+            unit_shape=self._load_lengths(m, k) if as_map else (n_units,),
             token=self.snapshot.token,
         )
 
@@ -154,6 +183,29 @@ class Catalog:
                 f"the root of the store {str(self.snapshot.path)!r} does not list {path!r}",
                 hint=f"xact verify {self.snapshot.path} names what is damaged",
             ) from None
+
+    def _check_shape(self, path: str, n_units: int) -> None:
+        """Refuse an array that is not as long as the labels say."""
+        shape = self.snapshot.metadata[path]["shape"]
+        n_stimuli, n_replicates = (self.labels[name][1].size for name in ("stimulus", "replicate"))
+        n_shown = self.snapshot.metadata[path]["codecs"][0]["configuration"]["chunk_shape"][3]
+        if not (0 < n_units <= shape[4] and shape[1] >= n_stimuli and shape[3] == n_shown == n_replicates):
+            raise StoreError(
+                f"the store {str(self.snapshot.path)!r} has {path!r:.60} of shape {shape} for {n_stimuli} stimuli, "
+                f"{n_replicates} replicates and {n_units} units",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
+            )
+
+    def _load_lengths(self, m: int, k: int) -> tuple[int, ...]:
+        """Return the lengths of the unit axes of one layer."""
+        said = str(self.labels["unit_shape"][1][m, k])
+        lengths = tuple(int(part) for part in re.findall(r"\d{1,18}", said))
+        if said != json.dumps(lengths) or prod(lengths) != self.n_units[m, k]:
+            raise StoreError(
+                f"model {str(self.models[m])!r}, layer {str(self.layers[k])!r}: unit_shape {said:.60} is not "
+                f"{self.n_units[m, k]} units"
+            )
+        return lengths
 
     def open_one(self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool) -> OneLayer:
         """Return one layer of one model, both named in full."""
@@ -168,10 +220,9 @@ class Catalog:
         check_name(layer, by_name, what=f"model {model!r} has no layer", hint=hint)
         k = by_name[layer]
         array = self.find_array(m, k, self.find_rows([m], allow_incomplete=allow_incomplete)[m], as_map=as_map)
-        axes = json.loads(str(self.labels["unit_axes"][1][m, k]))
-        shape = json.loads(str(self.labels["unit_shape"][1][m, k]))
-        if array is None or len(axes) != len(shape) or prod(shape) != self.n_units[m, k]:
-            raise StoreError(f"model {model!r}, layer {layer!r}: unit_shape {shape} is not {self.n_units[m, k]} units")
+        axes, shape = parse_names(self.labels["unit_axes"][1][m, k]), self._load_lengths(m, k)
+        if array is None or axes is None or len(axes) != len(shape):
+            raise StoreError(f"model {model!r}, layer {layer!r}: unit_shape {shape} has the axes {axes}")
         names = [f"unit_{axis}" if axis in self.labels else axis for axis in axes]
         return OneLayer(array, self.make_coords({"model": m, "layer": k}), dict(zip(names, shape, strict=True)))
 
@@ -184,6 +235,16 @@ class Catalog:
                     values = np.take(values, at[dims[axis]], axis=axis)
             coords[name] = (tuple(dim for dim in dims if np.ndim(at.get(dim, [])) == 1), values)
         return coords
+
+
+def parse_names(text: object) -> list[str] | None:
+    """Return the names in a JSON list of distinct names, None where it is none."""
+    try:
+        names = parse_json(str(text))
+    except ValueError:
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    return names if is_list and len(set(names)) == len(names) else None
 
 
 def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import xact
-from xact.errors import InterruptedBuildError, RequestError, XactError, make_nearest_text
+from xact.errors import InterruptedBuildError, RequestError, WorkError, XactError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.estimate import Estimate
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = report(error)
         if isinstance(error, InterruptedBuildError):
             leave(code)
+    except MemoryError as error:
+        code = report(WorkError(f"the machine has no memory for this: {error or 'none is left'}"))
     except BrokenPipeError:  # the reader of our output went away: not our failure to report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

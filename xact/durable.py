@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from xact.errors import StoreError
 
 PARTIAL = ".partial"
 """Ending of a file that is being written; the next build removes what a kill left."""
+
+NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+"""Whatever is opened to be written is a file of the store itself, never what a link leads to."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ def place_file(path: Path, pieces: Sequence[bytes]) -> Written:
     digest = hashlib.sha256()
     nbytes = 0
     make_folder(path.parent)
-    with _disk_errors(path):
+    with _disk_errors(path, needed=sum(map(len, pieces))):
         try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINK, 0o666)
             try:
                 for piece in pieces:
                     digest.update(piece)
@@ -86,9 +90,9 @@ def sync_folder(folder: Path) -> None:
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON line to a file and sync it; a torn line of an earlier kill is ended first."""
     text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-    with _disk_errors(path):
+    with _disk_errors(path, needed=len(text)):
         is_new = not path.exists()
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
         try:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
@@ -101,16 +105,34 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
         sync_folder(path.parent)
 
 
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a regular file; OSError for anything else, without ever waiting on it."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
+
+
+def parse_json(data: bytes | str) -> Any:  # noqa: ANN401  JSON of any shape
+    """Return JSON data; ValueError where it is none, or is nested too deeply to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the whole JSON lines of a file; a torn line is no line, a missing file has none."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
     lines = []
     for text in data.split(b"\n"):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             continue
         if isinstance(line, dict):
@@ -132,7 +154,7 @@ def _make_seal(body: bytes) -> bytes:
 def read_sealed_lines(path: Path) -> list[bytes]:
     """Return the lines before the last one, not parsed; raise StoreError where they are not those that were written."""
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
     at = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
@@ -143,8 +165,15 @@ def read_sealed_lines(path: Path) -> list[bytes]:
 
 
 def sweep_partial(folder: Path) -> int:
-    """Remove what a killed build left half written; return how many files."""
-    left = [Path(at) / name for at, _, names in os.walk(folder) for name in names if name.endswith(PARTIAL)]
+    """Remove what a killed build left half written; return how many files.
+
+    Raise StoreError for a folder that is a link: what is written into it would lie outside the store.
+    """
+    left = []
+    for at, folders, names in os.walk(folder):
+        for name in folders:
+            _refuse_link(Path(at) / name)
+        left += [Path(at) / name for name in names if name.endswith(PARTIAL)]
     for file in left:
         file.unlink()
     return len(left)
@@ -157,10 +186,10 @@ def hold_lock(folder: Path) -> Iterator[None]:
     flock itself: filelock may take, where a file system has none, a lock that outlives a kill.
     """
     holder = folder / "holder.json"
+    _refuse_link(folder)
     fd = _take_lock(folder / "lock", holder)
     try:
-        with _disk_errors(holder):
-            holder.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        place_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
         yield
     finally:
         with suppress(OSError):
@@ -173,7 +202,7 @@ def _take_lock(path: Path, holder: Path) -> int:
     while True:
         make_folder(path.parent)
         with _disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
             _lock_file(fd, path.parent.parent, holder)
             if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
@@ -202,7 +231,7 @@ def _lock_file(fd: int, place: Path, holder: Path | None = None) -> None:
 
 def _name_holder(holder: Path) -> str:
     try:
-        said = json.loads(holder.read_text())
+        said = parse_json(read_whole(holder))
         return f"process {said['pid']} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
@@ -282,16 +311,24 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+def _refuse_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise StoreError(
+            f"the folder {folder} is a link: a store that is built holds none", hint="put the folder itself there"
+        )
+
+
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Say a full or failing disk in one line."""
+def _disk_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
+    """Say a full or failing disk in one line; `needed` are the bytes to be written."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
-                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror})",
+                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
+                f"{needed} are needed",
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error
         raise StoreError(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xact.capture import Wanted
 from xact.device import get_kind, use_precision
-from xact.errors import CaptureError, StimulusError, WorkError, XactError
+from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.plan import Batch, Task
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class _Run:
             self.writers.shutdown(wait=True)
         self.errors.extend(error for write in self.writes if (error := write.exception()) is not None)
         if self.errors:
-            raise self.errors[0]
+            raise _tell(self.errors[0], self.job.model)
 
     def _join_lanes(self) -> None:
         for thread in self.threads:
@@ -300,9 +300,10 @@ class _Run:
         try:
             scores = recorder.run(shown, keep)
         except torch.OutOfMemoryError as error:
-            raise WorkError(
+            raise DeviceMemoryError(
                 f"model {job.model!r}: {job.device} has no memory for a batch of {len(shown)}",
-                hint="a smaller batch_size in a new store (another batch changes the last bits of the values)",
+                hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
+                "compute.on_out_of_memory: halve before the model's first task is done",
             ) from error
         except RuntimeError as error:
             if isinstance(error, XactError):
@@ -338,6 +339,18 @@ class _Run:
             raise
         finally:
             self.pool.give_back(opened.buffers)
+
+
+def _tell(error: BaseException, model: str) -> XactError:
+    """Return the error that ends a run: its own where it is one of ours, else one that says what a thread died of."""
+    if isinstance(error, XactError):
+        return error
+    told = WorkError(
+        f"model {model!r}: a thread died of {type(error).__name__}: {error}",
+        hint="run the same command again: all finished tasks are safe; --debug shows where it was",
+    )
+    told.__cause__ = error
+    return told
 
 
 def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replicates: int) -> None:

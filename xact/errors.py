@@ -9,6 +9,7 @@ XactError                     exit code 1, the root of all
 │   ├── StimulusError         a stimulus that cannot be read or decoded
 │   ├── WeightsError          weights that cannot be had or do not fit
 │   ├── CaptureError          a layer that did not fire as planned
+│   ├── DeviceMemoryError     a device that has no memory for a batch
 │   └── StoreError            a store that is damaged, unfinished or held by another
 └── InterruptedBuildError     exit code 75: stopped by a signal, resumable
 
@@ -66,6 +67,10 @@ class WeightsError(WorkError):
 
 class CaptureError(WorkError):
     """Raised when a layer does not fire as planned, or gives other shapes."""
+
+
+class DeviceMemoryError(WorkError):
+    """Raised when a device has no memory for a batch."""
 
 
 class StoreError(WorkError):

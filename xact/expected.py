@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from xact.digest import Listing
 from xact.durable import PARTIAL, Written, read_lines
 from xact.errors import StoreError
 from xact.findings import Fault
-from xact.journal import FOLDER, State, read_manifest, read_plan
+from xact.journal import FOLDER, State, read_manifest, read_plan, take_lines
+from xact.metadata import is_inside
 from xact.plan import Plan, make_tasks
 from xact.shards import ShardFormat
 from xact.store import make_files, make_metadata, make_tree, make_unfinished_root
@@ -137,12 +138,6 @@ def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_man
         )
 
 
-def is_inside(key: str) -> bool:
-    """Return whether a path of a manifest is the plain name of a file below the store."""
-    path = PurePosixPath(key)
-    return path.as_posix() == key and not path.is_absolute() and ".." not in path.parts and key != "."
-
-
 def _read_files(lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Written | None]]:
     """Yield (path, what was written) of all that the lines of a manifest or journal name."""
     state = State()
@@ -177,13 +172,11 @@ def _take_under_way(store: Path, listing: Listing, expected: Expected, generatio
         return
     state = State(plan=plan)
     try:
-        for line in read_manifest(folder / f"manifest-{expected.generation}.jsonl") if expected.generation else []:
-            state.take(line)
+        held = read_manifest(folder / f"manifest-{expected.generation}.jsonl") if expected.generation else []
         lines = read_lines(store / journal_key) if journal_key in listing.files else []
+        take_lines(state, [*held, *lines], plan, file=store / journal_key)
         under_way.shards = {key: w for key, w in _read_files(lines) if is_inside(key)}
-        for line in lines:
-            state.take(line)
-    except (*MALFORMED, OSError):
+    except (*MALFORMED, StoreError, OSError):
         expected.faults.append(Fault(journal_key, "holds lines that no xact wrote"))
     under_way.pending = dict(_find_pending(plan, state))
     _take_made(store, listing, plan, state, under_way)

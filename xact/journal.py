@@ -7,9 +7,8 @@ manifest-G.jsonl  all of that and the hash of every file, written just before ge
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from xact.digest import hash_file
-from xact.durable import Written, append_line, make_sealed_lines, read_lines, read_sealed_lines, write_file
+from xact.durable import (
+    Written,
+    append_line,
+    make_sealed_lines,
+    parse_json,
+    read_lines,
+    read_sealed_lines,
+    read_whole,
+    write_file,
+)
 from xact.errors import StoreError
 from xact.plan import Plan
 from xact.specs import FileStamp
+from xact.stored import find_line_fault, find_plan_fault
 
 FOLDER = ".xact"
 """Folder of a store that zarr does not look into."""
+
+VERIFY = "xact verify STORE names what is damaged; copy the store again"
 
 
 @dataclass(frozen=True)
@@ -152,12 +163,22 @@ def load_state(store: Path) -> State:
         return state
     newest = max(plans)
     state.plan = read_plan(folder / f"plan-{newest}.json")
-    for line in read_manifest(folder / f"manifest-{state.committed}.jsonl") if state.committed else []:
-        state.take(line)
+    if state.committed:
+        manifest = folder / f"manifest-{state.committed}.jsonl"
+        take_lines(state, read_manifest(manifest), state.plan, file=manifest)
     if newest > state.committed:
-        for line in read_lines(folder / f"journal-{newest}.jsonl"):
-            state.take(line)
+        journal = folder / f"journal-{newest}.jsonl"
+        take_lines(state, read_lines(journal), state.plan, file=journal)
     return state
+
+
+def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Path) -> None:
+    """Take the lines of a file in; raise StoreError for one that a build of `plan` cannot have written."""
+    for line in lines:
+        fault = find_line_fault(line, plan)
+        if fault is not None:
+            raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
+        state.take(line)
 
 
 def read_generation(store: Path) -> int:
@@ -166,11 +187,12 @@ def read_generation(store: Path) -> int:
     if not file.is_file():
         return 0
     try:
-        attributes = json.loads(file.read_bytes())["attributes"]
-        generation = attributes["xact_generation"]
+        generation = parse_json(read_whole(file))["attributes"]["xact_generation"]
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{file} is not the root of an xact store", hint="give another path for the store") from None
-    return int(generation)
+        generation = None
+    if type(generation) is not int or generation < 0:
+        raise StoreError(f"{file} is not the root of an xact store", hint="give another path for the store")
+    return generation
 
 
 def find_generations(folder: Path, kind: str) -> list[int]:
@@ -182,11 +204,17 @@ def find_generations(folder: Path, kind: str) -> list[int]:
 def read_plan(file: Path) -> Plan:
     """Read a plan."""
     try:
-        return Plan.model_validate_json(file.read_bytes())
+        plan = Plan.model_validate_json(read_whole(file))
     except FileNotFoundError:
         raise StoreError(f"{file} is missing: the store cannot be resumed") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise StoreError(f"{file} is damaged ({error.error_count()} faults): the store cannot be resumed") from None
+    fault = find_plan_fault(plan)
+    if fault is not None:
+        raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
+    return plan
 
 
 def write_plan(store: Path, plan: Plan) -> None:
@@ -209,7 +237,10 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a manifest; raise StoreError where they are not those that were written."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
-    return [json.loads(line) for line in read_sealed_lines(file)]
+    try:
+        return [dict(parse_json(line)) for line in read_sealed_lines(file)]
+    except (ValueError, TypeError):
+        raise StoreError(f"{file} is damaged: a line is no JSON of names and values", hint=VERIFY) from None
 
 
 def remove_older(store: Path, generation: int) -> None:

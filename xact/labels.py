@@ -72,7 +72,7 @@ def make_path_parts(
         if label in parts:
             continue
         part = make_path_part(label)
-        if not _is_safe(part) or part.casefold() in taken or part.casefold() in kept:
+        if not is_safe_part(part) or part.casefold() in taken or part.casefold() in kept:
             stem = part[: MAX_PART_LENGTH - 9].lstrip(".-_") or "x"
             stem = f"x-{stem}" if DEVICES.match(stem) else stem
             part = f"{stem}-{hashlib.sha256(label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
@@ -83,7 +83,7 @@ def make_path_parts(
     return parts
 
 
-def _is_safe(part: str) -> bool:
+def is_safe_part(part: str) -> bool:
     """Return whether a part can be the name of a folder in a Zarr store on any system."""
-    is_long = not 0 < len(part) <= MAX_PART_LENGTH
-    return not (is_long or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))
+    is_odd = not 0 < len(part) <= MAX_PART_LENGTH or part != make_path_part(part)
+    return not (is_odd or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))

@@ -240,6 +240,13 @@ def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
     return max(1, batch_size // n_replicates)
 
 
+def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
+    """Return the model with at most half its batch, one that divides the store's tasks; None for a single stimulus."""
+    batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
+    divisors = [n for n in range(1, batch_stimuli // 2 + 1) if plan.stimuli_per_task % n == 0]
+    return model.model_copy(update={"batch_size": divisors[-1] * plan.n_replicates}) if divisors else None
+
+
 def make_tasks(
     plan: Plan,
     model: PlannedModel,

@@ -175,6 +175,9 @@ class Compute(Block):
     """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
     dtype: Dtype = "float32"
     """`float32` is IEEE float32: TF32 and bfloat16 must be asked for."""
+    on_out_of_memory: Literal["stop", "halve"] = "stop"
+    """`halve`: a model whose batch the device has no memory for begins again with half the batch, as long as none of
+    its tasks is done; the batch size that ran is the one that is stored."""
 
 
 class Storage(Block):

@@ -20,13 +20,13 @@ import torch
 
 from xact.durable import sweep_partial
 from xact.engine import TaskResult, run_job
-from xact.errors import CaptureError, MismatchError, RequestError, WeightsError
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, RequestError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Holdings, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
 from xact.merge import Request, compare_settings, make_plan
 from xact.models import Network, Weights, check_allowed, check_gate, find_weights, load_network
-from xact.plan import Plan, PlannedModel, Task, make_tasks
+from xact.plan import Plan, PlannedModel, Task, halve_batch, make_tasks
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stage import make_holdings, make_texts, set_stage
@@ -102,6 +102,8 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         held = helds[spec.label]
         try:
             model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
+            if held is not None and recipe.compute.on_out_of_memory == "halve":
+                model = model.model_copy(update={"batch_size": min(model.batch_size, held.batch_size)})
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
             if recipe.on_error == "stop":
@@ -190,11 +192,12 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     for model in plan.models:
         if site.tasks.get(model.label):
             try:
-                run_model(site, model, journal, outcome, progress)
+                site = run_in_memory(site, model, journal, outcome, progress)
             except (CaptureError, WeightsError) as error:
                 if site.loaded.recipe.on_error == "stop":
                     raise
                 outcome.failed_models[model.label] = str(error)
+    plan = site.plan
     tree = make_tree(plan, state, jitter, final=True)
     metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
@@ -267,6 +270,38 @@ def check_finished_stimuli(site: Site) -> None:
             )
 
 
+def run_in_memory(
+    site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
+) -> Site:
+    """Run one network, where the recipe allows it with half the batch until the device has the memory.
+
+    Return the site as it was carried out. Once a task of the model is done its batch stays: all its values come from
+    one size of batch.
+    """
+    while True:
+        try:
+            run_model(site, model, journal, outcome, progress)
+            return site
+        except DeviceMemoryError as error:
+            smaller = halve_batch(site.plan, model)
+            is_allowed = site.loaded.recipe.compute.on_out_of_memory == "halve"
+            if not is_allowed or smaller is None or site.state.find_done(model.label):
+                raise
+            outcome.warnings.append(f"{error}: it was shown {smaller.batch_size} at a time")
+        site, model = replan(site, smaller), smaller
+
+
+def replan(site: Site, model: PlannedModel) -> Site:
+    """Return the site with this model in place of the one of its label, its tasks made anew; the plan is written."""
+    models = tuple(model if one.label == model.label else one for one in site.plan.models)
+    plan = site.plan.model_copy(update={"models": models})
+    write_plan(site.store, plan)
+    site.state.plan = plan
+    holdings = make_holdings(site.source, plan.stimuli.ids, {})
+    tasks = list_tasks(plan, model, site.specs[model.label], site.state, holdings)
+    return replace(site, plan=plan, tasks={**site.tasks, model.label: tasks})
+
+
 def run_model(
     site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
 ) -> None:
@@ -277,7 +312,7 @@ def run_model(
     started = time.monotonic()
     network = load_network(spec, site.weights[model.label])
     found = {"tensors_sha256": hash_tensors(network), "load_seconds": round(time.monotonic() - started, 3)}
-    if held is not None and held["tensors_sha256"] != found["tensors_sha256"]:
+    if held is not None and held.get("tensors_sha256") != found["tensors_sha256"]:
         raise MismatchError(
             f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
             hint="put the old weights back, or build another store",

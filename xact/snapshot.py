@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,24 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
-from xact.durable import read_sealed_lines
+from xact.durable import parse_json, read_sealed_lines, read_whole
 from xact.errors import StoreError
+from xact.metadata import find_attributes_fault, find_fault
 
 FORMAT = 1
 """The `xact_format` that is read here."""
 
 LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
 """Dimensions that labels lie on."""
+
+MAX_LABEL_CHUNKS = 1_000_000
+"""Chunks of one label array, far above any real store."""
+
+MAX_LABEL_VALUES = 2**24
+"""Values in one chunk of labels; a build writes 2^19 at most."""
+
+MAX_LABEL_NBYTES = 2**28
+"""Bytes of one chunk of labels once it is decompressed."""
 
 Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}; text as `<U`."""
@@ -98,14 +108,21 @@ def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
         )
     try:
         metadata = data["consolidated_metadata"]["metadata"]
-        layout = attributes["xact_layout"]
-    except (KeyError, TypeError):
-        raise StoreError(
-            f"{path / 'zarr.json'} is damaged: it has no consolidated snapshot",
-            hint=f"xact verify {path} names what is damaged",
-        ) from None
-    kept = {at: one for at, one in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
-    return Snapshot(path, layout, kept, tuple(attributes.get("coordinates", "").split()), f"{path} {stamp}")
+        kept = {at: one for at, one in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
+    except (KeyError, TypeError, AttributeError):
+        raise _refuse_root(path, "it has no consolidated snapshot") from None
+    layout = attributes.get("xact_layout")
+    fault = find_attributes_fault(attributes) or (None if layout in ("cube", "groups") else f"layout {layout!r:.60}")
+    if fault is None:
+        faults = ((at, find_fault(at, one)) for at, one in kept.items())
+        fault = next((f"{at!r:.60}: {found}" for at, found in faults if found is not None), None)
+    if fault is not None:
+        raise _refuse_root(path, fault)
+    return Snapshot(path, str(layout), kept, tuple(attributes.get("coordinates", "").split()), f"{path} {stamp}")
+
+
+def _refuse_root(path: Path, fault: str) -> StoreError:
+    return StoreError(f"{path / 'zarr.json'} is damaged: {fault}", hint=f"xact verify {path} names what is damaged")
 
 
 def stamp_root(store: str | Path) -> Stamp:
@@ -119,7 +136,7 @@ def stamp_root(store: str | Path) -> Stamp:
 
 def _read_root(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_bytes())
+        data = parse_json(read_whole(file))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"there is no xact store at {str(file.parent)!r}", hint="give the path of a store") from None
     except OSError as error:
@@ -152,10 +169,15 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
         raise StoreError(
             f"{store / path}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact"
         )
-    grid = [range(-(-length // size)) for length, size in zip(shape, chunk, strict=True)]
+    lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
+    if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
+        raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
+    parts = {  # all of them before there is a whole: a shape that lies finds no chunk
+        at: _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, prod(chunk)).reshape(chunk)
+        for at in np.ndindex(*lengths)
+    }
     whole = np.empty(shape, dtype=kind)
-    for at in np.ndindex(*map(len, grid)):
-        part = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind).reshape(chunk)
+    for at, part in parts.items():
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
@@ -164,17 +186,38 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
     return whole
 
 
-def _decode_label(store: Path, file: Path, kind: np.dtype[Any]) -> np.ndarray:
+def _decode_label(store: Path, file: Path, kind: np.dtype[Any], n_values: int) -> np.ndarray:
     hint = f"xact verify {store} names all that is damaged or missing"
     try:
-        data = file.read_bytes()
+        data = read_whole(file)
     except OSError as error:
         raise StoreError(f"the labels in {file} cannot be read: {error.strerror}", hint=hint) from None
     body = data[:-4]
     if len(data) < 4 or google_crc32c.value(body) != struct.unpack("<I", data[-4:])[0]:
         raise StoreError(f"the labels in {file} do not match their checksum", hint=hint)
-    raw = Zstd().decode(body)
-    return np.asarray(VLenUTF8().decode(raw)) if kind.hasobject else np.frombuffer(raw, kind.newbyteorder("<"))
+    try:
+        if _count_decompressed(body) > MAX_LABEL_NBYTES:
+            raise ValueError
+        raw = Zstd().decode(body)
+        n_said = int.from_bytes(raw[:4], "little") if kind.hasobject else len(raw) // kind.itemsize
+        if n_said != n_values:
+            raise ValueError
+        return np.asarray(VLenUTF8().decode(raw)) if kind.hasobject else np.frombuffer(raw, kind.newbyteorder("<"))
+    except (ValueError, RuntimeError):
+        raise StoreError(f"the labels in {file} are not {n_values} values of type {kind}", hint=hint) from None
+
+
+def _count_decompressed(body: bytes) -> int:
+    """Return the bytes that a zstd frame says it holds; ValueError where it does not say (RFC 8878, 3.1.1.1)."""
+    if len(body) < 14:  # magic 4, descriptor 1, window 0 or 1, dictionary 0 to 4, size 0 to 8: shorter holds no label
+        raise ValueError("no zstd frame")
+    flags = body[4]
+    is_single, size_code = bool(flags & 0x20), flags >> 6
+    n_size = (1 if is_single else 0) if size_code == 0 else 2**size_code
+    if n_size == 0:
+        raise ValueError("the frame does not say how much it holds")
+    start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(body[start : start + n_size], "little") + (256 if n_size == 2 else 0)
 
 
 def find_absent_shards(store: Path) -> frozenset[str]:
@@ -182,7 +225,8 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 
     Raise StoreError where there is no manifest, or where it is not the one that was written.
     """
-    files = {int(file.stem.partition("-")[2]): file for file in (store / ".xact").glob("manifest-*.jsonl")}
+    numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
+    files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
     if not files:
         raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
     newest = files[max(files)]
@@ -192,5 +236,9 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 @functools.lru_cache(maxsize=4)
 def _read_absent(file: Path, mtime_ns: int) -> frozenset[str]:
     del mtime_ns  # only tells one manifest from the next
-    lines = [json.loads(line) for line in read_sealed_lines(file) if b'"absent"' in line]
-    return frozenset(key for line in lines for key, written in line.get("shards", {}).items() if written == "absent")
+    lines = (line for line in read_sealed_lines(file) if b'"absent"' in line)
+    try:
+        tables = [dict(parse_json(line)).get("shards", {}) for line in lines]
+        return frozenset(key for shards in tables for key, written in shards.items() if written == "absent")
+    except (ValueError, TypeError, AttributeError):
+        raise StoreError(f"{file} is damaged: a line is no JSON of names and values") from None

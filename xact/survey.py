@@ -13,7 +13,7 @@ from torch import nn
 
 from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
-from xact.errors import RequestError
+from xact.errors import CaptureError, RequestError
 from xact.hidden_layers import check_logits, describe_reading, plan_hidden_layers, survey_hidden
 from xact.layers import (
     Output,
@@ -55,8 +55,15 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
         network = replace(network, module=network.module.to("meta"))
         return network, probe(network, input_shape), input_shape
     except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+        return (*_survey_for_real(spec, input_shape), input_shape)
+
+
+def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
+    try:
         network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
-        return network, probe(network, input_shape), input_shape
+        return network, probe(network, input_shape)
+    except RuntimeError as error:
+        raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from xact.errors import RequestError, make_nearest_text
+from xact.errors import RequestError, XactError, make_nearest_text
 from xact.models import Network, Transform, Weights
 from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
 from xact.models.explicit import make_explicit_transform
@@ -46,7 +46,8 @@ def make_transform(spec: ModelSpec) -> Transform:
         )
 
     def apply(picture: Image) -> Tensor:
-        return _check_picture(function(picture), spec)
+        with _tell_failures(f"model {spec.label!r}: {name}"):
+            return _check_picture(function(picture), spec)
 
     name = getattr(function, "__qualname__", type(function).__qualname__)
     record = {"library": "python", "kind": "code", "code": f"{spec.id} {name}", **_record_code(factory)}
@@ -71,7 +72,9 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 
 def _make_module(spec: ModelSpec) -> nn.Module:
-    module = _find_factory(spec)()
+    factory = _find_factory(spec)
+    with _tell_failures(f"model {spec.label!r}: {spec.id}", is_meta=torch.empty(0).is_meta):
+        module = factory()
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {spec.label!r}: {spec.id} returned {type(module).__name__}, not an nn.Module")
     return module
@@ -81,13 +84,14 @@ def _find_factory(spec: ModelSpec) -> Callable[[], object]:
     module_name, colon, name = spec.id.partition(":")
     if not (module_name and colon and name):
         raise RequestError(f"model {spec.label!r}: the id {spec.id!r} is not of the form package.module:factory")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise RequestError(
-            f"model {spec.label!r}: {spec.id} cannot be imported: {error}",
-            hint=f"modules are looked for in {spec.folder} and among the installed packages",
-        ) from error
+    with _tell_failures(f"model {spec.label!r}: importing {module_name}"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise RequestError(
+                f"model {spec.label!r}: {spec.id} cannot be imported: {error}",
+                hint=f"modules are looked for in {spec.folder} and among the installed packages",
+            ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value)]
@@ -130,4 +134,22 @@ def _find_logits(output: object) -> Tensor | None:
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)
+    with _tell_failures(f"the forward of {type(module).__name__}", is_meta=pictures.is_meta):
+        return module(pictures)
+
+
+@contextmanager
+def _tell_failures(what: str, *, is_meta: bool = False) -> Iterator[None]:
+    """Say in one line that code of the user's own failed, with whatever it raised.
+
+    Without numbers (`is_meta`) that is no failure yet: NotImplementedError, and the survey tries with numbers.
+    """
+    try:
+        yield
+    except (XactError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = f"{what} failed with {type(error).__name__}: {error}"
+        if is_meta:
+            raise NotImplementedError(told) from error
+        raise RequestError(told, hint="--debug shows where") from error

@@ -146,7 +146,7 @@ def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_rows(
         captions / "by-the-program.csv", [["nsd_id", "caption", "model", "prompt"], [1, "A dog.", "pixtral", "caption"]]
     )
-    pixtral = write_pixtral(tmp_path / "pixtral", words={"scene dominated": 500.0})
+    pixtral = write_pixtral(tmp_path / "pixtral", words={"scene dominated": 100.0})
     llama = write_model(tmp_path / "llama", "llama")
     for dataset in N_IMAGES:
         network = describe("vit_tiny_patch16_224.augreg_in21k", "test_vit", tmp_path)
@@ -178,7 +178,7 @@ def test_every_line_of_the_first_table_does_what_the_program_did(first: Path):
         assert list(file["ResNet50"]) == ["object_01", "object_02"]
         assert list(file["ResNet50/object_01"]) == ["layer1.0.conv1", "layer1.0.conv2", "layer4.0.conv2"]
         assert file["ViT-B-16/object_02/blocks.5.mlp.fc2"].shape == (4, 64)
-    assert xr.open_zarr("concrete.zarr").sizes["model"] == 4
+    assert xr.open_zarr("concrete.zarr", group="catalog").sizes["model"] == 4
     assert list(xr.open_zarr("single.zarr").stimulus.values) == ["stimuli_rotatedsemantic/object_01"]
 
 
@@ -223,7 +223,7 @@ def test_captions_of_coco_go_to_their_own_pictures_though_their_file_is_in_anoth
     tokenizer = transformers.AutoTokenizer.from_pretrained(second.parent / "llama")
     with torch.inference_mode():
         for i in range(N_IMAGES["nsd"]):
-            batch = tokenizer(f"Picture {i}, said the first word.", return_tensors="pt")
+            batch = tokenizer(f"Picture {i}, said the first.", return_tensors="pt")
             answer = module(**batch, labels=batch["input_ids"], output_hidden_states=True)
             expected = torch.stack([state[0].mean(0) for state in answer.hidden_states])
             torch.testing.assert_close(held["feats"][i], expected, rtol=1e-5, atol=1e-5)

@@ -123,6 +123,10 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tokens = {"layers": ["blocks.*.mlp.fc2"], "reduce": "mean"}
     networks = [describe(label, "test_resnet", tmp_path, **maps) for label in ("ResNet50", "CORNet-S", "VGG19")]
     shrink("panel.yml", tmp_path, models=[*networks, describe("ViT-B-16", "test_vit", tmp_path, **tokens)])
+    (tmp_path / "old").mkdir()
+    with h5py.File(tmp_path / "old" / "model_activations_stimuli_rotatedsemantic.h5", "w") as file:
+        for stem in ("object_01", "object_02"):
+            file[f"ResNet50/{stem}/conv1"] = np.ones((4, 8), np.float32)
     ((_, text),) = list_blocks(find_chapter("Models"), "yaml")
     (tmp_path / "recipes" / "lab_models.yml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -146,6 +150,9 @@ def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_rows(
         captions / "by-the-program.csv", [["nsd_id", "caption", "model", "prompt"], [1, "A dog.", "pixtral", "caption"]]
     )
+    (folder / "old").mkdir()
+    feats = torch.arange(N_IMAGES["nsd"] * 2 * 3.0).view(-1, 2, 3)
+    torch.save({"feats": feats, "num_params": 7}, folder / "old" / "vit_tiny_patch16_224.augreg_in21k_pool-cls.pt")
     pixtral = write_pixtral(tmp_path / "pixtral", words={"scene dominated": 100.0})
     llama = write_model(tmp_path / "llama", "llama")
     for dataset in N_IMAGES:
@@ -165,6 +172,7 @@ def test_every_line_of_the_first_table_does_what_the_program_did(first: Path):
     names = run_rows(FIRST)
     assert names["values"].shape[0] == 4
     assert names["layer"].dims == ("stimulus", "unit")
+    shutil.rmtree("old")
     made = {str(file.relative_to(first)) for file in first.rglob("*.h5")}
     assert made == {
         "activations/model_activations_stimuli_rotatedsemantic.h5",
@@ -185,7 +193,7 @@ def test_every_line_of_the_first_table_does_what_the_program_did(first: Path):
 def test_every_line_of_the_second_table_does_what_the_programs_did(second: Path):
     names = run_rows(SECOND)
     vit, lm = "vit_tiny_patch16_224.augreg_in21k", "bigscience_bloomz-560m_pool-avg_prompt"
-    made = {str(file.relative_to(second / "features")) for file in second.rglob("*.pt")}
+    made = {str(file.relative_to(second / "features")) for file in (second / "features").rglob("*.pt")}
     assert made == {
         *(f"{dataset}/all/{vit}_pool-cls.pt" for dataset in N_IMAGES),
         f"nsd/all-untrained/{vit}@random-0_pool-cls-untrained.pt",
@@ -202,6 +210,7 @@ def test_every_line_of_the_second_table_does_what_the_programs_did(second: Path)
     assert pd.read_csv("nsd_scene_gradient.csv")["caption"].unique().tolist() == ["Scene-dominated"]
     assert pd.read_csv("test.csv")["caption_prompt"].unique().tolist() == ["custom"]
     assert names["acts"].sizes["layer"] == 4
+    assert xr.open_zarr("old.zarr")["stimulus"].values.tolist() == captions["stimulus"].tolist()
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "recipes/" in line and "registry=" not in line])

@@ -24,7 +24,7 @@ from xact.errors import CaptureError, MismatchError, RequestError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Holdings, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
-from xact.merge import Request, make_plan
+from xact.merge import Request, compare_settings, make_plan
 from xact.models import Network, Weights, check_allowed, check_gate, find_weights, load_network
 from xact.plan import Plan, PlannedModel, Task, make_tasks
 from xact.recipe import LoadedRecipe
@@ -87,6 +87,8 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     loaded = adopt_replicates(loaded, source)
     recipe = loaded.recipe
     state = load_state(store)
+    if state.plan is not None:
+        compare_settings(recipe.model_dump(), state.plan)  # before any network: an imported store is refused here
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
@@ -180,7 +182,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
                     raise
                 outcome.failed_models[model.label] = str(error)
     tree = make_tree(plan, state, jitter, final=True)
-    metadata = make_metadata(plan, tree, make_provenance(site, outcome))
+    metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
         all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
         and not outcome.failed_models
@@ -336,9 +338,8 @@ def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
         outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
 
 
-def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
+def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
     """Return the texts of the group `/xact`: the recipe, and how each number came about."""
-    plan, state = site.plan, site.state
     models = {}
     for model in plan.models:
         done = [record for (label, _), record in state.tasks.items() if label == model.label]
@@ -357,6 +358,6 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": sys.platform,
         "models": models,
-        "failed_models": outcome.failed_models,
+        "failed_models": dict(failed_models),
     }
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}

@@ -47,7 +47,7 @@ class Content:
     fields: Mapping[str, Any]
     """What stands beside the values: plain data."""
     numbers: Mapping[str, np.ndarray]
-    """What stands beside the values as tensors, one number a stimulus."""
+    """What stands beside the values as tensors, one number or row a stimulus."""
     dtype: str
     shape: tuple[int, int, int]
     """(stimulus, layer, unit)."""
@@ -157,8 +157,15 @@ def make_content(
         for name in ("loss", "bpb")
         if name in labels and labels[name][0] == ("model", "stimulus")
     }
+    if "n_tokens" in labels and (chosen.replicates != "mean" or len(labels["replicate"][1]) == 1):
+        numbers["mask"] = make_mask(labels["n_tokens"][1][model.place, chosen.rows])
     shape = (len(chosen.rows), len(layers), layers[0].array.n_units)
     return Content(model, layers, fields | ({"row_note": note} if note else {}), numbers, dtype, shape)
+
+
+def make_mask(n_tokens: np.ndarray) -> np.ndarray:
+    """Return which places of a batch padded to its longest text hold a token, bool (stimulus, token), tokens first."""
+    return np.arange(n_tokens.max(initial=0)) < n_tokens[:, np.newaxis]
 
 
 def write_file(chosen: Chosen, content: Content, path: Path) -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from xact.cli import show_table
 from xact.errors import RequestError
 from xact.models import SOURCES, find_weights, load_network
 from xact.plan import PlannedModel
 from xact.registry import load_registry
 from xact.specs import ModelSpec, resolve_model
 from xact.survey import survey_model
+from xact.terminal import show_table
 
 TIMED_PARAMETERS = 100_000_000
 """Networks of fewer are timed."""

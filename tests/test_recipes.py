@@ -197,6 +197,44 @@ def test_the_recipes_of_data_sets_make_a_plan(
     assert f"store {source}_vision.zarr (cube): {n_stimuli} stimuli x 1 replicates" in capsys.readouterr().out
 
 
+def test_the_recipe_of_captions_of_nsd_makes_a_plan(tmp_path: Path, monkeypatch, capsys):
+    from xact.registry import load_registry
+
+    captions = make_nsd(tmp_path / "tree", has_captions=True) / "annotations" / "coco_captions.csv"
+    monkeypatch.chdir(tmp_path)
+    recipe = str(RECIPES / "nsd_language.yml")
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", recipe, "--set", f"stimuli.file={captions}", "--models", "bigscience/bloomz-560m"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert "store nsd_language.zarr (cube): 12 stimuli x 1 replicates" in shown
+    assert shown.splitlines()[1].split()[:3] == [
+        "bigscience/bloomz-560m",
+        "25",
+        "25,600",
+    ]  # the embedding and 24 blocks of 1,024
+    (of,) = load_recipe(recipe).recipe.models
+    assert len(load_registry().sets[of].models) == 16
+
+
+@pytest.mark.parametrize(
+    ("source", "variable", "make"),
+    [
+        ("nsd", "NSD_DATASET", make_nsd),
+        ("bold5000", "BOLD_DATASET", make_bold5000),
+        ("things", "THINGS_DATASET", make_things),
+    ],
+)
+def test_the_recipes_of_captions_find_every_picture(source: str, variable: str, make: Any, tmp_path: Path, monkeypatch):
+    from xact.caption import make_job
+
+    monkeypatch.setenv(variable, str(make(tmp_path / "tree")))
+    job = make_job(load_recipe(RECIPES / f"caption_{source}.yml", schema=CaptionRecipe))
+    job.source.close()
+    assert job.n_stimuli == {"nsd": 12, "bold5000": 7, "things": 7}[source]
+    assert (job.prompt.name, str(job.output)) == ("caption", f"{source}-captions-pixtral.csv")
+
+
 STUDIES = {
     # recipe: (folders of its stimuli, pictures, units of a picture over all models, layout)
     "panel.yml": (["rotatedsemantic", "confound/leaves"], 2, 50_702_208, "groups"),

@@ -30,6 +30,7 @@ from tiny_pixtral import write_pixtral
 
 import xact
 from xact.cli import get_overrides, main, make_parser
+from xact.export import export
 from xact.recipe import CaptionRecipe
 from xact.recipe_file import load_recipe
 from xact.specs import resolve_models
@@ -264,8 +265,6 @@ def captioned(tmp_path: Path) -> Path:
 
 
 def test_the_mask_of_a_pt_file_has_the_tokens_of_each_caption_first(captioned: Path):
-    from xact.export import export
-
     files = export(captioned / "c.zarr", to="pt", output_dir=captioned)
     assert [str(file.relative_to(captioned)) for file in files] == [
         "nsd/all/org_llama_pool-avg_prompt-coco.pt",
@@ -280,8 +279,6 @@ def test_the_mask_of_a_pt_file_has_the_tokens_of_each_caption_first(captioned: P
 
 
 def test_a_mean_over_several_captions_has_no_mask(captioned: Path):
-    from xact.export import export
-
     for file in export(captioned / "c.zarr", to="pt", output_dir=captioned, replicates="mean"):
         held = torch.load(file)
         assert "mask" not in held

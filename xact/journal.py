@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ FOLDER = ".xact"
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One finished task: the newest record of a (model, block) is the true one."""
+    """One finished task; a later record of the same (model, block) adds rows, what it says of all rows is true."""
 
     model: str
     block: int
@@ -104,11 +105,13 @@ class State:
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
             failed = {int(row): error for row, error in line["failed"].items()}
             scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            n_nonfinite = Counter(line["n_nonfinite"])
             if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
-                older = self.tasks[model, block].scores
-                scores = {name: older.get(name, {}) | scores.get(name, {}) for name in older | scores}
+                older = self.tasks[model, block]
+                scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
+                n_nonfinite += Counter(older.n_nonfinite)
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"], scores
+                model, block, line["stop"], failed, shards, dict(n_nonfinite), line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256

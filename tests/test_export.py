@@ -448,7 +448,7 @@ def test_a_kill_leaves_every_file_absent_or_whole(wide: Path, tmp_path: Path, to
         child = run_export(wide, to, tmp_path / "out")
         time.sleep(draw.uniform(0.3, 1.0) * seconds)
         child.kill()
-        child.wait()
+        child.communicate()
         if (tmp_path / "out").exists():
             check_whole(tmp_path / "out", expected)
     run_export(wide, to, tmp_path / "out").communicate()

@@ -448,7 +448,6 @@ def test_a_language_model_is_refused_pictures_before_anything_is_loaded(label, t
 
 
 def test_a_gated_model_is_explained_before_anything_else_happens(tmp_path, monkeypatch, folder):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     write_captions(tmp_path / "captions.csv")
     with pytest.raises(WeightsError, match=r"'google/gemma-2-2b' is gated") as caught:
@@ -456,6 +455,16 @@ def test_a_gated_model_is_explained_before_anything_else_happens(tmp_path, monke
     assert "https://huggingface.co/google/gemma-2-2b" in caught.value.hint
     assert "HF_TOKEN" in caught.value.hint
     assert not (tmp_path / "store.zarr").exists()
+
+
+def test_under_skip_a_gated_model_is_recorded_and_the_others_are_built(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    write_captions(tmp_path / "captions.csv")
+    outcome = xact.build(
+        write_recipe(tmp_path, "google/gemma-2-2b", describe(folder, "llama"), extra="on_error: skip\n")
+    )
+    assert list(outcome.failed_models) == ["google/gemma-2-2b"]
+    assert outcome.n_captured == len(CAPTIONS)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")

@@ -334,6 +334,7 @@ def test_a_set_stands_for_its_networks():
     assert len(resolve("panel-b-vision")) == 17
     assert {spec.family for spec in resolve("cnn")} == {"CNN"}
     assert {spec.training for spec in resolve("image+text")} == {"image+text"}
+    assert "language" not in {spec.training for spec in resolve("transformer")}  # they are shown no pictures
     assert [spec.label for spec in resolve("ResNet50", "panel-a")] == PANEL_A  # once each
 
 

@@ -101,6 +101,15 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
+    verify = add(
+        "verify", run_verify, "Compare every byte of a store with its manifest, of an export with its side file."
+    )
+    verify.add_argument("path", metavar="STORE|FILE")
+    verify.add_argument("--json", action="store_true")
+    imports = add("import", run_import, "Make a store of files that older programs, or xact export, wrote.")
+    imports.add_argument("files", metavar="FILE", nargs="+", help=".h5 files of several conditions, or .pt files")
+    imports.add_argument("--store", metavar="PATH", required=True)
+    imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -186,15 +195,15 @@ def confirm(site: Site, *, yes: bool) -> bool:
     return input("build this? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def show_outcome(outcome: Outcome) -> int:
-    """Print how a build ended and return the exit code."""
+def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:
+    """Print how a build or an import ended and return the exit code."""
     show_warnings(outcome.warnings)
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
         sys.stderr.write(f"failed: {name}: {error}\n")
     if outcome.n_captured:
-        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows captured\n")
+        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
     elif outcome.is_complete:
-        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that the recipe asks for\n")
+        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
     sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r})\n")
     if outcome.is_complete:
         return 0
@@ -215,9 +224,10 @@ def run_plan(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from xact.estimate import estimate
+    from xact.place import check_place
     from xact.recipe_file import load_recipe
     from xact.run import survey
-    from xact.start import check_place, make_overrides
+    from xact.start import make_overrides
 
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = Path(loaded.recipe.store).expanduser()
@@ -355,6 +365,32 @@ def run_info(options: argparse.Namespace) -> int:
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
     sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Look at every byte; 0 when each is as it was written."""
+    from xact.verify import verify
+
+    report = verify(options.path)
+    sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
+    sys.stdout.flush()
+    error = report.find_error()
+    if error is not None:
+        raise error
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Make a store of old files."""
+    from xact.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.imports import import_files
+        from xact.progress import Progress
+
+        with Progress() as progress:
+            outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
+    return show_outcome(outcome, done="imported", wanted="the files hold")
 
 
 def run_caption(options: argparse.Namespace) -> int:

@@ -121,21 +121,23 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def make_sealed_lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
     """Return the pieces of a file of JSON lines, the last of which is the hash of the lines before."""
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
-    last = json.dumps({"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": len(lines)}).encode() + b"\n"
-    return [body, last]
+    return [body, _make_seal(body)]
+
+
+def _make_seal(body: bytes) -> bytes:
+    said = {"lines_sha256": hashlib.sha256(body).hexdigest(), "n_lines": body.count(b"\n")}
+    return json.dumps(said).encode() + b"\n"
 
 
 def read_sealed_lines(path: Path) -> list[bytes]:
     """Return the lines before the last one, not parsed; raise StoreError where they are not those that were written."""
     try:
-        body, newline, last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")
+        data = path.read_bytes()
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        said = json.loads(last)["lines_sha256"]
-    except (ValueError, KeyError, TypeError):
-        said = None
-    if said != hashlib.sha256(body + newline).hexdigest():
+    at = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
+    body = data[:at]
+    if data[at:] != _make_seal(body):
         raise StoreError(f"{path} is damaged: its last line is not the hash of the lines before")
     return [line for line in body.split(b"\n") if line]
 

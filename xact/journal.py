@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from xact.digest import hash_file
 from xact.durable import Written, append_line, make_sealed_lines, read_lines, read_sealed_lines, write_file
 from xact.errors import StoreError
 from xact.plan import Plan
@@ -200,8 +201,11 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     """Write the manifest of the plan's generation: the state, the hash of every file, the hash of the lines."""
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
+    generation = state.plan.generation
+    own = [f"{FOLDER}/{name}" for name in (f"plan-{generation}.json", f"journal-{generation}.jsonl")]
+    files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
-    write_file(store / FOLDER / f"manifest-{state.plan.generation}.jsonl", make_sealed_lines(lines))
+    write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan
     """
     if old is None:
         return _make_first_plan(request)
-    _compare_settings(request, old)
+    compare_settings(request.recipe, old)
     stimuli = _merge_stimuli(request.table, old.stimuli)
     models = _merge_models(request, old, len(stimuli.ids))
     layer_labels = tuple(dict.fromkeys([*old.layer_labels, *(k.label for m in models for k in m.layers)]))
@@ -163,16 +163,16 @@ def _compare_leaves(held: object, asked: object, prefix: str) -> None:
             raise _refuse_difference(key, old.get(key), new.get(key))
 
 
-def _compare_settings(request: Request, old: Plan) -> None:
-    """Refuse a request whose stimuli, replicates or storage settings differ from the store's."""
+def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
+    """Refuse a recipe whose stimuli, replicates or storage settings differ from the store's."""
 
-    def settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-        stimuli = {key: value for key, value in recipe["stimuli"].items() if key not in NEUTRAL_STIMULI_KEYS}
-        storage = {key: value for key, value in recipe["storage"].items() if key != "layout"}
-        return {"stimuli": stimuli, "replicates": recipe["replicates"], "storage": storage}
+    def settings(of: Mapping[str, Any]) -> dict[str, Any]:
+        stimuli = {key: value for key, value in of["stimuli"].items() if key not in NEUTRAL_STIMULI_KEYS}
+        storage = {key: value for key, value in of["storage"].items() if key != "layout"}
+        return {"stimuli": stimuli, "replicates": of["replicates"], "storage": storage}
 
-    _compare_leaves(settings(old.recipe), settings(request.recipe), "")
-    layout = request.recipe["storage"]["layout"]
+    _compare_leaves(settings(old.recipe), settings(recipe), "")
+    layout = recipe["storage"]["layout"]
     if layout not in ("auto", old.layout):
         raise _refuse_difference("storage.layout", old.layout, layout)
 

@@ -25,7 +25,7 @@ from xact.errors import CaptureError, MismatchError, RequestError, WeightsError
 from xact.finish import finish_task, load_rows
 from xact.gallery import Holdings, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
-from xact.merge import Request, make_plan
+from xact.merge import Request, compare_settings, make_plan
 from xact.models import Network, Weights, check_allowed, check_gate, find_weights, load_network
 from xact.plan import Plan, PlannedModel, Task, make_tasks
 from xact.recipe import LoadedRecipe
@@ -88,17 +88,20 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     loaded = adopt_replicates(loaded, source)
     recipe = loaded.recipe
     state = load_state(store)
+    if state.plan is not None:
+        compare_settings(recipe.model_dump(), state.plan)  # before any network: an imported store is refused here
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
     weights: dict[str, Weights] = {}
+    helds = {label: state.plan.find_model(label) if state.plan else None for label in specs}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
-    for spec in specs.values():
-        held = state.plan.find_model(spec.label) if state.plan else None
+    if fetch:
+        failed |= find_gated([spec for label, spec in specs.items() if helds[label] is None], recipe.on_error)
+    for spec in (spec for label, spec in specs.items() if label not in failed):
+        held = helds[spec.label]
         try:
-            if fetch:
-                check_gate(spec)
             model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
             models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
         except WeightsError as error:
@@ -120,11 +123,24 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     tasks = {
         m.label: list_tasks(plan, m, specs[m.label], state, holdings if fetch else None)
         for m in plan.models
-        if m.label in specs
+        if m.label in specs and m.label not in failed
     }
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return Site(store, loaded, source, specs, weights, state, plan, tasks)
+
+
+def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
+    """Return {model: why} of weights that must be asked for first; raise the first where errors stop a build."""
+    failed: dict[str, str] = {}
+    for spec in specs:
+        try:
+            check_gate(spec)
+        except WeightsError as error:
+            if on_error == "stop":
+                raise
+            failed[spec.label] = str(error)
+    return failed
 
 
 def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:
@@ -181,7 +197,7 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
                     raise
                 outcome.failed_models[model.label] = str(error)
     tree = make_tree(plan, state, jitter, final=True)
-    metadata = make_metadata(plan, tree, make_provenance(site, outcome))
+    metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
         all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
         and not outcome.failed_models
@@ -352,9 +368,8 @@ def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
         outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
 
 
-def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
+def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
     """Return the texts of the group `/xact`: the recipe, and how each number came about."""
-    plan, state = site.plan, site.state
     models = {}
     for model in plan.models:
         done = [record for (label, _), record in state.tasks.items() if label == model.label]
@@ -373,6 +388,6 @@ def make_provenance(site: Site, outcome: Outcome) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": sys.platform,
         "models": models,
-        "failed_models": outcome.failed_models,
+        "failed_models": dict(failed_models),
     }
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from xact.capture import Capture, find_device
+from xact.capture import Capture, Wanted, find_device
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
-from xact.engine import Exhibit, Job
+from xact.engine import Exhibit, Job, Recorder
 from xact.errors import CaptureError
 from xact.gallery import Gallery, Holdings, collate_pictures, get_pictures
 from xact.hidden_states import TextCapture
@@ -44,11 +45,25 @@ def set_stage(
 ) -> Stage:
     """Put a network where it runs, and get its stimuli ready."""
     device = place_network(network, model, spec)
-    make = {"image": _show_pictures, "text": _show_captions}[model.kind]
+    wanted = make_wanted(model)
+    show = {"image": _show_pictures, "text": _show_captions}[model.kind]
+    shown = show(plan, model, spec, network, recipe, holdings, device)
+    job = Job(
+        model=model.label,
+        wanted=wanted,
+        make_recorder=partial(shown.make_recorder, wanted),
+        collate=shown.collate,
+        n_replicates=plan.n_replicates,
+        stimuli_per_task=plan.stimuli_per_task,
+        device=device,
+        dtype=model.dtype,
+        skip_failed=recipe.on_error == "skip",
+    )
     n_workers = count_workers(recipe.compute.workers)
     lanes = 1 if network.is_placed else n_workers
     return Stage(
-        *make(plan, model, spec, network, recipe, holdings, device),
+        job=job,
+        exhibit=shown.exhibit,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )
@@ -87,6 +102,15 @@ def make_texts(spec: ModelSpec, holdings: Holdings, n_replicates: int) -> Texts:
     return Texts(holdings, make_tokenizer(spec), spec.template, n_replicates)
 
 
+@dataclass(frozen=True)
+class _Showing:
+    """What is different between pictures and captions."""
+
+    exhibit: Exhibit
+    make_recorder: Callable[[Sequence[Wanted]], Recorder]
+    collate: Callable[[Sequence[Any]], Any]
+
+
 def _show_pictures(
     plan: Plan,
     model: PlannedModel,
@@ -95,29 +119,20 @@ def _show_pictures(
     recipe: Recipe,
     holdings: Holdings,
     device: str,
-) -> tuple[Job, Exhibit]:
-    wanted = make_wanted(model)
+) -> _Showing:
     pictures = get_pictures(recipe.stimuli, model.label)
-    job = Job(
-        model=model.label,
-        wanted=wanted,
-        make_recorder=partial(Capture, network, wanted, n_prefix=model.n_prefix_tokens, model=model.label),
+    return _Showing(
+        exhibit=Gallery(
+            holdings=holdings,
+            replicates=recipe.replicates,
+            mask_alpha=pictures.mask_alpha,
+            border=pictures.border,
+            transform=make_transform(spec),
+            input_shape=model.input_shape,
+        ),
+        make_recorder=partial(Capture, network, n_prefix=model.n_prefix_tokens, model=model.label),
         collate=partial(collate_pictures, n_replicates=plan.n_replicates, input_shape=model.input_shape, device=device),
-        n_replicates=plan.n_replicates,
-        stimuli_per_task=plan.stimuli_per_task,
-        device=device,
-        dtype=model.dtype,
-        skip_failed=recipe.on_error == "skip",
     )
-    exhibit = Gallery(
-        holdings=holdings,
-        replicates=recipe.replicates,
-        mask_alpha=pictures.mask_alpha,
-        border=pictures.border,
-        transform=make_transform(spec),
-        input_shape=model.input_shape,
-    )
-    return job, exhibit
 
 
 def _show_captions(
@@ -125,24 +140,15 @@ def _show_captions(
     model: PlannedModel,
     spec: ModelSpec,
     network: Network,
-    recipe: Recipe,
+    _recipe: Recipe,
     holdings: Holdings,
-    device: str,
-) -> tuple[Job, Exhibit]:
+    _device: str,
+) -> _Showing:
     texts = make_texts(spec, holdings, plan.n_replicates)
-    wanted = make_wanted(model)
-    recorder = partial(
-        TextCapture, network, wanted, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
-    )
-    job = Job(
-        model=model.label,
-        wanted=wanted,
-        make_recorder=recorder,
+    return _Showing(
+        exhibit=texts,
+        make_recorder=partial(
+            TextCapture, network, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
+        ),
         collate=texts.collate,
-        n_replicates=plan.n_replicates,
-        stimuli_per_task=plan.stimuli_per_task,
-        device=device,
-        dtype=model.dtype,
-        skip_failed=recipe.on_error == "skip",
     )
-    return job, texts

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.durable import hold_lock
 from xact.errors import RequestError, WorkError
+from xact.place import hold_place
 from xact.recipe import LoadedRecipe
 from xact.recipe_file import UNTRAINED, load_recipe
 from xact.yaml_text import parse_assignment
@@ -109,39 +109,7 @@ def make_overrides(
 def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = Path(loaded.recipe.store).expanduser()
-    is_store, was_there = check_place(store), store.exists()
-    folder = store / ".xact"
-    with hold_lock(folder):
-        try:
-            from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
+    with hold_place(store):
+        from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
 
-            yield survey(loaded, store, allow_code=allow_code, fetch=True)
-        finally:
-            if not is_store and not any(folder.glob("plan-*")):
-                remove_traces(folder)  # under the lock: whoever waits for it sees its file gone, and takes a new one
-                if not was_there:
-                    with suppress(OSError):
-                        store.rmdir()
-
-
-def check_place(store: Path) -> bool:
-    """Return whether a store is at this path; refuse a path that holds something else."""
-    if not store.exists():
-        return False
-    if not store.is_dir():
-        raise RequestError(f"the store {str(store)!r} is a file", hint="give another path (--store PATH)")
-    if (store / ".xact").is_dir():
-        return True
-    if any(store.iterdir()):
-        raise RequestError(
-            f"the folder {str(store)!r} holds something that is no xact store", hint="give another path (--store PATH)"
-        )
-    return False
-
-
-def remove_traces(folder: Path) -> None:
-    """Remove the folder `.xact` of a store in which nothing was planned."""
-    for name in ("lock", "holder.json"):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # another builder has begun
-        folder.rmdir()
+        yield survey(loaded, store, allow_code=allow_code, fetch=True)

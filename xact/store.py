@@ -191,18 +191,23 @@ def make_root(
     return _dump(_make_root_metadata(attributes, metadata))
 
 
+def make_unfinished_root(plan: Plan) -> bytes:
+    """Return the bytes of the root's metadata file of a store of which nothing is published yet."""
+    attributes = {
+        "xact_format": plan.xact_format,
+        "xact_complete": False,
+        "xact_generation": 0,
+        "xact_layout": plan.layout,
+        "how_to_read": UNFINISHED,
+    }
+    return _dump(_make_root_metadata(attributes, {}))
+
+
 def create(store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> None:
     """Write all metadata and labels of a plan durably; what is on disk and equal stays as it is."""
-    changed = {key: data for key, data in _make_files(tree, metadata).items() if not _holds(store / key, data)}
+    changed = {key: data for key, data in make_files(tree, metadata).items() if not _holds(store / key, data)}
     if not (store / "zarr.json").exists():
-        attributes = {
-            "xact_format": plan.xact_format,
-            "xact_complete": False,
-            "xact_generation": 0,
-            "xact_layout": plan.layout,
-            "how_to_read": UNFINISHED,
-        }
-        changed["zarr.json"] = _dump(_make_root_metadata(attributes, {}))
+        changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
         place_file(store / key, [data])
     for folder in sorted({(store / key).parent for key in changed}):
@@ -238,7 +243,7 @@ def publish(
         raise StoreError(f"{store}: there is no plan to publish")
     create(store, plan, tree, metadata)
     root = make_root(plan, metadata, tree, complete=complete)
-    files = {key: _written(data) for key, data in _make_files(tree, metadata).items()}
+    files = {key: _written(data) for key, data in make_files(tree, metadata).items()}
     write_manifest(store, state, {**files, "zarr.json": _written(root)})
     write_file(store / "zarr.json", [root])
     remove_older(store, plan.generation)
@@ -252,7 +257,7 @@ def _holds(file: Path, data: bytes) -> bool:
     return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
 
 
-def _make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
+def make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
     """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
     made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
     encoded: dict[int, list[tuple[str, bytes]]] = {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from xact.errors import StoreError
 from xact.info import check_model, make_plain, show_shape
+from xact.old_files.torch import load_safely
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -28,23 +26,6 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     if with_layers:
         described["layers"] = [str(layer) for layer in held.get("layer", [])]
     return described
-
-
-def load_safely(path: Path) -> Any:  # noqa: ANN401  whatever was saved
-    """Return what was saved, its tensors mapped from the file; raise StoreError for code and for damage."""
-    if not zipfile.is_zipfile(path):
-        raise StoreError(
-            f"{path} is damaged, or was not written by torch.save as it saves today", hint="export or copy it again"
-        )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise StoreError(
-            f"{path} holds more than tensors and plain values", hint="loading it could run code: it is not loaded"
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        found = str(error).partition("\n")[0]
-        raise StoreError(f"{path} is damaged: {found}", hint="export or copy it again") from None
 
 
 def _describe_value(value: Any) -> dict[str, Any]:  # noqa: ANN401  whatever was saved

@@ -229,7 +229,8 @@ def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
 
 def check_gate(spec: ModelSpec) -> None:
     """Refuse weights whose terms must be accepted first, where they are not here and nobody is logged in."""
-    if not spec.is_gated or (spec.folder / spec.id).is_dir():
+    is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()
+    if not spec.is_gated or is_local:
         return
     from xact.models.hub import can_be_fetched
 

@@ -109,7 +109,8 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
 
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     settings = {"class": type(tokenizer).__name__, "max_tokens": limit, "pad_id": pad_id, "padding": "right"}
-    if "cls" in str(spec.reduce) and encode("a").ids[0] != tokenizer.cls_token_id:
+    reductions = spec.reduce if isinstance(spec.reduce, list) else [spec.reduce]
+    if "cls" in reductions and encode("a").ids[0] != tokenizer.cls_token_id:
         raise RequestError(f"model {spec.label!r}: its tokenizer puts no class token first", hint="reduce: mean")
     return Tokenizer(encode, pad_id, record | settings)
 
@@ -167,7 +168,8 @@ def find_dtype(spec: ModelSpec) -> torch.dtype:
 
 def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the tokenizer's files, and their hashes: beside local weights, else where `id` is."""
-    for folder in (Path(spec.weights), shared.locate(spec)):
+    own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
+    for folder in (*own, shared.locate(spec)):
         files = {name: hash_file(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
         if files:
             return folder, {"files": files}

@@ -38,10 +38,11 @@ class Registry:
 
     @property
     def sets(self) -> dict[str, ModelSet]:
-        """The named sets, and one for each family and training type."""
+        """The named sets, and one for each training type and each family of those that are shown pictures."""
         kinds: dict[str, list[str]] = {}
         for entry in self.entries.values():
-            for kind in (entry.family, entry.training):
+            family = None if entry.training == "language" else entry.family
+            for kind in (family, entry.training):
                 if kind:
                     kinds.setdefault(kind.lower(), []).append(entry.label)
         return {**self.named_sets, **{kind: ModelSet(name=kind, models=labels) for kind, labels in kinds.items()}}

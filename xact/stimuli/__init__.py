@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from xact.digest import name_kind
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, check_label, fold_label
 from xact.recipe import Stimuli
@@ -249,7 +250,7 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise StimulusError(f"{name!r} is {_name_kind(found.st_mode)}, not a file", hint="leave it out")
+        raise StimulusError(f"{name!r} is {name_kind(found.st_mode)}, not a file", hint="leave it out")
     return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
@@ -266,17 +267,6 @@ def read_file(path: Path, *, name: str) -> bytes:
     if max(nbytes, len(data)) > MAX_FILE_NBYTES:
         raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
     return data
-
-
-def _name_kind(mode: int) -> str:
-    kinds = {
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "something else")
 
 
 def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:

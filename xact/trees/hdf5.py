@@ -51,7 +51,7 @@ class Hdf5Tree(Tree):
             if not at:
                 for name in names:
                     _check_level(group, name, at)
-            if len(at) == 2 and not _is_ordered(group):
+            if len(at) == 2 and not is_ordered(group):
                 names.sort(key=make_natural_key)
         return names
 
@@ -149,7 +149,7 @@ def _check_level(group: h5py.Group, name: str, at: tuple[str, ...]) -> None:
         )
 
 
-def _is_ordered(group: h5py.Group) -> bool:
+def is_ordered(group: h5py.Group) -> bool:
     """Return whether a group lists its members as they were created, and not by the alphabet."""
     return bool(group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_INDEXED)
 

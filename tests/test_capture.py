@@ -550,7 +550,7 @@ def test_a_compiled_network_is_refused(how):
         module.b = torch.compile(module.b, backend="eager")
     else:
         module.b.compile(backend="eager")
-    with pytest.raises(RequestError, match="is compiled by torch.compile"):
+    with pytest.raises(RequestError, match=r"is compiled by torch\.compile"):
         probe(make_network(module), SHAPE)
 
 

@@ -541,6 +541,19 @@ def test_a_module_that_is_run_past_its_hooks_is_refused_when_asked_for():
     assert [one.label for one in make_wanted(network)] == ["a", "c", "logits"]
 
 
+@pytest.mark.parametrize("how", ["whole", "part", "in place"])
+def test_a_compiled_network_is_refused(how):
+    module = InplaceRelu().eval()
+    if how == "whole":
+        module = torch.compile(module, backend="eager")
+    elif how == "part":
+        module.b = torch.compile(module.b, backend="eager")
+    else:
+        module.b.compile(backend="eager")
+    with pytest.raises(RequestError, match=r"is compiled by torch\.compile"):
+        probe(make_network(module), SHAPE)
+
+
 def test_a_network_in_train_mode_is_refused_before_it_runs():
     network = make_network(InplaceRelu())
     wanted = make_wanted(network)

@@ -56,9 +56,10 @@ def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
     """Return every output of a forward pass in forward order, then the modules that gave none (`n_calls` 0).
 
     `input_shape` is (3, height, width). A network on the meta device costs no memory and no arithmetic. One that is
-    not, or whose code looks at values, is run for real on a batch of zeros.
+    not, or whose code looks at values, is run for real on a batch of zeros. Raise RequestError for compiled code.
     """
     module = network.module
+    _check_eager(module)
     batch = torch.zeros((PROBE_BATCH, *input_shape), device=find_device(module))
     returned: list[tuple[str, int, object]] = []
     calls: Counter[str] = Counter()
@@ -89,6 +90,14 @@ def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
         outputs.append(Output("", type(module).__name__, 0, 1, "", _per_stimulus(tuple(logits.shape)), sizes[""]))
     silent = [name for name in modules if name and not calls[name]]
     return outputs + [Output(name, type(modules[name]).__name__, 0, 0, "", None, sizes[name]) for name in silent]
+
+
+def _check_eager(module: nn.Module) -> None:
+    """Refuse what torch.compile made: it takes hooks for a part of the code that it compiles."""
+    for name, part in module.named_modules():
+        if "_orig_mod" in part._modules or part._compiled_call_impl is not None:
+            what = f"the module {name!r}" if name else "the network"
+            raise RequestError(f"{what} is compiled by torch.compile", hint="give it as it was before it was compiled")
 
 
 def find_device(module: nn.Module) -> torch.device:
@@ -227,11 +236,18 @@ class Capture:
                     f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned",
                     hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
                 )
+            value = self._to_float32(value, one.label)
             if one.reduction.name == "flatten":
-                keep(i, value.float())  # flattened where it is copied to: once, not twice
+                keep(i, value)  # flattened where it is copied to: once, not twice
             else:
                 keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))
             fired.add(i)
+
+    def _to_float32(self, value: Tensor, label: str) -> Tensor:
+        narrow = value.float()
+        if value.dtype == torch.float64 and bool((narrow.isinf() & ~value.isinf()).any()):
+            raise CaptureError(f"model {self._model!r}, layer {label!r}: a value overflows float32")
+        return narrow
 
     def _check_firing(self, calls: Counter[str], fired: set[int], *, stopped: bool) -> None:
         silent = [self._wanted[i].label for i in range(len(self._wanted)) if i not in fired]

@@ -8,6 +8,7 @@ manifest-G.jsonl  all of that and the hash of every file, written just before ge
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ VERIFY = "xact verify STORE names what is damaged; copy the store again"
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One finished task: the newest record of a (model, block) is the true one."""
+    """One finished task; a later record of the same (model, block) adds rows, what it says of all rows is true."""
 
     model: str
     block: int
@@ -116,11 +117,13 @@ class State:
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
             failed = {int(row): error for row, error in line["failed"].items()}
             scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            n_nonfinite = Counter(line["n_nonfinite"])
             if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
-                older = self.tasks[model, block].scores
-                scores = {name: older.get(name, {}) | scores.get(name, {}) for name in older | scores}
+                older = self.tasks[model, block]
+                scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
+                n_nonfinite += Counter(older.n_nonfinite)
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, line["n_nonfinite"], line["seconds"], scores
+                model, block, line["stop"], failed, shards, dict(n_nonfinite), line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256

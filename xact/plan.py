@@ -51,9 +51,9 @@ class PlannedModel(Record):
     label: str
     source: str
     id: str
-    base: str
     weights: str
     """As asked: pretrained, random or a path."""
+    base: str
     weights_record: dict[str, Any]
     seed: int
     trained: bool

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -311,16 +312,17 @@ def run_model(
     _check_versions(site, model)
     started = time.monotonic()
     network = load_network(spec, site.weights[model.label])
-    found = {"tensors_sha256": hash_tensors(network), "load_seconds": round(time.monotonic() - started, 3)}
-    if held is not None and held.get("tensors_sha256") != found["tensors_sha256"]:
-        raise MismatchError(
-            f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
-            hint="put the old weights back, or build another store",
-        )
+    found = {
+        "tensors_sha256": hash_tensors(network),
+        "code": dict(network.code),
+        "load_seconds": round(time.monotonic() - started, 3),
+    }
     if held is None:
         line = {"network": model.label, **found}
         journal.add(line)
         state.take(line)
+    else:
+        _check_network(model, held, found)
     stage = set_stage(
         plan, model, spec, network, site.loaded.recipe, make_holdings(site.source, plan.stimuli.ids, state.stamps)
     )
@@ -357,6 +359,20 @@ def hash_tensors(network: Network) -> str:
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
+
+
+def _check_network(model: PlannedModel, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse a network that is not the one that the first rows of the store came from."""
+    if held.get("code", {}) != found["code"]:
+        raise MismatchError(
+            f"models.{model.label}.code differs: the store was made by {held.get('code')}, here is {found['code']}",
+            hint="put the old code back, or build another store",
+        )
+    if held.get("tensors_sha256") != found["tensors_sha256"]:
+        raise MismatchError(
+            f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
+            hint="put the old weights back, or build another store",
+        )
 
 
 def _check_versions(site: Site, model: PlannedModel) -> None:

@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from xact.capture import Capture, Wanted, find_device
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.engine import Exhibit, Job, Recorder
+from xact.errors import CaptureError
 from xact.gallery import Gallery, Holdings, collate_pictures, get_pictures
 from xact.hidden_states import TextCapture
 from xact.models import Network, make_tokenizer, make_transform
@@ -76,9 +78,23 @@ def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str
     if network.is_typed:
         network.module.to(device)
         return device
-    network.module.to(device, dtype=torch.bfloat16 if model.dtype == "bfloat16" else torch.float32)
+    cast_tensors(network.module, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32, model=model.label)
+    network.module.to(device)
     network.module.to(memory_format=get_memory_format(device))
     return device
+
+
+def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
+    """Cast the weights and buffers of a network, in place; CaptureError where a finite one becomes infinite."""
+
+    def count_finite() -> dict[str, int]:
+        return {name: int(x.isfinite().sum()) for name, x in (*module.named_parameters(), *module.named_buffers())}
+
+    finite = count_finite()
+    module.to(dtype=dtype)
+    for name, n in count_finite().items():
+        if n != finite[name]:
+            raise CaptureError(f"model {model!r}: a weight of {name!r} overflows {str(dtype).removeprefix('torch.')}")
 
 
 def make_texts(spec: ModelSpec, holdings: Holdings, n_replicates: int) -> Texts:

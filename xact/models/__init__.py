@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -44,6 +44,8 @@ class Network:
     """Whether its tensors have their number formats already: casting them would change more than the weights."""
     is_placed: bool = False
     """Whether its tensors lie on their devices already, and are never moved."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """The user's own file that it is made by, with its sha256, where it is."""
 
 
 @dataclass(frozen=True)

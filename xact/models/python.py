@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def make_network(spec: ModelSpec) -> Network:
     """Return what the factory returns."""
     with _look_in(spec.folder):
-        return _describe(_make_module(spec))
+        return _describe(spec, _make_module(spec))
 
 
 def make_transform(spec: ModelSpec) -> Transform:
@@ -68,7 +68,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         module = _make_module(spec)
     path = take_one_file(weights.files, label=spec.label)
     load_strictly(module, load_state_dict(path), f"model {spec.label!r}: the weights in {path.name}")
-    return _describe(module)
+    return _describe(spec, module)
 
 
 def _make_module(spec: ModelSpec) -> nn.Module:
@@ -113,7 +113,7 @@ def _look_in(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _record_code(factory: object) -> dict[str, Any]:
+def _record_code(factory: object) -> dict[str, str]:
     file = getattr(sys.modules.get(getattr(factory, "__module__", "")), "__file__", None)
     return {"file": Path(file).name, "sha256": hash_file(Path(file))} if file else {}
 
@@ -125,8 +125,9 @@ def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
     raise RequestError(f"model {spec.label!r}: xact_transform gave {found}, not float32 (channel, y, x)")
 
 
-def _describe(module: nn.Module) -> Network:
-    return Network(module, _forward, _find_logits, n_prefix_tokens=None, has_cls=False)
+def _describe(spec: ModelSpec, module: nn.Module) -> Network:
+    code = _record_code(_find_factory(spec))
+    return Network(module, _forward, _find_logits, n_prefix_tokens=None, has_cls=False, code=code)
 
 
 def _find_logits(output: object) -> Tensor | None:

@@ -20,7 +20,8 @@ import xact
 from xact import merge
 from xact.device import get_kind
 from xact.errors import MismatchError, RequestError, XactError
-from xact.recipe import FolderStimuli, Recipe
+from xact.recipe import Recipe
+from xact.stimuli_blocks import FolderStimuli
 
 RECIPE = """
 store: {store}

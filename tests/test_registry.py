@@ -17,11 +17,11 @@ from PIL import Image
 from xact import models, survey
 from xact.errors import MismatchError, NameNotFoundError, RecipeError, RequestError, WeightsError
 from xact.layers import find_blocks, resolve_aliases, select_layers
+from xact.provenance import hash_tensors
 from xact.recipe import LoadedRecipe, Recipe
 from xact.recipe_file import load_recipe
 from xact.registry import load_registry
 from xact.registry.patterns import expand_braces
-from xact.run import hash_tensors
 from xact.specs import resolve_model, resolve_models
 from xact.start import build, make_overrides
 

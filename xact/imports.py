@@ -26,10 +26,11 @@ from xact.merge import Request, make_plan
 from xact.old_files import UNKNOWN, OldFiles, OldModel, open_old
 from xact.place import hold_place
 from xact.plan import Plan, PlannedLayer, PlannedModel, Task, make_tasks
+from xact.provenance import make_provenance
 from xact.recipe import Storage
 from xact.registry import load_registry
 from xact.registry.entry import Entry
-from xact.run import Outcome, make_provenance
+from xact.run import Outcome
 from xact.store import create, make_metadata, make_tree, publish
 
 SOURCE = "import"

@@ -5,19 +5,11 @@ What it costs is said by `estimate`; nothing here asks a person anything or know
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from xact.durable import sweep_partial
 from xact.engine import TaskResult, run_job
@@ -26,14 +18,15 @@ from xact.finish import finish_task, load_rows
 from xact.gallery import Holdings, draw_all_amounts, draw_amounts
 from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
 from xact.merge import Request, compare_settings, make_plan
-from xact.models import Network, Weights, check_allowed, check_gate, find_weights, load_network
+from xact.models import Weights, check_allowed, check_gate, find_weights, load_network
 from xact.plan import Plan, PlannedModel, Task, halve_batch, make_tasks
+from xact.provenance import check_network, check_versions, hash_tensors, make_provenance
 from xact.recipe import LoadedRecipe
 from xact.specs import ModelSpec, resolve_models
 from xact.stage import make_holdings, make_texts, set_stage
 from xact.stimuli import Chosen, StimulusSource, hash_stimulus, open_stimuli
 from xact.store import create, make_metadata, make_tree, publish
-from xact.survey import find_versions, survey_model
+from xact.survey import survey_model
 
 
 @dataclass(frozen=True)
@@ -309,7 +302,8 @@ def run_model(
     """Load one network and run all its tasks."""
     plan, state, spec = site.plan, site.state, site.specs[model.label]
     held = state.networks.get(model.label)
-    _check_versions(site, model)
+    if state.find_done(model.label):
+        check_versions(model)
     started = time.monotonic()
     network = load_network(spec, site.weights[model.label])
     found = {
@@ -322,7 +316,7 @@ def run_model(
         journal.add(line)
         state.take(line)
     else:
-        _check_network(model, held, found)
+        check_network(model, held, found)
     stage = set_stage(
         plan, model, spec, network, site.loaded.recipe, make_holdings(site.source, plan.stimuli.ids, state.stamps)
     )
@@ -351,43 +345,6 @@ def run_model(
     )
 
 
-def hash_tensors(network: Network) -> str:
-    """Return the sha256 of every parameter and buffer with its name: what the weights really are."""
-    digest = hashlib.sha256()
-    for name, tensor in network.module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _check_network(model: PlannedModel, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse a network that is not the one that the first rows of the store came from."""
-    if held.get("code", {}) != found["code"]:
-        raise MismatchError(
-            f"models.{model.label}.code differs: the store was made by {held.get('code')}, here is {found['code']}",
-            hint="put the old code back, or build another store",
-        )
-    if held.get("tensors_sha256") != found["tensors_sha256"]:
-        raise MismatchError(
-            f"models.{model.label}.weights differ from those the store was made with, tensor for tensor",
-            hint="put the old weights back, or build another store",
-        )
-
-
-def _check_versions(site: Site, model: PlannedModel) -> None:
-    """Refuse to add rows to a model that other versions of its libraries gave the first rows of."""
-    if not site.state.find_done(model.label):
-        return
-    for name, version in find_versions(model.source).items():
-        if model.versions.get(name) != version:
-            raise MismatchError(
-                f"models.{model.label}.versions.{name} differs: the store was made with {model.versions.get(name)}, "
-                f"here is {version}",
-                hint=f"pip install {name}=={model.versions.get(name)}, or build another store",
-            )
-
-
 def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
     """Note what a person should know of a finished task."""
     if n_equal:
@@ -401,28 +358,3 @@ def warn(outcome: Outcome, record: TaskRecord, n_equal: int) -> None:
         )
     for layer, n in record.n_nonfinite.items():
         outcome.warnings.append(f"{record.model}, layer {layer!r}: {n} values of one task are NaN or infinite")
-
-
-def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
-    """Return the texts of the group `/xact`: the recipe, and how each number came about."""
-    models = {}
-    for model in plan.models:
-        done = [record for (label, _), record in state.tasks.items() if label == model.label]
-        n_nonfinite: dict[str, int] = {}
-        for record in done:
-            for layer, n in record.n_nonfinite.items():
-                n_nonfinite[layer] = n_nonfinite.get(layer, 0) + n
-        models[model.label] = model.model_dump(mode="json") | {
-            "network": state.networks.get(model.label, {}),
-            "task_seconds": round(sum(record.seconds for record in done), 3),
-            "n_nonfinite": n_nonfinite,
-            "failed": {plan.stimuli.ids[row]: error for record in done for row, error in record.failed.items()},
-        }
-    provenance = {
-        "xact": importlib.metadata.version("xact"),
-        "python": platform.python_version(),
-        "platform": sys.platform,
-        "models": models,
-        "failed_models": dict(failed_models),
-    }
-    return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps(provenance)}

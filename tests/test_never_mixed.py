@@ -56,11 +56,7 @@ REFUSED = {
     "replicates.jitter.saturation": ("", "replicates.jitter.saturation=0.1", r"replicates\.jitter\.saturation"),
     "replicates.jitter.hue": ("", "replicates.jitter.hue=0.1", r"replicates\.jitter\.hue"),
     "replicates.jitter.pixels": (SHIFT, "replicates.jitter.pixels=2.0", r"replicates\.jitter\.pixels"),
-    "models": (
-        "",
-        "models=[{label: one, source: torchvision, id: resnet18, weights: random, layers: [conv1]}]",
-        r"models\.one\.",
-    ),
+    "models": ("", RESNET, r"models\.one\."),
     "models.base": (BASE, "models.0.base=python:tiny_network:make_other", r"models\.one\."),
     "models.source": ("", "models.0.source=torchvision", "'tiny_network:make'"),
     "models.id": ("", "models.0.id=tiny_network:make_other", r"models\.one\.id"),

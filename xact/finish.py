@@ -21,7 +21,9 @@ def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult
     n_nonfinite: dict[str, int] = {}
     rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
     for layer, buffer in zip(model.layers, result.buffers, strict=True):
-        if not np.isfinite(buffer.sum(dtype=np.float32)):  # cheap; counted only where something is not finite
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = buffer.sum(dtype=np.float32)
+        if not np.isfinite(total):  # cheap; counted only where something is not finite
             n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
             if n_bad:
                 n_nonfinite[layer.label] = n_bad

@@ -295,6 +295,19 @@ def test_torch_files_with_a_table_come_back_value_for_value_in_the_order_of_its_
         np.testing.assert_array_equal(found.values[:, :, : one.shape[2]], one.numpy())
 
 
+def test_the_loss_and_the_tokens_of_every_caption_come_back(tmp_path: Path) -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)
+    loss, bpb = torch.tensor([2.5, 3.25, float("nan")]), torch.tensor([0.5, 0.75, float("nan")])
+    more = {"mask": mask, "loss": loss, "bpb": bpb, "stimulus": ["b", "a", "c"]}
+    file = write_torch_file(tmp_path / "llama_pool-last.pt", draw(3, 2, 4), **more)
+    assert import_files([file], tmp_path / "s.zarr").warnings == []
+    data = xr.open_zarr(tmp_path / "s.zarr").load()
+    np.testing.assert_array_equal(data.loss.values, [loss.numpy()])
+    np.testing.assert_array_equal(data.bpb.values, [bpb.numpy()])
+    assert data.n_tokens.values.tolist() == [[3, 2, 1]]
+    assert data.stimulus.values.tolist() == ["b", "a", "c"]
+
+
 def test_a_language_models_layers_are_hidden_states_and_its_loss_is_kept(tmp_path: Path) -> None:
     file = write_torch_file(
         tmp_path / "all-untrained/bigscience_bloomz-560m_pool-avg_prompt-coco.pt",

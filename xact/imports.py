@@ -129,6 +129,7 @@ def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) 
         n_prefix_tokens=0,
         input_shape=(0, 0, 0),
         transform={"kind": UNKNOWN},
+        kind="image" if model.scores is None else "text",
         dtype=UNKNOWN,
         device=UNKNOWN,
         batch_size=0,
@@ -203,7 +204,8 @@ def _read_task(old: OldFiles, old_model: OldModel, model: PlannedModel, task: Ta
     n_rows = task.stop - task.start
     buffers = [np.empty((n_rows, n_replicates, layer.n_units), dtype=np.float32) for layer in model.layers]
     old.fill(old_model, task.start, buffers)
-    return TaskResult(task, buffers, failed={}, stamps={}, n_equal=0, seconds=time.monotonic() - started)
+    scores = {name: {row: values[row] for row in task.rows} for name, values in (old_model.scores or {}).items()}
+    return TaskResult(task, buffers, failed={}, stamps={}, n_equal=0, seconds=time.monotonic() - started, scores=scores)
 
 
 def _note_nonfinite(state: State, model: str, outcome: Outcome) -> None:

@@ -56,6 +56,8 @@ class OldModel:
     """-1 where the file does not say."""
     found: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says, as JSON-able data."""
+    scores: Mapping[str, Sequence[float]] | None = None
+    """{name: a number for each stimulus}, of a language model; None for others."""
 
 
 class OldFiles(Protocol):

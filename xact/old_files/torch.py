@@ -107,8 +107,9 @@ def open_old(files: Sequence[Path], table: Path | None) -> TorchFiles:
         feats[model.label] = (str(file), one["feats"])
         if one["feats"].dtype != torch.float32:
             notes.append(f"{file}: values of {one['feats'].dtype} were cast to float32")
-        lost = [key for key in ("loss", "bpb") if key in one and key not in model.found]
-        notes += [f"{file}: {key} is no single number and was not kept" for key in lost]
+        kept = {*model.found, *(model.scores or {})}
+        lost = [key for key in ("loss", "bpb") if key in one and key not in kept]
+        notes += [f"{file}: {key} is neither one number nor one for each row and was not kept" for key in lost]
     return TorchFiles(labels, models, notes, feats)
 
 
@@ -174,6 +175,7 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
         is_trained=is_trained,
         n_parameters=n_parameters if isinstance(n_parameters, int) else -1,
         found=_find_more(held, said.get("prompt")),
+        scores=_find_scores(held) if kind == "hidden" else None,
     )
 
 
@@ -181,6 +183,15 @@ def _find_label(name: str) -> str:
     """Return the registry's label of a model whose name had `/` written as `_`."""
     known = {label.replace("/", "_"): label for label in load_registry().entries}
     return known.get(name, name)
+
+
+def _find_scores(held: dict[str, Any]) -> dict[str, list[float]]:
+    """Return what a file of a language model says of each stimulus: loss, bits per byte, and tokens by its mask."""
+    n_rows = len(held["feats"])
+    found = {key: held[key] for key in ("loss", "bpb") if isinstance(held.get(key), Tensor)}
+    if isinstance(held.get("mask"), Tensor) and held["mask"].ndim == 2:
+        found["n_tokens"] = held["mask"].sum(1)
+    return {key: values.double().tolist() for key, values in found.items() if values.shape == (n_rows,)}
 
 
 def _find_more(held: dict[str, Any], prompt: str | None) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_models(options: argparse.Namespace) -> int:
     """List the registry, a set of it, or one network in full."""
-    from xact.catalogue import describe_model, list_models, make_table, show_model
+    from xact.model_list import describe_model, list_models, make_table, show_model
     from xact.registry import load_registry
 
     registry = load_registry()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xact.catalogue import describe_model, find_checkpoints, find_weights_here, list_models
+from xact.model_list import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.cli import main
 from xact.registry import load_registry
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from xact.model_list import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.cli import main
+from xact.model_list import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.registry import load_registry
 
 REGISTRY = load_registry()

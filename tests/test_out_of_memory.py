@@ -42,7 +42,7 @@ def test_a_batch_too_large_for_the_device_is_one_line_that_says_what_to_do(tmp_p
     code, _, err = run(capsys, "build", recipe, "--allow-code")
     assert code == 1
     assert_one_line(err)
-    assert "model 'thirsty': cpu has no memory for a batch of 4 pictures" in err
+    assert "model 'thirsty': cpu has no memory for a batch of 4" in err
     assert "on_out_of_memory: halve" in err
 
 
@@ -87,7 +87,7 @@ def test_a_single_stimulus_that_does_not_fit_cannot_be_halved(tmp_path, capsys):
     code, _, err = run(capsys, "build", recipe, "--allow-code", "--set", "compute.on_out_of_memory=halve")
     assert code == 1
     assert_one_line(err)
-    assert "no memory for a batch of 2 pictures" in err
+    assert "no memory for a batch of 2" in err
 
 
 def test_once_a_task_is_done_its_batch_is_kept_and_the_build_stops(tmp_path, capsys):
@@ -97,7 +97,7 @@ def test_once_a_task_is_done_its_batch_is_kept_and_the_build_stops(tmp_path, cap
     code, _, err = run(capsys, "build", recipe, "--allow-code", "--set", "compute.on_out_of_memory=halve")
     assert code == 1
     assert_one_line(err)
-    assert "no memory for a batch of 4 pictures" in err
+    assert "no memory for a batch of 4" in err
     lines = [json.loads(line) for line in (tmp_path / "store.zarr/.xact/journal-1.jsonl").read_text().splitlines()]
     assert ["thirsty", 0] in [line["task"] for line in lines if "task" in line]
     write_network(tmp_path, "thirsty_later")  # the memory is there again: the build goes on, nothing is lost

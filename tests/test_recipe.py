@@ -117,7 +117,13 @@ def test_defaults_are_filled_in(tmp_path: Path):
         "layers": None,
         "reduce": None,
         "transform": "weights",
-        "compute": {"device": "auto", "batch_size": "auto", "workers": "auto", "dtype": "float32"},
+        "compute": {
+            "device": "auto",
+            "batch_size": "auto",
+            "workers": "auto",
+            "dtype": "float32",
+            "on_out_of_memory": "stop",
+        },
         "storage": {"layout": "auto", "precision": "full", "codec": "lz4", "shard_mb": 64, "buffer_mb": 256},
         "on_error": "stop",
         "caption": {

@@ -5,6 +5,7 @@ them, so that `xact --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import xact
-from xact.errors import InterruptedBuildError, RequestError, WorkError, XactError, make_nearest_text
+from xact.errors import InterruptedBuildError, RequestError, WorkError, XactError, make_nearest_text, make_one_line
 from xact.terminal import confirm, show_estimate, show_file, show_outcome, show_table, show_warnings
 
 
@@ -22,13 +23,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and where help is, and exit with 2."""
-        sys.stderr.write(f"error: {message}\nhint: {self.prog} --help\n")
+        sys.stderr.write(f"error: {make_one_line(message)}\nhint: {self.prog} --help\n")
         sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 failed or incomplete, 2 a wrong request, 75 interrupted and resumable."""
     options = make_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label may hold what the terminal cannot show
     try:
         code = options.run(options)
     except XactError as error:

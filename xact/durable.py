@@ -167,11 +167,11 @@ def read_sealed_lines(path: Path) -> list[bytes]:
 def sweep_partial(folder: Path) -> int:
     """Remove what a killed build left half written; return how many files.
 
-    Raise StoreError for a folder that is a link: what is written into it would lie outside the store.
+    Raise StoreError for a folder, or a file of the journal, that is a link: what is written would lie elsewhere.
     """
     left = []
     for at, folders, names in os.walk(folder):
-        for name in folders:
+        for name in [*folders, *(names if Path(at) == folder / ".xact" else ())]:
             _refuse_link(Path(at) / name)
         left += [Path(at) / name for name in names if name.endswith(PARTIAL)]
     for file in left:
@@ -311,11 +311,9 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _refuse_link(folder: Path) -> None:
-    if folder.is_symlink():
-        raise StoreError(
-            f"the folder {folder} is a link: a store that is built holds none", hint="put the folder itself there"
-        )
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise StoreError(f"{path} is a link, and would be written through", hint="put what it leads to in its place")
 
 
 @contextmanager

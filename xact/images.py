@@ -28,6 +28,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from torchvision.transforms import functional as F
 
 from xact.errors import StimulusError, make_one_line
+from xact.png_rows import has_all_rows
 from xact.recipe import ColorJitter, Jitter, ShiftJitter
 
 MAX_PIXELS = 50_000_000
@@ -115,6 +116,8 @@ def decode_picture(data: bytes | Array, *, name: str, mask_alpha: str) -> Image.
         if isinstance(opened, PngImageFile):
             _OPENERS["PNG"](io.BytesIO(data)).verify()  # decoding alone reads past a wrong checksum
         picture, hidden = _load_wide(opened, data) if _is_wide(opened) else _load_narrow(opened, name)
+        if isinstance(opened, PngImageFile) and _may_lack_rows(opened) and not has_all_rows(data):
+            raise ValueError("its pixels end before its last row")
         if hidden is not None:
             picture.paste(MASK_COLORS[mask_alpha], mask=hidden)
         return _make_upright(picture, opened)
@@ -320,6 +323,12 @@ def _load_narrow(opened: ImageFile, name: str) -> tuple[Image.Image, Image.Image
         wanted = np.atleast_1d(key) * steps if opened.mode != "1" else np.array([255 if key else 0])
         return picture, _make_mask((np.asarray(picture) == wanted).all(axis=-1))
     return rgba.convert("RGB"), rgba.getchannel("A").point([255] + [0] * 255)
+
+
+def _may_lack_rows(opened: PngImageFile) -> bool:
+    """Return whether rows could be missing: Pillow leaves them 0, in an interlaced picture all over it."""
+    width, height = opened.size
+    return bool(opened.info.get("interlace")) or not any(opened.crop((0, height - 1, width, height)).tobytes())
 
 
 def _check_palette(opened: ImageFile, name: str) -> None:

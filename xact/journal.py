@@ -187,11 +187,11 @@ def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, fil
 def read_generation(store: Path) -> int:
     """Return the generation that readers of a store see, 0 where it is unfinished or not there."""
     file = store / "zarr.json"
-    if not file.is_file():
-        return 0
     try:
         generation = parse_json(read_whole(file))["attributes"]["xact_generation"]
-    except (ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError):
         generation = None
     if type(generation) is not int or generation < 0:
         raise StoreError(f"{file} is not the root of an xact store", hint="give another path for the store")

@@ -101,7 +101,7 @@ def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
         shape = layer.unit_shape
         if layer.n_units < 1 or prod(shape) != layer.n_units or len(layer.unit_axes) != len(shape):
             yield f"model {model.label!r:.60}, layer {layer.label!r:.60}: {layer.n_units} units of {shape}"
-    if model.batch_size < 1 or not 0 <= model.n_stimuli <= plan.n_stimuli:
+    if model.batch_size < 0 or not 0 <= model.n_stimuli <= plan.n_stimuli:
         yield f"model {model.label!r:.60}: a batch of {model.batch_size}, {model.n_stimuli} stimuli"
 
 

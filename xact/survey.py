@@ -15,6 +15,7 @@ from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import CaptureError, RequestError
 from xact.hidden_layers import check_logits, describe_reading, plan_hidden_layers, survey_hidden
+from xact.labels import check_label
 from xact.layers import (
     Output,
     Selected,
@@ -192,6 +193,7 @@ def plan_layers(
     """Return every reduced layer in forward order."""
     planned: list[PlannedLayer] = []
     for one in selected:
+        check_label(one.label, what="the layer")
         shape = one.output.shape
         if shape is None:
             raise RequestError(f"layer {one.label!r} gives no tensor whose first axis is the stimulus")

@@ -1,0 +1,240 @@
+"""Thirty hostile names, as models, stimuli, conditions and layers: they come back as written, or are refused by name.
+
+Nothing is written outside the store or the export, whatever the name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import unicodedata
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from lab import make_entry, write_lab
+from test_cli import assert_one_line, run
+
+import xact
+
+NAMES = {
+    # why it is hostile: the name
+    "up and out": "../x",
+    "far up": "../../../../../../tmp/x",
+    "absolute": "/tmp/x",  # noqa: S108
+    "two parts": "a/b",
+    "nothing": "",
+    "long": "x" * 300,
+    "as long as may be": "y" * 200,
+    "a line break": "a\nb",
+    "NUL": "a\0b",
+    "an escape of the terminal": "\x1b[31mred",
+    "a flag": "-rf",
+    "a device of Windows": "CON",
+    "another with an ending": "nul.txt",
+    "an emoji": "🧠",
+    "composed": unicodedata.normalize("NFC", "é"),
+    "decomposed": unicodedata.normalize("NFD", "é"),
+    "a formula": "=1+1",
+    "another formula": "@SUM(A1)",
+    "here": ".",
+    "up": "..",
+    "a dot at the end": "dot.",
+    "a space at the end": "space ",
+    "the metadata": "zarr.json",
+    "the old metadata": ".zarray",
+    "the chunks": "c",
+    "from right to left": "a\u202etxt.exe",
+    "half a pair": "\ud800",
+    "an escape of the web": "%2e%2e",
+    "home": "~",
+    "a variable": "$HOME",
+    "a backslash": "..\\x",
+    "quotes and brackets": "\"'`{}[]<>|*?",
+}
+
+TWINS = {"decomposed"}
+"""Names that meet another one where both are asked for."""
+
+CANNOT = {"nothing", "long", "a line break", "NUL", "an escape of the terminal", "a space at the end", "half a pair"}
+"""Names that no label may be: refused by name."""
+
+GOOD = [name for why, name in NAMES.items() if why not in CANNOT | TWINS]
+
+
+def write_named(folder: Path, *, models=("m",), stimuli=("s",), conditions=("a",), layers: str = "['0']") -> Path:
+    """Write a recipe with these names: the stimuli and conditions in a table, the models as entries."""
+    entry = make_entry()
+    entries = [entry.replace("label: one", f"label: {quote(name)}") for name in models]
+    recipe = write_lab(folder, *[one.replace("layers: ['0', '2']", f"layers: {layers}") for one in entries])
+    with (folder / "t.csv").open("w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+        rows.writerow(["path", "id", "condition"])
+        rows.writerows([["a/p00.png", name, conditions[i % len(conditions)]] for i, name in enumerate(stimuli)])
+    old = "{source: folder, root: stimuli, folders: [a, b]}"
+    recipe.write_text(recipe.read_text().replace(old, "{source: table, file: t.csv, root: stimuli}"))
+    return recipe
+
+
+def quote(name: str) -> str:
+    """Return a name as YAML; half a surrogate pair can only be written as an escape."""
+    return json.dumps(name, ensure_ascii="\ud800" in name)
+
+
+def list_outside(folder: Path, *inside: str) -> set[Path]:
+    """List all around the sandbox but what a command may write."""
+    return {file for file in folder.rglob("*") if not any(file.is_relative_to(folder / "in" / one) for one in inside)}
+
+
+@pytest.mark.parametrize("why", CANNOT)
+@pytest.mark.parametrize("place", ["models", "stimuli", "conditions"])
+def test_a_name_that_no_label_may_be_is_refused_in_one_line(place, why, tmp_path, capsys):
+    recipe = write_named(tmp_path / "in", **{place: [NAMES[why]]})
+    before = list_outside(tmp_path, "store.zarr")
+    code, _, err = run(capsys, "build", recipe, "--allow-code")
+    assert code in (1, 2)
+    assert_one_line(err)
+    assert not (tmp_path / "in" / "store.zarr").exists()
+    assert list_outside(tmp_path, "store.zarr") - before <= {tmp_path / "in" / "__pycache__"}
+
+
+@pytest.mark.parametrize("place", ["models", "stimuli"])
+def test_names_that_look_alike_are_refused_or_kept_apart(place, tmp_path, capsys):
+    names = [NAMES["composed"], NAMES["decomposed"]]
+    code, _, err = run(capsys, "build", write_named(tmp_path / "in", **{place: names}), "--allow-code")
+    if code:
+        assert code == 2
+        assert_one_line(err)
+        assert "é" in unicodedata.normalize("NFC", err)
+        return
+    stored = xr.open_zarr(tmp_path / "in" / "store.zarr")["model" if place == "models" else "stimulus"].values.tolist()
+    assert stored == names
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> Path:
+    """A sandbox with stores of both layouts, whose models, stimuli and conditions have all names that may be."""
+    folder = tmp_path_factory.mktemp("names")
+    recipe = write_named(folder / "in", models=GOOD, stimuli=GOOD, conditions=GOOD)
+    before = list_outside(folder, "cube.zarr", "groups.zarr")
+    for layout in ("cube", "groups"):
+        settings = [f"storage.layout={layout}", "replicates.count=1", "replicates.jitter={kind: none}"]
+        xact.build(recipe, store=folder / "in" / f"{layout}.zarr", settings=settings, allow_code=True)
+    assert list_outside(folder, "cube.zarr", "groups.zarr", "__pycache__") == before
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_names_come_back_from_zarr_as_they_were_written(layout, named):
+    store = named / "in" / f"{layout}.zarr"
+    plain = xr.open_zarr(store)
+    catalog = plain if layout == "cube" else xr.open_zarr(store, group="catalog")
+    assert catalog.model.values.tolist() == GOOD
+    assert plain.stimulus.values.tolist() == GOOD
+    assert plain.condition.values.tolist() == GOOD
+    acts = xact.open_activations(store)
+    assert [acts[name].values.tolist() for name in ("model", "stimulus", "condition")] == [GOOD] * 3
+    for model in GOOD:
+        one = xact.open_layer(store, model, "0")
+        assert bool(one.notnull().all())
+        assert str(one.model.values) == model
+    if layout == "groups":
+        tree = xr.open_datatree(store, engine="zarr")
+        paths = [str(path) for path in catalog.path.values[:, 0]]
+        assert [str(tree[path].model.values[0]) for path in paths] == GOOD
+        assert len({path.casefold() for path in paths}) == len(GOOD)
+
+
+def load_hdf5(file: Path) -> tuple[str, list[str]]:
+    """Return (model, stimuli) that a file of three levels names; a name that a path cannot have is an attribute."""
+    with h5py.File(file) as data:
+        (model,) = data.values()
+        assert all(np.isfinite(stimulus["0"][:]).all() for stimulus in model.values())
+        labels = [str(one.attrs.get("label", one.name.rpartition("/")[2])) for one in (model, *model.values())]
+    return labels[0], labels[1:]
+
+
+def load_netcdf(file: Path) -> tuple[str, list[str]]:
+    tree = xr.open_datatree(file, engine="h5netcdf")
+    data = next(node.to_dataset() for node in tree.subtree if "activations" in node.data_vars)
+    return str(np.atleast_1d(data.model.values)[0]), data.stimulus.values.tolist()
+
+
+def load_pt(file: Path) -> tuple[str, list[str]]:
+    held = torch.load(file, weights_only=True)
+    return held["model"], list(held["stimulus"])
+
+
+EXPORTS = {
+    # format: (ending, how its labels are read, whether it has a file for each condition, names that it may refuse)
+    "hdf5": (".h5", load_hdf5, True, 4),
+    "netcdf": (".nc", load_netcdf, False, 2),
+    "pt": (".pt", load_pt, False, 2),
+}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_exports_keep_the_names_or_refuse_them_by_name(kind, named, capsys):
+    ending, load, by_condition, n_most = EXPORTS[kind]
+    before = list_outside(named, *(f"{kind}-{i}" for i in range(len(GOOD))))
+    refused = []
+    for i, name in enumerate(GOOD):  # each alone, so that one refused name does not hide the others
+        target = named / "in" / f"{kind}-{i}"
+        chosen = [f"--models={name}", *([f"--conditions={name}"] if by_condition else [])]
+        code, _, err = run(capsys, "export", named / "in" / "cube.zarr", "--to", kind, "--output-dir", target, *chosen)
+        if code:
+            assert_one_line(err)
+            assert repr(name)[1:-1] in err
+            refused.append(name)
+            continue
+        (file,) = [file for file in target.rglob("*") if file.suffix == ending]
+        assert load(file) == (name, ["p00"] if by_condition else GOOD)  # HDF5 names stimuli by their stem
+    assert list_outside(named, *(f"{kind}-{i}" for i in range(len(GOOD)))) == before
+    assert len(refused) <= n_most, refused
+
+
+LAYERS = [name for name in GOOD if "." not in name]
+"""Names that torch gives a module: without a dot."""
+
+
+def test_layers_keep_their_names_or_are_refused_by_name(tmp_path, capsys):
+    code = (
+        "from torch import nn\n"
+        f"NAMES = {LAYERS!r}\n"
+        "def make():\n"
+        "    net = nn.Sequential()\n"
+        "    for i, name in enumerate(NAMES):\n"
+        "        net.add_module(name, nn.Conv2d(3 if i == 0 else 4, 4, 1))\n"
+        "    return net\n"
+    )
+    recipe = write_named(tmp_path / "in", layers="all")
+    (tmp_path / "in" / "named_layers.py").write_text(code)
+    recipe.write_text(recipe.read_text().replace("labnet:make", "named_layers:make"))
+    for layout in ("cube", "groups"):
+        store = tmp_path / "in" / f"{layout}.zarr"
+        arguments = ["--allow-code", "--store", store, "--set", f"storage.layout={layout}"]
+        assert run(capsys, "build", recipe, *arguments)[0] == 0
+        acts = xact.open_activations(store)
+        assert [name for name in acts.layer.values.tolist() if name in LAYERS] == LAYERS
+        for layer in LAYERS:
+            assert bool(xact.open_layer(store, "m", layer).notnull().all())
+
+
+@pytest.mark.parametrize("why", ["a line break", "NUL", "an escape of the terminal", "half a pair"])
+def test_a_module_whose_name_no_label_may_be_is_refused_in_one_line(why, tmp_path, capsys):
+    recipe = write_named(tmp_path / "in", layers="all")
+    module = f"odd_layer_{list(NAMES).index(why)}"
+    code = (
+        "from torch import nn\ndef make():\n    net = nn.Sequential()\n"
+        f"    net.add_module({NAMES[why]!r}, nn.Conv2d(3, 4, 1))\n    return net\n"
+    )
+    (tmp_path / "in" / f"{module}.py").write_text(code)
+    recipe.write_text(recipe.read_text().replace("labnet:make", f"{module}:make"))
+    code, _, err = run(capsys, "build", recipe, "--allow-code")
+    assert code == 2
+    assert_one_line(err)
+    assert "layer" in err
+    assert not (tmp_path / "in" / "store.zarr").exists()

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from warm import Warm, open_warm
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -51,3 +52,10 @@ def remembered_surveys() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(survey, "survey_outputs", remember)
         yield
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process in which all is imported; commands run in forks of it."""
+    with open_warm() as one:
+        yield one

@@ -106,6 +106,7 @@ def test_a_full_disk_is_told_with_the_bytes_that_are_free(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "statvfs", lambda _at: type("S", (), {"f_bavail": 3, "f_frsize": 4096})())
     with pytest.raises(StoreError, match=r"no room to write .*/file: 12288 bytes are free \(No space left") as caught:
         write_file(tmp_path / "file", PIECES)
+    assert str(caught.value).endswith(f", {len(NEW)} are needed")
     assert "goes on where it stopped" in caught.value.hint
 
 
@@ -289,7 +290,7 @@ def test_a_lock_file_taken_away_while_it_is_waited_for_is_not_a_lock(tmp_path, m
             pass
 
 
-@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_a_file_system_without_locks_is_refused_never_trusted(error, tmp_path, monkeypatch):
     import fcntl
 

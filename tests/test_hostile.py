@@ -11,7 +11,7 @@ import shutil
 import struct
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -22,18 +22,12 @@ from mutants import make_draw, mutate, seal
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 from PIL import Image
-from warm import Ended, Warm, open_warm
+from warm import Ended, Warm
 
 from xact.shards import add_crc32c
 
 MOST_SECONDS = 2.0
 MOST_NBYTES = 500_000_000
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    with open_warm() as one:
-        yield one
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def _tell_failures(what: str, *, is_meta: bool = False) -> Iterator[None]:
     """
     try:
         yield
-    except (XactError, torch.OutOfMemoryError):
+    except (XactError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         told = f"{what} failed with {type(error).__name__}: {error}"

@@ -313,7 +313,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
         assert process.returncode == (75 if number == signal.SIGTERM else -signal.SIGKILL)
         if number == signal.SIGTERM:
             assert err.decode().splitlines()[-2:] == [
-                "error: interrupted by SIGTERM; all that was finished is safe",
+                "error: the captioning was interrupted by SIGTERM; all finished answers are safe",
                 "hint: run the same command again: it goes on where it stopped",
             ]
         assert rows.read_bytes().count(b"\n") < 21

@@ -89,7 +89,7 @@ def list_outside(folder: Path, *inside: str) -> set[Path]:
     return {file for file in folder.rglob("*") if not any(file.is_relative_to(folder / "in" / one) for one in inside)}
 
 
-@pytest.mark.parametrize("why", CANNOT)
+@pytest.mark.parametrize("why", sorted(CANNOT))
 @pytest.mark.parametrize("place", ["models", "stimuli", "conditions"])
 def test_a_name_that_no_label_may_be_is_refused_in_one_line(place, why, tmp_path, capsys):
     recipe = write_named(tmp_path / "in", **{place: [NAMES[why]]})

@@ -130,6 +130,7 @@ NEUTRAL = {
     "store": ("", "store=STORE/../store.zarr"),
     "compute.workers": ("", "compute.workers=3"),
     "on_error": ("", "on_error=skip"),
+    "compute.on_out_of_memory": ("", "compute.on_out_of_memory=halve"),  # what ran is the model's batch_size
     "caption.model": ("", "caption.model=other"),
     "caption.prompt": ("", "caption.prompt=scene"),
     "caption.prompt_name": ("", "caption.prompt_name=other"),

@@ -172,9 +172,9 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     """Do all that is still to be done and publish it; the caller holds the store's lock."""
     outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
     outcome.warnings += site.source.notes
+    sweep_partial(site.store)
     if site.nothing_to_do:
         return _close(site, outcome)
-    sweep_partial(site.store)
     check_finished_stimuli(site)
     plan, state = site.plan, site.state
     write_plan(site.store, plan)

@@ -6,7 +6,6 @@ The network is real; only its forward says, as torch does, that the memory is us
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -92,7 +91,9 @@ def test_a_single_stimulus_that_does_not_fit_cannot_be_halved(tmp_path, capsys):
 
 def test_once_a_task_is_done_its_batch_is_kept_and_the_build_stops(tmp_path, capsys):
     shown = "self.shown = getattr(self, 'shown', 0) + (not pictures.is_meta)"
-    later = f"{shown}; {CHECK.format(most='(4 if self.shown < 3 else 2)')}".replace("; if", "\n        if")
+    has_room = "__import__('pathlib').Path(__file__).with_name('room').exists()"  # other code would be refused
+    most = f"(4 if self.shown < 3 or {has_room} else 2)"
+    later = f"{shown}; {CHECK.format(most=most)}".replace("; if", "\n        if")
     recipe = write_thirsty(tmp_path, "thirsty_later", most=0, check=later)
     code, _, err = run(capsys, "build", recipe, "--allow-code", "--set", "compute.on_out_of_memory=halve")
     assert code == 1
@@ -100,7 +101,6 @@ def test_once_a_task_is_done_its_batch_is_kept_and_the_build_stops(tmp_path, cap
     assert "no memory for a batch of 4" in err
     lines = [json.loads(line) for line in (tmp_path / "store.zarr/.xact/journal-1.jsonl").read_text().splitlines()]
     assert ["thirsty", 0] in [line["task"] for line in lines if "task" in line]
-    write_network(tmp_path, "thirsty_later")  # the memory is there again: the build goes on, nothing is lost
-    del sys.modules["thirsty_later"]
+    (tmp_path / "room").touch()  # the memory is there again: the build goes on, nothing is lost
     assert run(capsys, "build", recipe, "--allow-code")[0] == 0
     assert find_batches(tmp_path / "store.zarr") == {"one": 4, "thirsty": 4}

@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away: not our failure to report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    if arguments is None:  # this process is the command, and its work is over
+        from xact.signals import ignore_signals
+
+        ignore_signals()
     sys.exit(code)
 
 
@@ -179,7 +183,7 @@ def run_build(options: argparse.Namespace) -> int:
                 confirm=lambda site: confirm(site, yes=options.yes),
                 watch=lambda site: progress.start(site.n_pictures),
             )
-    return show_outcome(outcome)
+        return show_outcome(outcome)
 
 
 def run_plan(options: argparse.Namespace) -> int:

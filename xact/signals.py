@@ -36,10 +36,15 @@ def stop_on_signals(
     os.set_blocking(telling, False)
     old_fd = signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
     errors = {int(number): make_interruption(number, what, safe, hint) for number in STOPPING}
-    old = {number: signal.signal(number, partial(_raise, errors)) for number in STOPPING}
+    heard: list[InterruptedBuildError] = []
+    old = {number: signal.signal(number, partial(_raise, errors, heard)) for number in STOPPING}
     threading.Thread(target=_watch, args=(listening, errors), daemon=True).start()
     try:
         yield
+    except Exception as error:
+        if heard and error is not heard[0]:  # raised inside an import, it may be taken for another failure
+            raise heard[0] from error
+        raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -47,9 +52,20 @@ def stop_on_signals(
         os.close(telling)
 
 
-def _raise(errors: Mapping[int, InterruptedBuildError], number: int, _frame: FrameType | None) -> None:
-    for other in STOPPING:
-        signal.signal(other, signal.SIG_IGN)  # one is enough: a second must not break off what the first began
+def ignore_signals() -> None:
+    """Let no further signal change how this process ends, which takes Python itself a second."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _raise(
+    errors: Mapping[int, InterruptedBuildError],
+    heard: list[InterruptedBuildError],
+    number: int,
+    _frame: FrameType | None,
+) -> None:
+    ignore_signals()  # one is enough: a second must not break off what the first began
+    heard.append(errors[number])
     raise errors[number]
 
 

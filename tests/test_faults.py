@@ -60,7 +60,7 @@ def check(lines: list[dict[str, object]]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_fault_at_any_operation_on_files_loses_nothing_and_lies_to_nobody(case, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "inject", 12, 1))
+    check(run_driver(tmp_path, "inject", 6, 1))
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_fault_at_every_operation_on_files_loses_nothing_and_lies_to_nobody(ca
 @pytest.mark.parametrize("case", CASES)
 def test_a_power_cut_loses_no_journaled_shard(case, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "replay", 8, 2))
+    check(run_driver(tmp_path, "replay", 4, 2))
 
 
 @pytest.mark.slow

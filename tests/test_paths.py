@@ -85,5 +85,5 @@ def test_an_impossible_path_in_a_recipe_is_one_line(place, warm, tmp_path):
 )
 def test_an_impossible_path_on_the_command_line_is_one_line(command, warm, tmp_path):
     for why in ("longer than a path may be", "a name longer than one may be", "nobody's home"):
-        assert_refused(warm.run(*command.split(), IMPOSSIBLE[why], folder=tmp_path), why, named="")
+        assert_refused(warm.run(*command, IMPOSSIBLE[why], folder=tmp_path), why, named="")
     assert not list(Path(tmp_path).iterdir())

@@ -330,9 +330,9 @@ def check_image_mutants(warm: Warm, folder: Path, n: int, *, seed: int) -> None:
 
 
 def test_200_damaged_pictures_recipes_and_stores_are_told_in_one_line_each(warm, stores, tmp_path):
-    check_image_mutants(warm, tmp_path / "images", 140, seed=1)
-    check_recipe_mutants(warm, tmp_path / "recipes", 40, seed=2)
-    check_store_mutants(warm, stores, tmp_path, 20, seed=3)
+    check_image_mutants(warm, tmp_path / "images", 160, seed=1)
+    check_recipe_mutants(warm, tmp_path / "recipes", 25, seed=2)
+    check_store_mutants(warm, stores, tmp_path, 15, seed=3)
 
 
 @pytest.mark.slow

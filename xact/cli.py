@@ -188,7 +188,6 @@ def run_build(options: argparse.Namespace) -> int:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do."""
-
     from xact.estimate import estimate
     from xact.paths import expand_path
     from xact.place import check_place

@@ -79,9 +79,9 @@ def open_warm() -> Iterator[Warm]:
 
 
 WARMED = (
-    "dask.array xarray xact.cli xact.estimate xact.export xact.info.store xact.models.checkpoints xact.models.python "
-    "xact.progress xact.reader xact.run xact.signals xact.start xact.stimuli.folder xact.stimuli.table"
-    " xact.verify_store xact.verify"
+    "dask.array xarray xact.caption xact.cli xact.estimate xact.export xact.imports xact.info.store "
+    "xact.models.checkpoints xact.models.python xact.progress xact.reader xact.run xact.signals xact.start "
+    "xact.stimuli.captions xact.stimuli.folder xact.stimuli.hdf5 xact.stimuli.table xact.verify_store xact.verify"
 )
 """What a child finds imported."""
 

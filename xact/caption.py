@@ -20,6 +20,7 @@ from xact.errors import MismatchError, RequestError, StimulusError
 from xact.gallery import get_pictures
 from xact.images import make_pictures
 from xact.merge import NEUTRAL_STIMULI_KEYS, flatten_leaves
+from xact.paths import expand_path
 from xact.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
 from xact.recipe import CaptionRecipe, LoadedRecipe
 from xact.recipe_file import load_recipe
@@ -115,7 +116,7 @@ def make_job(loaded: LoadedRecipe) -> Job:
     prompt = find_prompt(asked.prompt, asked.prompt_name)
     if asked.output is None:
         raise RequestError("no output is named", hint="--output FILE.csv, or `output:` under `caption:`")
-    output = Path(asked.output).expanduser()
+    output = expand_path(asked.output)
     check_output(output)
     engine = open_engine(asked.engine)
     settings = Settings(

@@ -188,16 +188,15 @@ def run_build(options: argparse.Namespace) -> int:
 
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do."""
-    from pathlib import Path
-
     from xact.estimate import estimate
+    from xact.paths import expand_path
     from xact.place import check_place
     from xact.recipe_file import load_recipe
     from xact.run import survey
     from xact.start import make_overrides
 
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
-    store = Path(loaded.recipe.store).expanduser()
+    store = expand_path(loaded.recipe.store)
     check_place(store)
     site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
     for note in site.source.notes:

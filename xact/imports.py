@@ -24,6 +24,7 @@ from xact.journal import Journal, State, load_state, remove_older, write_plan
 from xact.labels import check_label
 from xact.merge import Request, make_plan
 from xact.old_files import UNKNOWN, OldFiles, OldModel, open_old
+from xact.paths import expand_path
 from xact.place import hold_place
 from xact.plan import Plan, PlannedLayer, PlannedModel, Task, make_tasks
 from xact.provenance import make_provenance
@@ -64,9 +65,9 @@ def import_files(
     `stimuli` is a table that names the rows of `.pt` files. `watch(n)` is told how many rows there are, over all
     models, and returns what is told how many more are done. Raise RequestError, StoreError or WorkError.
     """
-    paths = [Path(file).expanduser() for file in files]
-    place = Path(store).expanduser()
-    with closing(open_old(paths, None if stimuli is None else Path(stimuli).expanduser())) as old, hold_place(place):
+    paths = [expand_path(file) for file in files]
+    place = expand_path(store)
+    with closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old, hold_place(place):
         notes = list(old.notes)
         plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
         state = load_state(place)

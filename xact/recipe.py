@@ -18,7 +18,12 @@ def _is_auto(value: object) -> str:
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AutoOrCount = Annotated[
-    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1), Tag("number")], Discriminator(_is_auto)
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=100_000), Tag("number")],
+    Discriminator(_is_auto),
+]  # bounds on counts, here and below, are far above real ones: a slip of the pen is told, not tried
+AutoOrThreads = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=1024), Tag("number")],
+    Discriminator(_is_auto),
 ]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Dtype = Literal["float32", "tf32", "bfloat16"]
@@ -54,7 +59,7 @@ Jitter = Annotated[NoJitter | ColorJitter | ShiftJitter, Field(discriminator="ki
 class Replicates(Block):
     """How often each stimulus is shown; replicate 0 is never jittered."""
 
-    count: int = Field(1, ge=1)
+    count: int = Field(1, ge=1, le=10_000)
     jitter: Jitter = NoJitter()
     seed: Seed = 0
     """Of the jitter, together with the stimulus and the number of the replicate."""
@@ -63,7 +68,7 @@ class Replicates(Block):
 class Projection(Block):
     """A seeded random projection of the flattened units to `project` units."""
 
-    project: int = Field(ge=1)
+    project: int = Field(ge=1, le=10_000_000)
     seed: Seed = 0
 
 
@@ -79,9 +84,9 @@ Positive = Annotated[float, Field(gt=0)]
 class Resize(Block):
     """An explicit transform: resize, centre crop, scale to 0..1, normalise."""
 
-    resize: int = Field(ge=1)
+    resize: int = Field(ge=1, le=10_000)
     """Length of the shorter side after resizing (both sides with `squash`), pixels."""
-    crop: int | None = Field(None, ge=1)
+    crop: int | None = Field(None, ge=1, le=10_000)
     """Side of the centre crop, pixels; default `resize`."""
     squash: bool = False
     """Resize both sides to `resize`, whatever the picture's shape."""
@@ -171,7 +176,7 @@ class Compute(Block):
     """`auto` takes MPS, then CUDA, then the CPU."""
     batch_size: AutoOrCount = "auto"
     """Pictures (stimuli x replicates) in one forward pass."""
-    workers: AutoOrCount = "auto"
+    workers: AutoOrThreads = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
     dtype: Dtype = "float32"
     """`float32` is IEEE float32: TF32 and bfloat16 must be asked for."""

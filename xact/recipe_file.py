@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from xact.blocks import Block, name_kind
 from xact.errors import RecipeError, make_nearest_text
+from xact.paths import expand_path
 from xact.recipe import Jitter, LoadedRecipe, Recipe
 from xact.registry import load_registry
 from xact.registry.entry import ModelSet
@@ -31,7 +32,7 @@ def load_recipe(
     says which keys are needed: those of a build, or those of captions.
     Raise RecipeError with the file, the line, what was found and the nearest valid key.
     """
-    file = Path(path)
+    file = expand_path(path)
     data, lines = parse_yaml(read_text(file), name=str(file))
     if not isinstance(data, dict):
         found = "it is empty" if data is None else "this is not"
@@ -62,7 +63,7 @@ def load_recipe(
 def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
     """Return the sets that a raw recipe can name, those of its own registry among them."""
     own = data.get("registry")
-    return load_registry(folder / Path(own).expanduser() if isinstance(own, str) else None).sets
+    return load_registry(folder / expand_path(own) if isinstance(own, str) else None).sets
 
 
 def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, ModelSet]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from xact.errors import RecipeError, RequestError
 from xact.labels import check_label
+from xact.paths import expand_path
 from xact.recipe import LoadedRecipe, ModelEntry, Recipe
 from xact.registry import Registry, load_registry
 from xact.registry.entry import Entry, ModelSet
@@ -119,7 +121,7 @@ def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[Mo
     `kind` is what the stimuli are, a network for another is refused; None: whatever the registry says it is shown.
     """
     own = loaded.recipe.registry
-    registry = load_registry(None if own is None else loaded.folder / Path(own).expanduser())
+    registry = load_registry(None if own is None else loaded.folder / expand_path(own))
     specs: dict[str, ModelSpec] = {}
     for number, item in enumerate(loaded.recipe.models):
         entry = ModelEntry(base=item) if isinstance(item, str) else item
@@ -232,4 +234,4 @@ def _first(*values: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
 
 
 def _locate(weights: str, folder: Path) -> str:
-    return weights if weights in ("pretrained", "random") else str((folder / Path(weights).expanduser()).resolve())
+    return weights if weights in ("pretrained", "random") else os.path.realpath(folder / expand_path(weights))

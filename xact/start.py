@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.errors import RequestError, WorkError
+from xact.paths import expand_path
 from xact.place import hold_place
 from xact.recipe import LoadedRecipe
 from xact.recipe_file import UNTRAINED, load_recipe
@@ -84,7 +85,7 @@ def make_overrides(
     settings: Sequence[str],
 ) -> list[Override]:
     """Return what the flags change in a recipe; the shorthands after `--set`, so that they win."""
-    root = None if stimuli_root is None else str(Path(stimuli_root).expanduser().absolute())
+    root = None if stimuli_root is None else str(expand_path(stimuli_root).absolute())
     said: dict[str, tuple[str, Any]] = {
         "store": ("--store", None if store is None else str(store)),
         "models": ("--models", None if models is None else list(models)),
@@ -108,7 +109,7 @@ def make_overrides(
 @contextmanager
 def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
-    store = Path(loaded.recipe.store).expanduser()
+    store = expand_path(loaded.recipe.store)
     with hold_place(store):
         from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
 

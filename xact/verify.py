@@ -9,6 +9,7 @@ from typing import Any
 
 from xact.errors import StoreError, XactError, make_one_line
 from xact.findings import Findings
+from xact.paths import expand_path
 from xact.verify_export import verify_export
 from xact.verify_store import verify_store
 
@@ -60,7 +61,7 @@ class Report:
 def verify(path: str | Path) -> Report:
     """Look at every byte of a store (a folder) or an export (a file); raise StoreError where there is neither."""
     started = time.monotonic()
-    place = Path(path)
+    place = expand_path(path)
     if place.is_file():
         findings = verify_export(place)
     elif place.is_dir():

@@ -13,6 +13,7 @@ from xact.errors import RequestError, WeightsError
 from xact.models.checkpoints import hash_file
 from xact.models.hub import fetch_texts, is_text
 from xact.models.transformers import find_pretrained
+from xact.paths import expand_path
 from xact.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def find_weights(model: str, folder: Path) -> CaptionWeights:
     The record covers the small files too: the tokenizer, the chat template and the defaults of generation change
     answers as much as the weights do.
     """
-    here = folder / Path(model).expanduser()
+    here = folder / expand_path(model)
     if here.is_dir() and not (here / "config.json").is_file():
         raise WeightsError(f"model {model!r}: there is no config.json in {here}", hint="save_pretrained() makes one")
     try:

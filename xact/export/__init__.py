@@ -22,6 +22,7 @@ from xact.chunks import ITEM_NBYTES
 from xact.disk_arrays import LayerArray
 from xact.errors import RequestError, StoreError
 from xact.export.files import check_room, check_targets, write_beside
+from xact.paths import expand_path
 from xact.shards import split_rows
 
 FORMATS: Mapping[str, str] = {
@@ -233,7 +234,7 @@ def make_options(
     if "/" in whole["prefix"]:
         raise RequestError(f"--prefix {whole['prefix']!r} holds a `/`", hint="--output-dir names the folder")
     return Options(
-        output_dir=Path(output_dir or whole["output_dir"]).expanduser(),
+        output_dir=expand_path(output_dir or whole["output_dir"]),
         prefix=whole["prefix"],
         names=check_choice("--names", whole["names"], NAMES),
         append=whole["append"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.paths import expand_path
 
 HOMES = {
     ".h5": "xact.info.hdf5",
@@ -40,7 +41,7 @@ class Kind(Protocol):
 
 def load_kind(path: str | Path) -> Kind:
     """Return the module that describes what lies at `path`; refuse a file of no known ending."""
-    place = Path(path)
+    place = expand_path(path)
     if place.is_file() and place.suffix not in HOMES:
         raise RequestError(
             f"{str(path)!r} is no store, and its ending is not one of {' '.join(HOMES)}",

@@ -52,7 +52,10 @@ def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dic
             hint="`weights:` is a file or folder relative to the recipe file",
         )
     files = list_folder_weights(path, label=label) if path.is_dir() else [path]
-    hashes = {file.name: hash_file(file) for file in files}
+    try:
+        hashes = {file.name: hash_file(file) for file in files}
+    except OSError as error:
+        raise WeightsError(f"model {label!r}: {path} cannot be read: {error.strerror}") from error
     return tuple(files), {"kind": "local", "name": path.name, "files": hashes}
 
 

@@ -24,6 +24,7 @@ from xact.models import Network, Transform, Weights, check_declared
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.outline import make_outline
+from xact.paths import expand_path
 from xact.specs import ModelSpec
 
 library: Any = transformers  # its types cover a part only
@@ -186,7 +187,7 @@ def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
 
 def locate(spec: ModelSpec) -> Path:
     """Return the folder that `id` names, if it is one."""
-    return spec.folder / Path(spec.id).expanduser()
+    return spec.folder / expand_path(spec.id)
 
 
 def find_folder(spec: ModelSpec) -> Path:

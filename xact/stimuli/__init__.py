@@ -20,6 +20,7 @@ import numpy.typing as npt
 from xact.digest import name_kind
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, check_label, fold_label
+from xact.paths import expand_path
 from xact.specs import Column, FileStamp, Kind, StimulusTable
 from xact.stimuli_blocks import Stimuli
 
@@ -232,7 +233,7 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
 
 def locate(path: str, start: Path) -> Path:
     """Return `path` as seen from `start`: absolute, `~` expanded, `.` and `..` folded, links left as they are."""
-    return Path(os.path.normpath(Path.cwd() / start / Path(path).expanduser()))
+    return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
 
 
 def make_file_label(path: Path, root: Path) -> str:

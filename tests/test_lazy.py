@@ -23,7 +23,7 @@ from stores import draw_values, make_model, make_store_plan, make_table, write_s
 
 import xact
 from xact import lazy
-from xact.errors import NameNotFoundError, RequestError, StoreError
+from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
 from xact.lazy import ArrayCache, LazyActivations, load_lazy_activations
 
 LAYERS = {"patch_embed": [6], "blocks.2": [2, 3], "blocks.10": [4, 2, 2], "head": [5]}
@@ -479,7 +479,7 @@ def test_a_row_that_is_not_finished_is_refused_when_it_is_read(tmp_path):
             layer = acts[model][stimulus].keys()[0]
             with pytest.raises(StoreError, match=f"model '{model}': the row of stimulus '{stimulus}' is not") as caught:
                 acts[model][stimulus][layer]
-            assert caught.value.hint == "allow_incomplete=True gives it as NaN, or run xact build again"
+            assert caught.value.hint == "allow_incomplete=True gives it as NaN, or " + RUN_AGAIN
             known = load_lazy_activations(store, allow_incomplete=True)
             assert np.isnan(pickle.loads(pickle.dumps(known))[model][stimulus][layer]).all()  # noqa: S301  ours
             np.testing.assert_array_equal(known["ViT-B-16"]["plain/img4"]["head"], expect("ViT-B-16", "head", 4))

@@ -21,7 +21,7 @@ import xact
 from xact import shards
 from xact.catalog import merge_orders
 from xact.disk_arrays import LayerArray, Rows, StackArray
-from xact.errors import NameNotFoundError, RequestError, StoreError
+from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
 from xact.lazy_arrays import choose_block_rows
 from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
 
@@ -398,7 +398,7 @@ def incomplete(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_rows_that_are_not_present_are_refused(incomplete):
     with pytest.raises(StoreError, match=r"31 of 60 rows .* model 'ResNet', stimulus 'plain/img11'") as caught:
         open_activations(incomplete)
-    assert caught.value.hint == "allow_incomplete=True gives them as NaN, or run xact build again"
+    assert caught.value.hint == "allow_incomplete=True gives them as NaN, or " + RUN_AGAIN
     for open_one in (open_layer, open_map):
         with pytest.raises(StoreError, match="1 of 30 rows"):
             open_one(incomplete, "ResNet", "logits")
@@ -543,7 +543,7 @@ def test_an_unfinished_store_is_refused(tmp_path, layout):
     write_store(tmp_path / "s", make_small_plan(layout), draw, is_published=False)
     with pytest.raises(StoreError, match="is not finished") as caught:
         open_activations(tmp_path / "s")
-    assert caught.value.hint == "run the same xact build again, it goes on where it stopped"
+    assert caught.value.hint == RUN_AGAIN
 
 
 def test_nothing_is_read_from_the_metadata_of_the_arrays_themselves(own_store):

@@ -22,7 +22,7 @@ import numpy as np
 
 from xact.disk_arrays import LayerArray, Rows
 from xact.durable import parse_json
-from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
+from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError, make_nearest_text
 from xact.shards import ShardFormat, parse_format
 from xact.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
 
@@ -147,7 +147,7 @@ class Catalog:
             raise StoreError(
                 f"{len(lacking)} of {len(m) * present.shape[1]} rows asked for are not there, the first: model "
                 f"{str(self.models[i])!r}, stimulus {str(self.labels['stimulus'][1][row])!r}",
-                hint="allow_incomplete=True gives them as NaN, or run xact build again",
+                hint=f"allow_incomplete=True gives them as NaN, or {RUN_AGAIN}",
             )
         return {i: Rows(present.shape[1], None if present[i].all() else present[i]) for i in m}
 

@@ -21,6 +21,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+RUN_AGAIN = "run the same command again (xact build, xact import): it goes on where it stopped"
+"""The hint where a store is not finished."""
+
 
 class XactError(Exception):
     """Root of every error that xact raises on purpose."""

@@ -21,7 +21,7 @@ from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from xact.durable import parse_json, read_sealed_lines, read_whole
-from xact.errors import StoreError
+from xact.errors import RUN_AGAIN, StoreError
 from xact.metadata import find_attributes_fault, find_fault
 
 FORMAT = 1
@@ -104,7 +104,7 @@ def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
     if not attributes.get("xact_generation"):
         raise StoreError(
             f"the store {str(path)!r} is not finished: nothing is published yet",
-            hint="run the same xact build again, it goes on where it stopped",
+            hint=RUN_AGAIN,
         )
     try:
         metadata = data["consolidated_metadata"]["metadata"]

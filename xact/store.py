@@ -17,7 +17,7 @@ from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from xact.durable import Written, place_file, sync_folder, write_file
-from xact.errors import StoreError
+from xact.errors import RUN_AGAIN, StoreError
 from xact.journal import State, remove_older, write_manifest
 from xact.labels import DIMS
 from xact.plan import Plan, PlannedLayer, PlannedModel
@@ -33,7 +33,7 @@ SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated
 """{name: type} of what language models give of each stimulus beside their layers."""
 
 HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
-UNFINISHED = "nothing is published yet: run the same xact build again, it goes on where it stopped"
+UNFINISHED = f"nothing is published yet: {RUN_AGAIN}"
 
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)} of label arrays; text as an object array of str."""

@@ -20,7 +20,7 @@ import numpy as np
 from xact.catalog import Catalog, Names, find_names, open_catalog
 from xact.chunks import ITEM_NBYTES
 from xact.disk_arrays import LayerArray
-from xact.errors import RequestError, StoreError
+from xact.errors import RUN_AGAIN, RequestError, StoreError
 from xact.export.files import check_room, check_targets, write_beside
 from xact.paths import expand_path
 from xact.shards import split_rows
@@ -288,5 +288,5 @@ def check_present(catalog: Catalog, places: Sequence[int], rows: np.ndarray) -> 
         raise StoreError(
             f"{len(lacking)} of {len(places) * len(rows)} rows to export are not there, the first: model "
             f"{str(catalog.models[m])!r}, stimulus {str(catalog.labels['stimulus'][1][row])!r}",
-            hint="run xact build again, or leave them out (--models, --conditions)",
+            hint=f"leave them out (--models, --conditions), or {RUN_AGAIN}",
         )

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.errors import StoreError
+from xact.errors import RUN_AGAIN, StoreError
 from xact.info import MOST_SHOWN, check_model
 from xact.journal import FOLDER, State, load_state
 from xact.plan import Plan, PlannedModel
@@ -91,7 +91,7 @@ def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layer
 def show(description: dict[str, Any]) -> str:
     """Return a description as text for a terminal."""
     d = description
-    state = f"generation {d['generation']}" if d["finished"] else "NOT FINISHED: run the same xact build again"
+    state = f"generation {d['generation']}" if d["finished"] else f"NOT FINISHED: {RUN_AGAIN}"
     lines = [
         f"{d['store']}: {d['layout']}, {state}",
         f"{d['n_stimuli']} stimuli in {len(d['conditions'])} conditions ({', '.join(d['conditions'][:8])}"

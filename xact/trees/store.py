@@ -10,7 +10,7 @@ import numpy as np
 from xact.catalog import open_catalog
 from xact.chunks import ITEM_NBYTES
 from xact.disk_arrays import Rows
-from xact.errors import NameNotFoundError, StoreError
+from xact.errors import RUN_AGAIN, NameNotFoundError, StoreError
 from xact.trees import Tree
 
 NEIGHBOURS_NBYTES = 16 * 2**20
@@ -92,7 +92,7 @@ class StoreTree(Tree):
         if not present[row] and not self.allow_incomplete:
             raise StoreError(
                 f"store {str(self.path)!r}, model {model!r}: the row of stimulus {stimulus!r} is not there",
-                hint="allow_incomplete=True gives it as NaN, or run xact build again",
+                hint=f"allow_incomplete=True gives it as NaN, or {RUN_AGAIN}",
             )
         array = self._catalog.find_array(m, k, Rows(len(present), None if present.all() else present))
         if array is None:

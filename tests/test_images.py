@@ -15,16 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xact.decode import MAX_PIXELS, decode_picture
 from xact.errors import StimulusError
-from xact.images import (
-    MAX_PIXELS,
-    add_border,
-    are_all_equal,
-    decode_picture,
-    draw_jitter,
-    make_pictures,
-    make_replicates,
-)
+from xact.images import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
 from xact.recipe import ColorJitter, NoJitter, ShiftJitter
 
 RNG = np.random.default_rng(7)

@@ -287,6 +287,8 @@ def test_a_file_too_large_for_a_stimulus_is_refused_unread(tmp_path):
             "column 'jitter_x' of T has a reserved",
             "rename: {jitter_x: new_name}",
         ),
+        (make_table(columns={"Model": [1, 2]}), "column 'Model' of T has a reserved name", "rename: {Model: new_name}"),
+        (make_table(columns={"Age": [1, 2], "age": [1, 2]}), "columns 'Age' and 'age' of T are one", "rename: {age: "),
         (make_table(columns={"a/b": [1, 2]}), "column 'a/b' of T cannot be the name", "rename: {a/b: new_name}"),
         (make_table(columns={"a\t": [1, 2]}), "the column name .* begins or ends with white space", "rename it"),
         (make_table(columns={"word": ["x", "y\0z"]}), "column 'word' holds a NUL character in row 2", None),

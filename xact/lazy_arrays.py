@@ -20,12 +20,6 @@ from xact.disk_arrays import LayerArray, Pick, StackArray
 BLOCK_NBYTES = 64 * 2**20
 """Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
 
-SMALLEST_BLOCK_NBYTES = 4 * 2**20
-"""Smaller blocks cost more in planning than they save by being read side by side."""
-
-BLOCKS_PER_LAYER = 1
-"""Blocks that a layer is cut into at least: its shards are read side by side in one, and joining blocks is a copy."""
-
 MAX_BLOCKS = 20_000
 """Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""
 
@@ -173,14 +167,19 @@ def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  any index of one axis
 
 
 def choose_block_rows(array: LayerArray | StackArray) -> int:
-    """Return the stimuli of a dask block: whole shards, of moderate size, not too many of them."""
+    """Return the stimuli of a dask block: whole shards, of moderate size, not too many of them.
+
+    A layer that fits is one block: its shards are read side by side all the same, and joining blocks is a copy.
+    """
     if isinstance(array, LayerArray):
         form, n_stimuli, n_units, n_cells = array.form, array.rows.n, array.n_units, 1
     else:
         form = next(cell.form for row in array.cells for cell in row if cell is not None)
         n_stimuli, n_units, n_cells = array.shape[1], array.shape[4], array.shape[0] * array.shape[2]
     row_nbytes = ITEM_NBYTES * form.shape.n_replicates * n_units
-    nbytes = min(BLOCK_NBYTES, max(SMALLEST_BLOCK_NBYTES, n_stimuli * row_nbytes // BLOCKS_PER_LAYER))
-    nbytes = max(nbytes, min(n_stimuli * row_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
+    layer_nbytes = n_stimuli * row_nbytes
+    nbytes = max(BLOCK_NBYTES, min(layer_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
+    if layer_nbytes <= nbytes:
+        return n_stimuli
     size = form.shape.shard_stimuli
     return min(n_stimuli, max(1, nbytes // (row_nbytes * size)) * size)

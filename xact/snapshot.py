@@ -9,7 +9,7 @@ import contextlib
 import functools
 import gc
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -172,10 +172,11 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
     lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
     if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
         raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
-    parts = {  # all of them before there is a whole: a shape that lies finds no chunk
-        at: _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, prod(chunk)).reshape(chunk)
-        for at in np.ndindex(*lengths)
-    }
+    parts = {}  # all of them before there is a whole: a shape that lies finds no chunk
+    for at in np.ndindex(*lengths):
+        last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
+        n_used = int(np.ravel_multi_index(last, chunk)) + 1
+        parts[at] = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, chunk, n_used)
     whole = np.empty(shape, dtype=kind)
     for at, part in parts.items():
         start = [i * size for i, size in zip(at, chunk, strict=True)]
@@ -186,7 +187,9 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
     return whole
 
 
-def _decode_label(store: Path, file: Path, kind: np.dtype[Any], n_values: int) -> np.ndarray:
+def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int) -> np.ndarray:
+    """Return one chunk of labels; of texts the first `n_used` only, as decoding the empty rest takes as long."""
+    n_values = prod(chunk)
     hint = f"xact verify {store} names all that is damaged or missing"
     try:
         data = read_whole(file)
@@ -202,7 +205,11 @@ def _decode_label(store: Path, file: Path, kind: np.dtype[Any], n_values: int) -
         n_said = int.from_bytes(raw[:4], "little") if kind.hasobject else len(raw) // kind.itemsize
         if n_said != n_values:
             raise ValueError
-        return np.asarray(VLenUTF8().decode(raw)) if kind.hasobject else np.frombuffer(raw, kind.newbyteorder("<"))
+        if not kind.hasobject:
+            return np.frombuffer(raw, kind.newbyteorder("<")).reshape(chunk)
+        values = np.empty(n_values, dtype=object)
+        values[:n_used] = VLenUTF8().decode(n_used.to_bytes(4, "little") + raw[4:])
+        return values.reshape(chunk)
     except (ValueError, RuntimeError):
         raise StoreError(f"the labels in {file} are not {n_values} values of type {kind}", hint=hint) from None
 

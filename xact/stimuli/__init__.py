@@ -215,8 +215,18 @@ def check_table(table: StimulusTable, *, location: str) -> None:
 
 
 def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
-    """Refuse columns whose names the store needs or cannot have, or whose cells it cannot hold."""
+    """Refuse columns whose names the store needs or cannot have, or whose cells it cannot hold.
+
+    Each becomes a folder of its name, and some disks take `Age` and `age` for one.
+    """
+    seen: dict[str, str] = {}
     for column, cells in columns.items():
+        other = seen.setdefault(fold_label(column), column)
+        if other != column:
+            raise RequestError(
+                f"columns {other!r} and {column!r} of {location} are one name on some disks",
+                hint=hint or f"rename: {{{column}: new_name}}",
+            )
         _check_column_name(column, location=location, hint=hint or f"rename: {{{column}: new_name}}")
         bad = next((row for row, cell in enumerate(cells) if isinstance(cell, str) and "\0" in cell), None)
         if bad is not None:
@@ -224,7 +234,7 @@ def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "
 
 
 def _check_column_name(column: str, *, location: str, hint: str) -> None:
-    if column in RESERVED_COLUMNS or column.startswith("jitter_"):
+    if fold_label(column) in RESERVED_COLUMNS or fold_label(column).startswith("jitter_"):
         raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
     if "/" in column or "\\" in column or column.startswith((".", "__")):
         raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)

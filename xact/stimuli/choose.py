@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xact.errors import RequestError
+from xact.labels import fold_label
 from xact.specs import Column, StimulusTable
 from xact.stimuli import check_columns, locate
 from xact.stimuli.columns import load_columns, to_labels
@@ -82,8 +83,9 @@ def _index(labels: Sequence[str], key: str, file: Path) -> dict[str, int]:
 
 
 def _add(table: StimulusTable, columns: Mapping[str, Column], *, where: str, hint: str) -> StimulusTable:
+    known = {fold_label(name) for name in table.columns}
     for name in columns:
-        if name in table.columns:
+        if fold_label(name) in known:
             raise RequestError(f"the column {name!r} of {where} is there already", hint=hint)
     check_columns(columns, location=where, hint=hint)
     return replace(table, columns={**table.columns, **columns})

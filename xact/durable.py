@@ -169,13 +169,21 @@ def sweep_partial(folder: Path) -> int:
 
     Raise StoreError for a folder, or a file of the journal, that is a link: what is written would lie elsewhere.
     """
-    left = []
-    for at, folders, names in os.walk(folder):
-        for name in [*folders, *(names if Path(at) == folder / ".xact" else ())]:
-            _refuse_link(Path(at) / name)
-        left += [Path(at) / name for name in names if name.endswith(PARTIAL)]
-    for file in left:
-        file.unlink()
+    own, left, folders = str(folder / ".xact"), [], [str(folder)]
+    while folders:
+        at = folders.pop()
+        with _disk_errors(Path(at)), os.scandir(at) as found:
+            for one in found:
+                is_folder = one.is_dir()
+                if (is_folder or at == own) and one.is_symlink():
+                    _refuse_link(Path(one))
+                if is_folder:
+                    folders.append(one.path)
+                elif one.name.endswith(PARTIAL):
+                    left.append(one.path)
+    for path in left:
+        with _disk_errors(Path(path)):
+            Path(path).unlink()
     return len(left)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -111,9 +112,10 @@ def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkEr
 
 def _place(beside: Path, target: Path) -> None:
     """Sync and hash a file that is whole, and give it its name and its side file."""
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
+    with beside.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        syncing = pool.submit(os.fsync, file.fileno())  # the disk writes while the processor hashes
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        syncing.result()
     side = target.with_name(target.name + SIDE)
     side.unlink(missing_ok=True)
     sync_folder(target.parent)

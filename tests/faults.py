@@ -210,10 +210,19 @@ def load_heavy() -> None:
     import torchvision.transforms.functional  # noqa: F401
 
     import xact.cli
+    import xact.estimate
     import xact.models.python
+    import xact.progress
     import xact.run
     import xact.signals
+    import xact.start
+    import xact.stimuli.choose
     import xact.stimuli.folder  # noqa: F401
+    from xact.registry import load_registry
+    from xact.survey import find_versions
+
+    load_registry()
+    find_versions("python")
 
 
 def lay_before(folder: Path) -> Path:
@@ -233,7 +242,8 @@ def run_undisturbed(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]
     trace = json.loads((folder / "trace.json").read_text())
     said = (folder / "stderr").read_text()
     seen = {"old": old, "new": read_as_users_do(store)}
-    return trace, {"code": code, "n": n, "said": said, **seen, "end": digest_store(store)}
+    ends = {"end": digest_store(store), "files": digest_files(store)}
+    return trace, {"code": code, "n": n, "said": said, **seen, **ends}
 
 
 def list_faults(trace: Sequence[dict[str, Any]]) -> list[Fault]:
@@ -259,20 +269,21 @@ def inject(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
         code, _ = run_child(folder, fault=fault)
         note = trace[fault.point]
         found = {"fault": f"{fault.kind} {fault.when} {note['do']} {note['path']}", "kind": fault.kind, "code": code}
-        yield found | {"said": (folder / "stderr").read_text(), **look_and_resume(folder, store)}
+        yield found | {"said": (folder / "stderr").read_text(), **look_and_resume(folder, store, undisturbed)}
 
 
-def look_and_resume(folder: Path, store: Path) -> dict[str, Any]:
+def look_and_resume(folder: Path, store: Path, undisturbed: dict[str, Any]) -> dict[str, Any]:
     """Return what a user sees of a disturbed store, and what the same command makes of it."""
     seen = read_as_users_do(store)
     lost = find_lost_shards(store)
     code, _ = run_child(folder)
+    is_same = code == 0 and digest_files(store) == undisturbed["files"]
     return {
         "seen": seen,
         "lost": lost,
         "resumed": code,
         "resume_said": (folder / "stderr").read_text(),
-        "end": digest_store(store) if code == 0 else "",
+        "end": undisturbed["end"] if is_same else digest_store(store) if code == 0 else "",
         "partial": [str(file) for file in store.rglob("*.partial")],
     }
 
@@ -310,6 +321,27 @@ def digest_store(store: Path) -> str:
             digest.update(f"{path} {name} {loaded[name].dims}".encode())
             values = loaded[name].values
             digest.update(values.tobytes() if values.dtype.kind == "f" else str(values.tolist()).encode())
+    return digest.hexdigest()
+
+
+def digest_files(store: Path) -> str:
+    """Return a hash of the bytes of all that is read without xact, timings left out.
+
+    Equal files are read as equal; where they differ `digest_store` says whether it matters.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(store.rglob("*")):
+        path = file.relative_to(store).as_posix()
+        if file.is_dir() or path.startswith(".xact/"):
+            continue
+        data = file.read_bytes()
+        if path in ("zarr.json", "xact/zarr.json"):
+            read = json.loads(data)
+            groups = [read, *read.get("consolidated_metadata", {}).get("metadata", {}).values()]
+            for group in groups:
+                group.get("attributes", {}).pop("provenance", None)
+            data = json.dumps(read).encode()
+        digest.update(f"{path} {len(data)} ".encode() + data)
     return digest.hexdigest()
 
 
@@ -440,7 +472,11 @@ def replay(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
         store = folder / "out" / "store.zarr"
         shutil.rmtree(store, ignore_errors=True)
         disk.cut_power(folder / "out", chance)
-        yield {"fault": f"power cut after {at} operations", "kind": "CUT", **look_and_resume(folder, store)}
+        yield {
+            "fault": f"power cut after {at} operations",
+            "kind": "CUT",
+            **look_and_resume(folder, store, undisturbed),
+        }
 
 
 def kill(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -457,7 +493,7 @@ def kill(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
         for _ in range(chance.randint(1, 4)):
             kills += run_child(folder, kill_after=chance.uniform(0, longest))[0] == -signal.SIGKILL
         n_killed += kills
-        yield {"fault": f"{kills} kills", "kind": "KILL", "kills": kills, **look_and_resume(folder, store)}
+        yield {"fault": f"{kills} kills", "kind": "KILL", "kills": kills, **look_and_resume(folder, store, undisturbed)}
 
 
 def main(arguments: Sequence[str]) -> None:

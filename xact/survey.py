@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -244,4 +245,9 @@ def make_wanted(model: PlannedModel) -> list[Wanted]:
 def find_versions(source: str) -> dict[str, str]:
     """Return the versions of what decides a value: torch, the images' libraries, the network's own."""
     names = ["torch", "torchvision", "pillow", "numpy", *([LIBRARIES[source]] if source in LIBRARIES else [])]
-    return {name: importlib.metadata.version(name) for name in dict.fromkeys(names)}
+    return {name: _find_version(name) for name in dict.fromkeys(names)}
+
+
+@cache
+def _find_version(name: str) -> str:
+    return importlib.metadata.version(name)  # searches all of sys.path each time

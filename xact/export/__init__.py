@@ -158,12 +158,14 @@ class Chosen:
                 yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
 
     def split_rows(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards, of bounded size."""
+        """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards or chunks, bounded."""
         form = layers[0].array.form.shape
         row_nbytes = ITEM_NBYTES * form.n_replicates * sum(layer.array.n_units for layer in layers)
         size = max(1, BLOCK_NBYTES // row_nbytes)
-        if size > form.shard_stimuli:
-            size -= size % form.shard_stimuli
+        for whole in (form.shard_stimuli, form.chunk_stimuli):
+            if size > whole:
+                size -= size % whole
+                break
         for _, at, _ in split_rows(rows, size):
             yield at, rows[at]
 

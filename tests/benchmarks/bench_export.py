@@ -70,8 +70,10 @@ def bench_hdf5(folder: Path) -> None:
         values = {f"blocks.{k}": open_layer(store, "model", f"blocks.{k}").values for k in range(n_layers)}
         ours, plain, hashed = [], [], []
         for _ in range(N_PAIRS):
+            shutil.rmtree(folder / "ours", ignore_errors=True)
+            (folder / "plain.h5").unlink(missing_ok=True)
             started = time.perf_counter()
-            export(store, to="hdf5", output_dir=folder / "ours", overwrite=True)
+            export(store, to="hdf5", output_dir=folder / "ours")
             ours.append(time.perf_counter() - started)
             started = time.perf_counter()
             write_plainly(folder / "plain.h5", values)

@@ -49,8 +49,8 @@ class ExportFile:
     """What it holds, for messages: `condition 'a'`, `model 'R18'`."""
     nbytes: int
     """About its size."""
-    write: Callable[[Path], None]
-    """Writes the whole of it to another path."""
+    write: Callable[[Path], str | None]
+    """Writes the whole of it to another path; returns its sha256 where that was found on the way."""
     note: str = ""
     """What a reader of the file must know."""
 
@@ -216,7 +216,7 @@ def export(
     check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
     for file in files:
         with write_beside(file.path, nbytes=file.nbytes) as beside:
-            file.write(beside)
+            beside.sha256 = file.write(beside.path)
         tell(file)
     return [file.path for file in files]
 

@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from xact.durable import PARTIAL, make_folder, sync_folder, write_file
@@ -23,6 +24,12 @@ SIDE = ".sha256"
 
 MAX_NAME_NBYTES = 255
 """Bytes of a file's name on the usual file systems."""
+
+PIECE_NBYTES = 2**20
+"""Bytes of a file that are hashed at a time."""
+
+SYNC_NBYTES = 64 * 2**20
+"""Bytes after which a file under way is synced: the disk then works while the rest is computed."""
 
 MARGIN_NBYTES = 32
 """Bytes of a name that the endings of side files and of files under way may take."""
@@ -81,22 +88,31 @@ def count_free_nbytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+@dataclass
+class Beside:
+    """A file under way."""
+
+    path: Path
+    sha256: str | None = None
+    """Of the whole, where its writer found it on the way."""
+
+
 @contextmanager
-def write_beside(target: Path, *, nbytes: int) -> Iterator[Path]:
-    """Give the path to write to; at the end of the block, what is there takes the name of `target`, whole and synced.
+def write_beside(target: Path, *, nbytes: int) -> Iterator[Beside]:
+    """Give the file to write; at the end of the block it takes the name of `target`, whole and synced.
 
     `nbytes` is about what it takes. Raise WorkError where it cannot be written; the target is then as it was.
     """
     make_folder(target.parent)
     sweep_dead(target)
-    beside = target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}")
+    beside = Beside(target.with_name(f"{target.name}.{os.getpid()}{PARTIAL}"))
     try:
         yield beside
         _place(beside, target)
     except (OSError, RuntimeError) as error:  # h5py and torch give a failing disk either type
         raise _explain(error, target, nbytes) from error
     finally:
-        beside.unlink(missing_ok=True)
+        beside.path.unlink(missing_ok=True)
 
 
 def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkError:
@@ -110,16 +126,16 @@ def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkEr
     )
 
 
-def _place(beside: Path, target: Path) -> None:
+def _place(beside: Beside, target: Path) -> None:
     """Sync and hash a file that is whole, and give it its name and its side file."""
-    with beside.open("rb") as file, ThreadPoolExecutor(1) as pool:
+    with beside.path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, file.fileno())  # the disk writes while the processor hashes
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = beside.sha256 or hashlib.file_digest(file, "sha256").hexdigest()
         syncing.result()
     side = target.with_name(target.name + SIDE)
     side.unlink(missing_ok=True)
     sync_folder(target.parent)
-    beside.replace(target)
+    beside.path.replace(target)
     sync_folder(target.parent)
     write_file(side, [make_side_line(sha256, target.name).encode("utf-8", "surrogateescape")])
 
@@ -128,6 +144,56 @@ def make_side_line(sha256: str, name: str) -> str:
     """Return the line that `sha256sum -c` checks."""
     escaped = name.replace("\\", "\\\\")
     return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
+
+
+def write_at(fd: int, data: memoryview, at: int) -> None:
+    """Write all of a buffer of bytes at a place of a file."""
+    while data:
+        n = os.pwrite(fd, data, at)
+        data, at = data[n:], at + n
+
+
+class Follower:
+    """Hashes a file while it is written, behind what is final, and syncs it; `finish` gives its sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._at = 0
+        self._hasher, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._steps: list[Future[None]] = []
+        self._sync: Future[None] | None = None
+        self._synced = 0
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._hasher, self._syncer):
+            pool.shutdown(cancel_futures=True)
+        self._file.close()
+
+    def advance(self, end: int) -> None:
+        """Say that the bytes before `end` will not change any more."""
+        self._steps.append(self._hasher.submit(self._take, end))
+        if end - self._synced >= SYNC_NBYTES and (self._sync is None or self._sync.done()):
+            if self._sync is not None:
+                self._sync.result()
+            self._sync = self._syncer.submit(os.fdatasync, self._file.fileno())
+            self._synced = end
+
+    def finish(self) -> str:
+        """Return the sha256 of all of the file, which is whole now."""
+        size = os.fstat(self._file.fileno()).st_size
+        self._steps.append(self._hasher.submit(self._take, size))
+        for step in self._steps:
+            step.result()
+        return self._hash.hexdigest()
+
+    def _take(self, end: int) -> None:
+        while self._at < end and (data := os.pread(self._file.fileno(), min(end - self._at, PIECE_NBYTES), self._at)):
+            self._hash.update(data)
+            self._at += len(data)
 
 
 class Sink:
@@ -176,11 +242,9 @@ class Sink:
 
     def write(self, data: memoryview) -> int:
         """Write all of a buffer, or keep the failure for `check`."""
-        left, at = data, self._at
         try:
-            while left and self._failure is None:
-                n = os.pwrite(self._file.fileno(), left, at)
-                left, at = left[n:], at + n
+            if self._failure is None:
+                write_at(self._file.fileno(), data, self._at)
         except OSError as error:
             self._failure = error
         self._end = max(self._end, self._at + len(data))

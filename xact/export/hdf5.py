@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from xact.errors import RequestError
 from xact.export import Chosen, ChosenModel, ExportFile, Options
-from xact.export.files import Sink, make_file_name
+from xact.export.files import Follower, Sink, make_file_name, write_at
 
 OPTIONS: Mapping[str, Any] = {
     "output_dir": ".",
@@ -127,8 +127,12 @@ def estimate_nbytes(chosen: Chosen, rows: np.ndarray) -> int:
 
 def write_file(
     chosen: Chosen, condition: str, rows: np.ndarray, names: Names, added_to: Path | None, path: Path
-) -> None:
-    """Write one condition to `path`, added to a copy of the file `added_to` where there is one."""
+) -> str:
+    """Write one condition to `path`, added to a copy of the file `added_to` where there is one; return its sha256.
+
+    HDF5 makes all groups and data sets first, each with its place in the file; the values are written there without
+    it. So all but the values is final from then on, and the file is hashed while they are written.
+    """
     if added_to is not None:
         shutil.copyfile(added_to, path)
     mode = "w" if added_to is None else "r+"
@@ -139,25 +143,52 @@ def write_file(
         if added_to is None:
             version = importlib.metadata.version("xact")
             file.attrs.update({"condition": condition, "replicates": chosen.said_replicates, "xact": version})
-        for model in chosen.models:
-            _write_model(file, sink, chosen, model, rows, names)
+        offsets = [_make_model(file, sink, chosen, model, rows, names) for model in chosen.models]
+    return _fill(path, chosen, rows, offsets)
 
 
-def _write_model(file: Any, sink: Sink, chosen: Chosen, model: ChosenModel, rows: np.ndarray, names: Names) -> None:  # noqa: ANN401  h5py ships no types
+def _make_model(
+    file: Any,  # noqa: ANN401  h5py ships no types
+    sink: Sink,
+    chosen: Chosen,
+    model: ChosenModel,
+    rows: np.ndarray,
+    names: Names,
+) -> np.ndarray:
+    """Make the groups and data sets of one model; return the places of their values, (stimulus, layer), bytes."""
     make = Maker()
     top = make.group(file.id, names.models[model.label], model.label)
     layers = list(names.layers[model.label].items())
     shapes = [h5py.h5s.create_simple((chosen.n_replicates, layer.array.n_units)) for layer in model.layers]
-    for block in chosen.read_blocks(model.layers, rows):
-        for i, stem in enumerate(chosen.get_labels("stem", block.rows)):
-            group = make.group(top, names.stems[stem], stem)
-            for (label, name), shape, one in zip(layers, shapes, block.values, strict=True):
-                make.dataset(group, name, label, shape, one[i])
-            sink.check()
+    offsets = np.empty((len(rows), len(layers)), dtype=np.int64)
+    for i, stem in enumerate(chosen.get_labels("stem", rows)):
+        group = make.group(top, names.stems[stem], stem)
+        offsets[i] = [
+            make.dataset(group, name, label, shape) for (label, name), shape in zip(layers, shapes, strict=True)
+        ]
+        sink.check()
+    return offsets
+
+
+def _fill(path: Path, chosen: Chosen, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
+    """Write the values of each model to their places, float32 little-endian; return the sha256 of the file."""
+    places = np.concatenate([at.ravel() for at in offsets])
+    final = np.minimum.accumulate(places[::-1])[::-1]  # what lies before all places still to be written
+    n_written = 0
+    with path.open("r+b", buffering=0) as file, Follower(path) as follower:
+        for model, at in zip(chosen.models, offsets, strict=True):
+            for block in chosen.read_blocks(model.layers, rows):
+                for i, here in enumerate(at[block.at].tolist()):
+                    for offset, values in zip(here, block.values, strict=True):
+                        write_at(file.fileno(), np.ascontiguousarray(values[i], dtype="<f4").data.cast("B"), offset)
+                n_written += at[block.at].size
+                if n_written < len(final):
+                    follower.advance(int(final[n_written]))
+        return follower.finish()
 
 
 class Maker:
-    """Makes groups in the order of their creation, and contiguous data sets."""
+    """Makes groups in the order of their creation, and contiguous data sets whose values are written without HDF5."""
 
     def __init__(self) -> None:
         order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
@@ -165,6 +196,7 @@ class Maker:
         self._group.set_link_creation_order(order)
         self._dataset = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._dataset.set_layout(h5py.h5d.CONTIGUOUS)
+        self._dataset.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         self._dataset.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every value is written
         self._dataset.set_obj_track_times(False)  # the same store gives the same bytes
         self._link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
@@ -177,10 +209,12 @@ class Maker:
             h5py.Group(made).attrs["label"] = label
         return made
 
-    def dataset(self, parent: Any, name: str, label: str, shape: Any, values: np.ndarray) -> None:  # noqa: ANN401  h5py ships no types
-        """Make a data set of these float32 values; where its name is not its label, the label is an attribute."""
-        kind = h5py.h5t.IEEE_F32LE
-        made = h5py.h5d.create(parent, name.encode(), kind, shape, self._dataset, None)
-        made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(values), kind)
+    def dataset(self, parent: Any, name: str, label: str, shape: Any) -> int:  # noqa: ANN401  h5py ships no types
+        """Make a data set of float32 values and return where they go in the file, bytes.
+
+        Where its name is not its label, the label is an attribute.
+        """
+        made = h5py.h5d.create(parent, name.encode(), h5py.h5t.IEEE_F32LE, shape, self._dataset, None)
         if name != label:
             h5py.Dataset(made).attrs["label"] = label
+        return int(made.get_offset())

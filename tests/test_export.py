@@ -369,6 +369,32 @@ def test_sha256sum_finds_every_export_whole(cube: Path, tmp_path: Path, to: str)
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.parametrize("size", [1, 5_000, 40_000])
+def test_the_hash_of_a_file_written_in_many_blocks_is_that_of_its_bytes(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    whole = export(store, to="hdf5", output_dir=tmp_path / "whole")
+    monkeypatch.setattr("xact.export.BLOCK_NBYTES", size)
+    monkeypatch.setattr("xact.export.files.SYNC_NBYTES", 2 * size)
+    monkeypatch.setattr("xact.export.files.PIECE_NBYTES", 100)
+    export(store, to="hdf5", output_dir=tmp_path / "parts")
+    assert hash_files(tmp_path / "parts") == hash_files(tmp_path / "whole")
+    for models, append in (("R50", False), ("*ViT*", True)):
+        files = export(store, to="hdf5", output_dir=tmp_path / "twice", models=models, append=append)
+        assert [file.name for file in files] == [file.name for file in whole]
+    for file in (*whole, *files):
+        side = file.with_name(f"{file.name}.sha256").read_text()
+        assert side.split()[0] == hashlib.sha256(file.read_bytes()).hexdigest()
+    for one, other in zip(files, whole, strict=True):
+        with h5py.File(one) as added, h5py.File(other) as expected:
+            expected.visititems(lambda name, item: check_equal(item, added[name]))
+
+
+def check_equal(one: h5py.Group | h5py.Dataset, other: h5py.Group | h5py.Dataset) -> None:
+    if isinstance(one, h5py.Dataset):
+        np.testing.assert_array_equal(one[:], other[:])
+
+
 @pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
 def test_the_same_store_gives_the_same_bytes(cube: Path, tmp_path: Path, to: str):
     for folder in ("a", "b"):

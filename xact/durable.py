@@ -169,22 +169,25 @@ def sweep_partial(folder: Path) -> int:
 
     Raise StoreError for a folder, or a file of the journal, that is a link: what is written would lie elsewhere.
     """
-    own, left, folders = str(folder / ".xact"), [], [str(folder)]
-    while folders:
-        at = folders.pop()
-        with _disk_errors(Path(at)), os.scandir(at) as found:
-            for one in found:
-                is_folder = one.is_dir()
-                if (is_folder or at == own) and one.is_symlink():
-                    _refuse_link(Path(one))
-                if is_folder:
-                    folders.append(one.path)
-                elif one.name.endswith(PARTIAL):
-                    left.append(one.path)
-    for path in left:
-        with _disk_errors(Path(path)):
-            Path(path).unlink()
+    own, left = str(folder / ".xact"), []
+    with _disk_errors(folder):
+        for one in _walk(str(folder)):
+            if one.is_symlink() and (one.is_dir() or os.path.split(one.path)[0] == own):
+                _refuse_link(Path(one))
+            if one.name.endswith(PARTIAL) and not one.is_dir():
+                left.append(Path(one))
+        for path in left:
+            path.unlink()
     return len(left)
+
+
+def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield all that lies below a folder, links not followed; a store may have 100,000 files."""
+    with os.scandir(folder) as found:
+        for one in found:
+            yield one
+            if one.is_dir(follow_symlinks=False):
+                yield from _walk(one.path)
 
 
 @contextmanager

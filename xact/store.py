@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,8 @@ def make_model_labels(plan: Plan) -> Arrays:
         "layer_index": table(each(lambda _, k: k.layer_index, -1), "int64"),
         "depth": table(each(lambda _, k: k.depth, np.nan), "float64"),
         "depth_bin": table(each(lambda _, k: k.depth_bin, 0), "int64"),
-        "unit_axes": table(each(lambda _, k: json.dumps(k.unit_axes), ""), "string"),
-        "unit_shape": table(each(lambda _, k: json.dumps(k.unit_shape), ""), "string"),
+        "unit_axes": table(each(lambda _, k: _dump_few(k.unit_axes), ""), "string"),
+        "unit_shape": table(each(lambda _, k: _dump_few(k.unit_shape), ""), "string"),
         "path": table(each(path, ""), "string"),
     }
 
@@ -359,6 +360,12 @@ def _name_coordinates(arrays: Arrays) -> dict[str, str]:
     """Return the attribute by which xarray tells labels from data; a name with a space cannot stand in it."""
     names = [name for name in arrays if name not in DIMS and " " not in name]
     return {"coordinates": " ".join(names)} if names else {}
+
+
+@cache
+def _dump_few(values: tuple[str | int, ...]) -> str:
+    """Return JSON of axes or lengths, of which a store of thousands of layers has a few."""
+    return json.dumps(values)
 
 
 def _dump(data: Mapping[str, Any]) -> bytes:

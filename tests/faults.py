@@ -439,12 +439,17 @@ class Disk:
 
 
 def find_lost_shards(store: Path) -> list[str]:
-    """Return the shards that the newest journal names and that are not there with the bytes it says."""
+    """Return the shards that the newest plan's journal names and that are not there with the bytes it says.
+
+    An append may replace shards of an older journal by ones that hold the old rows and new ones, from its plan on;
+    that no old row is lost then is what readers see.
+    """
     from xact.durable import read_lines
 
-    journals = sorted((store / ".xact").glob("journal-*.jsonl"))  # the newest: an append may replace shards of an older
     newest: dict[str, Any] = {}
-    for line in read_lines(journals[-1]) if journals else []:
+    plans = sorted((store / ".xact").glob("plan-*.json"))
+    journal = plans[-1].with_name(f"{plans[-1].stem.replace('plan', 'journal')}.jsonl") if plans else None
+    for line in read_lines(journal) if journal is not None and journal.exists() else []:
         newest |= line.get("shards", {})
     lost = []
     for key, written in newest.items():

@@ -172,8 +172,8 @@ def _make_model(
 
 def _fill(path: Path, chosen: Chosen, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
     """Write the values of each model to their places, float32 little-endian; return the sha256 of the file."""
-    places = np.concatenate([at.ravel() for at in offsets])
-    final = np.minimum.accumulate(places[::-1])[::-1]  # what lies before all places still to be written
+    first = np.concatenate([at.min(1) for at in offsets])  # of each stimulus of each model
+    final = np.minimum.accumulate(first[::-1])[::-1]  # what lies before all places still to be written
     n_written = 0
     with path.open("r+b", buffering=0) as file, Follower(path) as follower:
         for model, at in zip(chosen.models, offsets, strict=True):
@@ -181,7 +181,7 @@ def _fill(path: Path, chosen: Chosen, rows: np.ndarray, offsets: Sequence[np.nda
                 for i, here in enumerate(at[block.at].tolist()):
                     for offset, values in zip(here, block.values, strict=True):
                         write_at(file.fileno(), np.ascontiguousarray(values[i], dtype="<f4").data.cast("B"), offset)
-                n_written += at[block.at].size
+                n_written += len(block.rows)
                 if n_written < len(final):
                     follower.advance(int(final[n_written]))
         return follower.finish()

@@ -74,7 +74,7 @@ def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
     for name, (dims, values) in chosen.catalog.make_coords({"model": model.place}).items():
         if "layer" in dims or (chosen.replicates == "mean" and "replicate" in dims):
             continue
-        if "stimulus" in dims:
+        if "stimulus" in dims and len(chosen.rows) < values.shape[dims.index("stimulus")]:  # else all, in order
             values = np.take(values, chosen.rows, axis=dims.index("stimulus"))
         if "replicate" in dims:
             values = np.take(values, range(chosen.n_replicates), axis=dims.index("replicate"))

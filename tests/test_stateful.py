@@ -97,7 +97,9 @@ class OneStore(RuleBasedStateMachine):
         return any(self.store.glob(".xact/plan-*.json"))
 
     def read_files(self) -> dict[str, bytes]:
-        files = (file for file in self.store.rglob("*") if file.is_file() and file.name not in ("lock", "holder.json"))
+        """Return what lies in the store but the lock, whose files say no more than who held it last."""
+        own = ("lock", "holder.json", "holder.json.partial")
+        files = (file for file in self.store.rglob("*") if file.is_file() and file.name not in own)
         return {str(file.relative_to(self.store)): file.read_bytes() for file in files}
 
     @precondition(lambda self: self.asked[0] < len(MODELS))

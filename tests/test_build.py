@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from lab import make_entry, write_lab
 from pictures import write_pictures, write_recipe
 from PIL import Image
 
 import xact
+from xact import cli
 from xact.errors import MismatchError, RequestError, StimulusError, StoreError
 
 TINY = (
@@ -217,6 +219,47 @@ def test_a_stimulus_that_changed_is_refused_by_name(stimuli, tmp_path):
     Image.open(picture).rotate(90).save(picture)
     with pytest.raises(MismatchError, match=r"stimulus 'a/p03'"):
         xact.build(recipe)
+
+
+def test_a_stimulus_that_changed_is_refused_also_where_all_is_there(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    xact.build(recipe, allow_code=True)
+    picture = tmp_path / "stimuli" / "a" / "p03.png"
+    os.utime(picture)
+    assert xact.build(recipe, allow_code=True).n_captured == 0  # only touched
+    Image.open(picture).rotate(90).save(picture)
+    with pytest.raises(MismatchError, match=r"stimulus 'a/p03' .* is not the file that the store has values of"):
+        xact.build(recipe, allow_code=True)
+
+
+def test_a_store_that_holds_no_value_yet_may_be_deleted(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    with Image.open(tmp_path / "stimuli" / "a" / "p00.png") as picture:
+        picture.convert("RGBA").save(tmp_path / "stimuli" / "a" / "p00.png")
+    with pytest.raises(StimulusError, match="has transparency"):
+        xact.build(recipe, allow_code=True, settings=["stimuli.mask_alpha=none"])
+    with pytest.raises(MismatchError, match=r"stimuli\.mask_alpha differs") as caught:
+        xact.build(recipe, allow_code=True)
+    assert caught.value.hint == f"{tmp_path / 'store.zarr'} holds no value yet: delete it, or give the old value back"
+    shutil.rmtree(tmp_path / "store.zarr")
+    assert xact.build(recipe, allow_code=True).is_complete
+
+
+def test_the_printed_lines_open_what_is_whole(tmp_path, capsys):
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    for options, part in (
+        (["--limit", "4"], ""),
+        (["--models", "two"], ", models=['two']"),
+        ([], ""),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["build", str(recipe), "--allow-code", *options])
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out.splitlines()[-1]
+        assert printed == f"acts = xact.open_activations({str(tmp_path / 'store.zarr')!r}{part})"
+        made = {"xact": xact}
+        exec(printed, made)  # noqa: S102  the line that a user is told to run
+        assert made["acts"].present.all()
 
 
 def test_a_stimulus_that_was_only_touched_is_no_difference(stimuli, tmp_path):

@@ -106,6 +106,12 @@ def test_replicates_are_all_of_them_the_first_or_their_mean(store: Path, tmp_pat
         np.testing.assert_array_equal(values.numpy(), expected.astype(np.float32)[:, 0])
 
 
+def test_models_of_other_replicates_are_not_added(cube: Path, tmp_path: Path):
+    export(cube, to="hdf5", output_dir=tmp_path, models="R50")
+    with pytest.raises(RequestError, match="has replicates: all 2; what is added would have: mean of 2"):
+        export(cube, to="hdf5", output_dir=tmp_path, models="*ViT", append=True, replicates="mean")
+
+
 def test_names_are_those_of_the_first_seed_on_demand(cube: Path, tmp_path: Path):
     files = export(cube, to="hdf5", output_dir=tmp_path, names="basename", prefix="p", models="R50", layers="conv1")
     assert [file.name for file in files] == ["p_plain.h5", "p_leaves.h5"]

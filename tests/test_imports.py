@@ -126,6 +126,16 @@ def test_what_an_old_file_does_not_say_is_unknown_and_a_build_does_not_mix_with_
         xact.build(recipe)
 
 
+def test_an_untrained_twin_is_known_by_its_label(tmp_path: Path) -> None:
+    write_seed_file(tmp_path / "old.h5", make_values(["ResNet50", "ResNet50@random-3"], ["a"], {"fc": 3}))
+    import_files([tmp_path / "old.h5"], tmp_path / "s.zarr")
+    acts = open_plain(tmp_path / "s.zarr").sel(model=["ResNet50", "ResNet50@random-3"])
+    assert acts.trained.values.tolist() == [True, False]
+    assert acts.weights.values.tolist() == ["unknown", "random"]
+    assert acts.seed.values.tolist() == [-1, 3]
+    assert acts.base.values.tolist() == ["ResNet50", "ResNet50"]
+
+
 def test_layers_that_the_registry_knows_are_in_its_order(tmp_path: Path) -> None:
     layers = {"layer1.0.conv1": 3, "conv1": 2, "layer4.2.conv2": 4}
     write_seed_file(tmp_path / "old.h5", make_values(["ResNet50"], ["a"], layers))

@@ -50,6 +50,8 @@ REFUSED = {
     "stimuli.source": ("", "stimuli={source: hdf5, file: p.h5, dataset: p}", r"p\.h5"),
     "stimuli.mask_alpha": ("", "stimuli.mask_alpha=white", r"stimuli\.mask_alpha"),
     "stimuli.border": ("", "stimuli.border=0.1", r"stimuli\.border"),
+    "stimuli.dataset": ("", "stimuli.dataset=other", r"stimuli\.dataset"),
+    "stimuli.prompt_name": ("", "stimuli.prompt_name=other", r"stimuli\.prompt_name"),
     "replicates.count": ("", "replicates.count=3", r"replicates\.count"),
     "replicates.seed": ("", "replicates.seed=1", r"replicates\.seed"),
     "replicates.jitter.kind": ("", "replicates.jitter={kind: none}", r"replicates\.jitter\.kind"),
@@ -121,8 +123,6 @@ SELECTS = {
     ),
     "stimuli.where": ("", "stimuli.where=condition == 'a'", "'b/p00'", "stimuli.where=stem != 'p09'"),
     "stimuli.limit": ("", "stimuli.limit=4", "'b/p01'", "stimuli.limit=9"),
-    "stimuli.dataset": ("", None, None, "stimuli.dataset=other"),
-    "stimuli.prompt_name": ("", None, None, "stimuli.prompt_name=other"),
 }
 
 NEUTRAL = {

@@ -11,6 +11,7 @@ XactError                     exit code 1, the root of all
 │   ├── CaptureError          a layer that did not fire as planned
 │   ├── DeviceMemoryError     a device that has no memory for a batch
 │   └── StoreError            a store that is damaged, unfinished or held by another
+│       └── NoStoreError      exit code 2: there is none where one was named
 └── InterruptedBuildError     exit code 75: stopped by a signal, resumable
 
 Every message is one line that says what was asked and what was found; `hint` says what to do.
@@ -78,6 +79,12 @@ class DeviceMemoryError(WorkError):
 
 class StoreError(WorkError):
     """Raised when a store is damaged, unfinished, or held by another process."""
+
+
+class NoStoreError(StoreError):
+    """Raised when there is no store, or no file, where one was named."""
+
+    exit_code = 2
 
 
 class InterruptedBuildError(XactError):

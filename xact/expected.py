@@ -17,7 +17,7 @@ import numpy as np
 
 from xact.digest import Listing
 from xact.durable import PARTIAL, Written, read_lines
-from xact.errors import StoreError
+from xact.errors import NoStoreError, StoreError
 from xact.findings import Fault
 from xact.journal import FOLDER, State, read_manifest, read_plan, take_lines
 from xact.metadata import is_inside
@@ -86,7 +86,7 @@ def find_expected(store: Path, listing: Listing) -> Expected:
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
     if root is None and not manifests and not others:
-        raise StoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store or of an export")
+        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store or of an export")
     expected = Expected(root if root in manifests else max(manifests, default=root or 0))
     if expected.generation:
         _take_manifest(store, expected, root, has_manifest=expected.generation in manifests)

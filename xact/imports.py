@@ -113,17 +113,19 @@ def _plan(old: OldFiles, models: Sequence[OldModel], files: Sequence[Path]) -> P
 
 
 def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) -> PlannedModel:
-    base = check_label(model.base or model.label, what="the model")
+    twin = re.fullmatch(r"(.+)@random-(\d{1,18})", model.label)  # as builds label untrained twins
+    is_trained = model.is_trained and twin is None
+    base = check_label(model.base or (twin[1] if twin else model.label), what="the model")
     entry = registry.get(base)
     return PlannedModel(
         label=check_label(model.label, what="the model"),
         source=SOURCE,
         id=UNKNOWN,
         base=base,
-        weights=UNKNOWN if model.is_trained else "random",
+        weights=UNKNOWN if is_trained else "random",
         weights_record={"kind": UNKNOWN},
-        seed=-1,
-        trained=model.is_trained,
+        seed=int(twin[2]) if twin else -1,
+        trained=is_trained,
         family=(entry and entry.family) or UNKNOWN,
         training=(entry and entry.training) or UNKNOWN,
         n_parameters=model.n_parameters,

@@ -75,7 +75,7 @@ class Captions:
 
 def extract(
     model: str | Mapping[str, Any],
-    stimuli: Sequence[str | Path | np.ndarray],
+    stimuli: str | Path | Sequence[str | Path | np.ndarray],
     *,
     layers: Sequence[str] | str | Mapping[str, Any] | None = None,
     reduce: str | Mapping[str, Any] | Sequence[Any] | None = None,
@@ -92,10 +92,19 @@ def extract(
     """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of stimuli shown to one network.
 
     `model` is a registry label, `source:id`, or a model entry as in a recipe; `stimuli` are paths of images, or uint8
-    arrays (height, width, 3); for a language model captions. `layers` and `reduce` are as in a recipe, the model's own
-    where left out. The values are those that a build with the same batches stores. Raise RequestError for a wrong
-    request, StimulusError for a stimulus that cannot be read, WeightsError for weights that cannot be had.
+    arrays (height, width, 3); for a language model captions; a single path or caption is a list of one. `layers` and
+    `reduce` are as in a recipe, the model's own where left out. The values are those that a build with the same
+    batches stores. Raise RequestError for a wrong request, StimulusError for a stimulus that cannot be read,
+    WeightsError for weights that cannot be had.
     """
+    if isinstance(stimuli, str | Path):
+        stimuli = [stimuli]
+    wrong = next((one for one in stimuli if not isinstance(one, str | Path | np.ndarray)), None)
+    if wrong is not None:
+        raise RequestError(
+            f"a stimulus is a path, a uint8 array or a caption; this is a {type(wrong).__name__}",
+            hint="np.asarray(picture.convert('RGB')) makes an array of a PIL image",
+        )
     recipe = Recipe.model_validate(
         {
             "store": "-",

@@ -13,9 +13,7 @@ from xact.labels import make_path_parts
 from xact.plan import Plan, PlannedModel, PlannedStimuli, count_batch_stimuli
 from xact.specs import StimulusTable
 
-NEUTRAL_STIMULI_KEYS = frozenset(
-    "root file folders pattern columns fields where limit ids subject dataset prompt_name".split()
-)
+NEUTRAL_STIMULI_KEYS = frozenset("root file folders pattern columns fields where limit ids subject".split())
 """Keys of `stimuli` that only say where the stimuli and their labels are and which are taken: ids, labels and hashes
 themselves are compared."""
 

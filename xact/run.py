@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, cast
 
 from xact.durable import sweep_partial
 from xact.engine import TaskResult, run_job
@@ -68,6 +69,8 @@ class Outcome:
     failed_models: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = True
+    whole_models: tuple[str, ...] | None = None
+    """Those asked for that have every row, where not every model of the store has; None where all have."""
 
 
 def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> Site:
@@ -82,7 +85,7 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     recipe = loaded.recipe
     state = load_state(store)
     if state.plan is not None:
-        compare_settings(recipe.model_dump(), state.plan)  # before any network: an imported store is refused here
+        _compare_settings(recipe.model_dump(), state, store)  # before any network: an imported store is refused here
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     failed: dict[str, str] = {}
     models: list[PlannedModel] = []
@@ -123,6 +126,18 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return Site(store, loaded, source, specs, weights, state, plan, tasks)
+
+
+def _compare_settings(recipe: Mapping[str, Any], state: State, store: Path) -> None:
+    """Refuse settings that are not the store's; where it holds no value yet, say that it may be deleted."""
+    try:
+        compare_settings(recipe, cast(Plan, state.plan))
+    except MismatchError as error:
+        if state.tasks or state.is_committed:
+            raise
+        raise MismatchError(
+            str(error), hint=f"{store} holds no value yet: delete it, or give the old value back"
+        ) from None
 
 
 def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
@@ -173,9 +188,9 @@ def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
     outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
     outcome.warnings += site.source.notes
     sweep_partial(site.store)
+    check_finished_stimuli(site)
     if site.nothing_to_do:
         return _close(site, outcome)
-    check_finished_stimuli(site)
     plan, state = site.plan, site.state
     write_plan(site.store, plan)
     state.plan = plan
@@ -209,6 +224,10 @@ def _close(site: Site, outcome: Outcome) -> Outcome:
             for row, error in record.failed.items():
                 outcome.failed_stimuli.setdefault(site.plan.stimuli.ids[row], error)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
+    plan, state = site.plan, site.state
+    whole = [m.label for m in plan.models if all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task))]
+    if len(whole) < len(plan.models):
+        outcome.whole_models = tuple(label for label in whole if label in site.specs)
     remove_older(site.store, site.state.committed)
     return outcome
 

@@ -25,9 +25,9 @@ def build(
     recipe: str | Path,
     *,
     store: str | Path | None = None,
-    models: Sequence[str] | None = None,
+    models: str | Sequence[str] | None = None,
     stimuli_root: str | Path | None = None,
-    folders: Sequence[str] | None = None,
+    folders: str | Sequence[str] | None = None,
     replicates: int | None = None,
     untrained: bool = False,
     seeds: Sequence[int] | None = None,
@@ -72,9 +72,9 @@ def build(
 def make_overrides(
     *,
     store: str | Path | None,
-    models: Sequence[str] | None,
+    models: str | Sequence[str] | None,
     stimuli_root: str | Path | None,
-    folders: Sequence[str] | None,
+    folders: str | Sequence[str] | None,
     replicates: int | None,
     untrained: bool,
     seeds: Sequence[int] | None,
@@ -88,9 +88,9 @@ def make_overrides(
     root = None if stimuli_root is None else str(expand_path(stimuli_root).absolute())
     said: dict[str, tuple[str, Any]] = {
         "store": ("--store", None if store is None else str(store)),
-        "models": ("--models", None if models is None else list(models)),
+        "models": ("--models", None if models is None else _list(models)),
         "stimuli.root": ("--stimuli-root", root),
-        "stimuli.folders": ("--folders", None if folders is None else list(folders)),
+        "stimuli.folders": ("--folders", None if folders is None else _list(folders)),
         "replicates.count": ("--replicates", replicates),
         "compute.device": ("--device", device),
         "compute.batch_size": ("--batch-size", batch_size),
@@ -104,6 +104,10 @@ def make_overrides(
     if untrained:
         overrides.append((UNTRAINED, list(seeds or [0]), "--untrained"))
     return overrides
+
+
+def _list(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 @contextmanager

@@ -35,7 +35,10 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
         sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
     elif outcome.is_complete:
         sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
-    sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r})\n")
+    part = ""
+    if outcome.whole_models is not None:  # some rows are not there, and would be refused
+        part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
+    sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
     if outcome.is_complete:
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xact.errors import StoreError, XactError, make_one_line
+from xact.errors import NoStoreError, StoreError, XactError, make_one_line
 from xact.findings import Findings
 from xact.paths import expand_path
 from xact.verify_export import verify_export
@@ -67,5 +67,5 @@ def verify(path: str | Path) -> Report:
     elif place.is_dir():
         findings = verify_store(place)
     else:
-        raise StoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
+        raise NoStoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
     return Report(str(path), findings, time.monotonic() - started)

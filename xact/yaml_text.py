@@ -21,6 +21,9 @@ MAX_NBYTES = 1_000_000
 MAX_NODES = 100_000
 """Values a recipe may hold once its aliases are expanded; far above any real recipe."""
 
+TOO_DEEP = re.compile(r"(?:[\[{]\s*){64}")
+"""Openings in a row that no recipe has; PyYAML takes seconds to find that thousands of them are too many."""
+
 PLAIN_TAGS = frozenset("str int float bool null timestamp value merge seq map".split())
 """What YAML takes a value without a tag for; all scalars are read as text."""
 
@@ -30,6 +33,8 @@ Key = str | int
 def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]]:
     """Return the data of a YAML text with every scalar as written, and the line of each key and item."""
     try:
+        if TOO_DEEP.search(text):
+            raise RecursionError
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[tuple[Key, ...], int] = {}
         budget = iter(range(MAX_NODES))

@@ -59,7 +59,7 @@ def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
         names = Names(models, layers, _name_stems(chosen, rows, condition))
         is_added = options.append and target.exists()
         if is_added:
-            check_free(target, models)
+            check_free(target, models, chosen.said_replicates)
         files.append(
             ExportFile(
                 path=target,
@@ -103,15 +103,21 @@ def _name_stems(chosen: Chosen, rows: np.ndarray, condition: str) -> dict[str, s
     return make_names(first, what=f"condition {condition!r}, stem")
 
 
-def check_free(target: Path, models: Mapping[str, str]) -> None:
-    """Refuse to add models that a file has already."""
+def check_free(target: Path, models: Mapping[str, str], replicates: str) -> None:
+    """Refuse to add models that a file has already, or that have other replicates than those in it."""
     try:
         with h5py.File(target, "r") as file:
             held = next((label for label, name in models.items() if name in file), None)
+            shown = file.attrs.get("replicates", replicates)  # files of other programs say nothing
     except OSError as error:
         raise RequestError(
             f"{str(target)!r} cannot be read as HDF5: {error}", hint="--overwrite writes it anew"
         ) from error
+    if shown != replicates:
+        raise RequestError(
+            f"{str(target)!r} has replicates: {shown}; what is added would have: {replicates}",
+            hint="choose the same --replicates, or another --output-dir",
+        )
     if held is not None:
         raise RequestError(
             f"{str(target)!r} has a model {held!r} already",

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.errors import RUN_AGAIN, StoreError
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError
 from xact.info import MOST_SHOWN, check_model
 from xact.journal import FOLDER, State, load_state
 from xact.plan import Plan, PlannedModel
@@ -47,7 +47,7 @@ def _refuse(folder: Path) -> StoreError:
             f"{str(folder)!r} has no folder {FOLDER}, in which a store keeps what was built and how",
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
         )
-    return StoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+    return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
 
 
 def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layers: bool) -> dict[str, Any]:

@@ -225,9 +225,9 @@ def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "
         if other != column:
             raise RequestError(
                 f"columns {other!r} and {column!r} of {location} are one name on some disks",
-                hint=hint or f"rename: {{{column}: new_name}}",
+                hint=hint or f"rename: {{{column}: caption_{column}}}",
             )
-        _check_column_name(column, location=location, hint=hint or f"rename: {{{column}: new_name}}")
+        _check_column_name(column, location=location, hint=hint or f"rename: {{{column}: caption_{column}}}")
         bad = next((row for row, cell in enumerate(cells) if isinstance(cell, str) and "\0" in cell), None)
         if bad is not None:
             raise RequestError(f"{location}: column {column!r} holds a NUL character in row {bad + 1}")

@@ -446,14 +446,6 @@ CHOSEN = [
 ]
 
 
-def test_the_name_of_a_network_means_the_trained_one_also_where_the_recipe_has_its_twins_only(tmp_path: Path):
-    (tmp_path / "recipe.yml").write_text(HEAD + "models: [{base: ResNet50, weights: random, seeds: [0, 1]}]\n")
-    (chosen,) = resolve_models(
-        load_recipe(tmp_path / "recipe.yml", make_overrides(**NO_FLAGS | {"models": ["ResNet50"]}))
-    )
-    assert (chosen.label, chosen.weights) == ("ResNet50", "pretrained")
-
-
 @pytest.mark.parametrize(("names", "labels", "reason"), CHOSEN, ids=[reason for *_, reason in CHOSEN])
 def test_models_from_the_command_line_are_the_recipes_own_entries(
     tmp_path: Path, names: list[str], labels: list[str], reason: str

@@ -67,20 +67,11 @@ def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
 
 
 def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, ModelSet]) -> list[Any]:
-    """Return the recipe's own entry for each name that is the label of one, else the name itself.
-
-    The label of a registry's network means the trained one: untrained twins of it do not answer to that.
-    """
+    """Return the recipe's own entry for each name that is the label of one, else the name itself."""
     items = listed if isinstance(listed, list) else []
     entries = [entry for item in items for entry in (*_expand_set(item, sets), item)]
     by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
-    by_base = {
-        base: item
-        for item in reversed(entries)
-        if isinstance(item, dict)
-        for base in _find_bases(item)
-        if item.get("weights") != "random" or base != item.get("base")
-    }
+    by_base = {base: item for item in reversed(entries) if isinstance(item, dict) for base in _find_bases(item)}
     return [by_label.get(name, by_base.get(name, name)) for name in names]
 
 

@@ -97,14 +97,7 @@ def extract(
     batches stores. Raise RequestError for a wrong request, StimulusError for a stimulus that cannot be read,
     WeightsError for weights that cannot be had.
     """
-    if isinstance(stimuli, str | Path):
-        stimuli = [stimuli]
-    wrong = next((one for one in stimuli if not isinstance(one, str | Path | np.ndarray)), None)
-    if wrong is not None:
-        raise RequestError(
-            f"a stimulus is a path, a uint8 array or a caption; this is a {type(wrong).__name__}",
-            hint="np.asarray(picture.convert('RGB')) makes an array of a PIL image",
-        )
+    stimuli = check_given(stimuli)
     recipe = Recipe.model_validate(
         {
             "store": "-",
@@ -135,6 +128,18 @@ def extract(
         layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
         for i, layer in enumerate(surveyed.layers)
     }
+
+
+def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequence[str | Path | np.ndarray]:
+    """Return what was given as a list; refuse what is no stimulus."""
+    listed = [stimuli] if isinstance(stimuli, str | Path) else stimuli
+    wrong = next((one for one in listed if not isinstance(one, str | Path | np.ndarray)), None)
+    if wrong is not None:
+        raise RequestError(
+            f"a stimulus is a path, a uint8 array or a caption; this is a {type(wrong).__name__}",
+            hint="np.asarray(picture.convert('RGB')) makes an array of a PIL image",
+        )
+    return listed
 
 
 def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:

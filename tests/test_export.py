@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -394,6 +395,20 @@ def test_the_hash_of_a_file_written_in_many_blocks_is_that_of_its_bytes(
     for one, other in zip(files, whole, strict=True):
         with h5py.File(one) as added, h5py.File(other) as expected:
             expected.visititems(lambda name, item: check_equal(item, added[name]))
+
+
+def test_a_disk_that_fails_while_a_file_is_written_is_told_though_it_says_so_once(
+    cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("xact.export.BLOCK_NBYTES", 1)
+    monkeypatch.setattr("xact.export.files.SYNC_NBYTES", 20_000)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(WorkError, match="Input/output error"):
+        export(cube, to="hdf5", output_dir=tmp_path, models="R50", conditions="plain")
+    assert not list(tmp_path.iterdir())
 
 
 def check_equal(one: h5py.Group | h5py.Dataset, other: h5py.Group | h5py.Dataset) -> None:

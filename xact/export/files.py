@@ -18,12 +18,10 @@ from pathlib import Path
 from xact.durable import PARTIAL, make_folder, sync_folder, write_file
 from xact.errors import RequestError, WorkError
 from xact.labels import check_label
+from xact.paths import MAX_NAME_NBYTES
 
 SIDE = ".sha256"
 """Ending of the side file: one line as `sha256sum` writes it."""
-
-MAX_NAME_NBYTES = 255
-"""Bytes of a file's name on the usual file systems."""
 
 PIECE_NBYTES = 2**20
 """Bytes of a file that are hashed at a time."""
@@ -186,8 +184,8 @@ class Follower:
         """Return the sha256 of all of the file, which is whole now."""
         size = os.fstat(self._file.fileno()).st_size
         self._steps.append(self._hasher.submit(self._take, size))
-        for step in self._steps:
-            step.result()
+        for step in (*self._steps, *([self._sync] if self._sync is not None else ())):
+            step.result()  # a disk says once that it failed: the sync at the end may not hear of it again
         return self._hash.hexdigest()
 
     def _take(self, end: int) -> None:

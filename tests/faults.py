@@ -1,12 +1,12 @@
-"""Builds whose operations on files go wrong, one at a time; run as a program, it prints one JSON line a build.
+"""Builds whose operations on files go wrong, one at a time; run as a program, it answers each line of its input.
 
-    python tests/faults.py FOLDER inject N SEED     N faults (0: every one) at one operation on files each
-    python tests/faults.py FOLDER replay N SEED     N power cuts
-    python tests/faults.py FOLDER kill N SEED       N kills at random times, up to four in one build
+    FOLDER inject N SEED     N faults (0: every one) at one operation on files each
+    FOLDER replay N SEED     N power cuts
+    FOLDER kill N SEED       N kills at random times, up to four in one build
 
-FOLDER is what `make_site` made; a store `before.zarr` in it is what each build begins with. Everything heavy is
-imported once; each build is a forked child that runs the real command with the operations of `os` on files watched. The
-first line is that of a build that nothing disturbed.
+FOLDER is what `make_site` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON line
+a build, the first that of a build which nothing disturbed, and an empty line at the end. Everything heavy is imported
+once; each build is a forked child that runs the real command with the operations of `os` on files watched.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def run_child(
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return code, int(counted.read_text()) if counted.exists() else -1
+    return code, int((counted.exists() and counted.read_text()) or -1)  # empty: killed while it wrote
 
 
 def _build(folder: Path, fault: Fault | None, counted: Path, trace_to: Path | None) -> None:
@@ -501,14 +501,17 @@ def kill(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
         yield {"fault": f"{kills} kills", "kind": "KILL", "kills": kills, **look_and_resume(folder, store, undisturbed)}
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run one of the modes above."""
-    folder, mode, n, seed = arguments
+def main() -> None:
+    """Answer every line of the input."""
     load_heavy()
-    for line in {"inject": inject, "replay": replay, "kill": kill}[mode](Path(folder).resolve(), int(n), int(seed)):
-        sys.stdout.write(json.dumps(line) + "\n")
+    for asked in sys.stdin:
+        folder, mode, n, seed = asked.rsplit(maxsplit=3)
+        for line in {"inject": inject, "replay": replay, "kill": kill}[mode](Path(folder).resolve(), int(n), int(seed)):
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+        sys.stdout.write("\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -22,16 +22,16 @@ import xact
 from xact import cli
 from xact.errors import MismatchError, RequestError, StimulusError, StoreError
 
-TINY = (
-    "{label: tiny, source: timm, id: vit_tiny_patch16_224.augreg_in21k, weights: random, layers: ['blocks.*'], "
-    "reduce: cls}"
-)
+TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
 COORDINATES = (
     "model stimulus layer replicate stimulus_index condition stem file sha256 jitter_hue base source weights seed "
     "trained family training n_parameters n_units layer_index depth depth_bin unit_axes unit_shape path present"
 )
 
-RESNET = "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [conv1, layer1, layer4, logits]}"
+RESNET = (
+    "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [conv1, layer1, layer4, logits], "
+    "transform: {resize: 64, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}}"
+)
 
 RECIPE = """
 store: {store}
@@ -40,7 +40,7 @@ replicates: {{count: 2, jitter: {{kind: color}}}}
 models:
   - {models}
 compute: {{device: cpu, batch_size: 8, workers: 2}}
-storage: {{buffer_mb: 0.15}}  # tasks of 8 stimuli
+storage: {{buffer_mb: 0.05}}  # tasks of 4 stimuli or one more
 """
 
 
@@ -112,7 +112,7 @@ def test_a_finished_store_of_groups_opens_in_plain_xarray(stimuli, tmp_path):
     assert "stimulus_index" in tree.coords
     assert "n_units" in tree["catalog"].coords
     assert bool(tree["catalog"].present.all())
-    assert "/tiny/blocks.11" in xr.open_groups(store, engine="zarr")
+    assert "/tiny/blocks.5" in xr.open_groups(store, engine="zarr")
     recipe = json.loads(tree["xact"].attrs["recipe"])
     assert recipe["storage"]["codec"] == "lz4"
 
@@ -189,7 +189,7 @@ CHANGES = [
     ("models.0.id=resnet34", "models.r18.id"),
     ("compute.batch_size=4", "models.r18.batch_size"),
     ("compute.dtype=bfloat16", "models.r18.dtype"),
-    ("models.0.transform={resize: 224, mean: [0,0,0], std: [1,1,1]}", "models.r18.transform"),
+    ("models.0.transform={resize: 64, mean: [0,0,0], std: [1,1,1]}", "models.r18.transform"),
     ("stimuli.folders=[a]", "stimuli: 'b/p00'"),
 ]
 
@@ -383,7 +383,7 @@ def test_a_build_killed_at_20_random_moments_equals_one_that_was_not(whole, stim
     recipe = make_recipe(tmp_path, stimuli, RESNET, TINY)
     store = tmp_path / "store.zarr"
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(recipe), "20", "2.5", str(store)],
+        [sys.executable, "-c", KILLER, str(recipe), "20", "1.5", str(store)],
         capture_output=True,
         text=True,
         check=False,

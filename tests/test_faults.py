@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import faults
@@ -28,11 +29,33 @@ def make_case(folder: Path, *, layout: str, before: bool = False) -> None:
     faults.make_site(folder, layout=layout)
 
 
-def run_driver(folder: Path, mode: str, n: int, seed: int) -> list[dict[str, object]]:
-    command = [sys.executable, str(Path(faults.__file__)), str(folder), mode, str(n), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+class Driver:
+    """The program of faults.py: all is imported in it once, whatever the number of tests."""
+
+    def __init__(self, errors: Path) -> None:
+        self.errors = errors
+        with errors.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, faults.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+
+    def run(self, folder: Path, mode: str, n: int, seed: int) -> list[dict[str, object]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{folder} {mode} {n} {seed}\n")
+        self.process.stdin.flush()
+        lines = []
+        while (line := self.process.stdout.readline()) != "\n":
+            assert line, self.errors.read_text()  # its output is at an end: it fell
+            lines.append(json.loads(line))
+        return lines
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Iterator[Driver]:
+    one = Driver(tmp_path_factory.mktemp("driver") / "errors.txt")
+    yield one
+    one.process.communicate()
 
 
 def check(lines: list[dict[str, object]]) -> None:
@@ -58,38 +81,38 @@ def check(lines: list[dict[str, object]]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_fault_at_any_operation_on_files_loses_nothing_and_lies_to_nobody(case, tmp_path):
+def test_a_fault_at_any_operation_on_files_loses_nothing_and_lies_to_nobody(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "inject", 6, 1))
+    check(driver.run(tmp_path, "inject", 6, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("case", CASES)
-def test_a_fault_at_every_operation_on_files_loses_nothing_and_lies_to_nobody(case, tmp_path):
+def test_a_fault_at_every_operation_on_files_loses_nothing_and_lies_to_nobody(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "inject", 0, 1))
+    check(driver.run(tmp_path, "inject", 0, 1))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_power_cut_loses_no_journaled_shard(case, tmp_path):
+def test_a_power_cut_loses_no_journaled_shard(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "replay", 4, 2))
+    check(driver.run(tmp_path, "replay", 4, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
-def test_500_power_cuts_lose_no_journaled_shard(case, tmp_path):
+def test_500_power_cuts_lose_no_journaled_shard(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
-    check(run_driver(tmp_path, "replay", 125, 3))
+    check(driver.run(tmp_path, "replay", 125, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES)
-def test_200_kills_up_to_four_in_one_build_lose_no_row(case, tmp_path):
+def test_200_kills_up_to_four_in_one_build_lose_no_row(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
-    lines = run_driver(tmp_path, "kill", 50, 4)
+    lines = driver.run(tmp_path, "kill", 50, 4)
     check(lines)
     assert sum(int(str(line["kills"])) for line in lines[1:]) >= 50

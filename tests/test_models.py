@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -574,14 +574,6 @@ def test_local_weights_that_are_not_there_are_named(tmp_path):
 
 
 # the script that brings real weights without a hub
-
-
-def load_script(name):
-    path = Path(__file__).parent.parent / "recipes" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_script_places_the_file_once_and_mends_a_damaged_one(mobilenet_weights, tmp_path):

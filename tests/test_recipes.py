@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
-from conftest import RECIPES
+from conftest import RECIPES, load_script
 from dataset_trees import make_bold5000, make_nsd, make_things
 from PIL import Image
 from pydantic import TypeAdapter
@@ -265,11 +263,16 @@ def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys,
     assert [path.name for path in tmp_path.iterdir()] == ["stimuli"]
 
 
-def test_the_objects_are_what_the_script_renders(tmp_path: Path):
-    subprocess.run([sys.executable, str(RECIPES / "render_objects.py"), str(tmp_path)], check=True)
-    drawn = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png"))
+@pytest.mark.parametrize("degrees", [0, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_objects_are_what_the_script_renders(tmp_path: Path, monkeypatch, degrees: int | None):
+    script = load_script("render_objects")
     kept = sorted(path.relative_to(RECIPES / "objects") for path in (RECIPES / "objects").rglob("*.png"))
-    assert drawn == kept
+    if degrees is not None:
+        monkeypatch.setattr(script, "ORIENTATIONS", (degrees,))
+        kept = [path for path in kept if path.stem.endswith(f"_{degrees:03d}")]
+    script.main(tmp_path)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")) == kept
+    assert kept
     for path in kept:
         now, then = (np.asarray(Image.open(folder / path)) for folder in (tmp_path, RECIPES / "objects"))
         n_different = np.count_nonzero((now != then).any(axis=-1))

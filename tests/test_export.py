@@ -147,6 +147,7 @@ def make_odd_store(folder: Path, layer: str = "fc", *, stems: list[str], conditi
         (["x/y", "x_y"], ["a", "a"], "fc", {}, "'x/y' and .* 'x_y' would both be 'x_y'"),
         (["x", "y"], ["a/c", "b/c"], "fc", {"names": "basename"}, "condition 'a/c' and condition 'b/c' would both"),
         (["x", "y"], ["a/c", "a_c"], "fc", {}, "condition 'a/c' and condition 'a_c' would both"),
+        (["x", "y"], ["Plain", "plain"], "fc", {}, "'.*_Plain.h5' on a disk that does not tell capitals apart"),
         (["x", "y"], ["a", "b"], ".", {}, "layer '.' cannot be a name in HDF5"),  # `.` is the group itself
         (["x", "y"], ["a", "b"], "fc", {"prefix": "../p"}, "--prefix '../p' holds a `/`"),
         (["x", "y"], ["a", "b" * 199], "fc", {"prefix": "p" * 60}, "is too long"),

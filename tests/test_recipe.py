@@ -263,6 +263,7 @@ REFUSED = [
     (BASE + "? [a, b]\n: c\n", 4, "a key must be plain text", "a key that is a list"),
     ("a: b: c\n", 1, "this is not YAML", "not YAML"),
     (BASE + "layers: [a, b\n", 5, "this is not YAML", "a bracket that stays open"),
+    (BASE + "layers: *b\n", 4, "this is not YAML", "a glob without quotes"),
     (BASE + "---\nstore: b\n", 4, "found another document", "two documents"),
     ("store: !!python/object/apply:os.system [ls]\n", 1, "the tag", "a tag that runs code elsewhere"),
     ("store: !mine x\n", 1, "the tag '!mine' is not allowed", "a tag of somebody's own"),
@@ -371,6 +372,7 @@ OVERRIDES = [
     ({"settings": ["layers=[a, 'b.*']"]}, "layers", ["a", "b.*"], "a list by --set"),
     ({"settings": ["replicates.jitter={kind: shift}"]}, "replicates.jitter.pixels", 1.0, "a mapping by --set"),
     ({"settings": ["models.0={base: b, label: c}"]}, "models.0.label", "c", "one of a list by --set"),
+    ({"settings": ["stimuli.pattern=*.jpg"]}, "stimuli.pattern", "*.jpg", "a glob by --set"),
     ({"settings": ["stimuli.limit="]}, "stimuli.limit", None, "nothing by --set is null"),
     ({"settings": ["stimuli.pattern=a=b"]}, "stimuli.pattern", "a=b", "a second equals sign is the value's"),
 ]

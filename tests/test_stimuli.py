@@ -133,6 +133,13 @@ def test_absolute_folders_are_named_by_their_path_under_the_root_or_else_by_thei
     assert table.files == [(tmp_path / "far/away/b.png").as_posix(), "x/a.png"]
 
 
+def test_a_file_with_an_extension_in_capitals_is_left_out_only_where_no_pattern_meets_it(tmp_path):
+    put(tmp_path, "x/a.png", "x/b.JPG", "x/d/c.PNG", "x/.e.PNG", "x/F.txt")
+    assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a"]
+    assert open_folder(tmp_path, folders=["x"], pattern=["*.png", "*.JPG"]).table.ids == ["x/a", "x/b"]
+    assert open_folder(tmp_path, folders=["x"], pattern=["*.png", "d/*.PNG"]).table.ids == ["x/a", "x/d/c"]
+
+
 def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
     put(tmp_path, "x/a.png", "x/d/b.png", "x/d/.h/c.png", "x/e.v2.png", "x/f.jpg")
     assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a", "x/e.v2"]
@@ -190,6 +197,8 @@ def test_folders_named_like_images_are_skipped(tmp_path):
         (["a.png", "a.jpg"], {"pattern": "*"}, r"'.*a.jpg' and '.*a.png' would both be the stimulus 'a'"),
         (["x/a.png", "y/a.png"], {"folders": {"p": "[xy]"}}, r"'.*x/a.png' and '.*y/a.png' would both be .* 'p/a'"),
         (["A.png", "a.png"], {}, r"the stimulus ids 'A' and 'a' are one name after .*, 'A.png' and 'a.png'\)"),
+        (["a.png", "z.PNG"], {}, r"'.*z\.PNG' would be left out: it matches '\*\.png' but for capitals"),
+        (["x/a.png", "x/d/b.Png"], {"pattern": "**/*.png"}, r"'.*b\.Png' would be left out"),
         (["a.png"], {"pattern": "../*.png"}, r"the pattern '../\*.png' is not a pattern for files inside"),
         (["a.png"], {"pattern": "/etc/*"}, r"the pattern '/etc/\*' is not a pattern for files inside"),
         (["a.png"], {"pattern": ""}, r"the pattern '' is not a pattern for files inside"),

@@ -204,15 +204,19 @@ def make_unfinished_root(plan: Plan) -> bytes:
     return _dump(_make_root_metadata(attributes, {}))
 
 
-def create(store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> None:
-    """Write all metadata and labels of a plan durably; what is on disk and equal stays as it is."""
-    changed = {key: data for key, data in make_files(tree, metadata).items() if not _holds(store / key, data)}
+def create(
+    store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]
+) -> dict[str, bytes]:
+    """Write all metadata and labels of a plan durably and return them; what is on disk and equal stays as it is."""
+    made = make_files(tree, metadata)
+    changed = {key: data for key, data in made.items() if not _holds(store / key, data)}
     if not (store / "zarr.json").exists():
         changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
         place_file(store / key, [data])
     for folder in sorted({(store / key).parent for key in changed}):
         sync_folder(folder)
+    return made
 
 
 def write_shards(
@@ -242,9 +246,8 @@ def publish(
     plan = state.plan
     if plan is None:
         raise StoreError(f"{store}: there is no plan to publish")
-    create(store, plan, tree, metadata)
+    files = {key: _written(data) for key, data in create(store, plan, tree, metadata).items()}
     root = make_root(plan, metadata, tree, complete=complete)
-    files = {key: _written(data) for key, data in make_files(tree, metadata).items()}
     write_manifest(store, state, {**files, "zarr.json": _written(root)})
     write_file(store / "zarr.json", [root])
     remove_older(store, plan.generation)

@@ -42,7 +42,12 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise RecipeError(f"{name}{where}: this is not YAML: {getattr(error, 'problem', None) or error}") from None
+        problem = str(getattr(error, "problem", None) or error)
+        is_glob = getattr(error, "context", None) == "while scanning an alias" or "undefined alias" in problem
+        raise RecipeError(
+            f"{name}{where}: this is not YAML: {problem}",
+            hint="put a value that begins with * into quotes: '*.png'" if is_glob else None,
+        ) from None
     except RecursionError:
         raise RecipeError(f"{name}: the YAML is nested too deeply, or an alias contains itself") from None
 
@@ -121,4 +126,5 @@ def parse_assignment(text: str) -> tuple[str, Any, str]:
     dotted, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.[^.=\s]+)*", dotted):
         raise RecipeError(f"--set {text!r} is not of the form a.b=c")
-    return dotted, parse_yaml(value, name=f"--set {text}")[0], f"--set {text}"
+    data = value if value.startswith("*") else parse_yaml(value, name=f"--set {text}")[0]  # a glob: no anchor to go by
+    return dotted, data, f"--set {text}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from xact.durable import PARTIAL, make_folder, sync_folder, write_file
 from xact.errors import RequestError, WorkError
-from xact.labels import check_label
+from xact.labels import check_label, fold_label
 from xact.paths import MAX_NAME_NBYTES
 
 SIDE = ".sha256"
@@ -42,17 +42,21 @@ def make_file_name(text: str, *, what: str) -> str:
 
 
 def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:
-    """Refuse targets inside the store, of one name, too long a name, or that exist; `targets` are (whose, path)."""
+    """Refuse targets inside the store, of one name, too long a name, or that exist; `targets` are (whose, path).
+
+    Names that differ in case or composition alone are one name: they are one file on many a disk that they go to.
+    """
     if folder.resolve().is_relative_to(store.resolve()):
         raise RequestError(
             f"the output folder {str(folder)!r} lies inside the store", hint="--output-dir somewhere else"
         )
-    whose: dict[str, str] = {}
+    whose: dict[str, tuple[str, Path]] = {}
     for label, path in targets:
-        other = whose.setdefault(str(path), label)
+        other, same = whose.setdefault(fold_label(str(path)), (label, path))
         if other != label:
+            where = "" if same == path else f", which is {same.name!r} on a disk that does not tell capitals apart"
             raise RequestError(
-                f"{other} and {label} would both be written to {str(path)!r}",
+                f"{other} and {label} would both be written to {str(path)!r}{where}",
                 hint="choose one of them, or another way to name files",
             )
         if len(os.fsencode(path.name)) > MAX_NAME_NBYTES - MARGIN_NBYTES:

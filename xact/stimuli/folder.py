@@ -118,11 +118,25 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
             hint="set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
         )
+    left_out = {path for one in patterns for path in _glob(where, _fold_extension(one)) if not _is_hidden(path, where)}
+    for path in sorted(path for path in left_out - matched if not path.is_dir()):
+        raise RequestError(
+            f"the file {str(path)!r} would be left out: it matches {', '.join(map(repr, patterns))} but for capitals",
+            hint=f"add '*{path.suffix}' to the list stimuli.pattern, or rename the file",
+        )
     found = []
     for path in files:
         _check_decodable(make_file_label(path, root))
         found.append(_Found(condition, path.relative_to(where).as_posix(), path))
     return found
+
+
+def _fold_extension(pattern: str) -> str:
+    """Return the pattern with an extension of small or capital letters: `*.png` -> `*.[pP][nN][gG]`."""
+    stem, dot, extension = pattern.rpartition(".")
+    if not dot or not extension.isalnum():
+        return pattern
+    return f"{stem}.{''.join(f'[{c.lower()}{c.upper()}]' if c.isalpha() else c for c in extension)}"
 
 
 def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> StimulusTable:

@@ -554,6 +554,33 @@ def test_a_compiled_network_is_refused(how):
         probe(make_network(module), SHAPE)
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_compiled_code_inside_a_forward_gives_its_true_values_or_one_error(is_kept):
+    class Compiled(Toy):
+        def __init__(self):
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+            self.compiled = torch.compile(self.inner, backend="aot_eager")
+
+        def inner(self, x):
+            return self.relu(self.a(x))
+
+        def forward(self, x):
+            inner = self.compiled if is_kept else torch.compile(self.inner, backend="aot_eager")
+            return self.head(self.b(inner(x)))
+
+    network = make_network(Compiled())
+    a = network.module.conv("a", BRIGHT)
+    expected = {"a": a, "relu": a.relu(), "b": network.module.conv("b", a.relu())}
+    try:
+        found = capture(network, make_wanted(network, list(expected)), BRIGHT)
+    except (CaptureError, RequestError) as error:
+        assert "\n" not in str(error)
+        return
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_network_in_train_mode_is_refused_before_it_runs():
     network = make_network(InplaceRelu())
     wanted = make_wanted(network)

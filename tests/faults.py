@@ -122,7 +122,11 @@ class Watch:
             self.true["write"](arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
             fault.strike()
         was_there = name == "open" and Path(path).exists()
-        result = self._open(path, arguments, named) if name == "open" else self.true[name](*arguments, **named)
+        try:
+            result = self._open(path, arguments, named) if name == "open" else self.true[name](*arguments, **named)
+        except OSError:
+            self.trace.append({"do": "nothing", "path": os.path.relpath(path, self.folder)})  # it counted all the same
+            raise
         self._note(name, path, arguments, result, was_there=was_there)
         if fault is not None:
             fault.strike()
@@ -257,13 +261,23 @@ def list_faults(trace: Sequence[dict[str, Any]]) -> list[Fault]:
     return faults
 
 
+def draw_faults(faults: Sequence[Fault], trace: Sequence[dict[str, Any]], n: int, chance: random.Random) -> list[Fault]:
+    """Return `n` faults, of each kind of operation as many as of another: what is rare is where code was not run."""
+    by_operation: dict[str, list[Fault]] = {}
+    for fault in faults:
+        by_operation.setdefault(trace[fault.point]["do"], []).append(fault)
+    operations = list(by_operation)
+    chance.shuffle(operations)
+    return [chance.choice(by_operation[operations[i % len(operations)]]) for i in range(n)]
+
+
 def inject(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
     """Run a build for each of `n` faults drawn from all (0: for every one), look at the store, and resume it."""
     trace, undisturbed = run_undisturbed(folder)
     yield undisturbed
     faults = list_faults(trace)
     if n:
-        faults = random.Random(seed).sample(faults, n)  # noqa: S311  no secret
+        faults = draw_faults(faults, trace, n, random.Random(seed))  # noqa: S311  no secret
     for fault in faults:
         store = lay_before(folder)
         code, _ = run_child(folder, fault=fault)

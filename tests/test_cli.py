@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -338,3 +339,13 @@ def test_code_of_the_users_own_runs_only_when_allowed(recipe, capsys):
     code, _, err = run(capsys, "build", recipe, "--set", entry, "--allow-code")
     assert code == 0, err
     assert xact.open_activations(recipe.parent / "store.zarr").sizes["unit"] == 4
+
+
+def test_a_disk_that_fails_while_it_is_read_is_one_line(tmp_path, capsys, monkeypatch):
+    def fail(_store):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/far/zarr.json")
+
+    monkeypatch.setattr("xact.verify.verify", fail)
+    code, _, err = run(capsys, "verify", tmp_path)
+    assert (code, err.splitlines()[0]) == (1, "error: /far/zarr.json: Input/output error")
+    assert_one_line(err)

@@ -23,6 +23,7 @@ from xact.durable import (
     make_folder,
     place_file,
     read_lines,
+    remove_file,
     sweep_partial,
     sync_folder,
     write_file,
@@ -125,6 +126,14 @@ def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda fd, data: true(fd, bytes(data)[:7]))
     assert write_file(tmp_path / "file", PIECES).nbytes == len(NEW)
     assert (tmp_path / "file").read_bytes() == NEW
+
+
+def test_a_file_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x")
+    monkeypatch.setattr(os, "unlink", Failing(os.unlink, 1, errno.EIO))
+    with pytest.raises(StoreError, match=r"cannot remove .*/a: Input/output error") as caught:
+        remove_file(tmp_path / "a")
+    assert caught.value.hint == "run the same command again once mended"
 
 
 def test_what_is_written_is_what_the_hash_says(tmp_path):

@@ -45,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away: not our failure to report
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:  # a disk that fails while it is read
+        if options.debug:
+            traceback.print_exc()
+        what = f"{error.filename}: " if error.filename else ""
+        code = report(WorkError(f"{what}{error.strerror or error}", hint="--debug shows where this happened"))
     if arguments is None:  # this process is the command, and its work is over
         from xact.signals import ignore_signals
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from xact.errors import StoreError
 
@@ -65,6 +65,12 @@ def place_file(path: Path, pieces: Sequence[bytes]) -> Written:
                 beside.unlink()  # on a full disk, room for those who write beside us
             raise
     return Written(nbytes, digest.hexdigest())
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file that may not be there."""
+    with _disk_errors(path, do="remove"):
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -176,8 +182,8 @@ def sweep_partial(folder: Path) -> int:
                 _refuse_link(Path(one))
             if one.name.endswith(PARTIAL) and not one.is_dir():
                 left.append(Path(one))
-        for path in left:
-            path.unlink()
+    for path in left:
+        remove_file(path)
     return len(left)
 
 
@@ -289,14 +295,13 @@ class GrowingFile:
     def remove(self) -> None:
         """Take the file away; the lock stays until `close`."""
         self._check()
-        with _disk_errors(self.path):
-            self.path.unlink()
-            sync_folder(self.path.absolute().parent)
+        remove_file(self.path)
+        sync_folder(self.path.absolute().parent)
 
     def close(self) -> None:
         """Let the lock go; a file that is still empty goes too."""
         if not self._seen.st_size and self.path.exists() and os.path.samestat(self.path.stat(), self._seen):
-            self.path.unlink()
+            remove_file(self.path)
         os.close(self._fd)
 
     def _sync(self) -> None:
@@ -328,7 +333,7 @@ def _refuse_link(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
+def _disk_errors(path: Path, *, needed: int = 0, do: Literal["write", "remove"] = "write") -> Iterator[None]:
     """Say a full or failing disk in one line; `needed` are the bytes to be written."""
     try:
         yield
@@ -336,10 +341,10 @@ def _disk_errors(path: Path, *, needed: int = 0) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
-                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
+                f"no room to {do} {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
                 f"{needed} are needed",
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error
         raise StoreError(
-            f"cannot write {path}: {error.strerror}", hint="run the same command again once mended"
+            f"cannot {do} {path}: {error.strerror}", hint="run the same command again once mended"
         ) from error

@@ -25,6 +25,7 @@ from xact.durable import (
     read_lines,
     read_sealed_lines,
     read_whole,
+    remove_file,
     write_file,
 )
 from xact.errors import StoreError
@@ -249,8 +250,7 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
 def remove_older(store: Path, generation: int) -> None:
     """Remove plan, journal and manifest of every generation but this one."""
     folder = store / FOLDER
-    for kind in ("plan", "journal", "manifest"):
+    for kind, ending in (("plan", "json"), ("journal", "jsonl"), ("manifest", "jsonl")):
         for old in find_generations(folder, kind):
             if old < generation:
-                for ending in ("json", "jsonl"):
-                    (folder / f"{kind}-{old}.{ending}").unlink(missing_ok=True)
+                remove_file(folder / f"{kind}-{old}.{ending}")

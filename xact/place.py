@@ -43,7 +43,7 @@ def check_place(store: Path) -> bool:
 
 def remove_traces(folder: Path) -> None:
     """Remove the folder `.xact` of a store in which nothing was planned."""
-    for name in ("lock", "holder.json"):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):  # another builder has begun
+    with suppress(OSError):  # another builder has begun, or the disk fails: what is left harms nobody
+        for name in ("lock", "holder.json"):
+            (folder / name).unlink(missing_ok=True)
         folder.rmdir()

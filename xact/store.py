@@ -17,7 +17,7 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
-from xact.durable import Written, place_file, sync_folder, write_file
+from xact.durable import Written, place_file, remove_file, sync_folder, write_file
 from xact.errors import RUN_AGAIN, StoreError
 from xact.journal import State, remove_older, write_manifest
 from xact.labels import DIMS
@@ -234,7 +234,7 @@ def write_shards(
         for key, units in plan.make_shard_keys(model, layer, block):
             pieces = encode_shard(buffer[:, :, units], shape, plan.codec)
             if pieces is None:
-                (store / key).unlink(missing_ok=True)
+                remove_file(store / key)
             written[key] = write_file(store / key, pieces) if pieces is not None else None
     return written
 

@@ -351,6 +351,15 @@ def test_a_growing_file_that_another_program_put_in_its_place_is_not_written_to(
     assert (tmp_path / "grows").read_bytes() == b"one"
 
 
+def test_a_growing_file_frees_its_lock_also_where_it_cannot_be_taken_away(tmp_path, monkeypatch):
+    file = GrowingFile(tmp_path / "file")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", Failing(os.unlink, 1, errno.EIO))
+        with pytest.raises(StoreError, match="cannot remove"):
+            file.close()
+    GrowingFile(tmp_path / "file").close()
+
+
 def test_a_full_disk_is_told_of_a_growing_file_too(tmp_path, monkeypatch):
     file = GrowingFile(tmp_path / "grows")
     monkeypatch.setattr(os, "write", Failing(os.write, 1, errno.ENOSPC, is_short=True))

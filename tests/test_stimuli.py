@@ -140,6 +140,14 @@ def test_a_file_with_an_extension_in_capitals_is_left_out_only_where_no_pattern_
     assert open_folder(tmp_path, folders=["x"], pattern=["*.png", "d/*.PNG"]).table.ids == ["x/a", "x/d/c"]
 
 
+def test_the_hint_for_an_extension_in_capitals_is_the_pattern_that_meets_the_file(tmp_path):
+    put(tmp_path, "x/a.png", "x/d/b.Png")
+    with pytest.raises(RequestError) as caught:
+        open_folder(tmp_path, folders=["x"], pattern="**/*.png")
+    assert caught.value.hint == "add '**/*.Png' to stimuli.pattern, or rename the file"
+    assert open_folder(tmp_path, folders=["x"], pattern=["**/*.png", "**/*.Png"]).table.ids == ["x/a", "x/d/b"]
+
+
 def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
     put(tmp_path, "x/a.png", "x/d/b.png", "x/d/.h/c.png", "x/e.v2.png", "x/f.jpg")
     assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a", "x/e.v2"]

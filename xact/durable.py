@@ -300,9 +300,11 @@ class GrowingFile:
 
     def close(self) -> None:
         """Let the lock go; a file that is still empty goes too."""
-        if not self._seen.st_size and self.path.exists() and os.path.samestat(self.path.stat(), self._seen):
-            remove_file(self.path)
-        os.close(self._fd)
+        try:
+            if not self._seen.st_size and self.path.exists() and os.path.samestat(self.path.stat(), self._seen):
+                remove_file(self.path)
+        finally:
+            os.close(self._fd)
 
     def _sync(self) -> None:
         is_new = not self._seen.st_size
@@ -338,10 +340,10 @@ def _disk_errors(path: Path, *, needed: int = 0, do: Literal["write", "remove"] 
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if do == "write" and error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
-                f"no room to {do} {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
+                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
                 f"{needed} are needed",
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error

@@ -118,12 +118,13 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
             hint="set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
         )
-    left_out = {path for one in patterns for path in _glob(where, _fold_extension(one)) if not _is_hidden(path, where)}
-    for path in sorted(path for path in left_out - matched if not path.is_dir()):
-        raise RequestError(
-            f"the file {str(path)!r} would be left out: it matches {', '.join(map(repr, patterns))} but for capitals",
-            hint=f"add '*{path.suffix}' to the list stimuli.pattern, or rename the file",
-        )
+    for pattern in patterns:
+        near = sorted(path for path in set(_glob(where, _fold_extension(pattern))) - matched if not path.is_dir())
+        for path in (path for path in near if not _is_hidden(path, where)):
+            raise RequestError(
+                f"the file {str(path)!r} would be left out: it matches {pattern!r} but for capitals",
+                hint=f"add {pattern.rpartition('.')[0] + path.suffix!r} to stimuli.pattern, or rename the file",
+            )
     found = []
     for path in files:
         _check_decodable(make_file_label(path, root))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from xact.capture import Capture, Wanted
-from xact.engine import Job, Shown, TaskResult, _Run, copy_flat, run_job
+from xact.engine import Job, Shown, TaskResult, copy_flat, run_job
 from xact.errors import CaptureError, StimulusError
 from xact.gallery import collate_pictures
 from xact.layers import Output
@@ -92,27 +93,26 @@ def collect(n_rows: int, start, *, skip_failed: bool = False) -> tuple[list[np.n
     return rows, {row: error for result in found.values() for row, error in result.failed.items()}
 
 
+def run(job, tasks, finish, *, n_lanes=1, exhibit=show, load_rows=lambda _task, _buffers: None, strategy="lanes"):
+    run_job(
+        job,
+        tasks,
+        exhibit=exhibit,
+        load_rows=load_rows,
+        finish=finish,
+        progress=lambda _n: None,
+        n_lanes=n_lanes,
+        n_workers=3,
+        strategy=strategy,
+    )
+
+
 def run_lanes(n_lanes: int):
-    def start(job, tasks, finish):
-        run_job(
-            job,
-            tasks,
-            exhibit=show,
-            load_rows=lambda _t, _b: None,
-            finish=finish,
-            progress=lambda _n: None,
-            n_lanes=n_lanes,
-            n_workers=n_lanes,
-        )
-
-    return start
+    return partial(run, n_lanes=n_lanes)
 
 
-def run_ahead(job, tasks, finish):
-    """The lane of an accelerator: decoding threads ahead of one thread that runs the network."""
-    run = _Run(job, tasks, show, lambda _t, _b: None, finish, lambda _n: None, 1)
-    run.start([lambda: run.run_ahead(3)])
-    run.wait()
+run_ahead = partial(run, strategy="ahead")
+"""As on an accelerator: decoding threads ahead of one thread that runs the network."""
 
 
 @pytest.mark.parametrize("start", [run_lanes(1), run_lanes(4), run_ahead], ids=["1 lane", "4 lanes", "decoding ahead"])
@@ -149,6 +149,142 @@ def test_an_error_while_a_task_is_written_stops_the_run():
 
     with pytest.raises(CaptureError, match="no room"):
         run_lanes(2)(make_job(), make_tasks(6), fail)
+
+
+def test_rows_that_a_task_does_not_capture_keep_what_the_store_has():
+    batches = (Batch(range(4)), Batch((7, 4, 6, 5)))  # captions are sorted by length; row 6 is broken
+    task = Task("toy", 0, 0, 8, batches, frozenset({1, 2, 5}))
+    results = []
+
+    def fill(_task, buffers):
+        for buffer in buffers:
+            buffer[:] = -7
+
+    def finish(result: TaskResult) -> None:
+        results.append((result, [buffer.copy() for buffer in result.buffers]))
+
+    run(make_job(skip_failed=True), [task], finish, load_rows=fill)
+    [(result, (conv, logits))] = results
+    assert result.failed == {}
+    assert set(result.stamps) == {1, 2, 5}
+    module = make_module()
+    for row in range(8):
+        if row not in task.rows:
+            assert (conv[row] == -7).all()
+            assert (logits[row] == -7).all()
+            continue
+        with torch.inference_mode():
+            true = module[0](make_picture(row))
+        np.testing.assert_allclose(conv[row], true.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+# what runs a batch, and in which threads
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on an accelerator; its numbers are those of a tensor on the CPU."""
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor) -> Elsewhere:
+        self = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=numbers.dtype, device="cuda:0")
+        self.numbers = numbers
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func, _types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and kwargs["device"].type == "cpu":
+            return args[0].numbers.clone()
+        if func is torch.ops.aten.clone.default:
+            return cls(args[0].numbers.clone())
+        raise NotImplementedError(func)
+
+
+class Sums:
+    """Gives the sum of each picture as a layer of one unit, and the sum of each stimulus as its score."""
+
+    def __init__(self, *, is_elsewhere=False):
+        self.is_elsewhere = is_elsewhere
+        self.n_threads = set()
+
+    def run(self, batch, keep):
+        self.n_threads.add(torch.get_num_threads())
+        sums = batch.sum((1, 2, 3))
+        units = sums[:, None].clone()
+        keep(0, Elsewhere(units) if self.is_elsewhere else units)
+        units.fill_(-7)  # valid during the call only
+        return {"sum": sums.reshape(-1, 2).sum(1).tolist()}
+
+
+def run_sums(tasks, *, skip_failed=True, **how):
+    """Return (results, their buffers, the recorders) of a run; `how` as for `run`."""
+    recorders, results, buffers = [], {}, {}
+    is_elsewhere = how.pop("is_elsewhere", False)
+
+    def make() -> Sums:
+        recorders.append(Sums(is_elsewhere=is_elsewhere))
+        return recorders[-1]
+
+    def finish(result: TaskResult) -> None:
+        results[result.task.block] = result
+        buffers[result.task.block] = result.buffers[0].copy()
+
+    wanted = [Wanted("sum", Output("sum", "Sums", 0, 1, "", (1,), 1), Reduction("flatten"), 1)]
+    job = replace(make_job(skip_failed=skip_failed), wanted=wanted, make_recorder=make)
+    run(job, tasks, finish, **how)
+    return results, buffers, recorders
+
+
+def add_by_hand(row: int) -> np.ndarray:
+    """Return the sum of each replicate, in float64."""
+    return make_picture(row).numpy().astype(np.float64).sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("strategy", ["lanes", "ahead"])
+def test_values_of_an_accelerator_are_stored_and_are_those_of_the_moment(strategy):
+    _, buffers, _ = run_sums(make_tasks(20), is_elsewhere=True, strategy=strategy)
+    found = np.concatenate([buffers[block] for block in sorted(buffers)])[:, :, 0]
+    rows = [row for row in range(20) if row != 6]
+    np.testing.assert_allclose(found[rows], [add_by_hand(row) for row in rows], rtol=1e-4, atol=1e-4)
+    assert np.isnan(found[6]).all()
+
+
+@pytest.mark.parametrize("strategy", ["lanes", "ahead"])
+def test_each_row_has_its_own_score_and_one_that_failed_has_none(strategy):
+    results, _, _ = run_sums(make_tasks(20), strategy=strategy)
+    scores = {row: x for result in results.values() for row, x in result.scores["sum"].items()}
+    assert set(scores) == set(range(20)) - {6}
+    for row, found in scores.items():
+        assert found == pytest.approx(add_by_hand(row).sum(), rel=1e-4, abs=1e-4)
+
+
+def test_on_a_cpu_each_lane_has_a_recorder_and_one_torch_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        _, _, recorders = run_sums(make_tasks(20), n_lanes=3, strategy=None)
+    finally:
+        torch.set_num_threads(before)
+    assert len(recorders) == 3
+    assert set.union(*(recorder.n_threads for recorder in recorders)) == {1}
+
+
+def test_where_others_decode_ahead_one_thread_runs_the_network():
+    _, _, recorders = run_sums(make_tasks(20), n_lanes=3, strategy="ahead")
+    assert len(recorders) == 1
+
+
+@pytest.mark.parametrize("n_lanes", [2, 4])
+def test_tasks_that_come_slowly_are_taken_by_one_lane_at_a_time(n_lanes):
+    def list_slowly():
+        for task in make_tasks(40):
+            time.sleep(0.02)  # the other lanes ask meanwhile
+            yield task
+
+    results, buffers, _ = run_sums(list_slowly(), n_lanes=n_lanes)
+    assert sorted(results) == list(range(5))
+    for block, values in buffers.items():
+        for row in set(range(block * 8, block * 8 + 8)) - {6}:
+            np.testing.assert_allclose(values[row % 8, :, 0], add_by_hand(row), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 6), (3, 70, 65), (1, 4, 4), (6, 1, 1)])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 2
 """Batches decoded ahead of an accelerator, for each decoding thread."""
+
+Strategy = Literal["lanes", "ahead"]
+"""How batches are run: by lanes that each decode and run, or by one lane with other threads that decode ahead of it."""
 
 
 @dataclass(frozen=True)
@@ -143,15 +146,18 @@ def run_job(
     progress: Callable[[int], None],
     n_lanes: int,
     n_workers: int,
+    strategy: Strategy | None = None,
 ) -> None:
     """Run every task and call `finish` with its result, from a writing thread, as soon as it is done.
 
-    `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. Returns once all are
-    finished; raises the first error of any thread once the others have stopped.
+    `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. `strategy` left out is
+    `lanes` on a CPU and `ahead` elsewhere. Returns once all are finished; raises the first error of any thread once
+    the others have stopped.
     """
+    strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
         run = _Run(job, tasks, exhibit, load_rows, finish, progress, n_lanes)
-        if get_kind(job.device) == "cpu":
+        if strategy == "lanes":
             run.start([run.run_lane] * n_lanes)
         else:
             run.start([lambda: run.run_ahead(n_workers)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import math
 import threading
 from contextlib import suppress
 from functools import partial
@@ -273,6 +274,44 @@ class SwallowsErrors(Toy):
         return {"a": self.conv("a", x), "b": self.conv("b", self.conv("a", x))}
 
 
+class TriesAgain(Toy):
+    """Has a slow way beside a fast one that may fail."""
+
+    def forward(self, x):
+        a = self.a(x)
+        try:
+            b = self.b(a)
+        except Exception:  # noqa: BLE001
+            b = self.b(a.contiguous())
+        return self.head(b)
+
+    def by_hand(self, x):
+        return {"a": self.conv("a", x), "b": self.conv("b", self.conv("a", x))}
+
+
+class Doubles(Toy):
+    """Works in float64 in its middle."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = Double(1e30)
+
+    def forward(self, x):
+        return self.head(self.wide(self.a(x)).float() * 1e-30)
+
+    def by_hand(self, x):
+        return {"wide": (self.conv("a", x).double() * 1e30).float(), "c": self.linear(self.conv("a", x))}
+
+
+class Double(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x.double() * self.factor
+
+
 RIGHT = [
     InplaceRelu,
     PlusEquals,
@@ -285,6 +324,8 @@ RIGHT = [
     OnSelf,
     Checkpointed,
     SwallowsErrors,
+    TriesAgain,
+    Doubles,
 ]
 
 
@@ -381,6 +422,12 @@ class MoreOften(Toy):
     def forward(self, x):
         a = self.b(self.a(x))
         return self.head(self.b(a) if x.mean() > 1 else a)
+
+
+class LessOften(Toy):
+    def forward(self, x):
+        a = self.b(self.a(x))
+        return self.head(a if x.mean() > 1 else self.b(a))
 
 
 class Bypasses(Toy):
@@ -495,6 +542,7 @@ REFUSED = [
     # network, layers, batch, what is said, why it would be silent
     (Sometimes, ["a", "logits"], BRIGHT, None, "the layers asked for fire as planned"),
     (MoreOften, ["b", "logits"], BRIGHT, "'b' was called 2 times where the probe saw 1", "a dict keeps the last call"),
+    (LessOften, ["b:0", "logits"], BRIGHT, "'b' was called 1 times where the probe saw 2", "another call's values"),
     (BypassesLater, ["a", "b"], BRIGHT, "layer 'b' did not fire", "a dict keeps the batch before"),
     (BypassesLater, ["b", "logits"], BRIGHT, "layer 'b' did not fire", "the same, without an early stop"),
     (ShapeChanges, ["b"], BRIGHT, r"layer 'b': gave \(3, 4, 3, 6\) where \(3, 4, 6, 6\) was planned", "other units"),
@@ -577,6 +625,33 @@ def test_compiled_code_inside_a_forward_gives_its_true_values_or_one_error(is_ke
         found = capture(network, make_wanted(network, list(expected)), BRIGHT)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_network_that_goes_into_train_mode_is_refused_after_its_first_batch():
+    wanted = make_wanted(make_network(StaysInTraining()))
+    network = make_network(StaysInTraining())  # not the one that was probed: it is in eval mode still
+    assert not any(module.training for module in network.module.modules())
+    with pytest.raises(CaptureError, match="train mode"):
+        capture(network, wanted, make_batch())
+
+
+def make_doubles(factor):
+    module = Doubles()
+    module.wide.factor = factor
+    network = make_network(module)
+    return network, make_wanted(network, ["wide"])
+
+
+def test_a_number_that_float32_cannot_hold_is_refused_and_never_stored_as_infinity():
+    network, wanted = make_doubles(1e300)
+    with pytest.raises(CaptureError, match="model 'toy', layer 'wide': a value overflows float32"):
+        capture(network, wanted, make_batch())
+
+
+def test_an_infinity_of_float64_is_stored_as_the_infinity_that_it_is():
+    network, wanted = make_doubles(math.inf)
+    found = capture(network, wanted, make_batch())["wide"]
+    assert np.array_equal(found, (network.module.conv("a", make_batch()).double() * math.inf).flatten(1).numpy())
 
 
 def test_a_network_in_train_mode_is_refused_before_it_runs():

@@ -323,6 +323,29 @@ def test_another_tokenizer_beside_the_same_weights_is_refused(folder, tmp_path):
         xact.build(write_recipe(tmp_path, describe(tmp_path, "llama")))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "is_same", "reason"),
+    [
+        ("rms_norm_eps", 0.1, False, "every hidden state is normed by it"),
+        ("use_cache", False, True, "one pass has no cache"),
+    ],
+)
+def test_another_configuration_beside_the_same_weights_is_refused_where_it_changes_values(
+    key, value, is_same, reason, folder, tmp_path
+):
+    write_captions(tmp_path / "captions.csv")
+    write_model(tmp_path / "llama", "llama")
+    recipe = write_recipe(tmp_path, describe(tmp_path, "llama"))
+    xact.build(recipe, limit=4)
+    settings = tmp_path / "llama" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {key: value}))
+    if is_same:
+        assert xact.build(recipe).is_complete, reason
+        return
+    with pytest.raises(MismatchError, match=r"models\.llama\.transform\.config_sha256 differs"):
+        xact.build(recipe)
+
+
 def test_an_untrained_twin_is_the_librarys_own_initialisation(folder, tmp_path):
     write_captions(tmp_path / "captions.csv")
     xact.build(write_recipe(tmp_path, describe(folder, "llama", ", weights: random, seeds: [0, 1]")))

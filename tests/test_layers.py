@@ -14,7 +14,15 @@ from torch import nn
 
 from xact.capture import probe
 from xact.errors import NameNotFoundError, RequestError
-from xact.layers import Output, find_blocks, find_depth, is_channel_unclear, match_glob, select_layers
+from xact.layers import (
+    Output,
+    find_blocks,
+    find_depth,
+    is_channel_unclear,
+    match_glob,
+    resolve_aliases,
+    select_layers,
+)
 
 
 def probe_module(module, size, *, forward=lambda module, x: module(x), find_logits=lambda y: y):
@@ -118,6 +126,7 @@ FAMILIES = {
     "pit_ti_224": (2 + 6 + 4, "transformers.0.blocks.0", "transformers.2.blocks.3"),  # not the stages that hold them
     "tiny_vit_5m_224": (2 + 2 + 6 + 2, "stages.0.blocks.0", "stages.3.blocks.1"),
     "dla34": (12, "level2.tree1", "level5.tree2"),
+    "gcvit_xxtiny": (2 + 2 + 6 + 2, "stages.0.blocks.0", "stages.3.blocks.1"),  # not what makes its global queries
 }
 
 
@@ -287,6 +296,19 @@ def test_an_alias_and_the_true_name_mean_one_layer_and_the_alias_stays():
     assert select(["features.2"], outputs, **ALIASES) == ["maxpool1"]
     assert select(["maxpool1", "features.2"], outputs, **ALIASES) == ["maxpool1"]
     assert select(["maxpool*"], outputs, **ALIASES) == ["maxpool1", "maxpool5"]
+
+
+def test_an_alias_of_several_true_names_means_the_first_that_the_network_has_else_the_first():
+    outputs = probe_torchvision("vgg11")
+    names = {
+        "pool": ["features.99", "features.2", "features.5"],
+        "fc": ["classifier.6", "head"],
+        "none": ["one", "two", "three"],
+    }
+    found = resolve_aliases(names, outputs)
+    assert found == {"pool": "features.2", "fc": "classifier.6", "none": "one"}
+    with pytest.raises(NameNotFoundError, match="model 'net' has no layer 'one'"):
+        select(["none"], outputs, **found)
 
 
 def test_two_outputs_of_one_label_are_refused_never_stored_over_each_other():

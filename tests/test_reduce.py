@@ -20,6 +20,7 @@ from xact.reduce import (
     name_axes,
     parse_reductions,
     plan_units,
+    pool_tokens,
     project,
 )
 
@@ -140,6 +141,8 @@ MEANINGLESS = [
     ("last", (64, 7, 7), None, "gives a map, not tokens", "a map has no last token"),
     ("patch_mean", (196, 768), TOKENS, "196 tokens where the network works on 197", "patch_embed: no class token yet"),
     ("cls", (196, 768), TOKENS, "196 tokens where the network works on 197", "patch_embed: token 0 is a patch"),
+    ("patch_mean", (198, 768), TOKENS, "198 tokens where the network works on 197", "more tokens than those known"),
+    ("cls", (394, 768), TOKENS, "394 tokens where the network works on 197", "two pictures side by side"),
     ("patch_mean", (50, 8), None, "has no known tokens", "what lies ahead of the patches is not known"),
     ("mean", (12, 64, 49, 49), None, "which axis to keep", "windows of attention"),
     ("max", (12, 50, 64), None, "which axis to keep", "heads, tokens, features"),
@@ -169,6 +172,40 @@ def test_the_mean_over_tokens_has_class_and_register_tokens_in_it_and_the_patch_
     x[:, N_PREFIX:] = 1.0
     assert apply_reduction(Reduction("mean"), x, n_prefix=N_PREFIX).tolist() == [[pytest.approx(205 / 7)] * 2]
     assert apply_reduction(Reduction("patch_mean"), x, n_prefix=N_PREFIX).tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize("n_prefix", [0, 1, 5])
+def test_the_patch_mean_is_over_all_patches_and_over_nothing_else(n_prefix):
+    x = draw((9, 4))
+    found = apply_reduction(Reduction("patch_mean"), torch.from_numpy(x), n_prefix=n_prefix)
+    expected = sum(x[:, token].astype(np.float64) for token in range(n_prefix, 9)) / (9 - n_prefix)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+LENGTHS = (5, 1, 3)
+"""Tokens of three captions side by side."""
+
+POOLS = {
+    "mean": lambda states: states.mean(0),
+    "max": lambda states: states.max(0),
+    "last": lambda states: states[-1],
+    "cls": lambda states: states[0],
+}
+
+
+@pytest.mark.parametrize("is_left", [False, True])
+@pytest.mark.parametrize("padding", [math.nan, math.inf, 1e30, -1e30, 0.0])
+@pytest.mark.parametrize("name", POOLS)
+def test_the_tokens_of_a_caption_are_pooled_whatever_stands_at_its_padding(name, padding, is_left):
+    states = np.full((3, 5, 4), padding, dtype=np.float32)
+    mask = np.zeros((3, 5), dtype=np.int64)
+    captions = [draw((n, 4))[0] - 3 for n in LENGTHS]  # below 0: a zero of padding would be the largest
+    for row, caption in enumerate(captions):
+        places = slice(5 - len(caption), 5) if is_left else slice(len(caption))
+        states[row, places], mask[row, places] = caption, 1
+    found = pool_tokens(Reduction(name), torch.from_numpy(states), torch.from_numpy(mask))
+    expected = np.stack([POOLS[name](caption.astype(np.float64)) for caption in captions])
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
 
 
 def test_what_is_not_finite_stays_so():

@@ -47,7 +47,8 @@ def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult
 def round_mantissa(values: np.ndarray, *, layer: str) -> None:
     """Round float32 in place to 10 bits of mantissa, to nearest, ties to even; NaN and infinity stay.
 
-    The relative error is at most 2^-11. Raise CaptureError where a finite value would round to infinity.
+    The relative error of a normal number is at most 2^-11. Raise CaptureError where a finite value would round to
+    infinity.
     """
     bits = values.view(np.uint32)
     special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)

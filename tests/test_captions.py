@@ -98,6 +98,15 @@ def test_a_plain_caption_is_never_split_and_no_text_is_changed(tmp_path):
     assert read_all(numbers) == {"x": ["1"], "y": ["2"]}
 
 
+def test_a_table_that_was_kept_from_running_in_a_spreadsheet_gives_its_texts_as_they_were(tmp_path):
+    text = "id,caption,'=note\n'-1,'=SUM(A1),'@me\nb,'tis a dog,'' +1\nc,''+5,'quoted'\n"
+    source = open_text(tmp_path, text)
+    assert read_all(source) == {"-1": ["=SUM(A1)"], "b": ["'tis a dog"], "c": ["'+5"]}
+    assert source.table.columns == {"=note": ["@me", "' +1", "'quoted'"]}
+    pd.DataFrame({"id": ["a"], "caption": ["'=1"]}).to_parquet(tmp_path / "c.parquet")  # no spreadsheet opens it
+    assert read_all(open_captions(tmp_path, file="c.parquet")) == {"a": ["'=1"]}
+
+
 def test_a_stamp_tells_another_caption_of_the_same_length(tmp_path):
     one = open_text(tmp_path, "id,caption\nx,cat\ny,dog\n")
     stamps = [one.stamp(row) for row in range(2)]

@@ -15,8 +15,9 @@ import xact
 from xact.cli import main
 from xact.errors import MismatchError, RequestError
 from xact.run import Outcome
-from xact.specs import Column
+from xact.specs import Column, StimulusTable
 from xact.stimuli import Chosen, open_stimuli
+from xact.stimuli.choose import choose_rows
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
 from xact.stimuli_blocks import FolderStimuli, Regex, TableStimuli
@@ -304,6 +305,28 @@ def test_columns_come_first_then_fields_then_where_then_limit(tmp_path):
     assert open_folder(tmp_path, where="stem in ['fish_90'] or stimulus == 'mug_90'").table.ids == ["fish_90", "mug_90"]
     with pytest.raises(RequestError, match=r"the column 'seen' of stimuli.fields is there already"):
         open_folder(tmp_path, columns="t.csv", fields="{object}_{seen}")
+
+
+def test_a_limit_counts_the_stimuli_that_where_leaves(tmp_path):
+    put(tmp_path, *(f"p_{i}.png" for i in range(6)))
+    keys = {"fields": "{p}_{n}", "where": "n in [1, 3, 5]"}
+    for limit, stems in ((1, ["p_1"]), (2, ["p_1", "p_3"]), (4, ["p_1", "p_3", "p_5"])):
+        assert open_folder(tmp_path, **keys, limit=limit).table.stems == stems
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("stimulus", "c/two"), ("condition", "c"), ("stem", "two"), ("file", "c/two.png")]
+)
+def test_where_takes_the_labels_of_the_stimuli_whatever_a_column_of_their_name_holds(name, value):
+    table = StimulusTable(
+        ids=["a/one", "c/two"],
+        conditions=["a", "c"],
+        stems=["one", "two"],
+        files=["a/one.png", "c/two.png"],
+        columns={name: [value, "other"]},
+    )
+    block = FolderStimuli(source="folder", where=f"{name} == {value!r}")
+    assert list(choose_rows(table, block)) == [1]
 
 
 def test_reading_follows_the_rows_that_were_chosen(tmp_path):

@@ -143,6 +143,20 @@ def test_part_of_nsd_keeps_its_labels_and_its_pixels(keys, rows, tmp_path):
             np.testing.assert_array_equal(source.read(at), file["imgBrick"][row])
 
 
+def test_ids_of_nsd_are_in_the_order_of_nsd_id_whatever_the_order_of_the_recipe(tmp_path):
+    make_nsd(tmp_path, n=12)
+    for keys, rows in (
+        ({"ids": [11, 0, 5]}, [0, 5, 11]),
+        ({"ids": [9, 4, 6, 0], "subject": 3}, [0, 6, 9]),
+    ):
+        source = open_dataset("nsd", tmp_path, **keys)
+        assert source.table.ids == [f"nsd_{row:05d}" for row in rows]
+        assert source.table.columns["cocoId"] == [10_000 - row for row in rows]
+        with h5py.File(tmp_path / "nsd_stimuli.hdf5") as file:
+            for at, row in enumerate(rows):
+                np.testing.assert_array_equal(source.read(at), file["imgBrick"][row])
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -174,6 +188,14 @@ def test_a_table_that_is_not_of_the_brick_is_refused(tmp_path):
         open_dataset("nsd", tmp_path / "a")
 
 
+@pytest.mark.parametrize(("ids", "said"), [([1, 2, 3], "1 to 3"), ([0, 1, 3], "0 to 3"), ([-1, 0, 1], "-1 to 1")])
+def test_a_table_with_as_many_rows_as_the_brick_but_other_ids_is_refused(ids, said, tmp_path):
+    make_nsd(tmp_path, n=3)
+    write_rows(tmp_path / "nsd_stim_info_merged.csv", [["cocoId", "nsdId"], *([9, one] for one in ids)])
+    with pytest.raises(RequestError, match=rf"not of one data set: 3 images, 3 rows with nsdId {said}"):
+        open_dataset("nsd", tmp_path)
+
+
 def test_no_recorded_error_names_the_place_of_the_data(tmp_path):
     source = open_dataset("nsd", make_nsd(tmp_path, n=3))
     (tmp_path / "nsd_stimuli.hdf5").unlink()
@@ -199,6 +221,25 @@ def test_bold5000_is_in_the_order_of_first_presentation(has_index, tmp_path):
     assert table.files[1] == "bold5000_stimuli/Scene_Stimuli/Presented_Stimuli/Scene/homeoffice12.jpeg"
     for row, file in enumerate(table.files):
         assert source.read(row) == (tmp_path / file).read_bytes()
+
+
+def test_presentation_lists_are_read_subject_by_subject_and_session_by_session_whatever_their_names(tmp_path):
+    make_bold5000(tmp_path)
+    lists = tmp_path / "bold5000_stimuli/Stimuli_Presentation_Lists"
+    shutil.rmtree(lists)
+    names = list(reversed(BOLD_FIRST))
+    presented = {  # in the order of presentation, which is not that of the files' own names
+        "CSI1/CSI1_sess01/run02.txt": names[:2],
+        "CSI1/CSI1_sess02/run01.txt": names[2:4],
+        "CSI2/CSI2_sess01/run03.txt": names[4:6],
+        "CSI2/CSI2_sess02/a.txt": names[6:],
+    }
+    for name, lines in presented.items():
+        (lists / name).parent.mkdir(parents=True, exist_ok=True)
+        (lists / name).write_text("".join(f"{line}.jpg\n" for line in lines))
+    table = open_dataset("bold5000", tmp_path).table
+    assert table.ids == names
+    assert table.columns["bold_id"] == list(range(7))
 
 
 def test_the_index_of_bold5000_may_be_in_any_order_and_have_columns_of_its_own(tmp_path):

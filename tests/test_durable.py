@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 LINE = st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=8), st.none()), max_size=4)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=6), cut=st.integers(1, 40), after=st.lists(LINE, max_size=3))
 def test_lines_before_and_after_a_torn_one_are_read_and_the_torn_one_is_not(lines, cut, after, tmp_path_factory):
     path = tmp_path_factory.mktemp("torn") / "journal"
@@ -237,6 +237,41 @@ def test_only_half_written_files_are_swept(tmp_path):
     assert not any(file.exists() for file in left)
 
 
+def make_link_away(path, *, is_dangling):
+    """Put a link in the place of `path` that leads to a file outside; return that file."""
+    outside = path.with_name("outside")
+    if not is_dangling:
+        outside.write_bytes(OLD)
+    path.symlink_to(outside)
+    return outside
+
+
+def write_through_partial(path):
+    write_file(path.with_suffix(""), PIECES)
+
+
+def append_through(path):
+    append_line(path, {"n": 1})
+
+
+def lock_through(path):
+    with hold_lock(path.parent):
+        pass
+
+
+@pytest.mark.parametrize("is_dangling", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("file.partial", write_through_partial), ("journal", append_through), ("lock", lock_through)],
+    ids=["a file under way", "the journal", "the lock"],
+)
+def test_what_is_written_never_follows_a_link_out_of_the_store(name, write, is_dangling, tmp_path):
+    outside = make_link_away(tmp_path / name, is_dangling=is_dangling)
+    with pytest.raises(StoreError, match=os.strerror(errno.ELOOP)):
+        write(tmp_path / name)
+    assert (outside.read_bytes() if outside.exists() else None) == (None if is_dangling else OLD)
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -299,6 +334,44 @@ def test_a_lock_file_taken_away_while_it_is_waited_for_is_not_a_lock(tmp_path, m
             pass
 
 
+def count_descriptors():
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_waiting_for_a_lock_or_being_refused_one_leaves_no_file_open(tmp_path, monkeypatch):
+    import fcntl
+
+    true, taken = fcntl.flock, []
+
+    def flock(fd, how):
+        name = Path(f"/proc/self/fd/{fd}").readlink()
+        if len(taken) < 3:  # three holders in a row take their file away
+            name.unlink()
+        taken.append(name)
+        true(fd, how)
+
+    before = count_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with hold_lock(tmp_path / "store"):
+            assert len(taken) == 4
+            assert count_descriptors() == before + 1
+        taken.clear()
+        file = GrowingFile(tmp_path / "grows")
+        assert len(taken) == 4
+        assert count_descriptors() == before + 1
+    with pytest.raises(StoreError, match="is being written"):
+        GrowingFile(tmp_path / "grows")
+    assert count_descriptors() == before + 1
+    file.close()
+    assert count_descriptors() == before
+    with hold_lock(tmp_path / "store"):
+        with pytest.raises(StoreError, match="is being built"), hold_lock(tmp_path / "store"):
+            pass
+        assert count_descriptors() == before + 1
+    assert count_descriptors() == before
+
+
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
 def test_a_file_system_without_locks_is_refused_never_trusted(error, tmp_path, monkeypatch):
     import fcntl
@@ -349,6 +422,40 @@ def test_a_growing_file_that_another_program_put_in_its_place_is_not_written_to(
         file.append(b"two")
     file.close()
     assert (tmp_path / "grows").read_bytes() == b"one"
+
+
+def test_a_cut_and_a_removal_of_a_growing_file_are_synced(tmp_path, monkeypatch):
+    path = tmp_path / "grows"
+    file = GrowingFile(path)
+    file.append(b"one, half of tw")
+    synced = []
+
+    def sync(fd):
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        synced.append((name, path.stat().st_size if path.exists() else None))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    file.cut(4)
+    assert synced == [("grows", 4)]
+    file.remove()
+    assert synced == [("grows", 4), (tmp_path.name, None)]
+    file.close()
+
+
+@pytest.mark.parametrize("use", [lambda file: file.append(b"x"), lambda file: file.cut(1), lambda file: file.remove()])
+def test_an_edit_that_leaves_the_length_of_a_growing_file_is_noticed(use, tmp_path):
+    path = tmp_path / "grows"
+    file = GrowingFile(path)
+    file.append(b"a dog")
+    seen = path.stat()
+    with path.open("r+b") as other:
+        other.write(b"a cat")
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1_000_000))  # as if a little later
+    assert (path.stat().st_ino, path.stat().st_size) == (seen.st_ino, seen.st_size)
+    with pytest.raises(StoreError, match="another program changed"):
+        use(file)
+    file.close()
+    assert path.read_bytes() == b"a cat"
 
 
 def test_a_growing_file_frees_its_lock_also_where_it_cannot_be_taken_away(tmp_path, monkeypatch):

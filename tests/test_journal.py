@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
-from xact.durable import Written
+from xact.durable import Written, make_sealed_lines
 from xact.errors import StoreError
 from xact.journal import (
     FOLDER,
@@ -113,6 +114,20 @@ def test_a_row_is_present_when_its_task_is_done_and_it_did_not_fail():
     assert state.find_done("a") == {0: (4, frozenset({1})), 1: (6, frozenset())}
 
 
+def test_of_two_scores_of_a_row_the_newer_is_the_true_one_and_rows_of_earlier_runs_keep_theirs():
+    older = {"loss": {0: 1.5, 1: 2.5}, "n_tokens": {0: 3}}
+    newer = {"loss": {1: 7.25, 2: 4.5}, "bpb": {2: 0.5}}
+    state = State()
+    state.take(TaskRecord("a", 0, 2, {}, {}, {}, 0.0, older).to_line())
+    state.take(TaskRecord("a", 0, 3, {}, {}, {}, 0.0, newer).to_line())
+    state.take(TaskRecord("b", 0, 2, {}, {}, {}, 0.0, {"loss": {1: 9.0}}).to_line())
+    assert state.find_scores("a", "loss") == {0: 1.5, 1: 7.25, 2: 4.5}
+    assert state.find_scores("a", "n_tokens") == {0: 3}
+    assert state.find_scores("a", "bpb") == {2: 0.5}
+    assert state.find_scores("b", "loss") == {1: 9.0}
+    assert state.find_scores("c", "loss") == {}
+
+
 def test_fewer_rows_than_are_done_can_be_asked_about():
     state = State()
     state.take(TaskRecord("a", 0, 4, {}, {}, {}, 0.0).to_line())
@@ -205,6 +220,32 @@ def test_a_damaged_manifest_is_refused_never_read_in_part(damage, tmp_path):
         load_state(tmp_path)
 
 
+FOREIGN = {
+    "a row beyond the stimuli": (
+        TaskRecord("a", 0, 7, {}, {}, {}, 0.0).to_line(),
+        "names rows that are not in block 0",
+    ),
+    "a model of another plan": (TaskRecord("z", 0, 6, {}, {}, {}, 0.0).to_line(), "names a model 'z'"),
+    "a shard outside": (TaskRecord("a", 0, 6, {}, {"../../x": None}, {}, 0.0).to_line(), "no path inside the store"),
+    "a hash of a row beyond": ({"stimuli": [[6, 1, 1, SHA]]}, "names a row beyond the 6 stimuli"),
+    "rows that are text": ({"task": ["a", 0], "stop": "6"}, "stop: "),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_line_that_no_build_of_the_plan_wrote_is_refused_in_the_journal_and_in_the_manifest(what, tmp_path):
+    line, said = FOREIGN[what]
+    write_store(tmp_path / "journal", make_plan(), draw_values, is_published=False)
+    Journal(tmp_path / "journal", 1).add(line)
+    with pytest.raises(StoreError, match=rf"journal-1\.jsonl is damaged: .*{said}"):
+        load_state(tmp_path / "journal")
+    write_store(tmp_path / "manifest", make_plan(), draw_values)
+    file = tmp_path / "manifest" / FOLDER / "manifest-1.jsonl"
+    file.write_bytes(b"".join(make_sealed_lines([*read_manifest(file), line])))
+    with pytest.raises(StoreError, match=rf"manifest-1\.jsonl is damaged: .*{said}"):
+        load_state(tmp_path / "manifest")
+
+
 def test_a_missing_manifest_or_plan_is_said_to_be_missing(tmp_path):
     write_store(tmp_path, make_plan(), draw_values)
     (tmp_path / FOLDER / "manifest-1.jsonl").unlink()
@@ -239,6 +280,15 @@ def test_a_manifest_names_every_file_with_its_hash(tmp_path):
     assert last["n_lines"] == len(lines)
     with pytest.raises(StoreError, match="there is no plan"):
         write_manifest(tmp_path, State(), {})
+
+
+def test_a_manifest_names_the_plan_and_the_journal_it_was_made_of(tmp_path):
+    write_store(tmp_path, make_plan(), draw_values)
+    lines = read_manifest(tmp_path / FOLDER / "manifest-1.jsonl")
+    files = {line["file"]: (line["nbytes"], line["sha256"]) for line in lines if "file" in line}
+    for name in ("plan-1.json", "journal-1.jsonl"):
+        data = (tmp_path / FOLDER / name).read_bytes()
+        assert files[f"{FOLDER}/{name}"] == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_only_older_generations_are_removed(tmp_path):

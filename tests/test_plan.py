@@ -155,6 +155,22 @@ def test_once_all_tasks_are_done_there_are_none(history):
     assert list(make_tasks(plan, plan.models[0], done)) == []
 
 
+def test_a_smaller_request_leaves_the_rows_that_a_block_has_beyond_it():
+    plan = make_first(make_table(10), replicates__count=1).model_copy(update={"stimuli_per_task": 4})
+    model = plan.models[0].model_copy(update={"n_stimuli": 6})
+    tasks = list(make_tasks(plan, model, {0: (4, frozenset()), 1: (8, frozenset({5}))}))
+    assert [(task.block, task.start, task.stop, set(task.rows)) for task in tasks] == [(1, 4, 8, {5})]
+
+
+def test_the_memory_of_a_lane_is_two_buffers_and_all_that_a_batch_makes():
+    plan = make_first(make_table(10), (make_model("m", LAYERS, batch_size=6),))
+    plan = plan.model_copy(update={"stimuli_per_task": 12})
+    buffer = 12 * 2 * (4 * 3 * 3 + 7) * 4  # stimuli, replicates, units, bytes
+    assert plan.count_lane_nbytes(plan.models[0]) == 2 * buffer + 6 * (4 * 36) * 4
+    text = plan.models[0].model_copy(update={"kind": "text", "input_shape": (64, 1000)})
+    assert plan.count_lane_nbytes(text) == 2 * buffer + 6 * (64 * 1000 + 36 + 7) * 4
+
+
 @given(first=st.integers(1, 40), more=st.integers(1, 40), batch=st.integers(1, 7))
 def test_appended_rows_start_new_batches_and_the_old_ones_stay_as_they_were(first, more, batch):
     models = (make_model("m", LAYERS, batch_size=batch * 2),)
@@ -459,6 +475,20 @@ def test_a_layer_too_wide_for_a_cube_is_refused_by_name():
     assert make_first(make_table(3), (wide,), storage__layout="auto").layout == "groups"
 
 
+@pytest.mark.parametrize(("n_units", "layout"), [(8192, "cube"), (8193, "groups")])
+def test_a_cube_takes_8192_units_and_no_more(n_units, layout):
+    model = make_model("m", {"conv": (n_units,)})
+    assert make_first(make_table(3), (model,), storage__layout="auto").layout == layout
+    small = make_first(make_table(3), (make_model("small", LAYERS),), storage__layout="cube")
+    request = make_request(make_table(3), (model,), storage__layout="cube")
+    if layout == "cube":
+        assert make_first(make_table(3), (model,), storage__layout="cube").n_units == 8192
+        assert plan_again(request, small).n_units == 8192
+    else:
+        with pytest.raises(MismatchError, match="has 8193 units; a cube takes 8192"):
+            plan_again(request, small)
+
+
 def test_a_batch_that_does_not_divide_the_stores_tasks_is_refused():
     plan = make_first(make_table(3), (make_model("m", LAYERS, batch_size=8),))
     odd = make_model("odd", LAYERS, batch_size=2 * (plan.stimuli_per_task - 1))
@@ -498,6 +528,42 @@ def test_no_two_tasks_write_one_file_and_the_files_of_a_layer_cover_its_units(n_
                 for key, _ in keys:
                     assert key.casefold() not in seen
                     seen.add(key.casefold())
+
+
+def test_a_shard_of_a_cube_lies_at_its_model_its_block_its_layer_and_its_units():
+    models = (make_model("a", {"conv": (3,), "fc": (2,)}), make_model("b", {"fc": (5,), "head": (600,), "conv": (1,)}))
+    plan = make_first(make_table(1200), models, storage__layout="cube", storage__shard_mb=1)
+    plan = plan.model_copy(update={"stimuli_per_task": 400})  # a shard of 1 MB holds 256 units of them
+    assert plan.layer_labels == ("conv", "fc", "head")
+    keys = {
+        (model.label, layer.label): plan.make_shard_keys(model, layer, 2)
+        for model in plan.models
+        for layer in model.layers
+    }
+    first = slice(0, 256)
+    assert keys == {
+        ("a", "conv"): [("activations/c/0/2/0/0/0", first)],
+        ("a", "fc"): [("activations/c/0/2/1/0/0", first)],
+        ("b", "fc"): [("activations/c/1/2/1/0/0", first)],
+        ("b", "head"): [
+            ("activations/c/1/2/2/0/0", first),
+            ("activations/c/1/2/2/0/1", slice(256, 512)),
+            ("activations/c/1/2/2/0/2", slice(512, 768)),
+        ],
+        ("b", "conv"): [("activations/c/1/2/0/0/0", first)],
+    }
+
+
+def test_a_shard_of_a_group_lies_at_its_block_and_its_units():
+    plan = make_first(make_table(1200), (make_model("a", {"x/y": (3,), "fc": (300_000,)}),), storage__shard_mb=8)
+    plan = plan.model_copy(update={"stimuli_per_task": 4})
+    wide, narrow = plan.models[0].layers[1], plan.models[0].layers[0]
+    assert [key for key, _ in plan.make_shard_keys(plan.models[0], narrow, 7)] == ["a/x_y/activations/c/0/7/0/0/0"]
+    units = plan.make_block_shape(wide).shard_units
+    assert units < 300_000
+    assert plan.make_shard_keys(plan.models[0], wide, 7) == [
+        (f"a/fc/activations/c/0/7/0/0/{u}", slice(u * units, (u + 1) * units)) for u in range(-(-300_000 // units))
+    ]
 
 
 def test_the_files_of_a_model_stay_where_they_are_when_models_and_layers_are_added():

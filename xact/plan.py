@@ -62,7 +62,7 @@ class PlannedModel(Record):
     n_parameters: int
     n_prefix_tokens: int
     input_shape: tuple[int, ...]
-    """Of one showing: (3, y, x) of a picture, (tokens,) of a caption."""
+    """Of one showing: (3, y, x) of a picture, (tokens, words of the vocabulary) of a caption."""
     transform: dict[str, Any]
     dtype: str
     kind: Literal["image", "text"] = "image"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
 import subprocess
@@ -384,6 +385,35 @@ def test_tensors_that_timm_itself_would_leave_random_are_refused(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"1 missing \(stages\.3\.blocks\.1\.conv_dw\.weight\)"):
         models.load_network(spec, models.Weights((tmp_path / "model.safetensors",), {}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("level5.tree1.conv1.weight"), r"1 missing \(level5\.tree1\.conv1\.weight\)"),
+        (lambda state: state.update(extra=torch.ones(2)), r"1 unexpected \(extra\)"),
+    ],
+)
+def test_a_network_that_timm_loads_without_strict_is_loaded_strictly_though_nothing_is_logged(tmp_path, change, said):
+    import timm
+
+    spec = make_spec("timm", "dla46_c.in1k", "pretrained")
+    state = timm.create_model("dla46_c").state_dict()
+    save_file(state, tmp_path / "whole.safetensors")
+    network = models.load_network(spec, models.Weights((tmp_path / "whole.safetensors",), {}))
+    assert [name for name, tensor in network.module.state_dict().items() if not torch.equal(tensor, state[name])] == []
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    logging.disable(logging.CRITICAL)
+    before = nn.Module.load_state_dict
+    try:
+        with pytest.raises(
+            WeightsError, match=rf"the weights in model\.safetensors do not fit the architecture: {said}"
+        ):
+            models.load_network(spec, models.Weights((tmp_path / "model.safetensors",), {}))
+    finally:
+        logging.disable(logging.NOTSET)
+    assert nn.Module.load_state_dict is before
 
 
 def test_a_transformers_folder_is_loaded_as_the_library_loads_it(vit_folder):

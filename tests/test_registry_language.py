@@ -69,7 +69,7 @@ def test_the_rotary_settings_are_those_of_the_published_files_once_read():
 
 
 PUBLISHED = {
-    # name: (type, layers, width, heads, heads of keys and values, epsilon of the norms, words), from the models' papers
+    # name: (type, layers, width, heads, heads of keys and values, epsilon of the norms, words), as published
     "bigscience/bloomz-560m": ("bloom", 24, 1024, 16, None, 1e-5, 250880),
     "bigscience/bloomz-1b1": ("bloom", 24, 1536, 16, None, 1e-5, 250880),
     "bigscience/bloomz-1b7": ("bloom", 24, 2048, 16, None, 1e-5, 250880),

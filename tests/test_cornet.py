@@ -220,6 +220,25 @@ def test_random_weights_are_decided_by_the_seed_and_keep_the_signal_alive():
     assert 0.1 < float(x.std()) < 100
 
 
+def test_untrained_weights_are_drawn_as_in_resnet():
+    """He et al. 2015, forwards: a normal of variance 2 / (channels out x area); torch's own beside it."""
+    module = load(make_spec("random")).module
+    n_checked = 0
+    for name, tensor in module.named_parameters():
+        if tensor.ndim == 4:
+            n_out, _, height, width = tensor.shape
+            wanted = (2 / (n_out * height * width)) ** 0.5
+            assert float(tensor.std()) == pytest.approx(wanted, rel=4 / tensor.numel() ** 0.5), name
+            assert float(tensor.abs().max()) > 3 * wanted, name  # a uniform of that variance ends at 1.7
+            n_checked += 1
+        elif ".norm" in name:
+            assert torch.equal(tensor, torch.full_like(tensor, float(name.endswith("weight")))), name
+    assert n_checked == 17
+    bound = 512**-0.5
+    for tensor in (module.decoder.linear.weight, module.decoder.linear.bias):
+        assert 0.98 * bound < float(tensor.abs().max()) <= bound
+
+
 def test_the_transform_is_that_of_the_training():
     steps = transforms.Compose(
         [

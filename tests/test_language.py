@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import json
 import math
@@ -11,7 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,10 +26,13 @@ from language_models import CAPTIONS, NETWORKS, write_model
 from pictures import write_pictures
 
 import xact
+from xact import models
 from xact.cli import main
 from xact.errors import MismatchError, RequestError, WeightsError
+from xact.models import language
 from xact.recipe_file import load_recipe
 from xact.run import survey
+from xact.specs import resolve_model
 
 RELATIVE = 1e-5
 """Of a layer's largest value."""
@@ -290,6 +297,71 @@ def test_a_long_caption_is_cut_as_the_tokenizer_cuts_it_and_said_to_be(folder, t
         one = data.sel(model="bert").isel(stimulus=row)
         assert int(one.n_tokens) == min(8, len(tokenizer(text)["input_ids"]))
         assert int(one.n_truncated) == (len(tokenizer(text)["input_ids"]) > 8)
+
+
+def make_spec(folder: Path, **changes):
+    return replace(resolve_model(f"transformers:{folder}", folder=Path()), kind="text", **changes)
+
+
+@pytest.mark.parametrize(
+    ("positions", "stated", "asked", "limit"),
+    [
+        (128, 50, None, 50),
+        (128, 300, None, 128),
+        (128, 10**30, None, 128),  # what transformers writes for a tokenizer without a limit
+        (None, 10**30, None, None),
+        (None, 10**30, 900, 900),
+        (128, 50, 50, 50),
+        (128, 50, 20, 20),
+    ],
+)
+def test_a_text_has_as_many_tokens_as_network_tokenizer_and_recipe_allow(positions, stated, asked, limit, folder):
+    config = SimpleNamespace(max_position_embeddings=positions)
+    assert language.find_limit(make_spec(folder / "llama", max_tokens=asked), config, stated) == limit
+
+
+def test_more_tokens_than_the_tokenizer_states_are_refused(folder):
+    config = SimpleNamespace(max_position_embeddings=128)
+    with pytest.raises(RequestError, match="max_tokens 51 is more than the 50 that it can read"):
+        language.find_limit(make_spec(folder / "llama", max_tokens=51), config, 50)
+
+
+def test_a_text_of_exactly_the_most_tokens_is_whole(folder):
+    text = CAPTIONS[0]
+    whole = load_plain(folder / "llama")[1](text)["input_ids"]
+    for limit, is_cut in ((len(whole) + 1, False), (len(whole), False), (len(whole) - 1, True)):
+        encoded = models.make_tokenizer(make_spec(folder / "llama", max_tokens=limit)).encode(text)
+        assert (list(encoded.ids), encoded.is_cut) == (whole[:limit], is_cut)
+
+
+def test_threads_that_share_a_tokenizer_get_what_each_would_get_alone(folder):
+    """A tokenizer keeps the truncation of its last call."""
+    tokenizer = models.make_tokenizer(make_spec(folder / "llama", max_tokens=8))
+    texts = [*CAPTIONS, "Snow. " * 300] * 40
+    alone = [tokenizer.encode(text) for text in texts]
+    assert {one.is_cut for one in alone} == {True, False}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(tokenizer.encode, texts))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == alone
+
+
+def test_the_tokenizer_beside_local_weights_is_taken_before_that_of_the_id(folder, tmp_path):
+    own = write_model(tmp_path / "own", "llama")
+    settings = json.loads((own / "tokenizer.json").read_text())
+    settings["post_processor"] = None  # no <s> any more
+    (own / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = models.make_tokenizer(make_spec(folder / "llama", weights=str(own)))
+    sha256 = hashlib.sha256((own / "tokenizer.json").read_bytes()).hexdigest()
+    assert tokenizer.record["files"]["tokenizer.json"] == sha256
+    plain = load_plain(folder / "llama")[1](CAPTIONS[0])["input_ids"]
+    assert list(tokenizer.encode(CAPTIONS[0]).ids) == plain[1:]
+    of_the_id = models.make_tokenizer(make_spec(folder / "llama"))
+    assert list(of_the_id.encode(CAPTIONS[0]).ids) == plain
 
 
 def test_bits_per_byte_of_a_text_that_was_cut_are_nan(folder, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import pickle
 import socket
 import subprocess
@@ -21,6 +23,7 @@ from torch import nn
 from xact import models
 from xact.errors import NameNotFoundError, RequestError, WeightsError, XactError
 from xact.models.checkpoints import hash_file, load_state_dict, load_strictly
+from xact.models.hub import find_at_url, find_on_hub
 from xact.specs import ModelSpec
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -172,6 +175,7 @@ def test_a_network_of_a_billion_parameters_is_described_in_a_moment():
         ("timm", "vit_tiny_patch16_224.augreg_in21k", 1, True, "a class token"),
         ("timm", "deit_tiny_distilled_patch16_224.fb_in1k", 2, True, "class and distillation"),
         ("timm", "vit_small_patch14_reg4_dinov2.lvd142m", 5, True, "class and four registers"),
+        ("timm", "vit_wee_patch16_reg1_gap_256.sbb_in1k", 1, False, "a register without a class token"),
         ("timm", "vit_base_patch16_siglip_224.webli", 0, False, "pooled by attention, no class token"),
         ("timm", "xcit_nano_12_p8_224.fb_in1k", None, False, "the class token joins after the patch blocks"),
         ("open_clip", "RN50", None, False, "a ResNet"),
@@ -330,6 +334,39 @@ def load_googlenet_with_heads():
     return torchvision.models.googlenet(init_weights=False)
 
 
+def test_the_files_of_densenet_are_read_under_the_names_that_torchvision_gave_its_layers_before(tmp_path):
+    import torchvision
+
+    torch.manual_seed(5)
+    library = torchvision.models.densenet121()
+    old = {}
+    for name, tensor in library.state_dict().items():
+        head, dot, rest = name.partition(".denselayer")
+        number, _, rest = rest.partition(".")
+        for part in ("norm", "conv"):  # norm1.weight was norm.1.weight
+            rest = rest.replace(f"{part}1.", f"{part}.1.").replace(f"{part}2.", f"{part}.2.")
+        old[f"{head}{dot}{number}.{rest}" if dot else name] = tensor
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet121-a639ec97.pth")
+    spec = make_spec("torchvision", "densenet121.IMAGENET1K_V1", "pretrained")
+    network = models.load_network(spec, models.Weights((tmp_path / "densenet121-a639ec97.pth",), {}))
+    assert_same_state(network.module, library)
+
+
+@pytest.mark.parametrize(("model_id", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_the_weights_of_inception_see_pictures_scaled_as_in_their_training(model_id, size):
+    """Both were trained on pictures from -1 to 1: torchvision's networks undo ImageNet's statistics first."""
+    network = load(make_spec("torchvision", model_id))
+    seen = []
+    first = next(module for module in network.module.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    pictures = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        network.forward(network.module, pictures)
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in IMAGENET.values())
+    torch.testing.assert_close(seen[0], (pictures * std + mean - 0.5) / 0.5)
+
+
 def test_a_file_of_a_whole_clip_gives_its_image_tower(tmp_path):
     tower = load(make_spec("open_clip", "ViT-S-32-alt", seed=9)).module
     state = {f"visual.{name}": tensor for name, tensor in tower.state_dict().items()}
@@ -386,6 +423,35 @@ def test_tensors_that_timm_itself_would_leave_random_are_refused(tmp_path):
         models.load_network(spec, models.Weights((tmp_path / "model.safetensors",), {}))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("level5.tree1.conv1.weight"), r"1 missing \(level5\.tree1\.conv1\.weight\)"),
+        (lambda state: state.update(extra=torch.ones(2)), r"1 unexpected \(extra\)"),
+    ],
+)
+def test_a_network_that_timm_loads_without_strict_is_loaded_strictly_though_nothing_is_logged(tmp_path, change, said):
+    import timm
+
+    spec = make_spec("timm", "dla46_c.in1k", "pretrained")
+    state = timm.create_model("dla46_c").state_dict()
+    save_file(state, tmp_path / "whole.safetensors")
+    network = models.load_network(spec, models.Weights((tmp_path / "whole.safetensors",), {}))
+    assert [name for name, tensor in network.module.state_dict().items() if not torch.equal(tensor, state[name])] == []
+    change(state)
+    save_file(state, tmp_path / "model.safetensors")
+    logging.disable(logging.CRITICAL)
+    before = nn.Module.load_state_dict
+    try:
+        with pytest.raises(
+            WeightsError, match=rf"the weights in model\.safetensors do not fit the architecture: {said}"
+        ):
+            models.load_network(spec, models.Weights((tmp_path / "model.safetensors",), {}))
+    finally:
+        logging.disable(logging.NOTSET)
+    assert nn.Module.load_state_dict is before
+
+
 def test_a_transformers_folder_is_loaded_as_the_library_loads_it(vit_folder):
     import transformers
 
@@ -414,6 +480,54 @@ def test_a_transformers_folder_that_lacks_a_tensor_is_refused(vit_folder, tmp_pa
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="do not fit"):
         load(make_spec("transformers", str(vit_folder), tmp_path))
+
+
+def test_a_transformers_folder_with_a_tensor_too_many_is_refused(vit_folder, tmp_path):
+    state = dict(load_state_dict(vit_folder / "model.safetensors"))
+    save_file({**state, "extra.weight": torch.ones(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"1 unexpected \(extra\.weight\)"):
+        load(make_spec("transformers", str(vit_folder), tmp_path))
+
+
+def test_half_precision_of_a_transformers_file_becomes_float32(vit_folder, tmp_path):
+    import transformers
+
+    library = transformers.ViTForImageClassification.from_pretrained(vit_folder).bfloat16()
+    library.save_pretrained(tmp_path)
+    stored = library.state_dict()
+    assert {tensor.dtype for tensor in load_state_dict(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    loaded = load(make_spec("transformers", str(tmp_path), "pretrained")).module.state_dict()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    assert [name for name, tensor in stored.items() if not torch.equal(tensor.float(), loaded[name])] == []
+
+
+def test_a_file_that_changes_after_it_was_loaded_changes_no_tensor(vit_folder, tmp_path):
+    state = load(make_spec("transformers", str(vit_folder), "pretrained")).module.state_dict()
+    torch.save(state, tmp_path / "own.pt")
+    module = load(make_spec("transformers", str(vit_folder), tmp_path / "own.pt")).module
+    with (tmp_path / "own.pt").open("r+b") as file:
+        file.write(bytes((tmp_path / "own.pt").stat().st_size))
+    loaded = module.state_dict()
+    assert [name for name, tensor in state.items() if not torch.equal(tensor, loaded[name])] == []
+
+
+def test_code_in_a_transformers_folder_is_said_to_be_refused_and_not_run(vit_folder, tmp_path):
+    state = load_state_dict(vit_folder / "model.safetensors")
+    torch.save({**state, "extra": Marker(tmp_path / "marker")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"pytorch_model\.bin in .* was refused: it holds more than tensors"):
+        load(make_spec("transformers", str(vit_folder), tmp_path))
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_folder_that_lacks_a_shard_names_it(vit_folder, tmp_path):
+    import transformers
+
+    transformers.ViTForImageClassification.from_pretrained(vit_folder).save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 2
+    shards[1].unlink()
+    with pytest.raises(WeightsError, match=rf"lacks {shards[1].name}, which model\.safetensors\.index\.json names"):
+        models.find_weights(make_spec("transformers", str(vit_folder), tmp_path))
 
 
 def test_a_whole_clip_of_transformers_gives_its_image_tower(clip_folder):
@@ -446,6 +560,67 @@ def test_a_transformers_network_of_the_hub_is_found_in_the_cache(tmp_path, monke
     assert weights.record["files"] == {file.name: hash_file(file) for file in weights.files}
     assert_same_state(models.load_network(spec, weights).module, library)
     assert models.make_transform(spec).apply(make_picture()).shape == (3, 32, 32)
+
+
+OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
+
+
+def write_hub(cache, repo, *names):
+    """A cache as the hub writes it, with a file of each name at two commits, of which `main` is the newer."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(NEW)
+    for revision in (OLD, NEW):
+        for name in names:
+            path = folder / "snapshots" / revision / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of {revision}")
+
+
+@pytest.mark.parametrize(
+    ("source", "model_id", "repo", "names"),
+    [
+        ("timm", "test_vit.r160_in1k", "timm/test_vit.r160_in1k", ["model.safetensors"]),
+        (
+            *("open_clip", "ViT-B-32-quickgelu/openai", "timm/vit_base_patch32_clip_224.openai"),
+            ["open_clip_model.safetensors"],
+        ),
+        ("transformers", "some/vit", "some/vit", ["model.safetensors", "config.json"]),
+    ],
+)
+@pytest.mark.parametrize("revision", [None, OLD, NEW])
+def test_weights_are_those_of_the_revision_that_is_asked_for(no_network, source, model_id, repo, names, revision):
+    write_hub(no_network / "hub", repo, *names)
+    spec = replace(make_spec(source, model_id, "pretrained", folder=no_network), revision=revision)
+    weights = models.find_weights(spec)
+    (path,) = weights.files
+    assert path.read_text() == f"{names[0]} of {revision or NEW}"
+    assert weights.record["revision"] == (revision or NEW)
+    absent = "f" * 40
+    with pytest.raises(WeightsError, match="cannot be had from the hub"):
+        models.find_weights(replace(spec, revision=absent))
+
+
+def test_the_revision_of_a_file_in_a_subfolder_is_that_of_its_repository(no_network):
+    write_hub(no_network / "hub", "some/towers", "image/tower/model.bin")
+    for revision in (None, OLD):
+        file = find_on_hub("some/towers", ("image/tower/model.bin",), label="net", revision=revision)
+        assert file.revision == (revision or NEW)
+        assert file.path.read_text() == f"image/tower/model.bin of {revision or NEW}"
+
+
+def test_a_download_that_is_not_the_published_file_is_refused_and_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    content = b"the published bytes"
+    right, wrong = (tmp_path / f"net-{h}.pth" for h in (hashlib.sha256(content).hexdigest()[:8], "0123abcd"))
+    for path in (right, wrong):
+        path.write_bytes(content)
+    (found,), record = find_at_url(right.as_uri(), tag="net", label="net")
+    assert found.read_bytes() == content
+    assert record["files"] == {right.name: hashlib.sha256(content).hexdigest()}
+    with pytest.raises(WeightsError, match=r"net-0123abcd\.pth from .* is damaged"):
+        find_at_url(wrong.as_uri(), tag="net", label="net")
+    assert [file.name for file in (tmp_path / "torch" / "checkpoints").iterdir()] == [right.name]
 
 
 def test_a_network_whose_forward_is_random_is_refused(tmp_path):
@@ -784,6 +959,21 @@ def test_an_explicit_block_can_squash_and_leave_the_crop_out():
     block = {"resize": 64, "crop": None, "squash": True, "interpolation": "bilinear", **IMAGENET}
     transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
     assert transform.apply(make_picture()).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_a_squashed_picture_keeps_its_whole_width(squash):
+    block = {"resize": 64, "crop": 64, "squash": squash, "interpolation": "bicubic", **IMAGENET}
+    transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
+    picture = make_picture((300, 150))
+    if squash:
+        small = picture.resize((64, 64), Image.Resampling.BICUBIC)
+    else:
+        small = picture.resize((128, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))
+    pixels = np.asarray(small, np.float32).transpose(2, 0, 1) / np.float32(255)
+    mean, std = (np.float32(one)[:, None, None] for one in IMAGENET.values())
+    np.testing.assert_allclose(transform.apply(picture).numpy(), (pixels - mean) / std, atol=1e-6)
+    assert transform.record["squash"] is squash
 
 
 def test_a_crop_larger_than_the_picture_is_refused():

@@ -254,6 +254,218 @@ def test_a_network_that_was_not_in_the_study_has_no_transform_panel():
     assert own.transform == "weights"
 
 
+# every entry, against a table written by hand from the two studies
+
+
+def list_convolutions(n_blocks, numbers):
+    """The convolutions of a ResNet's blocks in forward order."""
+    return [
+        f"layer{stage}.{block}.conv{number}"
+        for stage, n in enumerate(n_blocks, 1)
+        for block in range(n)
+        for number in numbers
+    ]
+
+
+def list_stages(n_blocks, prefix=""):
+    """The depthwise convolutions of a ConvNeXt in forward order."""
+    return [f"{prefix}stages.{stage}.blocks.{b}.conv_dw" for stage, n in enumerate(n_blocks) for b in range(n)]
+
+
+def list_numbered(pattern, n):
+    return [pattern.format(i) for i in range(n)]
+
+
+RESNET = ["conv1", *list_convolutions((3, 4, 6, 3), (1, 2))]
+CONVNEXT = (3, 3, 27, 3)
+PWFF, FC2, C_FC = "transformer.blocks.{}.pwff.fc2", "blocks.{}.mlp.fc2", "transformer.resblocks.{}.mlp.c_fc"
+
+PANEL_LAYERS = {
+    # label: (source, id, layers in forward order, reduction, layers of the depth bins 1, 2, ...)
+    "ResNet50": (
+        *("torchvision", "resnet50.IMAGENET1K_V2", RESNET, "flatten"),
+        ["layer1.2.conv2", "layer2.3.conv2", "layer3.5.conv2", "layer4.1.conv2", "layer4.2.conv2"],
+    ),
+    "ResNeXt-101-WSL": (  # 23 blocks in its third stage, of which the study's list has six
+        *("timm", "resnext101_32x8d.fb_wsl_ig1b_ft_in1k", RESNET, "flatten"),
+        ["layer1.2.conv2", "layer2.3.conv2", "layer3.5.conv2", "layer4.1.conv2", "layer4.2.conv2"],
+    ),
+    "ConvNeXt-Large": (
+        *("timm", "convnext_large.fb_in22k_ft_in1k", list_stages(CONVNEXT), "flatten"),
+        [
+            "stages.0.blocks.2.conv_dw",
+            "stages.1.blocks.2.conv_dw",
+            "stages.2.blocks.8.conv_dw",
+            "stages.2.blocks.17.conv_dw",
+            "stages.3.blocks.2.conv_dw",
+        ],
+    ),
+    "CORNet-S": ("cornet", "cornet_s", ["V1", "V2", "V4", "IT"], "flatten", ["V1", "V2", "V4", "IT"]),
+    "VGG19": (
+        *("torchvision", "vgg19.IMAGENET1K_V1", list_numbered("maxpool{}", 6)[1:], "flatten"),
+        ["maxpool1", "maxpool2", "maxpool3", "maxpool4", "maxpool5"],
+    ),
+    "ViT-B-16": (
+        *("transformers", "google/vit-base-patch16-224", list_numbered(PWFF, 12), "mean"),
+        [PWFF.format(block) for block in (0, 1, 2, 3, 6)],
+    ),
+    "ViT-B-32-timm": (
+        *("timm", "vit_base_patch32_224.augreg_in21k_ft_in1k", list_numbered(FC2, 12), "mean"),
+        [FC2.format(block) for block in (1, 3, 6, 9, 7)],  # the fifth ahead of the fourth, as in the study
+    ),
+    "DeiT-Base": (
+        *("timm", "deit_base_patch16_224.fb_in1k", list_numbered(FC2, 12), "mean"),
+        [FC2.format(block) for block in (2, 5, 8, 10, 11)],
+    ),
+    "ResNet50-CLIP": (
+        *("open_clip", "RN50-quickgelu/openai", list_convolutions((3, 4, 6, 3), (1, 2, 3)), "flatten"),
+        ["layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.1.conv3", "layer4.2.conv3"],
+    ),
+    "ConvNeXt-Large-CLIP": (
+        *("open_clip", "convnext_large_d_320/laion2b_s29b_b131k_ft_soup", list_stages(CONVNEXT, "trunk."), "flatten"),
+        [
+            "trunk.stages.0.blocks.2.conv_dw",
+            "trunk.stages.1.blocks.2.conv_dw",
+            "trunk.stages.2.blocks.8.conv_dw",
+            "trunk.stages.2.blocks.17.conv_dw",
+            "trunk.stages.3.blocks.2.conv_dw",
+        ],
+    ),
+    "ViT-B-16-CLIP": ("open_clip", "ViT-B-16-quickgelu/openai", list_numbered(C_FC, 12), "mean", []),
+    "ViT-B-32-CLIP": (
+        *("open_clip", "ViT-B-32-quickgelu/openai", list_numbered(C_FC, 12), "mean"),
+        [C_FC.format(block) for block in (2, 5, 8, 10, 11)],
+    ),
+    "ViT-B-16-LAION-CLIP": (
+        *("open_clip", "ViT-B-16/laion2b_s34b_b88k", list_numbered(C_FC, 12), "mean"),
+        [C_FC.format(block) for block in (1, 2, 5, 8, 10)],
+    ),
+    "SLIP ViT-Small": ("slip", "slip_small_100ep", [f"blocks.{block}" for block in (1, 3, 6, 9, 11)], "mean", []),
+    "ViT-L-14-LAION-CLIP-ft": (
+        *("timm", "vit_large_patch14_clip_224.laion2b_ft_in1k", list_numbered(FC2, 24), "mean"),
+        [],
+    ),
+}
+SECOND_STUDY = {
+    # name in timm: number of blocks; the class token after each block
+    **{
+        f"vit_{size}_patch16_224.augreg_in21k": n
+        for size, n in (("tiny", 12), ("small", 12), ("base", 12), ("large", 24))
+    },
+    **{"vit_base_patch16_224.mae": 12, "vit_large_patch16_224.mae": 24, "vit_huge_patch14_224.mae": 32},
+    **{
+        f"vit_{size}_patch14_dinov2.lvd142m": n
+        for size, n in (("small", 12), ("base", 12), ("large", 24), ("giant", 40))
+    },
+    **{"vit_base_patch16_clip_224.laion2b": 12, "vit_large_patch14_clip_224.laion2b": 24},
+    **{"vit_huge_patch14_clip_224.laion2b": 32, "vit_base_patch16_clip_224.laion2b_ft_in12k": 12},
+    **{"vit_large_patch14_clip_224.laion2b_ft_in12k": 24, "vit_huge_patch14_clip_224.laion2b_ft_in12k": 32},
+}
+PANEL_LAYERS |= {name: ("timm", name, list_numbered("blocks.{}", n), "cls", []) for name, n in SECOND_STUDY.items()}
+
+TRAINED_ON = {
+    **dict.fromkeys(["ResNet50", "ResNeXt-101-WSL", "ConvNeXt-Large", "CORNet-S", "VGG19"], ("CNN", "image")),
+    **dict.fromkeys(["ViT-B-16", "ViT-B-32-timm", "DeiT-Base"], ("transformer", "image")),
+    **dict.fromkeys(["ResNet50-CLIP", "ConvNeXt-Large-CLIP"], ("CNN", "image+text")),
+    **dict.fromkeys(["ViT-B-16-CLIP", "ViT-B-32-CLIP", "ViT-B-16-LAION-CLIP"], ("transformer", "image+text")),
+    "SLIP ViT-Small": ("transformer", "contrastive"),
+    "ViT-L-14-LAION-CLIP-ft": ("transformer", "image+text"),
+    **{name: ("transformer", "image+text" if "_clip_" in name else "image") for name in SECOND_STUDY},
+}
+
+
+def test_the_table_of_the_studies_has_every_vision_network():
+    assert set(PANEL_LAYERS) == set(TRAINED_ON) == set(VISION)
+    assert set(REGISTRY.sets["panel-b-vision"].models) == set(SECOND_STUDY)
+
+
+@pytest.mark.parametrize("label", PANEL_LAYERS)
+def test_layers_reduction_and_depth_bins_are_those_of_the_studies(label):
+    source, model_id, layers, reduction, bins = PANEL_LAYERS[label]
+    entry = REGISTRY.entries[label]
+    assert (entry.source, entry.id) == (source, model_id)
+    assert list(entry.layer_sets) == ["panel"]
+    assert entry.layer_sets["panel"].layers == layers
+    assert entry.layer_sets["panel"].reduce == reduction
+    assert entry.depth_bins == {layer: number for number, layer in enumerate(bins, 1)}
+    assert (entry.family, entry.training) == TRAINED_ON[label]
+
+
+CHECKPOINTS = {
+    "ResNet50": ("resnet50-11ad3fa6.pth", "11ad3fa6"),
+    "VGG19": ("vgg19-dcbb9e9d.pth", "dcbb9e9d"),
+    "CORNet-S": ("cornet_s-1d3f7974.pth", "1d3f7974"),
+    "SLIP ViT-Small": ("slip_small_100ep.pt", None),  # its authors state no hash
+}
+
+
+def test_the_files_of_weights_are_the_published_ones():
+    places = {label: REGISTRY.entries[label].weights for label in VISION}
+    files = {label: (place.file, place.sha256) for label, place in places.items() if place.file is not None}
+    assert files == CHECKPOINTS
+    assert {label: place.revision for label, place in places.items() if place.revision is not None} == {}
+
+
+def test_networks_that_may_not_be_used_freely_say_so():
+    licences = {label: REGISTRY.entries[label].licence for label in VISION}
+    assert licences["CORNet-S"] == "GPL-3.0"
+    non_commercial = {label for label, licence in licences.items() if licence == "CC-BY-NC-4.0"}
+    assert non_commercial == {"ResNeXt-101-WSL", *(name for name in SECOND_STUDY if name.endswith(".mae"))}
+
+
+def test_old_names_of_layers_stand_for_the_modules_of_the_studies():
+    found = {label: REGISTRY.entries[label].aliases for label in VISION if REGISTRY.entries[label].aliases}
+    steps = {"V2": 2, "V4": 4, "IT": 2}
+    modules = ["features.4", "features.9", "features.18", "features.27", "features.36"]
+    assert found == {
+        "CORNet-S": {f"{area}:{i}": (f"{area}.output:{i}",) for area, n in steps.items() for i in range(n)},
+        "VGG19": {f"maxpool{number}": (module,) for number, module in enumerate(modules, 1)},
+        "ViT-B-16": {
+            PWFF.format(i): (f"vit.layers.{i}.mlp.fc2", f"vit.encoder.layer.{i}.output.dense") for i in range(12)
+        },
+    }
+
+
+def make_block(resize, interpolation, statistics):
+    mean, std = statistics
+    said = {"resize": resize, "crop": 224, "squash": False, "interpolation": interpolation}
+    return {**said, "mean": mean, "std": std}
+
+
+PANEL_TRANSFORMS = {
+    "ResNet50": make_block(256, "bilinear", IMAGENET),
+    "ResNeXt-101-WSL": make_block(232, "bilinear", IMAGENET),
+    "ConvNeXt-Large": make_block(232, "bilinear", IMAGENET),
+    "CORNet-S": make_block(256, "bilinear", IMAGENET),
+    "VGG19": "weights",
+    "ViT-B-16": make_block(256, "bilinear", IMAGENET),
+    **dict.fromkeys(["ViT-B-32-timm", "DeiT-Base", "SLIP ViT-Small"], "weights"),
+    # one transform for all that were trained with text
+    **dict.fromkeys(["ResNet50-CLIP", "ConvNeXt-Large-CLIP"], make_block(224, "bicubic", CLIP)),
+    **dict.fromkeys(["ViT-B-16-CLIP", "ViT-B-32-CLIP"], make_block(224, "bicubic", CLIP)),
+    **dict.fromkeys(["ViT-B-16-LAION-CLIP", "ViT-L-14-LAION-CLIP-ft"], make_block(224, "bicubic", CLIP)),
+    **dict.fromkeys(SECOND_STUDY, None),
+}
+
+
+@pytest.mark.parametrize("label", PANEL_TRANSFORMS)
+def test_the_transform_panel_is_the_one_that_the_study_is_known_to_apply(label):
+    found = REGISTRY.entries[label].panel_transform
+    assert (found if found is None or isinstance(found, str) else found.model_dump()) == PANEL_TRANSFORMS[label]
+
+
+def test_the_configuration_of_the_vit_of_transformers_is_the_published_one():
+    """A number of heads or an epsilon leaves the shapes as they are and changes every value."""
+    published = {
+        **{"model_type": "vit", "architectures": ["ViTForImageClassification"], "num_labels": 1000},
+        **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+        **{"hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+        **{"initializer_range": 0.02, "layer_norm_eps": 1e-12, "qkv_bias": True},
+        **{"image_size": 224, "patch_size": 16, "num_channels": 3},
+    }
+    assert REGISTRY.entries["ViT-B-16"].config == published
+
+
 # conformance
 
 

@@ -66,3 +66,42 @@ def test_the_rotary_settings_are_those_of_the_published_files_once_read():
         config = dict(REGISTRY.entries[name].config)
         said = config.pop("rope_parameters")
         assert AutoConfig.for_model(**config, **older).to_dict()["rope_parameters"] == said
+
+
+PUBLISHED = {
+    # name: (type, layers, width, heads, heads of keys and values, epsilon of the norms, words), as published
+    "bigscience/bloomz-560m": ("bloom", 24, 1024, 16, None, 1e-5, 250880),
+    "bigscience/bloomz-1b1": ("bloom", 24, 1536, 16, None, 1e-5, 250880),
+    "bigscience/bloomz-1b7": ("bloom", 24, 2048, 16, None, 1e-5, 250880),
+    "bigscience/bloomz-3b": ("bloom", 30, 2560, 32, None, 1e-5, 250880),
+    "bigscience/bloomz-7b1": ("bloom", 30, 4096, 32, None, 1e-5, 250880),
+    "openlm-research/open_llama_3b": ("llama", 26, 3200, 32, 32, 1e-6, 32000),
+    "openlm-research/open_llama_7b": ("llama", 32, 4096, 32, 32, 1e-6, 32000),
+    "openlm-research/open_llama_13b": ("llama", 40, 5120, 40, 40, 1e-6, 32000),
+    "huggyllama/llama-7b": ("llama", 32, 4096, 32, 32, 1e-6, 32000),
+    "huggyllama/llama-13b": ("llama", 40, 5120, 40, 40, 1e-6, 32000),
+    "meta-llama/Meta-Llama-3-8B": ("llama", 32, 4096, 32, 8, 1e-5, 128256),
+    "meta-llama/Llama-2-7b-hf": ("llama", 32, 4096, 32, 32, 1e-5, 32000),
+    "meta-llama/Llama-2-13b-hf": ("llama", 40, 5120, 40, 40, 1e-5, 32000),
+    "meta-llama/Llama-3.1-8B": ("llama", 32, 4096, 32, 8, 1e-5, 128256),
+    "google/gemma-2-2b": ("gemma2", 26, 2304, 8, 4, 1e-6, 256000),
+    "google/gemma-2-9b": ("gemma2", 42, 3584, 16, 8, 1e-6, 256000),
+}
+"""A number of heads or an epsilon leaves the number of parameters as it is and changes every value."""
+
+
+@pytest.mark.parametrize("name", PANEL)
+def test_heads_and_norms_are_those_of_the_published_models(name):
+    kind, n_layers, width, n_heads, n_key_heads, epsilon, n_words = PUBLISHED[name]
+    config = AutoConfig.for_model(**REGISTRY.entries[name].config)
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == (kind, n_layers, width)
+    assert (config.num_attention_heads, getattr(config, "num_key_value_heads", None)) == (n_heads, n_key_heads)
+    assert (config.layer_norm_epsilon if kind == "bloom" else config.rms_norm_eps) == epsilon
+    assert config.vocab_size == n_words
+
+
+def test_the_weights_of_a_language_model_lie_under_its_own_name():
+    assert set(PUBLISHED) == set(PANEL)
+    for name in PANEL:
+        place = REGISTRY.entries[name].weights
+        assert (place.hub, place.file, place.revision) == (name, None, None)

@@ -26,19 +26,29 @@ if TYPE_CHECKING:
     from xact.hidden_states import Encoded
 
 
+def show_batch(module: nn.Module, pictures: Tensor) -> object:
+    """Return what a network returns for a batch of pictures."""
+    return module(pictures)
+
+
+def find_matrix(output: object) -> Tensor | None:
+    """Return an output that is one vector for each picture, (picture, class)."""
+    return output if isinstance(output, Tensor) and output.ndim == 2 else None
+
+
 @dataclass(frozen=True)
 class Network:
     """A network ready to run, and how to talk to it."""
 
     module: nn.Module
     """In eval mode; no parameter asks for a gradient."""
-    forward: Callable[[nn.Module, Any], object]
+    forward: Callable[[nn.Module, Any], object] = show_batch
     """Shows a batch, (picture, channel, y, x) or a TextBatch, to `module` or a deep copy of it."""
-    find_logits: Callable[[object], Tensor | None]
+    find_logits: Callable[[object], Tensor | None] = find_matrix
     """The logits, (picture, class) or (caption, token, word), in what `forward` returned, None where it has none."""
-    n_prefix_tokens: int | None
+    n_prefix_tokens: int | None = None
     """Class, register and distillation tokens ahead of the patch tokens; None: no such tokens."""
-    has_cls: bool
+    has_cls: bool = False
     """Whether token 0 is a class token."""
     is_typed: bool = False
     """Whether its tensors have their number formats already: casting them would change more than the weights."""

@@ -86,6 +86,12 @@ def take_one_file(files: Sequence[Path], *, label: str) -> Path:
     return files[0]
 
 
+def read_one_file(files: Sequence[Path], *, label: str, ignored: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict in the only file of `files`, and how an error calls those weights."""
+    path = take_one_file(files, label=label)
+    return load_state_dict(path, ignored=ignored), f"model {label!r}: the weights in {path.name}"
+
+
 def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return the state dict in a file, on the CPU; nothing that the file carries is run.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
+from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.explicit import declare_transform
 from xact.models.hub import find_at_url
 from xact.specs import ModelSpec
@@ -37,7 +37,7 @@ def make_network(spec: ModelSpec) -> Network:
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-    return _describe(module)
+    return Network(module)
 
 
 def make_transform(spec: ModelSpec) -> Transform:
@@ -56,9 +56,9 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of one file."""
     _check_name(spec)
     module = CORnetS()
-    path = take_one_file(weights.files, label=spec.label)
-    load_strictly(module, load_state_dict(path), f"model {spec.label!r}: the weights in {path.name}")
-    return _describe(module)
+    state, what = read_one_file(weights.files, label=spec.label)
+    load_strictly(module, state, what)
+    return Network(module)
 
 
 class CORnetS(nn.Module):
@@ -161,15 +161,3 @@ class Decoder(nn.Sequential):
 def _check_name(spec: ModelSpec) -> None:
     if spec.id != ID:
         raise make_name_error(spec, "network", spec.id, [ID])
-
-
-def _describe(module: nn.Module) -> Network:
-    return Network(module, _forward, _find_logits, n_prefix_tokens=None, has_cls=False)
-
-
-def _find_logits(output: object) -> Tensor | None:
-    return output if isinstance(output, Tensor) else None
-
-
-def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
@@ -187,9 +187,10 @@ def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None
 
 
 def _list_network_errors() -> tuple[type[Exception], ...]:
-    from huggingface_hub.errors import HfHubHTTPError
+    """Return what a failed request raises: the hub's own errors are both, those of its HTTP library the second only."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2
 
-    return cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)  # OSError, and the HTTP library's root
+    return OSError, HTTPError
 
 
 def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:

@@ -17,8 +17,8 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_state_dict, load_strictly, select_prefix, take_one_file
+from xact.models import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.checkpoints import load_strictly, read_one_file, select_prefix
 from xact.models.hub import find_on_hub
 from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
@@ -80,10 +80,8 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the image tower with its tensors from a file of the whole network, or of the tower alone."""
     module = _make_tower(spec)
-    path = take_one_file(weights.files, label=spec.label)
-    state = load_state_dict(path)
-    tower = select_prefix(state, "visual.") or state
-    load_strictly(module, tower, f"model {spec.label!r}: the weights in {path.name}")
+    state, what = read_one_file(weights.files, label=spec.label)
+    load_strictly(module, select_prefix(state, "visual.") or state, what)
     return _describe(module)
 
 
@@ -157,14 +155,9 @@ def _describe(module: nn.Module) -> Network:
     else:
         has_cls = hasattr(module, "class_embedding")
         n_prefix = 1 if has_cls else None
-    return Network(module, _forward, _find_embedding, n_prefix, has_cls)
+    return Network(module, find_logits=_find_embedding, n_prefix_tokens=n_prefix, has_cls=has_cls)
 
 
 def _find_embedding(output: object) -> Tensor | None:
-    if isinstance(output, tuple):  # (embedding, tokens) of towers with `output_tokens`
-        output = output[0]
-    return output if isinstance(output, Tensor) and output.ndim == 2 else None
-
-
-def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)
+    # (embedding, tokens) of towers with `output_tokens`
+    return find_matrix(output[0] if isinstance(output, tuple) else output)

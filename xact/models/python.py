@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xact.errors import RequestError, XactError, make_nearest_text
 from xact.models import Network, Transform, Weights
-from xact.models.checkpoints import hash_file, load_state_dict, load_strictly, take_one_file
+from xact.models.checkpoints import hash_file, load_strictly, read_one_file
 from xact.models.explicit import make_explicit_transform
 from xact.specs import ModelSpec
 
@@ -66,8 +66,8 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return what the factory returns, with the tensors of one file."""
     with _look_in(spec.folder):
         module = _make_module(spec)
-    path = take_one_file(weights.files, label=spec.label)
-    load_strictly(module, load_state_dict(path), f"model {spec.label!r}: the weights in {path.name}")
+    state, what = read_one_file(weights.files, label=spec.label)
+    load_strictly(module, state, what)
     return _describe(spec, module)
 
 
@@ -126,12 +126,7 @@ def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
 
 
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
-    code = _record_code(_find_factory(spec))
-    return Network(module, _forward, _find_logits, n_prefix_tokens=None, has_cls=False, code=code)
-
-
-def _find_logits(output: object) -> Tensor | None:
-    return output if isinstance(output, Tensor) and output.ndim == 2 else None
+    return Network(module, _forward, code=_record_code(_find_factory(spec)))
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import vision_transformer
-from torch import Tensor, nn
+from torch import nn
 
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import check_keys, load_state_dict, load_strictly, select_prefix, take_one_file
+from xact.models.checkpoints import check_keys, load_strictly, read_one_file, select_prefix
 from xact.models.explicit import declare_transform
 from xact.models.hub import find_at_url
 from xact.models.tokens import count_prefix_tokens
@@ -69,9 +69,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the tower with its tensors from a file of the whole network, or of the tower alone."""
     module = _make_tower(spec)
-    path = take_one_file(weights.files, label=spec.label)
-    what = f"model {spec.label!r}: the weights in {path.name}"
-    state = load_state_dict(path, ignored=TRAINING_STATE)
+    state, what = read_one_file(weights.files, label=spec.label, ignored=TRAINING_STATE)
     tower = select_prefix(state, TOWER)
     if tower:
         beside = [key for key in state if not key.startswith(TOWER)]
@@ -92,12 +90,5 @@ def _make_tower(spec: ModelSpec) -> nn.Module:
 
 
 def _describe(module: nn.Module) -> Network:
-    return Network(module, _forward, _find_embedding, *count_prefix_tokens(module))
-
-
-def _find_embedding(output: object) -> Tensor | None:
-    return output if isinstance(output, Tensor) else None
-
-
-def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)
+    n_prefix, has_cls = count_prefix_tokens(module)
+    return Network(module, n_prefix_tokens=n_prefix, has_cls=has_cls)

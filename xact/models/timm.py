@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import timm
 import timm.data
 import timm.models
-from torch import Tensor, nn
+from torch import nn
 
 from xact.errors import WeightsError
-from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import check_keys, load_state_dict, load_strictly, take_one_file
+from xact.models import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.checkpoints import check_keys, load_strictly, read_one_file
 from xact.models.hub import find_at_url, find_on_hub
 from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
@@ -29,9 +28,6 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 QUOTED = re.compile(r'"([^"]+)"')
 """The keys in torch's report of a state dict that does not fit."""
-
-REPORT = re.compile(r"(?P<kind>Missing|Unexpected) keys \((?P<keys>.*?)\) (discovered|found) while")
-"""What timm itself reports of one that it loads all the same."""
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -95,16 +91,14 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     fit as it is.
     """
     _check_name(spec)
-    path = take_one_file(weights.files, label=spec.label)
-    state = load_state_dict(path)  # refuses a file that carries code before timm opens it
-    what = f"model {spec.label!r}: the weights in {path.name}"
+    state, what = read_one_file(weights.files, label=spec.label)  # refuses code before timm opens the file
     if spec.weights != "pretrained":
         module: nn.Module = library.create_model(spec.id, pretrained=False)
         load_strictly(module, state, what)
         return _describe(module)
-    overlay = {"file": str(path), "custom_load": False}
+    overlay = {"file": str(weights.files[0]), "custom_load": False}
     try:
-        with _refuse_missing_keys(what):
+        with _load_strictly():
             return _describe(library.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
     except RuntimeError as error:
         missing, unexpected = (QUOTED.findall(_find_line(error, kind)) for kind in ("Missing key", "Unexpected key"))
@@ -124,43 +118,30 @@ def _check_name(spec: ModelSpec) -> None:
 
 
 @contextmanager
-def _refuse_missing_keys(what: str) -> Iterator[None]:
-    """Turn timm's report of keys that do not fit into an error; it loads a few architectures without `strict`."""
-    listener = _Listener()
-    logger = logging.getLogger("timm.models._builder")
-    level = logger.level
-    logger.addHandler(listener)
-    logger.setLevel(logging.INFO)
+def _load_strictly() -> Iterator[None]:
+    """Let torch refuse each state dict that lacks a tensor of its network, or has one more, as timm renamed them.
+
+    timm asks torch not to for a few architectures. Their networks would keep random numbers without a word.
+    """
+    load = nn.Module.load_state_dict
+
+    def load_strictly(module: nn.Module, state: Mapping[str, Any], *_args: object, **_options: object) -> object:
+        return load(module, state, strict=True)
+
+    nn.Module.load_state_dict = load_strictly  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        logger.removeHandler(listener)
-        logger.setLevel(level)
-    check_keys(listener.missing, listener.unexpected, what)
-
-
-class _Listener(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.missing: list[str] = []
-        self.unexpected: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        found = REPORT.match(record.getMessage())
-        if found:
-            keys = self.missing if found["kind"] == "Missing" else self.unexpected
-            keys += found["keys"].split(", ")
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 
 def _describe(module: nn.Module) -> Network:
     n_prefix, has_cls = count_prefix_tokens(module)
     has_logits = bool(getattr(module, "num_classes", 0))
-
-    def find_logits(output: object) -> Tensor | None:
-        return output if has_logits and isinstance(output, Tensor) and output.ndim == 2 else None
-
-    return Network(module, _forward, find_logits, n_prefix, has_cls)
+    return Network(
+        module, find_logits=find_matrix if has_logits else _find_none, n_prefix_tokens=n_prefix, has_cls=has_cls
+    )
 
 
-def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)
+def _find_none(_output: object) -> None:
+    """Find no logits: the network has no classifier."""

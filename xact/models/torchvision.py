@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torchvision.models as library
-from torch import Tensor, nn
+from torch import nn
 
 from xact.models import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_state_dict, load_strictly, take_one_file
+from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
 from xact.models.outline import make_outline
 from xact.specs import ModelSpec
@@ -67,11 +67,10 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of one file."""
     module = _make_module(spec, is_trained=True)
-    path = take_one_file(weights.files, label=spec.label)
-    state = load_state_dict(path)
+    state, what = read_one_file(weights.files, label=spec.label)
     if spec.weights == "pretrained" and isinstance(module, library.DenseNet):
         state = {OLD_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in state.items()}
-    load_strictly(module, state, f"model {spec.label!r}: the weights in {path.name}")
+    load_strictly(module, state, what)
     return _describe(_drop_auxiliary(module))
 
 
@@ -116,14 +115,4 @@ def _drop_auxiliary(module: nn.Module) -> nn.Module:
 
 def _describe(module: nn.Module) -> Network:
     is_vit = isinstance(module, library.VisionTransformer)
-    return Network(
-        module=module,
-        forward=_forward,
-        find_logits=lambda output: output if isinstance(output, Tensor) and output.ndim == 2 else None,
-        n_prefix_tokens=1 if is_vit else None,
-        has_cls=is_vit,
-    )
-
-
-def _forward(module: nn.Module, pictures: Tensor) -> object:
-    return module(pictures)
+    return Network(module, n_prefix_tokens=1 if is_vit else None, has_cls=is_vit)

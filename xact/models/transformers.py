@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models import Network, Transform, Weights, check_declared
+from xact.models import Network, Transform, Weights, check_declared, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.outline import make_outline
@@ -272,11 +272,8 @@ def _describe(module: nn.Module) -> Network:
 
 
 def _find_logits(output: object) -> Tensor | None:
-    for name in ("logits", "image_embeds"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor) and found.ndim == 2:
-            return found
-    return None
+    found = (find_matrix(getattr(output, name, None)) for name in ("logits", "image_embeds"))
+    return next((logits for logits in found if logits is not None), None)
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

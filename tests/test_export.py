@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import netCDF4
@@ -248,8 +252,6 @@ def test_every_value_of_pt_is_that_of_the_store(store: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_pt_file_is_what_torch_would_have_saved(cube: Path, tmp_path: Path, dtype: str):
-    import zipfile
-
     (file,) = export(cube, to="pt", output_dir=tmp_path, models="org/ViT", dtype=dtype)
     held = torch.load(file)
     values = np.stack([read_by_xarray(cube, "org/ViT", layer)[:, 0] for layer in VIT], axis=1)
@@ -294,6 +296,149 @@ def test_a_part_of_a_data_set_says_so(cube: Path, tmp_path: Path):
     held = torch.load(file)
     assert held["feats"].shape[0] == 12
     assert "row numbers are not ids" in held["row_note"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "n_images"),
+    [
+        ("nsd", 73_000),  # Allen et al. 2022: 73,000 images
+        ("bold5000", 4_916),  # Chang et al. 2019: 4,916 unique images
+        ("things", 26_107),  # Hebart et al. 2019: 26,107 images
+    ],
+)
+def test_the_whole_of_a_data_set_is_not_called_a_part(tmp_path: Path, dataset: str, n_images: int):
+    for n, is_whole in ((n_images, True), (12, False)):
+        plan = make_store_plan([make_model("m", {"fc": [1]})], make_table(n), layout="cube")
+        plan = plan.model_copy(update={"recipe": plan.recipe | {"stimuli": {"source": dataset}}})
+        write_store(tmp_path / f"{n}.zarr", plan, lambda _m, _l, start, stop, n: np.zeros((stop - start, 1, n), "f4"))
+        (file,) = export(tmp_path / f"{n}.zarr", to="pt", output_dir=tmp_path / str(n))
+        held = torch.load(file)
+        assert len(held["feats"]) == n
+        assert ("row_note" not in held) == is_whole
+
+
+@pytest.mark.parametrize(("limit", "is_said"), [(4, True), (5, False), (None, False)])
+def test_stimuli_that_a_limit_cut_are_called_a_part(tmp_path: Path, limit: int | None, is_said: bool):
+    plan = make_store_plan([make_model("m", {"fc": [3]})], make_table(4), layout="cube")
+    stimuli = {"source": "folder"} | ({"limit": limit} if limit else {})
+    write_store(tmp_path / "s", plan.model_copy(update={"recipe": plan.recipe | {"stimuli": stimuli}}), draw_values)
+    (file,) = export(tmp_path / "s", to="pt", output_dir=tmp_path / "out")
+    assert ("row_note" in torch.load(file)) == is_said
+
+
+N_TOKENS = {"llama": [3, 1, 4, 1, 5, 2], "bloomz": [6, 2, 1, 3, 2, 4]}
+LOSS = {"llama": [0.5, 1.5, 2.5, 3.5, 4.5, 5.5], "bloomz": [9.25, 8.25, 7.25, 6.25, 5.25, 4.25]}
+N_PARAMETERS = {"llama": 11, "bloomz": 22}
+
+
+def make_text_store(store: Path) -> Path:
+    """Write two language models over six texts, three in each condition."""
+    models = [
+        make_model(label, {"hidden.0": [3]}, kind="text", n_parameters=n_parameters)
+        for label, n_parameters in N_PARAMETERS.items()
+    ]
+    plan = make_store_plan(models, make_table(6), layout="cube")
+    state = write_store(store, plan, draw_values, is_published=False)
+    for (label, _), record in state.tasks.items():
+        record.scores["loss"] = dict(enumerate(LOSS[label]))
+        record.scores["bpb"] = {row: loss / 8 for row, loss in enumerate(LOSS[label])}
+        record.scores["n_tokens"] = dict(enumerate(N_TOKENS[label]))
+    write_store(store, plan, draw_values, state=state)
+    return store
+
+
+@pytest.mark.parametrize("label", ["llama", "bloomz"])
+@pytest.mark.parametrize(("condition", "rows"), [("a", slice(0, 3)), ("b", slice(3, 6)), (None, slice(0, 6))])
+def test_numbers_of_a_pt_file_are_those_of_its_own_model_and_rows(
+    tmp_path: Path, label: str, condition: str | None, rows: slice
+):
+    store = make_text_store(tmp_path / "s.zarr")
+    (file,) = export(store, to="pt", output_dir=tmp_path, models=label, conditions=condition)
+    held = torch.load(file)
+    lengths = N_TOKENS[label][rows]
+    assert held["num_params"] == N_PARAMETERS[label]
+    assert held["loss"].tolist() == LOSS[label][rows]
+    assert held["bpb"].tolist() == [loss / 8 for loss in LOSS[label][rows]]
+    assert held["mask"].tolist() == [[place < length for place in range(max(lengths))] for length in lengths]
+
+
+def test_every_model_of_one_export_has_its_own_numbers(tmp_path: Path):
+    files = export(make_text_store(tmp_path / "s.zarr"), to="pt", output_dir=tmp_path)
+    held = {one["model"]: one for one in map(torch.load, files)}
+    assert {label: one["num_params"] for label, one in held.items()} == N_PARAMETERS
+    assert {label: one["loss"].tolist() for label, one in held.items()} == LOSS
+
+
+# what `.pt` exports rely on in torch
+
+
+def find_records(file: BinaryIO) -> dict[str, tuple[int, int, int]]:
+    """Return {record: (start of its bytes, their number, place of its entry in the directory)} of a ZIP file."""
+    found = {}
+    with zipfile.ZipFile(file) as archive:
+        entry = archive.start_dir
+        for record in archive.infolist():
+            file.seek(record.header_offset)
+            header = file.read(30)
+            assert header[:4] == b"PK\3\4"
+            lengths = struct.unpack("<2H", header[26:])
+            found[record.filename] = (record.header_offset + 30 + sum(lengths), record.file_size, entry)
+            assert record.compress_type == zipfile.ZIP_STORED
+            file.seek(entry)
+            directory = file.read(46)
+            assert directory[:4] == b"PK\1\2"
+            entry += 46 + sum(struct.unpack("<3H", directory[28:34]))
+    return found
+
+
+TOLD = f"torch {torch.__version__} lays out its files in another way; xact/export/torch.py relies on it: "
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_torch_leaves_the_places_that_the_pt_export_fills(dtype: torch.dtype):
+    tensors = {
+        "feats": torch.arange(1, 25.0).to(dtype).reshape(2, 3, 4),
+        "loss": torch.tensor([2.0, 3.0]),
+        "bpb": torch.tensor([5.0, 7.0]),
+        "mask": torch.tensor([[True, False], [True, True]]),
+    }
+    whole, frame = io.BytesIO(), io.BytesIO()
+    torch.save(tensors | {"num_params": 7}, whole)
+    with torch.serialization.skip_data():
+        torch.save(tensors | {"num_params": 7}, frame)
+    records = find_records(whole)
+    assert find_records(frame) == records, TOLD + "a file without its values has its records elsewhere"
+    filled, expected = bytearray(frame.getvalue()), bytearray(whole.getvalue())
+    data = [place for name, place in records.items() if "/data/" in name]
+    assert len(data) == len(tensors), TOLD + "each tensor has one record in data/"
+    for (start, nbytes, entry), (name, tensor) in zip(data, tensors.items(), strict=True):
+        values = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        assert expected[start : start + nbytes] == values, TOLD + f"record of {name}: order of the dictionary"
+        assert not any(filled[start : start + nbytes]), TOLD + f"record of {name}: it is left empty"
+        assert filled[start + nbytes :][:4] == b"PK\7\x08", TOLD + f"record of {name}: its CRC-32 stands behind it"
+        filled[start : start + nbytes] = values
+        for place in (start + nbytes + 4, entry + 16):
+            filled[place : place + 4] = struct.pack("<I", zlib.crc32(values))
+    start, nbytes, entry = records["archive/.data/serialization_id"]  # a hash over what the other records hold
+    for content in (filled, expected):
+        for place, n in ((start, nbytes), (start + nbytes + 4, 4), (entry + 16, 4)):
+            content[place : place + n] = bytes(n)
+    assert filled == expected, TOLD + "all but values and CRC-32 is there"
+
+
+def test_torch_leaves_the_same_places_in_files_of_more_than_4_gib(tmp_path: Path):
+    n = 2**30 + 8
+    with (tmp_path / "hollow").open("wb") as hollow:
+        hollow.truncate(4 * n)
+    tensors = {"feats": torch.from_file(str(tmp_path / "hollow"), shared=True, size=n), "loss": torch.ones(3)}
+    with (tmp_path / "frame").open("w+b") as frame:
+        with torch.serialization.skip_data():
+            torch.save(tensors, frame)
+        places = {name: place for name, place in find_records(frame).items() if "/data/" in name}
+        assert [nbytes for _, nbytes, _ in places.values()] == [4 * n, 12], TOLD + "order of the dictionary"
+        for start, nbytes, _ in places.values():
+            frame.seek(start + nbytes)
+            assert frame.read(4) == b"PK\7\x08", TOLD + "the CRC-32 of a record stands behind it"
 
 
 def test_pt_refuses_layers_of_unequal_width_and_several_replicates(cube: Path, tmp_path: Path):
@@ -470,6 +615,21 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(wide: Path, tmp_path: P
     assert "File too large; it needs about" in lines[0]
     assert hash_files(folder) == before
     assert hash_files(wide) == stored
+
+
+@pytest.mark.parametrize("limit", [9_000, 20_000])
+def test_a_disk_that_fills_while_torch_writes_is_told_as_such(tmp_path: Path, limit: int):
+    """The labels are longer than the values here, so that the disk fills while torch writes."""
+    store = tmp_path / "s.zarr"
+    write_store(store, make_store_plan([make_model("m", {"fc": [1]})], make_table(2_000), layout="cube"), draw_values)
+    child = run_export(
+        store, "pt", tmp_path / "out", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    _, stderr = child.communicate(timeout=120)
+    lines = stderr.splitlines()
+    assert (child.returncode, len(lines)) == (1, 2), stderr
+    assert "File too large; it needs about" in lines[0]
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
 
 
 def check_whole(folder: Path, expected: dict[str, str]) -> None:

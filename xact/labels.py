@@ -1,4 +1,4 @@
-"""The five dimension names, the names users may not take, and label <-> path."""
+"""The five dimension names, the names users may not take, label <-> path, and the words of `.pt` files."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ MAX_LABEL_LENGTH = 200
 
 MAX_PART_LENGTH = 200
 """Characters a path part may have; a longer one is cut and gets a hash."""
+
+POOLS: Mapping[str, str] = {"mean": "avg"}
+"""{reduction: its name in the names of `.pt` files}, where it is another."""
+
+UNTRAINED_FOLDER = "all-untrained"
+"""Folder of the `.pt` files of untrained networks."""
 
 
 def check_label(label: str, *, what: str) -> str:

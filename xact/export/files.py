@@ -119,13 +119,25 @@ def write_beside(target: Path, *, nbytes: int) -> Iterator[Beside]:
 
 def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkError:
     """Return one line for what a disk, or a library on it, failed with."""
-    said = re.search(r"errno = (\d+)", str(error))  # h5py tells the number in the text alone
-    number = int(said[1]) if said else getattr(error, "errno", None)
-    reason = os.strerror(number) if number else str(error).partition("\n")[0]
+    first = _find_cause(error)
+    said = re.search(r"errno = (\d+)", str(first))  # h5py tells the number in the text alone
+    number = int(said[1]) if said else getattr(first, "errno", None)
+    reason = os.strerror(number) if number else str(first).partition("\n")[0]
     return WorkError(
         f"cannot write {target}: {reason}; it needs about {nbytes} bytes, {count_free_nbytes(target.parent)} are free",
         hint="mend it and run the same command again, with --overwrite where other files were finished",
     )
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Return the failure of the disk that an error follows from, where there is one, else the error itself.
+
+    After a write that failed torch writes on to close its archive, and complains of the length alone.
+    """
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, OSError):
+        at = at.__context__
+    return at or error
 
 
 def _place(beside: Beside, target: Path) -> None:

@@ -22,14 +22,10 @@ import numpy as np
 from xact.errors import RequestError, WorkError
 from xact.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
 from xact.export.files import make_file_name
+from xact.labels import POOLS, UNTRAINED_FOLDER
+from xact.stimuli.datasets import N_IMAGES
 
 OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtype": "float32"}
-
-POOLS = {"mean": "avg"}
-"""{our reduction: its name in the files}, where it is another."""
-
-DATASET_ROWS = {"nsd": 73_000, "bold5000": 4_916, "things": 26_107}
-"""Rows of the whole data sets whose ids scripts take for row numbers."""
 
 ROW_NOTE = "row numbers are not ids of the data set: this file holds a part of it, see `stimulus`"
 
@@ -120,7 +116,7 @@ def make_place(chosen: Chosen, model: ChosenModel, pool: str, recipe: Mapping[st
         words.append(f"_prompt-{make_file_name(prompt, what='stimuli.prompt_name')}")
     if not is_trained:
         words.append("-untrained")
-    folder = Path(make_file_name(dataset, what="stimuli.dataset"), "all" if is_trained else "all-untrained")
+    folder = Path(make_file_name(dataset, what="stimuli.dataset"), "all" if is_trained else UNTRAINED_FOLDER)
     return folder / f"{''.join(words)}.pt"
 
 
@@ -129,7 +125,7 @@ def find_row_note(chosen: Chosen, recipe: Mapping[str, Any]) -> str:
     stimuli = recipe.get("stimuli", {})
     n_rows, n_stimuli = len(chosen.rows), len(chosen.catalog.labels["stimulus"][1])
     is_cut = n_rows < n_stimuli or n_stimuli == stimuli.get("limit")
-    whole = DATASET_ROWS.get(str(stimuli.get("dataset") or stimuli.get("source")), n_rows)
+    whole = N_IMAGES.get(str(stimuli.get("dataset") or stimuli.get("source")), n_rows)
     return ROW_NOTE if is_cut or n_rows != whole else ""
 
 

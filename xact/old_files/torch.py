@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from xact.errors import RequestError, StoreError
+from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.old_files import UNKNOWN, OldLayer, OldModel, load_table, to_float32
 from xact.registry import load_registry
 from xact.specs import StimulusTable
@@ -24,11 +25,8 @@ from xact.stimuli import check_table
 NAME = re.compile(r"(?P<model>.+?)_pool-(?P<pool>[^_]+?)(?:_prompt-(?P<prompt>.+?))?(?P<untrained>-untrained)?")
 """The name of a file, less `.pt`; `/` in the model's name is `_`."""
 
-UNTRAINED_FOLDER = "all-untrained"
-"""Folder of untrained networks: older files say it nowhere else."""
-
-REDUCTIONS = {"avg": "mean", "cls": "cls", "max": "max", "last": "last"}
-"""{pool of a file's name: our name of the reduction}."""
+REDUCTIONS = {pool: reduction for reduction, pool in POOLS.items()}
+"""{pool of a file's name: our name of the reduction}, where it is another."""
 
 LANGUAGE_KEYS = ("mask", "loss", "bpb")
 """Keys that only files of language models have; their layers are hidden states, those of others blocks."""
@@ -152,7 +150,7 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
     n_layers, n_units = held["feats"].shape[1:]
     match = NAME.fullmatch(file.stem)
     said = match.groupdict() if match else {}
-    is_trained = not (said.get("untrained") or file.parent.name == UNTRAINED_FOLDER)
+    is_trained = not (said.get("untrained") or file.parent.name == UNTRAINED_FOLDER)  # older names say nothing
     own, own_base = held.get("model"), held.get("base")
     base = _find_label(said.get("model") or file.stem)
     kind = "hidden" if any(key in held for key in LANGUAGE_KEYS) else "blocks"

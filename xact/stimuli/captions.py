@@ -14,7 +14,7 @@ from xact.errors import RequestError, make_nearest_text
 from xact.specs import Column, FileStamp, Kind, StimulusTable
 from xact.stimuli import locate, open_listing
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
-from xact.stimuli.datasets import VARIABLES, find_root, strip_extension
+from xact.stimuli.datasets import N_IMAGES, VARIABLES, find_root, strip_extension
 from xact.stimuli.nsd import make_id
 from xact.stimuli_blocks import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 
@@ -32,8 +32,6 @@ SEPARATOR = ";"
 
 NSD_CAPTIONS = "annotations/coco_captions.csv"
 """Where a copy of NSD keeps COCO's captions, in the order of their coco_id."""
-
-N_NSD_IMAGES = 73_000
 
 NAMING = "name it with stimuli.id or stimuli.caption"
 
@@ -157,7 +155,7 @@ def _make_ids(
         return names, range(len(names))
     if dataset == "nsd":
         numbers = [_parse_number(label.removeprefix("nsd_"), row, key, file) for row, label in enumerate(labels)]
-        odd = next((row for row, number in enumerate(numbers) if number >= N_NSD_IMAGES), None)
+        odd = next((row for row, number in enumerate(numbers) if number >= N_IMAGES["nsd"]), None)
         if odd is not None:
             raise RequestError(f"the column {key!r} of {str(file)!r} holds no nsdId in row {odd + 1}: {labels[odd]!r}")
         return [make_id(number) for number in numbers], numbers

@@ -16,6 +16,9 @@ from xact.stimuli.columns import find_column, load_columns, to_labels
 VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
 """{source: environment variable that holds the root where the recipe has none}."""
 
+N_IMAGES: Mapping[str, int] = {"nsd": 73_000, "bold5000": 4_916, "things": 26_107}
+"""{source: images of the whole data set}; scripts take the ids of these data sets for row numbers."""
+
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Of image files, whatever their case."""
 

@@ -88,8 +88,10 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def ask_by_hand(folder: Path, files: Sequence[Path], text: str, n_tokens: int = N_TOKENS) -> list[str]:
-    """The answers of plain transformers: the chat written out, one picture at a time."""
+def ask_by_hand(
+    folder: Path, files: Sequence[Path], text: str, n_tokens: int = N_TOKENS, **decoding: object
+) -> list[str]:
+    """The answers of plain transformers: the chat written out, one picture at a time; `decoding` beats greedy."""
     processor = transformers.AutoProcessor.from_pretrained(folder)
     network = transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
     answers = []
@@ -100,7 +102,8 @@ def ask_by_hand(folder: Path, files: Sequence[Path], text: str, n_tokens: int = 
             add_special_tokens=False,
             return_tensors="pt",
         )
-        tokens = network.generate(**inputs, max_new_tokens=n_tokens, do_sample=False)
+        torch.manual_seed(5)
+        tokens = network.generate(**inputs, max_new_tokens=n_tokens, **{"do_sample": False} | decoding)
         said = tokens[0, inputs["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(said, skip_special_tokens=True).strip())
     return answers
@@ -148,6 +151,31 @@ def test_a_batch_of_pictures_of_several_sizes_says_what_each_says_alone(tmp_path
     alone = [captioner.answer([picture], "a cat", seed=0)[0] for picture in pictures]
     assert captioner.answer(pictures, "a cat", seed=0) == alone
     assert len(set(alone)) == 4
+
+
+def answer(folder: Path, stimuli: Path, temperature: float) -> list[str]:
+    """What the engine says of each picture alone, drawn from the seed 5."""
+    settings = Settings(str(folder), "cpu", "float32", N_TOKENS, temperature)
+    captioner = open_engine("transformers").load_captioner(settings, find_weights(str(folder), stimuli))
+    pictures = [Image.open(file).convert("RGB") for file in sorted(stimuli.iterdir())]
+    return [captioner.answer([picture], "a cat", seed=5)[0].text.strip() for picture in pictures]
+
+
+def test_answers_are_greedy_also_where_the_network_asks_for_beams(network, stimuli, tmp_path):
+    folder = write_pixtral(tmp_path / "beams", seed=4)
+    defaults = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(defaults | {"num_beams": 3}))
+    files = sorted(stimuli.iterdir())
+    greedy = ask_by_hand(network, files, "a cat")
+    assert ask_by_hand(folder, files, "a cat") != greedy
+    assert answer(folder, stimuli, temperature=0.0) == greedy
+
+
+def test_answers_are_drawn_at_low_temperatures_too(network, stimuli):
+    files = sorted(stimuli.iterdir())
+    drawn = ask_by_hand(network, files, "a cat", do_sample=True, temperature=0.02)
+    assert drawn != ask_by_hand(network, files, "a cat")
+    assert answer(network, stimuli, temperature=0.02) == drawn
 
 
 def test_alpha_and_border_are_those_of_the_recipe(capsys, write, network, tmp_path):

@@ -148,6 +148,19 @@ def test_a_kill_at_any_step_of_the_last_writing_adds_no_row_twice(tmp_path: Path
         assert load_files(tmp_path) == whole
 
 
+def test_the_table_and_the_removal_of_its_answers_are_synced_in_their_folder(tmp_path: Path, monkeypatch):
+    synced = []
+
+    def note(fd: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{fd}").readlink().name, {path.name for path in tmp_path.iterdir()}))
+
+    with open_in(tmp_path / "c.csv") as table:
+        table.add({"001": "a dog"}, [])
+        monkeypatch.setattr(os, "fsync", note)
+    lines, beside, folder = "c.csv.rows.jsonl", "c.csv.partial", tmp_path.name
+    assert synced == [(beside, {lines, beside}), (folder, {lines, "c.csv"}), (folder, {"c.csv"})]
+
+
 @pytest.mark.parametrize("name", ["c.csv", "c.parquet"])
 def test_rows_added_in_several_runs_give_the_bytes_of_one(tmp_path: Path, name: str):
     add(tmp_path / "one" / name, s001="a dog", s002="a cat", s003="third")

@@ -6,7 +6,7 @@ list are written whole, with what stood in them before, and the file of answers 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -120,13 +120,12 @@ class CaptionTable:
         self.captions |= captions
         self.listed |= listed
 
-    def add(self, captions: Mapping[str, str], listed: Iterable[Listed]) -> None:
-        """Keep the captions of these stimuli, in this order, and the answers to look at that are not listed yet."""
-        fresh = dict.fromkeys(row for row in listed if row not in self.listed)
-        if captions or fresh:
-            append_line(self._lines, {"captions": dict(captions), "listed": [*fresh]})
+    def add(self, captions: Mapping[str, str], listed: Sequence[Listed]) -> None:
+        """Keep the captions of these stimuli, in this order, and the answers to look at, listed already or not."""
+        if captions or listed:
+            append_line(self._lines, {"captions": dict(captions), "listed": listed})
             self.captions |= captions
-            self.listed |= fresh
+            self.listed |= dict.fromkeys(listed)
 
     def finish(self) -> None:
         """Write the list and the table once, then remove the file of answers."""

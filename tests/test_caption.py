@@ -88,8 +88,10 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def ask_by_hand(folder: Path, files: Sequence[Path], text: str, n_tokens: int = N_TOKENS) -> list[str]:
-    """The answers of plain transformers: the chat written out, one picture at a time."""
+def ask_by_hand(
+    folder: Path, files: Sequence[Path], text: str, n_tokens: int = N_TOKENS, **decoding: object
+) -> list[str]:
+    """The answers of plain transformers: the chat written out, one picture at a time; `decoding` beats greedy."""
     processor = transformers.AutoProcessor.from_pretrained(folder)
     network = transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
     answers = []
@@ -100,7 +102,8 @@ def ask_by_hand(folder: Path, files: Sequence[Path], text: str, n_tokens: int = 
             add_special_tokens=False,
             return_tensors="pt",
         )
-        tokens = network.generate(**inputs, max_new_tokens=n_tokens, do_sample=False)
+        torch.manual_seed(5)
+        tokens = network.generate(**inputs, max_new_tokens=n_tokens, **{"do_sample": False} | decoding)
         said = tokens[0, inputs["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(said, skip_special_tokens=True).strip())
     return answers
@@ -148,6 +151,31 @@ def test_a_batch_of_pictures_of_several_sizes_says_what_each_says_alone(tmp_path
     alone = [captioner.answer([picture], "a cat", seed=0)[0] for picture in pictures]
     assert captioner.answer(pictures, "a cat", seed=0) == alone
     assert len(set(alone)) == 4
+
+
+def answer(folder: Path, stimuli: Path, temperature: float) -> list[str]:
+    """What the engine says of each picture alone, drawn from the seed 5."""
+    settings = Settings(str(folder), "cpu", "float32", N_TOKENS, temperature)
+    captioner = open_engine("transformers").load_captioner(settings, find_weights(str(folder), stimuli))
+    pictures = [Image.open(file).convert("RGB") for file in sorted(stimuli.iterdir())]
+    return [captioner.answer([picture], "a cat", seed=5)[0].text.strip() for picture in pictures]
+
+
+def test_answers_are_greedy_also_where_the_network_asks_for_beams(network, stimuli, tmp_path):
+    folder = write_pixtral(tmp_path / "beams", seed=4)
+    defaults = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(defaults | {"num_beams": 3}))
+    files = sorted(stimuli.iterdir())
+    greedy = ask_by_hand(network, files, "a cat")
+    assert ask_by_hand(folder, files, "a cat") != greedy
+    assert answer(folder, stimuli, temperature=0.0) == greedy
+
+
+def test_answers_are_drawn_at_low_temperatures_too(network, stimuli):
+    files = sorted(stimuli.iterdir())
+    drawn = ask_by_hand(network, files, "a cat", do_sample=True, temperature=0.02)
+    assert drawn != ask_by_hand(network, files, "a cat")
+    assert answer(network, stimuli, temperature=0.02) == drawn
 
 
 def test_alpha_and_border_are_those_of_the_recipe(capsys, write, network, tmp_path):
@@ -297,15 +325,16 @@ def wait_for_lines(file: Path, n: int, process: subprocess.Popen[bytes]) -> None
 
 @pytest.mark.parametrize("name", ["c.csv", pytest.param("c.parquet", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
-    write_pictures(tmp_path / "many", 20)
+    write_pictures(tmp_path / "many", 28)
     whole = tmp_path / f"whole{Path(name).suffix}"
     more = ", batch_size: 4"
     caption(write(more, output=whole.name, stimuli=tmp_path / "many", n_tokens=40))
     recipe = write(more, output=name, stimuli=tmp_path / "many", n_tokens=40)
-    rows = tmp_path / (name if name.endswith(".csv") else f"{name}.rows.csv")
-    for number, n_lines in ((signal.SIGKILL, 5), (signal.SIGTERM, 9)):
+    rows = tmp_path / f"{name}.rows.jsonl"
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        n_batches = rows.read_bytes().count(b"\n") if rows.exists() else 0
         process = start(recipe)
-        wait_for_lines(rows, n_lines, process)
+        wait_for_lines(rows, n_batches + 1, process)
         process.send_signal(number)
         sent = time.monotonic()
         _, err = process.communicate()
@@ -316,15 +345,14 @@ def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
                 "error: the captioning was interrupted by SIGTERM; all finished answers are safe",
                 "hint: run the same command again: it goes on where it stopped",
             ]
-        assert rows.read_bytes().count(b"\n") < 21
-    rows.write_bytes(rows.read_bytes()[:-9])  # and a power cut tears the last row
+            table = read(tmp_path / name) if name.endswith(".csv") else pd.read_parquet(tmp_path / name)
+            assert 8 <= len(table) < 28  # all that was answered
+            assert not rows.exists()
+    rows.write_bytes(rows.read_bytes()[:-9])  # and a power cut tears the last line
     outcome = caption(recipe)
-    assert 0 < outcome.n_added < 20
-    if name.endswith(".csv"):
-        assert (tmp_path / name).read_bytes() == whole.read_bytes()
-    else:
-        pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / name), pd.read_parquet(whole))
-        assert not rows.exists()
+    assert 0 < outcome.n_added < 28
+    assert (tmp_path / name).read_bytes() == whole.read_bytes()
+    assert not rows.exists()
 
 
 def test_a_limit_may_grow_and_corrected_rows_stay(capsys, write, tmp_path):

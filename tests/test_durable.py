@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xact.durable import (
-    GrowingFile,
     Written,
     append_line,
+    hold_lines,
     hold_lock,
     make_folder,
     place_file,
@@ -389,87 +389,44 @@ def test_a_holder_that_cannot_be_named_is_another_process(tmp_path):
             pass
 
 
-# ---- a file that grows
+# ---- the lock of a file of lines
 
 
-def test_what_is_appended_is_synced_and_a_new_file_in_its_folder_too(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
-    file = GrowingFile(tmp_path / "grows")
-    file.append(b"one")
-    file.append(b"two")
-    file.close()
-    assert synced == ["grows", tmp_path.name, "grows"]
-    assert (tmp_path / "grows").read_bytes() == b"onetwo"
-
-
-def test_a_growing_file_that_stays_empty_is_taken_away_and_frees_its_lock(tmp_path):
-    GrowingFile(tmp_path / "grows").close()
+def test_a_file_of_lines_that_stays_empty_is_removed_and_its_lock_is_freed(tmp_path):
+    lines, place = tmp_path / "lines", tmp_path / "table"
+    with hold_lines(lines, place):
+        with pytest.raises(StoreError, match=r"table' is being written by another process"), hold_lines(lines, place):
+            pass
+        assert list(tmp_path.iterdir()) == [lines]
     assert list(tmp_path.iterdir()) == []
-    first = GrowingFile(tmp_path / "grows")
-    with pytest.raises(StoreError, match="is being written by another process"):
-        GrowingFile(tmp_path / "grows")
-    first.close()
-    GrowingFile(tmp_path / "grows").close()
+    with hold_lines(lines, place):
+        append_line(lines, {"n": 1})
+    assert lines.read_bytes() == b'{"n":1}\n'
+    with hold_lines(lines, place):
+        pass
+    assert lines.read_bytes() == b'{"n":1}\n'
 
 
-def test_a_growing_file_that_another_program_put_in_its_place_is_not_written_to(tmp_path):
-    file = GrowingFile(tmp_path / "grows")
-    file.append(b"one")
-    (tmp_path / "other").write_bytes(b"one")
-    (tmp_path / "other").replace(tmp_path / "grows")
-    with pytest.raises(StoreError, match="another program changed"):
-        file.append(b"two")
-    file.close()
-    assert (tmp_path / "grows").read_bytes() == b"one"
+def test_an_empty_file_of_lines_that_another_program_put_in_its_place_is_not_removed(tmp_path):
+    with hold_lines(tmp_path / "lines", tmp_path / "table"):
+        (tmp_path / "lines").unlink()
+        (tmp_path / "lines").write_bytes(b"{}")
+    assert (tmp_path / "lines").read_bytes() == b"{}"
 
 
-def test_a_cut_and_a_removal_of_a_growing_file_are_synced(tmp_path, monkeypatch):
-    path = tmp_path / "grows"
-    file = GrowingFile(path)
-    file.append(b"one, half of tw")
-    synced = []
-
-    def sync(fd):
-        name = Path(f"/proc/self/fd/{fd}").readlink().name
-        synced.append((name, path.stat().st_size if path.exists() else None))
-
-    monkeypatch.setattr(os, "fsync", sync)
-    file.cut(4)
-    assert synced == [("grows", 4)]
-    file.remove()
-    assert synced == [("grows", 4), (tmp_path.name, None)]
-    file.close()
-
-
-@pytest.mark.parametrize("use", [lambda file: file.append(b"x"), lambda file: file.cut(1), lambda file: file.remove()])
-def test_an_edit_that_leaves_the_length_of_a_growing_file_is_noticed(use, tmp_path):
-    path = tmp_path / "grows"
-    file = GrowingFile(path)
-    file.append(b"a dog")
-    seen = path.stat()
-    with path.open("r+b") as other:
-        other.write(b"a cat")
-    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1_000_000))  # as if a little later
-    assert (path.stat().st_ino, path.stat().st_size) == (seen.st_ino, seen.st_size)
-    with pytest.raises(StoreError, match="another program changed"):
-        use(file)
-    file.close()
-    assert path.read_bytes() == b"a cat"
-
-
-def test_a_growing_file_frees_its_lock_also_where_it_cannot_be_taken_away(tmp_path, monkeypatch):
-    file = GrowingFile(tmp_path / "file")
+def test_a_file_of_lines_frees_its_lock_also_where_it_cannot_be_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", Failing(os.unlink, 1, errno.EIO))
-        with pytest.raises(StoreError, match="cannot remove"):
-            file.close()
-    GrowingFile(tmp_path / "file").close()
+        with pytest.raises(StoreError, match="cannot remove"), hold_lines(tmp_path / "lines", tmp_path / "table"):
+            pass
+    with hold_lines(tmp_path / "lines", tmp_path / "table"):
+        pass
 
 
-def test_a_full_disk_is_told_of_a_growing_file_too(tmp_path, monkeypatch):
-    file = GrowingFile(tmp_path / "grows")
-    monkeypatch.setattr(os, "write", Failing(os.write, 1, errno.ENOSPC, is_short=True))
-    with pytest.raises(StoreError, match="no room to write"):
-        file.append(b"one")
-    file.close()
+def test_the_first_line_of_a_file_that_is_held_is_synced_in_its_folder_too(tmp_path, monkeypatch):
+    with hold_lines(tmp_path / "lines", tmp_path / "table"):
+        synced = []
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink().name))
+        append_line(tmp_path / "lines", {"n": 1})
+        append_line(tmp_path / "lines", {"n": 2})
+    assert synced == ["lines", tmp_path.name, "lines"]

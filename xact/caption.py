@@ -10,10 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.caption_rows import RowFile, open_rows
-from xact.caption_table import CaptionTable, Layout, check_output, make_layout, make_rows_path, open_table
+from xact.caption_table import (
+    CaptionTable,
+    Layout,
+    Listed,
+    check_output,
+    make_layout,
+    make_rows_path,
+    open_table,
+)
 from xact.captioners import Captioner, Engine, Settings, find_weights, open_engine
-from xact.csv_text import Cell
 from xact.device import get_kind, resolve_device
 from xact.durable import write_file
 from xact.errors import MismatchError, RequestError, StimulusError
@@ -29,8 +35,6 @@ from xact.stimuli_blocks import PictureBlock
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-REVIEW_COLUMNS = ("stimulus", "problem", "answer")
 
 UNREADABLE = "unreadable: "
 """How the problem of a picture begins that could not be shown; the next run tries it again."""
@@ -156,21 +160,14 @@ def _make_overrides(prompt: str | None, output: str | Path | None, limit: int | 
 def _carry_out(job: Job, watch: Callable[[int], Callable[[int], None]]) -> Outcome:
     held = _load_record(job)
     _compare(held, job.make_record(), job.output)
-
-    def find_cells(stimulus: str) -> dict[str, Cell] | None:
-        return {} if stimulus in job.layout.row_of else None
-
-    with (
-        open_table(job.output, job.layout) as table,
-        open_rows(job.review_file, REVIEW_COLUMNS, needed=REVIEW_COLUMNS, find_cells=find_cells) as review,
-    ):
-        if held is None and (table.captions or review.rows):
+    with open_table(job.output, job.review_file, job.layout) as table:
+        if held is None and (table.captions or table.listed):
             raise MismatchError(
                 f"{job.output} is there, and {job.record_file}, which says how it was made, is not",
                 hint="put that file back, or give another --output",
             )
         n_before = len(table.captions)
-        run = Run(job, table, review, [*review.rows])
+        run = Run(job, table)
         missing = run.find_missing()
         if missing:
             captioner = _load_captioner(job, held)
@@ -180,23 +177,19 @@ def _carry_out(job: Job, watch: Callable[[int], Callable[[int], None]]) -> Outco
                 if fresh:
                     run.add_batch(captioner, batch, fresh)
                     tell(len(fresh))
-        table.finish()
         return Outcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
 
 
 @dataclass(frozen=True)
 class Run:
-    """A table of captions while rows are added to it, and the file of answers to look at."""
+    """A table of captions while answers are added to it."""
 
     job: Job
     table: CaptionTable
-    review: RowFile
-    listed: list[dict[str, str]]
-    """All rows of the review file."""
 
     def find_missing(self) -> set[int]:
         """Return the stimuli that have no answer yet, good or bad, by their row in the source."""
-        settled = {*self.table.captions, *(row["stimulus"] for row in self.listed if self._is_settled(row))}
+        settled = {*self.table.captions, *(row.stimulus for row in self.table.listed if self._is_settled(row))}
         return {row for row in range(self.job.n_stimuli) if self.job.source.table.ids[row] not in settled}
 
     def add_batch(self, captioner: Captioner, batch: Sequence[int], fresh: Sequence[int]) -> None:
@@ -205,28 +198,24 @@ class Run:
         pictures, problems = self._load_pictures(batch)
         answers = self._ask(captioner, pictures, first=ids[batch[0]]) if pictures else {}
         kept = [(ids[row], *answers[row]) for row in fresh if row in answers]
-        listed = [(ids[row], text, "") for row, text in problems.items() if row in fresh]
-        listed += [(one, judged.problem, text) for one, text, judged in kept if judged.problem]
-        rows = [dict(zip(REVIEW_COLUMNS, cells, strict=True)) for cells in listed]
-        rows = [row for row in rows if row not in self.listed]
-        self.review.append(rows)  # first: a kill in between must not leave a bad answer that nobody is told of
-        self.listed.extend(rows)
-        self.table.add({one: judged.caption for one, _, judged in kept if judged.caption is not None})
+        listed = [Listed(ids[row], text, "") for row, text in problems.items() if row in fresh]
+        listed += [Listed(one, judged.problem, text) for one, text, judged in kept if judged.problem]
+        self.table.add({one: judged.caption for one, _, judged in kept if judged.caption is not None}, listed)
 
     def find_problems(self) -> dict[str, str]:
         """Return what is still wrong: an answer that nobody has corrected, a stimulus without a row."""
-        last = {row["stimulus"]: row for row in self.listed}
+        last = {row.stimulus: row for row in self.table.listed}
         captions = self.table.captions
         return {
-            one: row["problem"]
+            one: row.problem
             for one, row in last.items()
-            if one not in captions or captions[one].split() == row["answer"].split()
+            if one not in captions or captions[one].split() == row.answer.split()
         }
 
-    def _is_settled(self, row: Mapping[str, str]) -> bool:
+    def _is_settled(self, row: Listed) -> bool:
         """Return whether a stimulus was answered and its answer is not to be stored: it would be the same again."""
-        is_unreadable = row["problem"].startswith(UNREADABLE)
-        return not is_unreadable and judge(self.job.prompt, row["answer"], is_cut=False).caption is None
+        is_unreadable = row.problem.startswith(UNREADABLE)
+        return not is_unreadable and judge(self.job.prompt, row.answer, is_cut=False).caption is None
 
     def _load_pictures(self, batch: Sequence[int]) -> tuple[dict[int, Image], dict[int, str]]:
         """Return the pictures that can be shown, and what is wrong with the others where a recipe skips those."""

@@ -1,19 +1,26 @@
-"""The table of captions: a CSV file, or a parquet file that is put together from one.
+"""The table of captions, as CSV or parquet, and the list of answers that a person should look at.
 
-A parquet file cannot be appended to: its new rows are kept in a CSV file beside it until all are there.
+Answers are appended to a file of JSON lines beside the table, one line a batch. At the end of a run the table and the
+list are written whole, with what stood in them before, and the file of answers is removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from xact.caption_rows import KEY, RowFile, open_rows
+from xact.caption_rows import add_rows, load_rows
 from xact.csv_text import Cell
-from xact.errors import RequestError, make_nearest_text
+from xact.durable import append_line, hold_lines, read_lines, read_whole, remove_file, sync_folder, write_file
+from xact.errors import RequestError, StoreError, XactError, make_nearest_text
 from xact.specs import Column, StimulusTable
+
+KEY = "stimulus"
+"""The column that says whose row it is."""
 
 ANSWER_COLUMNS = ("caption", "caption_model", "caption_prompt")
 """What is added to a source's own columns."""
@@ -22,6 +29,14 @@ TAKEN = ("stimulus", "condition", "image_file", *ANSWER_COLUMNS, "captions")
 """Names that a source's own column gives up; `captions` would say that a row holds several."""
 
 FORMATS = (".csv", ".parquet")
+
+
+class Listed(NamedTuple):
+    """An answer that a person should look at; its fields are the columns of the list."""
+
+    stimulus: str
+    problem: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -64,47 +79,88 @@ def make_layout(table: StimulusTable, *, model: str, prompt_name: str) -> Layout
     return Layout(columns, {one: row for row, one in enumerate(table.ids)}, model, prompt_name)
 
 
+class TableFile:
+    """A CSV or parquet file as it was read; `rows` are those that stand in it, none where there is no file."""
+
+    def __init__(self, path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
+        self._path = path
+        self._data = _read(path)
+        if _is_parquet(path):
+            from xact.caption_parquet import add_to_parquet, load_parquet  # now: a signal leaves no time for an import
+
+            self.rows = load_parquet(self._data, name=str(path))
+            self._add = partial(add_to_parquet, columns=columns, name=str(path))
+        else:
+            self.rows = load_rows(self._data, needed=needed, name=str(path))
+            self._add = partial(add_rows, columns=columns, name=str(path))
+
+    def add(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+        """Write the file whole, with these rows at its end; refuse where another program has changed it."""
+        data = self._add(self._data, rows)
+        if _read(self._path) != self._data:
+            raise StoreError(
+                f"another program changed {self._path} while answers were being added",
+                hint="run the same command again: it goes on from the file as it is now",
+            )
+        write_file(self._path.resolve(), [data])  # what a link leads to, not the link
+
+
 class CaptionTable:
-    """Captions by stimulus; each batch of rows is safe once `add` returns."""
+    """Captions by stimulus, and the answers to look at; each batch is safe once `add` returns."""
 
-    def __init__(self, output: Path, layout: Layout, rows: RowFile) -> None:
-        self._output = output
+    def __init__(self, output: Path, review: Path, layout: Layout) -> None:
         self._layout = layout
-        self._file = rows
-        self._fresh = [row for row in rows.rows if row[KEY]]
-        self.captions = _index(self._fresh, layout, rows.name)
-        if _is_parquet(output) and output.exists():
-            from xact.caption_parquet import load_parquet
-
-            stored = _index(load_parquet(output), layout, str(output))
-            self._fresh = [row for row in self._fresh if row[KEY] not in stored]
-            self.captions |= stored
-
-    def add(self, captions: Mapping[str, str]) -> None:
-        """Write the rows of these stimuli, in this order."""
-        rows = [{**(self._layout.find_cells(one) or {}), "caption": text} for one, text in captions.items()]
-        self._file.append(rows)
-        self._fresh += [{KEY: one, "caption": text} for one, text in captions.items()]
+        self._lines = make_rows_path(output)
+        self._table = TableFile(output, layout.names, (KEY, *ANSWER_COLUMNS))
+        self._review = TableFile(review, Listed._fields, Listed._fields)
+        self.captions = _index(self._table.rows, layout, str(output))
+        self.listed = dict.fromkeys(Listed(*(row[name] for name in Listed._fields)) for row in self._review.rows)
+        self._held = frozenset(self.captions), frozenset(self.listed)
+        captions, listed = self._load_answers()  # of a run that was killed
         self.captions |= captions
+        self.listed |= listed
+
+    def add(self, captions: Mapping[str, str], listed: Sequence[Listed]) -> None:
+        """Keep the captions of these stimuli, in this order, and the answers to look at, listed already or not."""
+        if captions or listed:
+            append_line(self._lines, {"captions": dict(captions), "listed": listed})
+            self.captions |= captions
+            self.listed |= dict.fromkeys(listed)
 
     def finish(self) -> None:
-        """Put a parquet file together, in one step, from what it held and what was added."""
-        if not _is_parquet(self._output):
-            return
-        from xact.caption_parquet import add_to_parquet
+        """Write the list and the table once, then remove the file of answers."""
+        captions, listed = self._load_answers()  # a signal may have come between the line and the memory of it
+        if listed:
+            self._review.add([row._asdict() for row in listed])
+        if captions:
+            rows = [{**(self._layout.find_cells(one) or {}), "caption": text} for one, text in captions.items()]
+            self._table.add(rows)
+        remove_file(self._lines)
+        sync_folder(self._lines.parent)
 
-        if self._fresh:
-            rows = [{**(self._layout.find_cells(row[KEY]) or {}), "caption": row["caption"]} for row in self._fresh]
-            add_to_parquet(self._output, {name: [row[name] for row in rows] for name in self._layout.names})
-        self._file.remove()
+    def _load_answers(self) -> tuple[dict[str, str], dict[Listed, None]]:
+        """Return the answers that are in their file and not in the table or the list, in order."""
+        captions: dict[str, str] = {}
+        listed: dict[Listed, None] = {}
+        for line in read_lines(self._lines):
+            said, problems = _parse_line(line, self._layout, self._lines)
+            captions |= {one: text for one, text in said.items() if one not in self._held[0]}
+            listed |= dict.fromkeys(row for row in problems if row not in self._held[1])
+        return captions, listed
 
 
 @contextmanager
-def open_table(output: Path, layout: Layout) -> Iterator[CaptionTable]:
-    """Hold a table of captions, new or as it was left, while rows are added."""
-    needed = (KEY, *ANSWER_COLUMNS)
-    with open_rows(make_rows_path(output), layout.names, needed=needed, find_cells=layout.find_cells) as rows:
-        yield CaptionTable(output, layout, rows)
+def open_table(output: Path, review: Path, layout: Layout) -> Iterator[CaptionTable]:
+    """Hold a table of captions, new or as it was left, while answers are added; write it at the end."""
+    with hold_lines(make_rows_path(output), output):
+        table = CaptionTable(output, review, layout)
+        try:
+            yield table
+        except BaseException:
+            with suppress(XactError):  # the answers stay in their own file, and the next run writes the table
+                table.finish()
+            raise
+        table.finish()
 
 
 def check_output(output: Path) -> None:
@@ -118,8 +174,32 @@ def check_output(output: Path) -> None:
 
 
 def make_rows_path(output: Path) -> Path:
-    """Return the CSV file that takes the rows of a table: itself, or the one beside a parquet file."""
-    return output.with_name(output.name + ".rows.csv") if _is_parquet(output) else output
+    """Return the file beside a table that takes the answers of a run, as JSON lines."""
+    return output.with_name(output.name + ".rows.jsonl")
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a file, none where it is not there."""
+    try:
+        return read_whole(path)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _parse_line(line: Mapping[str, Any], layout: Layout, path: Path) -> tuple[dict[str, str], list[Listed]]:
+    """Return the captions by stimulus, and the answers to look at, of one line that `CaptionTable.add` wrote."""
+    hint = "remove the file: its answers are asked for again"
+    try:
+        captions = {one: str(text) for one, text in line["captions"].items()}
+        listed = [Listed(*map(str, row)) for row in line["listed"]]
+    except (AttributeError, KeyError, TypeError):
+        raise StoreError(f"{path} is damaged", hint=hint) from None
+    odd = next((one for one in captions if one not in layout.row_of), None)
+    if odd is not None:
+        raise RequestError(f"{path} has an answer for {odd!r}, which the stimuli lack", hint=f"put it back, or {hint}")
+    return captions, listed
 
 
 def _is_parquet(output: Path) -> bool:
@@ -131,6 +211,8 @@ def _index(rows: Sequence[Mapping[str, str]], layout: Layout, name: str) -> dict
     captions: dict[str, str] = {}
     for row in rows:
         stimulus = row[KEY]
+        if not stimulus:
+            continue
         if stimulus not in layout.row_of:
             nearest = make_nearest_text(stimulus, layout.row_of)
             raise RequestError(

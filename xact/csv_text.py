@@ -1,4 +1,4 @@
-"""CSV as text: cells that no spreadsheet runs, and records that know where they begin.
+"""CSV as text: cells that no spreadsheet runs, and records that know their line.
 
 A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula. `escape_cell` puts one apostrophe before
 such a text, and before a text that begins with apostrophes and then such a character, so that `unescape_cell` gives
@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from xact.errors import RequestError
 
@@ -33,8 +32,6 @@ class Record:
 
     line: int
     """Where it begins, counted from 1."""
-    start: int
-    """Characters before it."""
     cells: list[str]
     """Unescaped."""
 
@@ -54,35 +51,30 @@ def make_line(cells: Sequence[Cell], *, end: str) -> str:
     return ",".join(map(_format_cell, cells)) + end
 
 
-def parse_records(text: str, *, name: str) -> tuple[list[Record], int]:
-    """Return the records of a CSV text, and where the one begins that the text breaks off in (else its length).
+def parse_records(text: str, *, name: str) -> list[Record]:
+    """Return the records of a CSV text; empty lines are no records.
 
-    Empty lines are no records. Raise RequestError, naming the line, for what no CSV has.
+    Raise RequestError, naming the line, for what no CSV has.
     """
-    lines = list(io.StringIO(text, newline=""))
-    starts = [0, *accumulate(map(len, lines))]
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[Record] = []
     while True:
-        first = reader.line_num
+        line = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
-            return records, len(text)
+            return records
         except csv.Error as error:
             if str(error) == _OPEN_QUOTE:
-                return records, starts[first]
+                raise RequestError(
+                    f"{name}, line {line}: a quotation mark is opened and never closed", hint="close it by hand"
+                ) from None
             raise RequestError(f"{name}, line {reader.line_num}: {error}", hint="mend the line by hand") from None
         if cells:
-            records.append(Record(first + 1, starts[first], [unescape_cell(cell) for cell in cells]))
-
-
-def format_number(number: float) -> str:
-    """Return a number or a truth as it stands in a CSV; a missing one is empty."""
-    return "" if isinstance(number, float) and math.isnan(number) else str(number)
+            records.append(Record(line, [unescape_cell(cell) for cell in cells]))
 
 
 def _format_cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return '"' + escape_cell(cell).replace('"', '""') + '"'
-    return format_number(cell)
+    return "" if isinstance(cell, float) and math.isnan(cell) else str(cell)

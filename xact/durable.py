@@ -97,7 +97,6 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON line to a file and sync it; a torn line of an earlier kill is ended first."""
     text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
     with _disk_errors(path, needed=len(text)):
-        is_new = not path.exists()
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
         try:
             size = os.fstat(fd).st_size
@@ -107,7 +106,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    if is_new:
+    if not size:
         sync_folder(path.parent)
 
 
@@ -204,7 +203,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
     """
     holder = folder / "holder.json"
     _refuse_link(folder)
-    fd = _take_lock(folder / "lock", holder)
+    fd = _take_lock(folder / "lock", folder.parent, holder)
     try:
         place_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
         yield
@@ -214,14 +213,29 @@ def hold_lock(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _take_lock(path: Path, holder: Path) -> int:
+@contextmanager
+def hold_lines(path: Path, place: Path) -> Iterator[None]:
+    """Lock the file of lines that belongs to the file `place`; a kill frees the lock, an empty file is removed."""
+    fd = _take_lock(path, place)
+    try:
+        yield
+    finally:
+        try:
+            found = os.fstat(fd)
+            if found.st_nlink and not found.st_size:
+                remove_file(path)
+        finally:
+            os.close(fd)
+
+
+def _take_lock(path: Path, place: Path, holder: Path | None = None) -> int:
     """Return a descriptor that holds the lock until it is closed."""
     while True:
         make_folder(path.parent)
         with _disk_errors(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
-            _lock_file(fd, path.parent.parent, holder)
+            _lock_file(fd, place, holder)
             if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
                 return fd
         except BaseException:
@@ -230,8 +244,8 @@ def _take_lock(path: Path, holder: Path) -> int:
         os.close(fd)  # whoever held it took the file away: begin anew
 
 
-def _lock_file(fd: int, place: Path, holder: Path | None = None) -> None:
-    """Lock an open file for a store, or for the file at `place` itself where no file names the holder."""
+def _lock_file(fd: int, place: Path, holder: Path | None) -> None:
+    """Lock an open file for the store at `place`, or for the file at `place` where no file names the holder."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -252,75 +266,6 @@ def _name_holder(holder: Path) -> str:
         return f"process {said['pid']} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-class GrowingFile:
-    """A file that is only appended to, under a lock that a kill frees; what another program does to it is noticed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        make_folder(path.absolute().parent)
-        while True:
-            with _disk_errors(path):
-                self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            try:
-                _lock_file(self._fd, path)
-                self._seen = os.fstat(self._fd)
-                if path.exists() and os.path.samestat(self._seen, path.stat()):
-                    return
-            except BaseException:
-                os.close(self._fd)
-                raise
-            os.close(self._fd)  # it was put in another's place, or taken away: begin anew
-
-    def read(self) -> bytes:
-        """Return the whole file."""
-        with _disk_errors(self.path):
-            return self.path.read_bytes()
-
-    def append(self, data: bytes) -> None:
-        """Write at the end and sync; refuse where another program has changed the file."""
-        self._check()
-        with _disk_errors(self.path):
-            _write_all(self._fd, data)
-            self._sync()
-
-    def cut(self, nbytes: int) -> None:
-        """Keep the first bytes only."""
-        self._check()
-        with _disk_errors(self.path):
-            os.ftruncate(self._fd, nbytes)
-            self._sync()
-
-    def remove(self) -> None:
-        """Take the file away; the lock stays until `close`."""
-        self._check()
-        remove_file(self.path)
-        sync_folder(self.path.absolute().parent)
-
-    def close(self) -> None:
-        """Let the lock go; a file that is still empty goes too."""
-        try:
-            if not self._seen.st_size and self.path.exists() and os.path.samestat(self.path.stat(), self._seen):
-                remove_file(self.path)
-        finally:
-            os.close(self._fd)
-
-    def _sync(self) -> None:
-        is_new = not self._seen.st_size
-        os.fsync(self._fd)
-        self._seen = os.fstat(self._fd)
-        if is_new:
-            sync_folder(self.path.absolute().parent)
-
-    def _check(self) -> None:
-        found = self.path.stat() if self.path.exists() else None
-        keys = ("st_ino", "st_size", "st_mtime_ns")
-        if found is None or any(getattr(found, key) != getattr(self._seen, key) for key in keys):
-            raise StoreError(
-                f"another program changed {self.path} while rows were being added",
-                hint="run the same command again: it goes on from the file as it is now",
-            )
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from xact.errors import RequestError, WeightsError
 from xact.models.checkpoints import hash_file
 from xact.models.hub import fetch_texts, is_text
-from xact.models.transformers import find_pretrained
+from xact.models.transformers import find_config_folder, find_files
 from xact.paths import expand_path
-from xact.specs import ModelSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,12 +98,12 @@ def find_weights(model: str, folder: Path) -> CaptionWeights:
     try:
         if not here.is_dir():
             fetch_texts(model, label=model)
-        found = find_pretrained(_make_spec(model, folder))
+        where = find_config_folder(model, here, label=model)
+        found = find_files(model, where, is_local=where == here, label=model)
     except WeightsError as error:
         raise WeightsError(
             str(error), hint=f"`hf download {model}` where the hub is reached; or a local folder: `caption.model: PATH`"
         ) from error
-    where = found.files[0].parent
     texts = {path.name: hash_file(path) for path in sorted(where.iterdir()) if is_text(path.name)}
     return CaptionWeights(where, found.files, {**found.record, "texts": texts})
 
@@ -118,21 +117,3 @@ def load_config(weights: CaptionWeights) -> dict[str, Any]:
 def make_device_error(engine: str, device: str, wanted: str) -> RequestError:
     """Return the error for a device that an engine does not run on."""
     return RequestError(f"the engine {engine} does not run on compute.device {device!r}", hint=wanted)
-
-
-def _make_spec(model: str, folder: Path) -> ModelSpec:
-    return ModelSpec(
-        label=model,
-        base=model,
-        source="transformers",
-        id=model,
-        weights="pretrained",
-        seed=-1,
-        layers=None,
-        reduce=None,
-        transform="weights",
-        batch_size="auto",
-        dtype="float32",
-        device="auto",
-        folder=folder,
-    )

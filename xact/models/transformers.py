@@ -130,19 +130,26 @@ def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 def find_pretrained(spec: ModelSpec) -> Weights:
     """Return the weight files of a folder, or of the hub at one revision; what it declares must be the registry's."""
     folder = find_folder(spec)
+    is_local = folder == locate(spec)
     check_config(spec, folder)
-    if folder == locate(spec):
-        files = list_folder_weights(folder, label=spec.label)
-        hashes = {file.name: hash_file(file) for file in files}
-        return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
-    found = find_on_hub(spec.id, WEIGHT_NAMES, label=spec.label, revision=folder.name)
-    shards = find_shards(found, label=spec.label) if found.name.endswith(".index.json") else [found]
-    record = {"kind": "pretrained", "hub": spec.id, "revision": found.revision}
-    if spec.declared is not None:
+    weights = find_files(spec.id, folder, is_local=is_local, label=spec.label)
+    if spec.declared is not None and not is_local:
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
         check_declared(spec, _open_processor(spec, folder).record.get("outline", {}), "the hub")
+    return weights
+
+
+def find_files(name: str, folder: Path, *, is_local: bool, label: str) -> Weights:
+    """Return the weight files of a folder, or of the hub's network `name` at the revision that `folder` is called."""
+    if is_local:
+        files = list_folder_weights(folder, label=label)
+        hashes = {file.name: hash_file(file) for file in files}
+        return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
+    found = find_on_hub(name, WEIGHT_NAMES, label=label, revision=folder.name)
+    shards = find_shards(found, label=label) if found.name.endswith(".index.json") else [found]
     hashes = {shard.name: shard.sha256 for shard in shards}
-    return Weights(tuple(shard.path for shard in shards), {**record, "files": hashes})
+    record = {"kind": "pretrained", "hub": name, "revision": found.revision, "files": hashes}
+    return Weights(tuple(shard.path for shard in shards), record)
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
@@ -192,15 +199,19 @@ def locate(spec: ModelSpec) -> Path:
 
 def find_folder(spec: ModelSpec) -> Path:
     """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
-    folder = locate(spec)
+    return find_config_folder(spec.id, locate(spec), label=spec.label, revision=spec.revision)
+
+
+def find_config_folder(name: str, folder: Path, *, label: str, revision: str | None = None) -> Path:
+    """Return `folder` where it has config.json, else the folder of the hub's network `name`."""
     if (folder / "config.json").is_file():
         return folder
-    if folder.is_dir() or not HUB_ID.match(spec.id):
+    if folder.is_dir() or not HUB_ID.match(name):
         raise WeightsError(
-            f"model {spec.label!r}: there is no config.json in {folder}",
+            f"model {label!r}: there is no config.json in {folder}",
             hint="`id` is a name on the hub (owner/name), or a folder relative to the recipe file",
         )
-    return find_on_hub(spec.id, ("config.json",), label=spec.label, revision=spec.revision).path.parent
+    return find_on_hub(name, ("config.json",), label=label, revision=revision).path.parent
 
 
 def check_config(spec: ModelSpec, folder: Path) -> None:

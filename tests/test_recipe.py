@@ -420,6 +420,11 @@ def test_a_wrong_override_is_refused_in_the_words_of_the_user(
     assert words in str(refuse(tmp_path, BASE, **flags)), reason
 
 
+def test_a_fault_of_the_file_is_told_with_its_line_beside_an_override(tmp_path: Path):
+    error = refuse(tmp_path, BASE + "compute: {workers: x, device: gpu}\n", device="cpu", limit=1)
+    assert str(error).startswith(f"{tmp_path / 'recipe.yml'}, line 4: compute.workers: ")
+
+
 def test_set_needs_a_dotted_key():
     with pytest.raises(RecipeError):
         parse_assignment("a b=3")

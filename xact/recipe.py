@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from xact.blocks import Block, Text, name_kind
+from xact.sources import SourceName
 from xact.stimuli_blocks import Stimuli
 
 
@@ -137,7 +138,7 @@ class ModelEntry(Block):
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
-    source: Literal["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"] | None = None
+    source: SourceName | None = None
     id: Text | None = None
     """The library's own name of the network, with its weights where the library has several."""
     weights: Text = "pretrained"

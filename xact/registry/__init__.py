@@ -18,10 +18,8 @@ from xact.blocks import Block
 from xact.complaints import Complaint, Location, find_line, make_complaint
 from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
 from xact.registry.entry import Entry, ModelSet
+from xact.sources import DISTRIBUTIONS
 from xact.yaml_text import parse_yaml, read_text
-
-SOURCES = ("torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python")
-"""The libraries, networks defined here and code of the user's own that networks come from."""
 
 SETS_FILE = "sets.yml"
 """The file of sets; all others beside it hold entries."""
@@ -52,7 +50,7 @@ class Registry:
         if name in self.entries:
             return self.entries[name]
         source, colon, model_id = name.partition(":")
-        if colon and source in SOURCES and model_id:
+        if colon and source in DISTRIBUTIONS and model_id:
             return Entry(label=name, source=source, id=model_id)
         sets = self.sets
         if name in sets:
@@ -63,7 +61,7 @@ class Registry:
         raise NameNotFoundError(
             f"there is no model {name!r}{make_nearest_text(name, [*self.entries, *sets])}",
             hint=f"a label ('xact models' lists them), a set ({', '.join(sets)}), or source:id with source one of "
-            f"{', '.join(SOURCES)}",
+            f"{', '.join(DISTRIBUTIONS)}",
         )
 
 
@@ -77,13 +75,13 @@ def load_registry(own: Path | None = None) -> Registry:
         return known
     added = read_blocks(read_text(own), Entry, "label", name=str(own))
     for label, entry in added.items():
-        if label in known.entries or label in known.sets or label.partition(":")[0] in SOURCES:
+        if label in known.entries or label in known.sets or label.partition(":")[0] in DISTRIBUTIONS:
             raise RecipeError(f"{own}: the label {label!r} is taken", hint="give your network another label")
-        if entry.source not in SOURCES:
+        if entry.source not in DISTRIBUTIONS:
             raise RecipeError(
                 f"{own}: model {label!r}, key 'source': there is no source {entry.source!r}"
-                f"{make_nearest_text(entry.source, SOURCES)}",
-                hint=f"one of {', '.join(SOURCES)}",
+                f"{make_nearest_text(entry.source, DISTRIBUTIONS)}",
+                hint=f"one of {', '.join(DISTRIBUTIONS)}",
             )
     return Registry({**known.entries, **added}, known.named_sets)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -321,10 +320,8 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("text", "words", "reason"), HOSTILE, ids=[reason for *_, reason in HOSTILE])
-def test_a_hostile_recipe_is_refused_quickly(tmp_path: Path, text: str, words: str, reason: str):
-    started = time.monotonic()
+def test_a_hostile_recipe_is_refused(tmp_path: Path, text: str, words: str, reason: str):
     assert words in str(refuse(tmp_path, text)), reason
-    assert time.monotonic() - started < 10
 
 
 def test_what_is_not_utf8_is_refused(tmp_path: Path):

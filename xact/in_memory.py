@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
+from xact.complaints import make_complaint
 from xact.engine import TaskResult, run_job
 from xact.errors import RequestError
 from xact.gallery import draw_amounts
@@ -98,7 +100,7 @@ def extract(
     WeightsError for weights that cannot be had.
     """
     stimuli = check_given(stimuli)
-    recipe = Recipe.model_validate(
+    recipe = make_recipe(
         {
             "store": "-",
             "stimuli": {"source": "folder", "mask_alpha": mask_alpha, "border": border},
@@ -128,6 +130,18 @@ def extract(
         layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
         for i, layer in enumerate(surveyed.layers)
     }
+
+
+def make_recipe(data: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that the arguments of `extract` ask for; raise RequestError with the argument that is wrong."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        complaint = make_complaint(Recipe, error)
+        at = ("model", *complaint.at[2:]) if complaint.at[:1] == ("models",) else complaint.at
+        at = at[1:] if at[:1] in (("stimuli",), ("compute",)) else at
+        complaint = replace(complaint, at=at)
+        raise RequestError(f"xact.extract: {complaint.tell('the arguments')}", hint=complaint.hint) from None
 
 
 def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequence[str | Path | np.ndarray]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from xact.blocks import Block, Text, name_kind
+from xact.sources import SourceName
 from xact.stimuli_blocks import Stimuli
 
 
@@ -25,7 +28,16 @@ AutoOrThreads = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=1024), Tag("number")],
     Discriminator(_is_auto),
 ]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+
+
+def _check_device(device: str) -> str:
+    if re.fullmatch(DEVICE, device) is None:
+        raise PydanticCustomError("device", "auto, cpu, mps, cuda or cuda:N is wanted")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_check_device), Field(json_schema_extra={"pattern": DEVICE})]
 Dtype = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -126,7 +138,7 @@ class ModelEntry(Block):
     """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
-    source: Literal["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"] | None = None
+    source: SourceName | None = None
     id: Text | None = None
     """The library's own name of the network, with its weights where the library has several."""
     weights: Text = "pretrained"
@@ -166,7 +178,7 @@ class ModelEntry(Block):
         return self
 
 
-ModelItem = Annotated[Annotated[str, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_kind)]
+ModelItem = Annotated[Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_kind)]
 
 
 class Compute(Block):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from xact.blocks import Block, name_kind
-from xact.errors import RecipeError, make_nearest_text
+from xact.complaints import Location, find_line, make_complaint
+from xact.errors import RecipeError
 from xact.paths import expand_path
-from xact.recipe import Jitter, LoadedRecipe, Recipe
+from xact.recipe import LoadedRecipe, Recipe
 from xact.registry import load_registry
 from xact.registry.entry import ModelSet
-from xact.stimuli_blocks import Stimuli
-from xact.yaml_text import Key, parse_yaml, read_text, set_dotted
+from xact.yaml_text import parse_yaml, read_text, set_dotted
 
 UNTRAINED = "untrained"
 """Override that turns every model into its untrained twins; its value is the list of seeds."""
@@ -37,7 +34,7 @@ def load_recipe(
     if not isinstance(data, dict):
         found = "it is empty" if data is None else "this is not"
         raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
-    said: dict[tuple[Key, ...], str] = {}
+    said: dict[Location, str] = {}
     for dotted, value, words in overrides:
         if words == "--models":
             value = _choose_models(data.get("models"), value, _find_sets(data, file.resolve().parent))
@@ -47,15 +44,17 @@ def load_recipe(
     try:
         recipe = schema.model_validate(data)
     except ValidationError as error:
-        complaints = error.errors(include_url=False)
+        complaint = make_complaint(schema, error)
         needs_models = schema.model_fields["models"].is_required()
-        if needs_models and not data.get("models") and not any(one["type"] == "extra_forbidden" for one in complaints):
+        if needs_models and not data.get("models") and complaint.fault != "unknown":
             raise RecipeError(
                 f"{file}: no models are asked for",
                 hint="add `models:` with labels ('xact models' lists them), source:id or sets: "
                 + ", ".join(_find_sets(data, file.resolve().parent)),
             ) from None
-        raise _make_recipe_error(complaints, file, lines, said) from None
+        hint = "see recipes/reference.yml" if complaint.fault == "missing" else None
+        place = _find_place(complaint.at, file, lines, said)
+        raise RecipeError(f"{place}: {complaint.tell('the recipe')}", hint=complaint.hint or hint) from None
     device_said = any(at == ("compute", "device") for at in said)
     return LoadedRecipe(recipe, file.resolve().parent, device_said)
 
@@ -121,147 +120,10 @@ def make_untrained(models: object, seeds: Sequence[int]) -> object:
     return twins
 
 
-def _make_recipe_error(
-    errors: Sequence[ErrorDetails],
-    file: Path,
-    lines: Mapping[tuple[Key, ...], int],
-    said: Mapping[tuple[Key, ...], str],
-) -> RecipeError:
-    """Turn the most telling of pydantic's complaints into one line with the place and the nearest key."""
-    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
-    first = min(unknown, key=lambda error: len(error["loc"]), default=errors[0])
-    at, block = _resolve(first["loc"])
-    where = str(file)
+def _find_place(at: Location, file: Path, lines: Mapping[Location, int], said: Mapping[Location, str]) -> str:
+    """Return the override that gave the value at a location, else the file and its line."""
     overriding = [words for key, words in said.items() if at[: len(key)] == key]
-    known = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
+    line = find_line(at, lines)
     if overriding:
-        where = overriding[-1]
-    elif known is not None:
-        where = f"{file}, line {known}"
-    dotted = ".".join(map(str, at))
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        keys = [*block.model_fields] if block else []
-        nearest = make_nearest_text(str(at[-1]), keys)
-        return RecipeError(f"{where}: unknown key {dotted!r}{nearest}{more}", hint=f"valid here: {', '.join(keys)}")
-    if first["type"] == "union_tag_not_found" and first["ctx"]["discriminator"].startswith("'"):
-        at = (*at, first["ctx"]["discriminator"].strip("'"))
-    if first["type"] in ("missing", "union_tag_not_found") and isinstance(at[-1], str):
-        choices = _list_choices(first)
-        return RecipeError(
-            f"{where}: the key {'.'.join(map(str, at))!r} is missing{more}",
-            hint=f"one of {', '.join(choices)}" if choices else "see recipes/reference.yml",
-        )
-    return RecipeError(f"{where}: {_describe_problem(first, at)}{more}")
-
-
-WANTED: Mapping[str, str] = {
-    "string_type": "text is wanted",
-    "int_parsing": "a whole number is wanted",
-    "int_parsing_size": "a smaller number is wanted",
-    "int_type": "a whole number is wanted",
-    "int_from_float": "a whole number is wanted",
-    "float_parsing": "a number is wanted",
-    "float_type": "a number is wanted",
-    "bool_parsing": "true or false is wanted",
-    "finite_number": "a finite number is wanted",
-    "list_type": "a list is wanted",
-    "tuple_type": "a list is wanted",
-    "dict_type": "a mapping is wanted",
-    "model_type": "a mapping is wanted",
-    "model_attributes_type": "a mapping is wanted",
-    "string_too_short": "this is empty",
-    "too_short": "this is empty",
-    "string_pattern_mismatch": "auto, cpu, mps, cuda or cuda:N is wanted",  # devices alone have a pattern
-}
-"""What to say for each of pydantic's complaints; the others are said in its words."""
-
-
-def _describe_problem(error: ErrorDetails, at: Sequence[Key]) -> str:
-    """Return `key: what is wanted, what was found (nearest: …)`."""
-    context = error.get("ctx", {})
-    given: object = error["input"]
-    kind = error["type"]
-    problem = WANTED.get(kind) or error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    choices = _list_choices(error)
-    if kind in ("missing", "too_long"):  # of a list of fixed length
-        at = at[:-1] if kind == "missing" else at
-        return f"{'.'.join(map(str, at))}: three numbers are wanted"
-    if kind == "union_tag_invalid" and context["discriminator"].startswith("'"):
-        at, given = (*at, context["discriminator"].strip("'")), context["tag"]
-    if kind.startswith("union_tag"):
-        problem = f"{_join_choices(choices)} is wanted"
-    if "number" in error["loc"] and kind.startswith("int"):
-        problem = f"'auto' or {problem}"
-    found = f", found {given!r:.80}" if isinstance(given, str | int | float) else f", found a {name_kind(given)}"
-    if given is None:
-        found = ", found nothing"
-    if kind == "value_error" or kind.endswith("too_short"):
-        found = ""
-    is_word = isinstance(given, str) and not set(choices) <= set(_KINDS)
-    nearest = make_nearest_text(str(given), choices) if is_word else ""
-    return f"{'.'.join(map(str, at)) or 'the recipe'}: {problem}{found}{nearest}"
-
-
-def _join_choices(choices: Sequence[str]) -> str:
-    """Return `a, b or c`."""
-    return " or ".join(part for part in (", ".join(choices[:-1]), *choices[-1:]) if part)
-
-
-def _list_choices(error: ErrorDetails) -> list[str]:
-    context = error.get("ctx", {})
-    named = re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
-    if error["type"] == "union_tag_not_found":  # pydantic names the key and not its choices
-        blocks = _find_blocks(Jitter if context["discriminator"] == "'kind'" else Stimuli)
-        return [value for block in blocks for value in _discriminators(block)]
-    return named
-
-
-def _resolve(loc: Sequence[Key]) -> tuple[tuple[Key, ...], type[Block] | None]:
-    """Drop pydantic's union tags from a location; return it with the block that holds its last key."""
-    at: list[Key] = []
-    holders: list[type[Block]] = [Recipe]
-    holder: type[Block] | None = Recipe
-    annotation: Any = Recipe
-    for part in loc:
-        blocks = list(_find_blocks(annotation))
-        owners = [block for block in holders if part in block.model_fields]
-        if isinstance(part, str) and part in _TAGS and not owners:
-            chosen = [b for b in blocks if part in (*_discriminators(b), *(() if part in _KINDS else (b.__name__,)))]
-            holders = chosen or blocks
-            holder = holders[0] if holders else None
-            continue
-        if isinstance(part, str) and owners:
-            holder = owners[0]
-            annotation = holder.model_fields[part].rebuild_annotation()
-            at.append(part)
-            holders = list(_find_blocks(annotation))
-            continue
-        at.append(part)
-        holder = holders[0] if holders else None
-    return tuple(at), holder
-
-
-_KINDS = ("text", "list", "mapping")
-
-
-def _find_blocks(annotation: Any) -> Iterator[type[Block]]:  # noqa: ANN401  a type annotation is of any shape
-    if isinstance(annotation, type) and issubclass(annotation, Block):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _find_blocks(part)
-
-
-def _discriminators(block: type[Block]) -> tuple[str, ...]:
-    for name in ("source", "kind"):
-        if name in block.model_fields:
-            return tuple(str(value) for value in get_args(block.model_fields[name].annotation))
-    return ()
-
-
-_TAGS = {
-    *_KINDS,
-    "auto",
-    "number",
-    *(tag for union in (Stimuli, Jitter) for b in _find_blocks(union) for tag in _discriminators(b)),
-}
+        return overriding[-1]
+    return str(file) if line is None else f"{file}, line {line}"

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from xact.complaints import make_complaint
 from xact.errors import RecipeError, RequestError
 from xact.labels import check_label
 from xact.paths import expand_path
@@ -137,7 +140,10 @@ def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[Mo
 
 def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> ModelSpec:
     """Return the network that a registry label or `source:id` names, with its own defaults."""
-    recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
+    try:
+        recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
+    except ValidationError as error:
+        raise RequestError(f"model {name!r}: {make_complaint(Recipe, error).problem}") from None
     specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
     if len(specs) != 1:
         raise RecipeError(f"{name!r} names {len(specs)} networks; one is wanted here")

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
+from xact.complaints import make_complaint
 from xact.labels import is_safe_part
 from xact.metadata import is_inside
 from xact.plan import Plan, PlannedModel
@@ -20,11 +21,21 @@ Row = Annotated[str, Field(pattern=r"^\d+$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+def _name_shard(written: object) -> str:
+    return "absent" if written == "absent" else "written"
+
+
+Shard = Annotated[
+    Annotated[tuple[Count, str], Tag("written")] | Annotated[Literal["absent"], Tag("absent")],
+    Discriminator(_name_shard),
+]
+
+
 class _TaskLine(BaseModel):
     task: tuple[str, Count]
     stop: Count
     failed: dict[Row, str]
-    shards: dict[str, tuple[Count, str] | Literal["absent"]]
+    shards: dict[str, Shard]
     n_nonfinite: dict[str, Count]
     seconds: Seconds
     scores: dict[str, list[tuple[Count, float]]] = {}
@@ -44,13 +55,12 @@ _KINDS: Mapping[str, type[BaseModel]] = {"task": _TaskLine, "stimuli": _StimuliL
 
 def find_line_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
     """Return what is wrong with one line of a journal or manifest of `plan`, None where nothing is."""
-    try:
-        for key, kind in _KINDS.items():
+    for key, kind in _KINDS.items():
+        try:
             if key in line:
                 kind.model_validate(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        except ValidationError as error:
+            return make_complaint(kind, error).tell("the line")
     if any(row >= plan.n_stimuli for row, *_ in line.get("stimuli", [])):
         return f"it names a row beyond the {plan.n_stimuli} stimuli"
     return _find_task_fault(line, plan) if "task" in line else None

@@ -30,16 +30,8 @@ from xact.models import Network, Transform, load_network, make_architecture, mak
 from xact.models import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
 from xact.reduce import Reduction, Tokens, parse_reductions, plan_units
+from xact.sources import DISTRIBUTIONS
 from xact.specs import ModelSpec
-
-LIBRARIES = {
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "open_clip": "open_clip_torch",
-    "transformers": "transformers",
-    "slip": "timm",
-}
-"""{source: name of the distribution that its networks are built with}."""
 
 DRESS_REHEARSAL = ((64, 48), (333, 640))
 """Sizes (width, height) of pictures on which a transform must give one and the same shape."""
@@ -244,8 +236,8 @@ def make_wanted(model: PlannedModel) -> list[Wanted]:
 
 def find_versions(source: str) -> dict[str, str]:
     """Return the versions of what decides a value: torch, the images' libraries, the network's own."""
-    names = ["torch", "torchvision", "pillow", "numpy", *([LIBRARIES[source]] if source in LIBRARIES else [])]
-    return {name: _find_version(name) for name in dict.fromkeys(names)}
+    names = ["torch", "torchvision", "pillow", "numpy", DISTRIBUTIONS.get(source, "")]
+    return {name: _find_version(name) for name in dict.fromkeys(names) if name}
 
 
 @cache

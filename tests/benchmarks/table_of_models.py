@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from xact.errors import RequestError
-from xact.models import SOURCES, find_weights, load_network
+from xact.models import find_weights, load_network
 from xact.plan import PlannedModel
 from xact.registry import load_registry
+from xact.sources import DISTRIBUTIONS
 from xact.specs import ModelSpec, resolve_model
 from xact.survey import survey_model
 from xact.terminal import show_table
@@ -34,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [["model", "parameters", "layers", "panel: layers", "units", "blocks: layers", "units", "s/picture"]]
     for label, entry in load_registry().entries.items():
-        if entry.source not in SOURCES or entry.training == "language":
+        if entry.source not in DISTRIBUTIONS or entry.training == "language":
             continue
         spec = resolve_model(label, folder=Path())
         panel = survey_model(spec, n_stimuli=1, held=None)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xact.errors import NameNotFoundError, RequestError, WeightsError, make_nearest_text
 from xact.models.checkpoints import find_local_weights
 from xact.models.outline import make_outline
+from xact.sources import DISTRIBUTIONS
 from xact.specs import Kind, ModelSpec
 
 if TYPE_CHECKING:
@@ -130,19 +131,8 @@ class TextSource(NetworkSource, Protocol):
 N_LISTED = 8
 """A table of names this short is listed whole in an error."""
 
-SOURCES = {
-    "torchvision": "xact.models.torchvision",
-    "timm": "xact.models.timm",
-    "open_clip": "xact.models.open_clip",
-    "transformers": "xact.models.transformers",
-    "cornet": "xact.models.cornet",
-    "slip": "xact.models.slip",
-    "python": "xact.models.python",
-}
-"""The file of each source: it speaks to a library, or defines one network itself."""
-
 TEXT_SOURCES = {"transformers": "xact.models.language"}
-"""The same for language models."""
+"""{source: its file for language models}; for pictures the file beside this one has the name of the source."""
 
 
 def make_architecture(spec: ModelSpec) -> Network:
@@ -265,15 +255,15 @@ def _open_source(spec: ModelSpec) -> Source:
 
 
 def _open_network_source(spec: ModelSpec) -> NetworkSource:
-    sources = TEXT_SOURCES if spec.kind == "text" else SOURCES
-    if spec.source not in SOURCES:
-        raise make_name_error(spec, "source of networks", spec.source, SOURCES)
-    if spec.source not in sources:
+    if spec.source not in DISTRIBUTIONS:
+        raise make_name_error(spec, "source of networks", spec.source, DISTRIBUTIONS)
+    if spec.kind == "text" and spec.source not in TEXT_SOURCES:
         raise RequestError(
             f"model {spec.label!r} ({spec.source}:{spec.id}) is shown pictures; the stimuli are captions",
             hint=f"name a language model of {', '.join(TEXT_SOURCES)}, or panel-b-language",
         )
-    return cast(NetworkSource, importlib.import_module(sources[spec.source]))
+    file = TEXT_SOURCES[spec.source] if spec.kind == "text" else f"xact.models.{spec.source}"
+    return cast(NetworkSource, importlib.import_module(file))
 
 
 def _freeze(network: Network) -> Network:

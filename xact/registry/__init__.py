@@ -10,18 +10,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from xact.blocks import Block
+from xact.complaints import Complaint, Location, find_line, make_complaint
 from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
 from xact.registry.entry import Entry, ModelSet
-from xact.yaml_text import Key, parse_yaml, read_text
-
-SOURCES = ("torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python")
-"""The libraries, networks defined here and code of the user's own that networks come from."""
+from xact.sources import DISTRIBUTIONS
+from xact.yaml_text import parse_yaml, read_text
 
 SETS_FILE = "sets.yml"
 """The file of sets; all others beside it hold entries."""
@@ -52,7 +50,7 @@ class Registry:
         if name in self.entries:
             return self.entries[name]
         source, colon, model_id = name.partition(":")
-        if colon and source in SOURCES and model_id:
+        if colon and source in DISTRIBUTIONS and model_id:
             return Entry(label=name, source=source, id=model_id)
         sets = self.sets
         if name in sets:
@@ -63,7 +61,7 @@ class Registry:
         raise NameNotFoundError(
             f"there is no model {name!r}{make_nearest_text(name, [*self.entries, *sets])}",
             hint=f"a label ('xact models' lists them), a set ({', '.join(sets)}), or source:id with source one of "
-            f"{', '.join(SOURCES)}",
+            f"{', '.join(DISTRIBUTIONS)}",
         )
 
 
@@ -77,13 +75,13 @@ def load_registry(own: Path | None = None) -> Registry:
         return known
     added = read_blocks(read_text(own), Entry, "label", name=str(own))
     for label, entry in added.items():
-        if label in known.entries or label in known.sets or label.partition(":")[0] in SOURCES:
+        if label in known.entries or label in known.sets or label.partition(":")[0] in DISTRIBUTIONS:
             raise RecipeError(f"{own}: the label {label!r} is taken", hint="give your network another label")
-        if entry.source not in SOURCES:
+        if entry.source not in DISTRIBUTIONS:
             raise RecipeError(
                 f"{own}: model {label!r}, key 'source': there is no source {entry.source!r}"
-                f"{make_nearest_text(entry.source, SOURCES)}",
-                hint=f"one of {', '.join(SOURCES)}",
+                f"{make_nearest_text(entry.source, DISTRIBUTIONS)}",
+                hint=f"one of {', '.join(DISTRIBUTIONS)}",
             )
     return Registry({**known.entries, **added}, known.named_sets)
 
@@ -110,7 +108,7 @@ def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[s
         try:
             block = kind.model_validate(item)
         except ValidationError as error:
-            raise _make_error(error.errors(include_url=False)[0], kind, item, key, i, lines, name) from None
+            raise _make_error(make_complaint(kind, error), item, key, i, lines, name) from None
         label = str(getattr(block, key))
         if label in found:
             raise RecipeError(f"{name}, line {lines[(i,)]}: the {key} {label!r} stands twice")
@@ -119,27 +117,11 @@ def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[s
 
 
 def _make_error(
-    error: ErrorDetails,
-    kind: type[Block],
-    item: object,
-    key: str,
-    i: int,
-    lines: Mapping[tuple[Key, ...], int],
-    name: str,
+    complaint: Complaint, item: object, key: str, i: int, lines: Mapping[Location, int], name: str
 ) -> RecipeError:
-    """Return one line with the file, the line, the entry and the key of a complaint of pydantic's."""
-    at = error["loc"]
-    line = next(lines[(i, *at[:n])] for n in range(len(at), -1, -1) if (i, *at[:n]) in lines)
+    """Return one line with the file, the line, the entry and the key of a complaint."""
     label = item.get(key) if isinstance(item, dict) else None
     who = f"model {label!r}" if label else f"entry {i + 1}"
-    where = f"{name}, line {line}: {who}" + (f", key {'.'.join(map(str, at))!r}" if at else "")
-    if error["type"] == "extra_forbidden":
-        keys: list[Any] = [*kind.model_fields]
-        nearest = make_nearest_text(str(at[-1]), keys) if len(at) == 1 else ""
-        return RecipeError(
-            f"{where}: there is no such key{nearest}", hint=f"valid: {', '.join(keys)}" if len(at) == 1 else None
-        )
-    problem = error["msg"].removeprefix("Value error, ")
-    given = error["input"]
-    found = f", found {given!r:.80}" if isinstance(given, str | int | float) else ""
-    return RecipeError(f"{where}: {problem}{found}")
+    where = f"{name}, line {find_line((i, *complaint.at), lines)}: {who}"
+    where += f", key {complaint.key!r}" if complaint.at else ""
+    return RecipeError(f"{where}: {complaint.problem}", hint=complaint.hint)

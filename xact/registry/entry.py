@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from xact.blocks import Block, Text
+from xact.blocks import Block, Text, name_kind
 from xact.errors import RecipeError, make_nearest_text
 from xact.recipe import Resize
 from xact.registry.patterns import expand_all, expand_braces
@@ -45,6 +45,11 @@ def _read_scalars(data: object) -> object:
     if isinstance(data, list):
         return [_read_scalars(item) for item in data]
     return yaml.safe_load(data) if isinstance(data, str) and data else data
+
+
+PanelTransform = Annotated[
+    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_kind)
+]
 
 
 class WeightsPlace(Block):
@@ -95,7 +100,7 @@ class Entry(Block):
     """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
     transform: Resize | None = None
     """What the weights declare; compared with what the library does."""
-    panel_transform: Literal["weights"] | Resize | None = None
+    panel_transform: PanelTransform | None = None
     """The original study's, for `transform: panel`."""
     layer_sets: dict[Text, LayerSet] = Field(default_factory=dict)
     aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = Field(default_factory=dict)

@@ -357,13 +357,14 @@ def test_waiting_for_a_lock_or_being_refused_one_leaves_no_file_open(tmp_path, m
             assert len(taken) == 4
             assert count_descriptors() == before + 1
         taken.clear()
-        file = GrowingFile(tmp_path / "grows")
+        lines = hold_lines(tmp_path / "lines", tmp_path / "table")
+        lines.__enter__()
         assert len(taken) == 4
         assert count_descriptors() == before + 1
-    with pytest.raises(StoreError, match="is being written"):
-        GrowingFile(tmp_path / "grows")
+    with pytest.raises(StoreError, match="is being written"), hold_lines(tmp_path / "lines", tmp_path / "table"):
+        pass
     assert count_descriptors() == before + 1
-    file.close()
+    lines.__exit__(None, None, None)
     assert count_descriptors() == before
     with hold_lock(tmp_path / "store"):
         with pytest.raises(StoreError, match="is being built"), hold_lock(tmp_path / "store"):

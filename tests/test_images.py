@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xact.decode import MAX_PIXELS, decode_picture
+from xact.decode import MAX_PIXELS, check_size, decode_picture
 from xact.errors import StimulusError
 from xact.images import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
 from xact.recipe import ColorJitter, NoJitter, ShiftJitter
@@ -61,7 +61,7 @@ def make_tiff(samples: np.ndarray, *, order: str = "<", **tags: int | list[int])
     """Write an uncompressed TIFF by hand: Pillow writes no 16-bit colour, no signed and no planar samples."""
     height, width, n_channels = samples.shape
     body = samples.astype(samples.dtype.newbyteorder(order)).tobytes()
-    known = {"photometric": 262, "planar": 284, "extra": 338, "format": 339}
+    known = {"photometric": 262, "orientation": 274, "planar": 284, "extra": 338, "format": 339}
     strips = [8 + len(body) // n_channels * i for i in range(n_channels)] if tags.get("planar") == 2 else [8]
     values: dict[int, list[int]] = {
         256: [width],
@@ -210,6 +210,15 @@ def test_sixteen_bit_colour_with_an_orientation_is_turned_whole():
     np.testing.assert_array_equal(decode(data), np.rot90(scale_by_hand(COLOR_WIDE), -1))
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_a_sixteen_bit_tiff_with_an_orientation_is_turned_once(n_channels, order):
+    samples = WIDE[..., None] if n_channels == 1 else COLOR_WIDE
+    for orientation, turned in ((3, samples[::-1, ::-1]), (6, np.rot90(samples, -1)), (8, np.rot90(samples, 1))):
+        found = decode(make_tiff(samples, order=order, orientation=orientation))
+        np.testing.assert_array_equal(found, np.broadcast_to(scale_by_hand(turned), found.shape))
+
+
 def test_arrays_are_pictures():
     np.testing.assert_array_equal(decode(PIXELS), PIXELS)
     np.testing.assert_array_equal(decode(GREY), spread(GREY))
@@ -254,6 +263,17 @@ def test_webp_alpha_is_masked():
 def test_grey_with_alpha_is_masked():
     data = save(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG")
     np.testing.assert_array_equal(decode(data, "white"), np.where((ALPHA == 0)[..., None], 255, spread(GREY)))
+
+
+def test_grey_that_was_multiplied_by_its_alpha_is_divided_by_it():
+    samples = np.array([[100, 200], [50, 128], [0, 0], [7, 255], [1, 4], [200, 200]], np.uint8)
+    grey = decode(make_tiff(samples[None], extra=1), "gray")  # tag 338: 1 is multiplied, 2 is not
+    alphas = np.maximum(samples[:, 1], 1)
+    expected = np.where(samples[:, 1] == 0, 128, samples[:, 0] * 255.0 / alphas)
+    assert np.abs(grey[0] - expected[:, None]).max() <= 1
+    np.testing.assert_array_equal(
+        decode(make_tiff(samples[None], extra=2), "gray")[0, :, 0], np.where(samples[:, 1] == 0, 128, samples[:, 0])
+    )
 
 
 COLORS = np.array([[10, 20, 30], [200, 0, 0], [0, 150, 0], [7, 8, 9]], np.uint8)
@@ -440,6 +460,13 @@ def test_a_picture_of_just_the_most_pixels_is_taken():
     assert decode_picture(make_bomb(7071), name="x.png", mask_alpha="black").size == (7071, 7071)
 
 
+def test_the_most_pixels_are_taken_to_the_last_one():
+    check_size(10_000, 5_000, name="x")
+    for width, height in ((50_000_001, 1), (10_000, 5_001)):
+        with pytest.raises(StimulusError, match="50000000 is the most"):
+            check_size(width, height, name="x")
+
+
 def mutate(data: bytes, rng: random.Random) -> bytes:
     """Return the bytes cut short, or with some of them changed, or with some left out."""
     damaged = bytearray(data)
@@ -614,6 +641,36 @@ def test_a_shift_by_part_of_a_pixel_is_bilinear():
 def test_amounts_of_another_length_are_refused():
     with pytest.raises(ValueError, match="needs 3 values"):
         make_replicates(Image.fromarray(PIXELS), {"jitter_dx": np.zeros(2)}, n_replicates=3)
+
+
+@pytest.mark.parametrize(
+    ("stimulus", "text"),
+    [
+        ("été/ß", rb'[7, "\u00e9t\u00e9/\u00df", 1]'),
+        ("猫/😀", rb'[7, "\u732b/\ud83d\ude00", 1]'),
+        ('a"b\\c', rb'[7, "a\"b\\c", 1]'),
+    ],
+)
+def test_a_stimulus_of_any_letters_is_drawn_from_its_ascii_json(stimulus, text):
+    digest = hashlib.sha256(text).digest()
+    uniforms = [(int.from_bytes(digest[at : at + 8], "big") >> 11) / 2**53 for at in (0, 8)]
+    amounts = draw_jitter(ShiftJitter(kind="shift", pixels=3), seed=7, stimulus=stimulus, n_replicates=2)
+    drawn = [amounts["jitter_dx"][1], amounts["jitter_dy"][1]]
+    assert drawn == pytest.approx([-3 + 6 * uniform for uniform in uniforms], abs=1e-14)
+
+
+def test_every_replicate_is_made_of_the_picture_itself_not_of_the_one_before():
+    picture = Image.fromarray(PIXELS)
+    shifts = {"jitter_dx": np.array([0.0, 2, 1, -1]), "jitter_dy": np.array([0.0, 1, -1, 0])}
+    for replicate, one in enumerate(make_replicates(picture, shifts, n_replicates=4)):
+        dx, dy = (int(amounts[replicate]) for amounts in shifts.values())
+        padded = np.pad(PIXELS, ((2, 2), (2, 2), (0, 0)))
+        np.testing.assert_array_equal(np.asarray(one), padded[2 - dy : 7 - dy, 2 - dx : 9 - dx])
+    colors = {"jitter_saturation": np.array([1.0, 0.0, 1.0, 0.5]), "jitter_hue": np.zeros(4)}
+    grey = Image.fromarray(spread(np.asarray(picture.convert("L"))))
+    expected = [picture, grey, picture, Image.blend(grey, picture, 0.5)]
+    made = make_replicates(picture, colors, n_replicates=4)
+    assert [one.tobytes() for one in made] == [one.tobytes() for one in expected]
 
 
 def test_a_grey_picture_under_colour_jitter_gives_equal_replicates():

@@ -23,6 +23,7 @@ import xact
 from xact.errors import RequestError, StoreError, WorkError, XactError
 from xact.export import export
 from xact.imports import import_files
+from xact.old_files import open_old
 from xact.verify import verify
 
 LAYERS = {"blocks.0": 5, "blocks.1": 5, "blocks.2": 7, "blocks.10": 3, "norm": 4}
@@ -142,6 +143,66 @@ def test_layers_that_the_registry_knows_are_in_its_order(tmp_path: Path) -> None
     outcome = import_files([tmp_path / "old.h5"], tmp_path / "s.zarr")
     assert open_plain(tmp_path / "s.zarr").layer.values.tolist() == ["conv1", "layer1.0.conv1", "layer4.2.conv2"]
     assert not any("alphabet" in warning for warning in outcome.warnings)
+
+
+def test_the_order_of_the_registry_goes_before_that_of_the_names(tmp_path: Path) -> None:
+    values = write_seed_file(
+        tmp_path / "old.h5", make_values(["CORNet-S"], ["a", "b"], {"V1": 5, "V2": 4, "V4": 3, "IT": 2})
+    )
+    outcome = import_files([tmp_path / "old.h5"], tmp_path / "s.zarr")
+    acts = open_plain(tmp_path / "s.zarr")
+    assert acts.layer.values.tolist() == ["V1", "V2", "V4", "IT"]  # the way of the ventral stream
+    assert acts.layer_index.values.tolist() == [[0, 1, 2, 3]]
+    assert not any("alphabet" in warning for warning in outcome.warnings)
+    for layer, n_units in (("V1", 5), ("IT", 2)):
+        found = acts.sel(model="CORNet-S", stimulus="old/b", layer=layer).values
+        np.testing.assert_array_equal(found[:, :n_units], values[f"CORNet-S/b/{layer}"])
+
+
+def test_every_block_of_rows_of_an_old_file_has_its_own_values(tmp_path: Path) -> None:
+    stems = [f"s{i}" for i in range(5)]
+    written = [
+        write_seed_file(tmp_path / f"{name}.h5", make_values(["m", "n"], stems, {"fc": 3, "head": 2}, seed=seed))
+        for seed, name in enumerate("ab")
+    ]
+    opened = open_old([tmp_path / "a.h5", tmp_path / "b.h5"], None)
+    assert opened.table.ids == [f"{name}/{stem}" for name in "ab" for stem in stems]
+    rows = [(values, stem) for values in written for stem in stems]
+    for model in opened.models:
+        for start, stop in ((0, 4), (4, 7), (9, 10)):
+            buffers = [np.full((stop - start, 2, n_units), np.nan, dtype=np.float32) for n_units in (3, 2)]
+            opened.fill(model, start, buffers)
+            for layer, buffer in zip(("fc", "head"), buffers, strict=True):
+                expected = [values[f"{model.label}/{stem}/{layer}"] for values, stem in rows[start:stop]]
+                np.testing.assert_array_equal(buffer, np.stack(expected))
+    opened.close()
+
+
+def link_elsewhere(group: h5py.Group, kind: str, elsewhere: Path) -> None:
+    """Put a data set `fc` of (2, 3) into a group whose values are those of another file."""
+    if kind == "raw file":
+        group.create_dataset("fc", (2, 3), "f4", external=[(str(elsewhere.with_suffix(".raw")), 0, 24)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout((2, 3), "f4")
+        layout[:] = h5py.VirtualSource(str(elsewhere), "fc", (2, 3))
+        group.create_virtual_dataset("fc", layout)
+    elif kind == "external link":
+        group["fc"] = h5py.ExternalLink(str(elsewhere), "fc")
+    else:
+        group["fc"] = h5py.SoftLink("/fc")
+
+
+@pytest.mark.parametrize("kind", ["raw file", "virtual", "external link", "soft link"])
+def test_values_outside_an_old_file_are_not_followed(tmp_path: Path, kind: str) -> None:
+    secret = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (tmp_path / "secret.raw").write_bytes(secret.tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as opened:
+        opened["fc"] = secret
+    with h5py.File(tmp_path / "old.h5", "w") as opened:
+        link_elsewhere(opened.create_group("m/a"), kind, tmp_path / "secret.h5")
+    with pytest.raises(StoreError, match=r"old.h5: /m/a/fc .* which is not followed"):
+        import_files([tmp_path / "old.h5"], tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_an_exported_file_comes_back_in_its_own_order_and_with_its_true_labels(tmp_path: Path) -> None:
@@ -337,6 +398,55 @@ def test_a_language_models_layers_are_hidden_states_and_its_loss_is_kept(tmp_pat
     (model,) = said["models"].values()
     assert model["network"] | {"loss": 2.5, "bpb": 0.75, "prompt": "coco"} == model["network"]
     assert model["layers"][0]["reduction"] == "mean"
+
+
+def test_the_blocks_of_a_torch_file_reach_from_depth_0_to_depth_1(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id\na\nb\n")
+    for n_layers, depths in ((5, [0, 0.25, 0.5, 0.75, 1]), (2, [0, 1]), (1, [0])):
+        file = write_torch_file(tmp_path / f"vit_pool-cls/{n_layers}.pt", draw(2, n_layers, 3))
+        import_files([file], tmp_path / f"{n_layers}.zarr", stimuli=tmp_path / "rows.csv")
+        assert open_plain(tmp_path / f"{n_layers}.zarr").depth.values.tolist() == [depths]
+
+
+def test_a_torch_file_of_a_label_with_a_slash_has_the_label_of_the_registry_and_its_untrained_twin_another(
+    tmp_path: Path,
+) -> None:
+    name = "bigscience_bloomz-560m_pool-avg"
+    feats = {key: draw(2, 3, 4, seed=seed) for seed, key in enumerate(["all", "all-untrained"])}
+    files = [write_torch_file(tmp_path / key / f"{name}.pt", one, loss=1.5) for key, one in feats.items()]
+    (tmp_path / "rows.csv").write_text("id\na\nb\n")
+    import_files(files, tmp_path / "s.zarr", stimuli=tmp_path / "rows.csv")
+    acts = open_plain(tmp_path / "s.zarr")
+    labels = ["bigscience/bloomz-560m", "bigscience/bloomz-560m-untrained"]
+    assert acts.model.values.tolist() == labels
+    assert acts.base.values.tolist() == [labels[0]] * 2
+    assert acts.trained.values.tolist() == [True, False]
+    for label, one in zip(labels, feats.values(), strict=True):
+        np.testing.assert_array_equal(acts.sel(model=label, replicate=0).transpose("stimulus", ...), one.numpy())
+
+
+def test_a_file_that_ends_in_untrained_is_no_trained_network(tmp_path: Path) -> None:
+    files = [write_torch_file(tmp_path / f"R_pool-avg{end}.pt", draw(2, 2, 3)) for end in ("", "-untrained")]
+    (tmp_path / "rows.csv").write_text("id\na\nb\n")
+    import_files(files, tmp_path / "s.zarr", stimuli=tmp_path / "rows.csv")
+    acts = open_plain(tmp_path / "s.zarr")
+    assert acts.model.values.tolist() == ["R", "R-untrained"]
+    assert acts.trained.values.tolist() == [True, False]
+
+
+def test_dots_of_an_id_stay_in_its_stem_and_only_a_path_loses_its_ending(tmp_path: Path) -> None:
+    file = write_torch_file(tmp_path / "vit_pool-cls.pt", draw(3, 2, 4))
+    for table, ids, stems in (
+        ("id\nv1.0\nv1.1\nimg.png\n", ["v1.0", "v1.1", "img.png"], ["v1.0", "v1.1", "img.png"]),
+        ("path\na/v1.0.png\na/v1.1.png\nb\n", ["a/v1.0", "a/v1.1", "b"], ["v1.0", "v1.1", "b"]),
+        ("id,path\n1.5,a/v1.0.png\n1.6,b.c.png\n1.7,d\n", ["1.5", "1.6", "1.7"], ["v1.0", "b.c", "d"]),
+    ):
+        (tmp_path / "rows.csv").write_text(table)
+        store = tmp_path / f"{ids[0].replace('/', '_')}.zarr"
+        import_files([file], store, stimuli=tmp_path / "rows.csv")
+        acts = open_plain(store)
+        assert acts.stimulus.values.tolist() == ids
+        assert acts.stem.values.tolist() == stems
 
 
 def test_an_exported_torch_file_needs_no_table(tmp_path: Path) -> None:

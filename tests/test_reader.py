@@ -19,10 +19,10 @@ from stores import draw_values, make_model, make_store_plan, make_table, write_s
 
 import xact
 from xact import shards
-from xact.catalog import merge_orders
-from xact.disk_arrays import LayerArray, Rows, StackArray
+from xact.catalog import find_names, merge_orders
+from xact.disk_arrays import PARALLEL_NBYTES, LayerArray, Rows, StackArray
 from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
-from xact.lazy_arrays import choose_block_rows
+from xact.lazy_arrays import View, choose_block_rows, make_chunks
 from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
 
 LAYOUTS = ("cube", "groups")
@@ -565,3 +565,211 @@ assert acts.mean("replicate").compute().sizes["stimulus"] == {N_STIMULI}
 assert "pydantic" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(xact.__file__).parent.parent)
+
+
+# arrays of one shape are told apart
+
+
+def draw_for(store: Path, model: str, layer: str, start: int, stop: int, n_units: int) -> np.ndarray:
+    return draw(f"{store.name} {model}", layer, start, stop, n_units)
+
+
+def write_equal_shapes(store: Path, layout: str) -> Path:
+    """Write two models of two layers each, all of one shape; every store of another name has other numbers."""
+    models = [make_model(label, {"x": [2, 3], "y": [2, 3]}) for label in ("a", "b")]
+    plan = make_store_plan(models, make_table(9), layout=layout, n_replicates=2)
+    write_store(store, plan, partial(draw_for, store))
+    return store
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layers_models_and_stores_of_one_shape_have_names_of_their_own_and_keep_their_numbers_together(
+    tmp_path, layout
+):
+    stores = [write_equal_shapes(tmp_path / name, layout) for name in ("s", "t")]
+    places = [(store, model, layer) for store in stores for model in "ab" for layer in "xy"]
+    for way in (open_layer, open_map, lambda s, m, k: open_activations(s, models=m, layers=k)):
+        opened = [way(*place) for place in places]
+        assert len({one.data.name for one in opened}) == len(places)
+        for place, values in zip(places, dask.compute(*opened), strict=True):  # dask joins the graphs by name
+            np.testing.assert_array_equal(values.values.ravel(), draw_for(*place, 0, 9, 6).ravel())
+    orders = [(store, models) for store in stores for models in ("ab", "ba")]
+    wholes = [open_activations(store, models=list(models)) for store, models in orders]
+    assert len({one.data.name for one in wholes}) == len(wholes)
+    for (store, models), values in zip(orders, dask.compute(*wholes), strict=True):
+        for model in models:
+            for layer in "xy":
+                one = values.sel(model=model, layer=layer)
+                np.testing.assert_array_equal(one.values, draw_for(store, model, layer, 0, 9, 6))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_store_written_anew_shares_no_name_with_what_is_kept_of_the_old_one(tmp_path, layout):
+    plan = make_store_plan([make_model("a", {"x": [6]})], make_table(9), layout=layout)
+    store = tmp_path / "s"
+    write_store(store, plan, draw_values)
+    kept = [open_layer(store, "a", "x").persist(), open_activations(store).persist()]
+    shutil.rmtree(store)
+    write_store(store, plan, lambda *at: 100 + draw_values(*at))
+    new = [open_layer(store, "a", "x"), open_activations(store)]
+    known = draw_values("a", "x", 0, 9, 6).ravel()
+    for old, one in zip(kept, new, strict=True):
+        assert old.data.name != one.data.name
+        first, second = dask.compute(old, one)
+        np.testing.assert_array_equal(first.values.ravel(), known)
+        np.testing.assert_array_equal(second.values.ravel(), 100 + known)
+
+
+def test_selections_of_one_shape_have_names_of_their_own_and_keep_their_numbers_together(store):
+    rows = [slice(0, 4), slice(4, 8), slice(0, 8, 2), slice(3, None, -1), [0, 1, 2, 5], [5, 2, 1, 0]]
+    for lazy in (
+        open_layer(store, "ResNet", "layer4.0"),
+        open_map(store, "ResNet", "layer4.0"),
+        open_activations(store),
+    ):
+        known, axis = lazy.values, lazy.dims.index("stimulus")
+        keys = [(slice(None),) * axis + (key,) for key in rows]
+        keys += [(..., unit) for unit in (0, 1)] + [(..., [1, 3]), (..., [3, 1]), (..., slice(1, 3))]
+        parts = [lazy.data[key] for key in keys]
+        assert len({part.name for part in parts}) == len(keys)
+        for key, part in zip(keys, dask.compute(*parts), strict=True):
+            np.testing.assert_array_equal(part, known[key])
+
+
+def test_every_order_of_all_places_of_an_axis_is_what_numpy_gives(tmp_path):
+    model = make_model("m", {"a": [3, 3, 3], "b": [3, 3, 3]})
+    plan = make_store_plan([model], make_table(3), layout="groups", n_replicates=3)
+    write_store(tmp_path / "s", plan, partial(draw_values, n_replicates=3))
+    a, b = (draw_values("m", layer, 0, 3, 27, n_replicates=3) for layer in "ab")
+    for lazy, known in (
+        (open_layer(tmp_path / "s", "m", "a"), a),
+        (open_map(tmp_path / "s", "m", "a"), a.reshape(3, 3, 3, 3, 3)),
+        (open_activations(tmp_path / "s"), np.stack([a, b], axis=1)[None]),
+    ):
+        for axis, length in enumerate(known.shape):
+            orders = [range(length)[::-1], np.roll(range(length), 1), np.arange(length), [length - 1] * length]
+            for key in (slice(None, None, -1), *(list(order) for order in orders)):
+                index = (slice(None),) * axis + (key,)
+                np.testing.assert_array_equal(lazy.data[index].compute(), known[index])
+                np.testing.assert_array_equal(lazy.data.on_disk[index], known[index])
+
+
+def test_blocks_end_where_those_on_disk_end():
+    form = shards.ShardFormat(
+        make_small_plan("groups").make_block_shape(make_model("m", {"a": [6]}).layers[0]), "blosc"
+    )
+    view = View(
+        LayerArray("/s", "a", 0, "m", "a", form, Rows(30, None), (6,), ""), (range(30), range(2), range(6)), (True,) * 3
+    )
+    for key, lengths in (
+        (slice(None), (8, 8, 8, 6)),
+        (slice(3, None), (5, 8, 8, 6)),
+        (slice(None, None, -1), (6, 8, 8, 8)),
+        (slice(0, 30, 4), (2, 2, 2, 2)),
+        (np.array([7, 8, 15, 16, 0]), (1, 2, 1, 1)),
+    ):
+        assert make_chunks(view.select(key), (8, 2, 6)) == (lengths, (2,), (6,))
+
+
+# errors of threads
+
+
+@pytest.mark.parametrize("fault", ["a flipped bit", "a missing file"])
+def test_an_error_in_one_of_many_shards_that_are_read_side_by_side_is_an_error(tmp_path, fault):
+    plan = make_store_plan([make_model("m", {"wide": [150_000]})], make_table(16), layout="groups", shard_mb=1)
+    plan = plan.model_copy(update={"stimuli_per_task": 4})
+    write_store(tmp_path / "s", plan, draw_values)
+    one = open_layer(tmp_path / "s", "m", "wide")
+    assert one.data.numblocks == (1, 1, 1)
+    assert one.nbytes > PARALLEL_NBYTES
+    np.testing.assert_array_equal(one.values, draw_values("m", "wide", 0, 16, 150_000))
+    files = find_shards(tmp_path / "s")
+    assert len(files) >= 4
+    for file in (files[0], files[-1]):
+        whole = file.read_bytes()
+        if fault == "a flipped bit":
+            file.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+        else:
+            file.unlink()
+        with pytest.raises(StoreError, match=r"model 'm', layer 'wide': .*(checksum|is missing)"):
+            one.compute()
+        file.write_bytes(whole)
+
+
+# names and labels of the catalog
+
+
+def test_a_question_mark_stands_for_exactly_one_character():
+    known = ["fc", "fc1", "fc10", "fca"]
+    find = partial(find_names, known=known, what="no layer", hint="")
+    assert find("fc?") == ["fc1", "fca"]
+    assert find("fc??") == ["fc10"]
+    assert find(["fc?", "fc*"]) == ["fc1", "fca", "fc", "fc10"]
+    with pytest.raises(NameNotFoundError, match=r"no layer 'fca\?'"):
+        find("fca?")
+
+
+@pytest.mark.parametrize("unit_shape", [(3, 3), (4, 4), (12, 0)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_shape_of_other_units_than_the_layer_has_is_refused_not_read_as_a_part(tmp_path, layout, unit_shape):
+    model = make_model("m", {"tokens": [3, 4]})
+    layer = model.layers[0].model_copy(update={"unit_shape": unit_shape})
+    model = model.model_copy(update={"layers": (layer,)})
+    write_store(tmp_path / "s", make_store_plan([model], make_table(4), layout=layout), draw_values)
+    for way in (open_map, open_layer):
+        with pytest.raises(StoreError, match=r"layer 'tokens': unit_shape .* is not 12 units"):
+            way(tmp_path / "s", "m", "tokens")
+
+
+def test_every_layer_has_its_own_depth_bin_and_place_in_every_way_of_opening(store):
+    by_hand = {
+        "ResNet": {
+            "layer1.0.relu:0": (0, 0, 1),
+            "layer4.0": (1, 1 / 3, 2),
+            "layer4.1": (2, 2 / 3, 3),
+            "logits": (3, 1, 5),
+        },
+        "Vit@random-0": {"blocks.0": (0, 0, 1), "blocks.10": (1, 0.5, 3), "logits": (2, 1, 5)},
+    }
+    names = ["layer_index", "depth", "depth_bin"]
+    table = load_layers(store).set_index(["model", "layer"])[names]
+    acts = open_activations(store)
+    assert len(table) == 7
+    for model, layers in by_hand.items():
+        for layer, expected in layers.items():
+            assert tuple(table.loc[model, layer]) == pytest.approx(expected)
+            for one in (
+                acts.sel(model=model, layer=layer),
+                open_layer(store, model, layer),
+                open_map(store, model, layer),
+            ):
+                assert tuple(one[name].item() for name in names) == pytest.approx(expected)
+
+
+def test_a_store_replaced_by_one_whose_root_is_as_long_is_read_anew(tmp_path):
+    roots = []
+    for label in ("aa", "bb"):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        plan = make_store_plan([make_model(label, {"x": [6]})], make_table(4), layout="cube")
+        write_store(tmp_path / "s", plan, draw_values)
+        roots.append((tmp_path / "s/zarr.json").stat().st_size)
+        assert open_activations(tmp_path / "s").model.values.tolist() == [label]
+        np.testing.assert_array_equal(open_layer(tmp_path / "s", label, "x"), draw_values(label, "x", 0, 4, 6))
+    assert roots[0] == roots[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_added_to_a_store_is_seen_by_the_next_open(tmp_path, layout):
+    table, layers = make_table(6), {"x": [4]}
+    first = make_store_plan([make_model("a", layers)], table, layout=layout)
+    state = write_store(tmp_path / "s", first, draw_values)
+    old = open_layer(tmp_path / "s", "a", "x")
+    assert load_layers(tmp_path / "s").model.tolist() == ["a"]
+    both = make_store_plan([make_model("a", layers), make_model("b", layers)], table, layout=layout, old=first)
+    write_store(tmp_path / "s", both, draw_values, state=state)
+    assert load_layers(tmp_path / "s").model.tolist() == ["a", "b"]
+    assert open_activations(tmp_path / "s").model.values.tolist() == ["a", "b"]
+    np.testing.assert_array_equal(open_layer(tmp_path / "s", "b", "x"), draw_values("b", "x", 0, 6, 4))
+    new = open_layer(tmp_path / "s", "a", "x")
+    assert old.data.name != new.data.name
+    np.testing.assert_array_equal(new, old)

@@ -198,7 +198,7 @@ def _build(folder: Path, fault: Fault | None, counted: Path, trace_to: Path | No
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  for the child's whole life
         sys.stderr = error
         watch.install()
-        xact.cli.main(["build", str(folder / "recipe.yml"), "--allow-code"])
+        xact.cli_main.main(["build", str(folder / "recipe.yml"), "--allow-code"])
     except SystemExit as end:
         code = int(end.code or 0)
     finally:

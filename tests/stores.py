@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from xact.digest import FileStamp
 from xact.durable import Written
 from xact.journal import Journal, State, write_plan
+from xact.labels import StimulusTable
 from xact.merge import Request, make_plan
 from xact.plan import Plan, PlannedLayer, PlannedModel
-from xact.specs import FileStamp, StimulusTable
-from xact.store import create, make_metadata, make_tree, publish, write_shards
+from xact.store import make_metadata, make_tree
+from xact.write_store import create, publish, write_shards
 
 AXES = {1: ("feature",), 2: ("token", "feature"), 3: ("channel", "y", "x")}
 

@@ -348,7 +348,7 @@ for attempt in range(1000):
     if child == 0:
         sys.stdout = open(os.devnull, "w")
         try:
-            xact.cli.main(["build", recipe])
+            xact.cli_main.main(["build", recipe])
         except SystemExit as end:
             os._exit(end.code)
     if killed < n_kills:

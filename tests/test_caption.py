@@ -78,7 +78,7 @@ def write(tmp_path: Path, network: Path, stimuli: Path) -> Write:
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
-        xact.cli.main(["caption", *map(str, arguments)])
+        xact.cli_main.main(["caption", *map(str, arguments)])
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out, err
 
@@ -425,7 +425,7 @@ def test_a_prompt_of_the_command_line_does_not_take_the_name_of_the_recipes(writ
 def test_a_recipe_for_captions_needs_no_models_and_a_build_still_does(capsys, write):
     recipe = write(n_tokens=2)
     with pytest.raises(SystemExit) as end:
-        xact.cli.main(["build", str(recipe), "--store", "s.zarr"])
+        xact.cli_main.main(["build", str(recipe), "--store", "s.zarr"])
     assert end.value.code == 2
     assert "no models are asked for" in capsys.readouterr().err
     assert run(capsys, recipe)[0] == 0

@@ -14,7 +14,7 @@ import pytest
 
 from xact.caption_table import CaptionTable, Listed, check_output, make_layout, open_table
 from xact.errors import InterruptedBuildError, RequestError, StoreError, XactError
-from xact.specs import StimulusTable
+from xact.labels import StimulusTable
 
 IDS = ["001", "002", "003"]
 

@@ -12,7 +12,8 @@ from pictures import write_recipe
 
 import xact
 from xact.errors import RecipeError, RequestError
-from xact.stimuli import Chosen, hash_stimulus, open_stimuli
+from xact.stimuli import Chosen, hash_stimulus
+from xact.stimuli.open import open_stimuli
 from xact.stimuli_blocks import CaptionsStimuli, NsdStimuli
 
 

@@ -17,14 +17,15 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from xact.capture import Capture, Wanted, copy_module, find_part, probe
+from xact.capture import Capture, Wanted, copy_module, find_part
+from xact.digest import FileStamp
 from xact.engine import Job, Shown, run_job
 from xact.errors import CaptureError, RequestError
 from xact.gallery import collate_pictures
 from xact.layers import select_layers
-from xact.plan import Batch, Task
+from xact.probe import probe
 from xact.reduce import Reduction, plan_units
-from xact.specs import FileStamp
+from xact.tasks import Batch, Task
 
 SHAPE = (3, 6, 6)
 FLATTEN = Reduction("flatten")

@@ -33,7 +33,7 @@ compute: {{device: cpu}}
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     """Run a command in this process and return (exit code, stdout, stderr)."""
     with pytest.raises(SystemExit) as end:
-        xact.cli.main([str(argument) for argument in arguments])
+        xact.cli_main.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out, err
 

@@ -18,7 +18,8 @@ from xact.errors import NameNotFoundError, WeightsError
 from xact.models import cornet
 from xact.models.checkpoints import hash_file
 from xact.specs import resolve_model
-from xact.survey import make_wanted, survey_model
+from xact.stage import make_wanted
+from xact.survey import survey_model
 
 RECURRENT = [("V2", 64, 128, 2), ("V4", 128, 256, 4), ("IT", 256, 512, 2)]  # area, channels in and out, time steps
 

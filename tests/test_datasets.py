@@ -22,7 +22,8 @@ from PIL import Image
 
 import xact
 from xact.errors import RequestError, StimulusError
-from xact.stimuli import Chosen, open_stimuli
+from xact.stimuli import Chosen
+from xact.stimuli.open import open_stimuli
 from xact.stimuli_blocks import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 
 BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}

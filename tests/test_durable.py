@@ -18,8 +18,6 @@ from hypothesis import strategies as st
 from xact.durable import (
     Written,
     append_line,
-    hold_lines,
-    hold_lock,
     make_folder,
     place_file,
     read_lines,
@@ -29,6 +27,7 @@ from xact.durable import (
     write_file,
 )
 from xact.errors import StoreError
+from xact.locks import hold_lines, hold_lock
 
 PIECES = [b"first " * 100, b"", b"second " * 100]
 NEW = b"".join(PIECES)
@@ -275,7 +274,7 @@ def test_what_is_written_never_follows_a_link_out_of_the_store(name, write, is_d
 HOLDER = """
 import sys, time
 from pathlib import Path
-from xact.durable import hold_lock
+from xact.locks import hold_lock
 with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

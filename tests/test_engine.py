@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from xact.capture import Capture, Wanted
+from xact.digest import FileStamp
 from xact.engine import Job, Shown, TaskResult, copy_flat, run_job
 from xact.errors import CaptureError, StimulusError
 from xact.gallery import collate_pictures
 from xact.layers import Output
-from xact.plan import Batch, Task
 from xact.reduce import Reduction
-from xact.specs import FileStamp
+from xact.tasks import Batch, Task
 
 
 @dataclass(frozen=True)

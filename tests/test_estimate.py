@@ -7,7 +7,7 @@ import json
 import pytest
 from pictures import write_pictures
 
-from xact.cli import main
+from xact.cli_main import main
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from stores import make_model, make_store_plan, make_table
 from xact.engine import TaskResult
 from xact.errors import CaptureError
 from xact.finish import finish_task, round_mantissa
-from xact.plan import Batch, Task
+from xact.tasks import Batch, Task
 
 ULP = 2.0**-10
 """Step of numbers from 1 to 2 that have 10 bits of mantissa."""

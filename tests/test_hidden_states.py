@@ -12,8 +12,9 @@ from torch import nn
 
 from xact.capture import Wanted
 from xact.errors import CaptureError
-from xact.hidden_states import Encoded, TextCapture, measure_losses, pad
+from xact.hidden_states import TextCapture, measure_losses
 from xact.layers import Output
+from xact.models.text_batch import Encoded, pad
 from xact.reduce import Reduction
 
 N_WORDS, WIDTH = 9, 4

@@ -244,7 +244,7 @@ def through(call):
     try:
         call()
     except XactError as error:
-        xact.cli.report(error)
+        xact.cli_main.report(error)
     except SystemExit as end:
         pass
     sys.stderr.write("\\x1e")
@@ -252,7 +252,7 @@ def read():
     exec({read!r})
 through(read)
 for arguments in {commands!r}:
-    through(lambda: xact.cli.main(arguments))
+    through(lambda: xact.cli_main.main(arguments))
 """
 
 

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
-from xact.cli import main
+from xact.cli_main import main
 
 draw = partial(draw_values, n_replicates=2)
 LAYERS = {"blocks.2": [3], "blocks.10": [2, 2]}

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
+from xact.digest import FileStamp
 from xact.durable import Written, make_sealed_lines
 from xact.errors import StoreError
 from xact.journal import (
@@ -29,7 +30,6 @@ from xact.journal import (
     write_manifest,
     write_plan,
 )
-from xact.specs import FileStamp
 
 MODELS = (make_model("a", {"conv": (4, 3, 3), "fc": (7,)}), make_model("b/c", {"fc": (5,)}))
 SHA = "0123456789abcdef" * 4

@@ -27,11 +27,11 @@ from pictures import write_pictures
 
 import xact
 from xact import models
-from xact.cli import main
+from xact.cli_main import main
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models import language
+from xact.prepare import survey
 from xact.recipe_file import load_recipe
-from xact.run import survey
 from xact.specs import resolve_model
 
 RELATIVE = 1e-5

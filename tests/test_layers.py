@@ -12,7 +12,6 @@ import torchvision
 import transformers
 from torch import nn
 
-from xact.capture import probe
 from xact.errors import NameNotFoundError, RequestError
 from xact.layers import (
     Output,
@@ -23,6 +22,7 @@ from xact.layers import (
     resolve_aliases,
     select_layers,
 )
+from xact.probe import probe
 
 
 def probe_module(module, size, *, forward=lambda module, x: module(x), find_logits=lambda y: y):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xact.cli import main
+from xact.cli_main import main
 from xact.model_list import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.registry import load_registry
 

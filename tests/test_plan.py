@@ -15,7 +15,8 @@ from stores import make_layer, make_model, make_table
 from xact.chunks import ITEM_NBYTES
 from xact.errors import MismatchError, RequestError
 from xact.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
-from xact.plan import Plan, count_batch_stimuli, make_batches, make_tasks
+from xact.plan import Plan
+from xact.tasks import count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
     "stimuli": {

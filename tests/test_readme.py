@@ -159,7 +159,7 @@ def test_the_picture_of_the_house_names_every_file():
 
 
 def test_the_page_names_every_command():
-    from xact.cli import make_parser
+    from xact.arguments import make_parser
 
     ((_, table),) = list_blocks(find_chapter("Commands"), "text")
     (commands,) = [action for action in make_parser()._actions if action.dest == "command"]

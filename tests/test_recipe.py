@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xact.cli import main
+from xact.cli_main import main
 from xact.errors import RecipeError, RequestError
 from xact.recipe import ColorJitter, ModelEntry, Recipe, make_schema
 from xact.recipe_file import load_recipe

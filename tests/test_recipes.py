@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from xact.blocks import Block
-from xact.cli import main
+from xact.cli_main import main
 from xact.recipe import CaptionRecipe, Recipe
 from xact.recipe_file import load_recipe
 from xact.yaml_text import parse_yaml

@@ -29,7 +29,9 @@ from test_readme import find_chapter, list_blocks
 from tiny_pixtral import write_pixtral
 
 import xact
-from xact.cli import get_overrides, main, make_parser
+from xact.arguments import make_parser
+from xact.cli import get_overrides
+from xact.cli_main import main
 from xact.export import export
 from xact.recipe import CaptionRecipe
 from xact.recipe_file import load_recipe

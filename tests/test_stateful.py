@@ -25,8 +25,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 import xact
-from xact.durable import hold_lock
 from xact.errors import MismatchError, StoreError, XactError
+from xact.locks import hold_lock
 from xact.verify import verify
 
 MODELS = ("one", "two", "three")

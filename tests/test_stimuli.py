@@ -19,9 +19,10 @@ from PIL import Image
 
 from xact import stimuli
 from xact.errors import RequestError, StimulusError
-from xact.specs import StimulusTable
-from xact.stimuli import check_table, hash_stimulus, open_stimuli
+from xact.labels import StimulusTable
+from xact.stimuli import check_table, hash_stimulus
 from xact.stimuli.columns import type_column
+from xact.stimuli.open import open_stimuli
 from xact.stimuli_blocks import FolderStimuli, Hdf5Stimuli, TableStimuli
 
 

@@ -14,7 +14,8 @@ from stores import draw_values, make_model, make_store_plan, make_table, write_s
 
 from xact.durable import Written
 from xact.journal import State
-from xact.store import create, make_metadata, make_tree, write_shards
+from xact.store import make_metadata, make_tree
+from xact.write_store import create, write_shards
 
 LAYOUTS = ("cube", "groups")
 MODELS = (

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from xact.digest import FileStamp
 from xact.errors import StimulusError
 from xact.gallery import Holdings
-from xact.hidden_states import Encoded
-from xact.models import Tokenizer
-from xact.specs import FileStamp, StimulusTable
+from xact.labels import StimulusTable
+from xact.models.base import Tokenizer
+from xact.models.text_batch import Encoded
 from xact.texts import Texts
 
 

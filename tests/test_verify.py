@@ -18,12 +18,14 @@ import pytest
 import torch
 from stores import draw_values, make_model, make_store_plan, make_table, write_store, write_task
 
-from xact.durable import hold_lock
 from xact.errors import RequestError, StoreError
 from xact.journal import Journal, State, write_plan
-from xact.plan import Plan, make_tasks
-from xact.store import create, make_metadata, make_tree, publish
+from xact.locks import hold_lock
+from xact.plan import Plan
+from xact.store import make_metadata, make_tree
+from xact.tasks import make_tasks
 from xact.verify import Report, verify
+from xact.write_store import create, publish
 
 LAYERS = {"dark": [6], "fc": [300]}
 JITTER = ["jitter_hue"]

@@ -140,9 +140,9 @@ def run_request(request: dict[str, Any]) -> int:
         try:
             exec(request["code"], {"__name__": "asked"})  # noqa: S102  the tests' own code
             if request["arguments"] is not None:
-                xact.cli.main(request["arguments"])
+                xact.cli_main.main(request["arguments"])
         except XactError as error:
-            code = xact.cli.report(error)
+            code = xact.cli_main.report(error)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:  # noqa: BLE001  what Python itself would print

@@ -23,15 +23,15 @@ from xact.captioners import Captioner, Engine, Settings, find_weights, open_engi
 from xact.device import get_kind, resolve_device
 from xact.durable import write_file
 from xact.errors import MismatchError, RequestError, StimulusError
-from xact.gallery import get_pictures
 from xact.images import make_pictures
 from xact.merge import NEUTRAL_STIMULI_KEYS, flatten_leaves
 from xact.paths import expand_path
 from xact.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
 from xact.recipe import CaptionRecipe, LoadedRecipe
 from xact.recipe_file import load_recipe
-from xact.stimuli import StimulusSource, open_stimuli
-from xact.stimuli_blocks import PictureBlock
+from xact.stimuli import StimulusSource
+from xact.stimuli.open import open_stimuli
+from xact.stimuli_blocks import PictureBlock, get_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image

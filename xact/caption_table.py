@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from xact.caption_rows import add_rows, load_rows
 from xact.csv_text import Cell
-from xact.durable import append_line, hold_lines, read_lines, read_whole, remove_file, sync_folder, write_file
+from xact.durable import append_line, read_lines, read_whole, remove_file, sync_folder, write_file
 from xact.errors import RequestError, StoreError, XactError, make_nearest_text
-from xact.specs import Column, StimulusTable
+from xact.labels import Column, StimulusTable
+from xact.locks import hold_lines
 
 KEY = "stimulus"
 """The column that says whose row it is."""

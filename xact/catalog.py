@@ -22,7 +22,7 @@ import numpy as np
 
 from xact.disk_arrays import LayerArray, Rows
 from xact.durable import parse_json
-from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError, make_nearest_text
+from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
 from xact.shards import ShardFormat, parse_format
 from xact.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
 
@@ -262,12 +262,6 @@ def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> 
             check_name(name, known, what=what, hint=hint)
         found |= dict.fromkeys(fits)
     return list(found)
-
-
-def check_name(name: str, known: Iterable[str], *, what: str, hint: str) -> None:
-    """Refuse a name that is not known, with the nearest ones."""
-    if name not in known:
-        raise NameNotFoundError(f"{what} {name!r}{make_nearest_text(name, known)}", hint=hint)
 
 
 def merge_orders(orders: Sequence[Sequence[int]]) -> list[int]:

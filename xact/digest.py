@@ -104,3 +104,11 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
     with ThreadPoolExecutor(n_threads) as pool:
         parts = [pool.submit(lambda: {key: hash_one(key) for key in waiting}) for _ in range(n_threads)]
     return {key: found for part in parts for key, found in part.result().items()}
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells cheaply that a file has not changed since its bytes were hashed."""
+
+    nbytes: int
+    mtime_ns: int

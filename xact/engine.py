@@ -22,10 +22,10 @@ from torch import Tensor
 from xact.capture import Wanted
 from xact.device import get_kind, use_precision
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
-from xact.plan import Batch, Task
+from xact.tasks import Batch, Task
 
 if TYPE_CHECKING:
-    from xact.specs import FileStamp
+    from xact.digest import FileStamp
 
 BATCHES_AHEAD = 2
 """Batches decoded ahead of an accelerator, for each decoding thread."""

@@ -20,7 +20,7 @@ Every message is one line that says what was asked and what was found; `hint` sa
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 RUN_AGAIN = "run the same command again (xact build, xact import): it goes on where it stopped"
 """The hint where a store is not finished."""
@@ -113,3 +113,17 @@ def make_nearest_text(name: str, names: Iterable[str]) -> str:
     """Return ` (nearest: a, b, c)`, or nothing when no name is close."""
     nearest = find_nearest(name, names)
     return f" (nearest: {', '.join(nearest)})" if nearest else ""
+
+
+def check_name(name: str, known: Iterable[str], *, what: str, hint: str) -> None:
+    """Refuse a name that is not known, with the nearest ones."""
+    if name not in known:
+        raise NameNotFoundError(f"{what} {name!r}{make_nearest_text(name, known)}", hint=hint)
+
+
+def check_model(model: str | None, known: Sequence[str], *, where: str) -> None:
+    """Refuse a model that is not there, with the nearest ones."""
+    if model is not None and model not in known:
+        raise NameNotFoundError(
+            f"{where} has no model {model!r}{make_nearest_text(model, known)}", hint=f"its models: {' '.join(known)}"
+        )

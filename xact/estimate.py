@@ -11,7 +11,7 @@ from typing import Any
 from xact.chunks import ITEM_NBYTES
 from xact.device import count_lanes, count_workers, find_device_memory
 from xact.plan import Plan, PlannedModel
-from xact.run import Site
+from xact.prepare import Site
 
 CONFIRM_NBYTES = 10**9
 """A build that would write more asks first, on a terminal."""

@@ -21,9 +21,10 @@ from xact.errors import NoStoreError, StoreError
 from xact.findings import Fault
 from xact.journal import FOLDER, State, read_manifest, read_plan, take_lines
 from xact.metadata import is_inside
-from xact.plan import Plan, make_tasks
+from xact.plan import Plan
 from xact.shards import ShardFormat
 from xact.store import make_files, make_metadata, make_tree, make_unfinished_root
+from xact.tasks import make_tasks
 
 ROOT = "zarr.json"
 """The root's metadata file: what readers see of a store."""

@@ -11,9 +11,10 @@ import numpy as np
 from xact.engine import TaskResult
 from xact.errors import CaptureError
 from xact.journal import TaskRecord
-from xact.plan import Plan, PlannedModel, Task
+from xact.plan import Plan, PlannedModel
 from xact.shards import ShardFormat, read_shard
-from xact.store import write_shards
+from xact.tasks import Task
+from xact.write_store import write_shards
 
 
 def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult) -> TaskRecord:

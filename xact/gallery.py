@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from xact.device import get_memory_format
+from xact.digest import FileStamp
 from xact.engine import Shown
-from xact.errors import CaptureError, MismatchError, RequestError
+from xact.errors import CaptureError, MismatchError
 from xact.images import are_all_equal, draw_jitter, make_pictures
-from xact.models import Transform
+from xact.models.base import Transform
 from xact.recipe import Replicates
-from xact.specs import FileStamp
 from xact.stimuli import StimulusSource, hash_stimulus
-from xact.stimuli_blocks import PictureBlock, Stimuli
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,6 @@ def collate_pictures(
         if content is not None:
             pictures[i * n_replicates : (i + 1) * n_replicates] = content
     return pictures
-
-
-def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
-    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
-    if isinstance(stimuli, PictureBlock):
-        return stimuli
-    raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")
 
 
 def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:

@@ -13,9 +13,11 @@ from torch import nn
 
 from xact.capture import find_device
 from xact.errors import RequestError
-from xact.hidden_states import Encoded, find_hidden_states, pad
+from xact.hidden_states import find_hidden_states
 from xact.layers import LOGITS, Output, Selected, find_depth
-from xact.models import Network, Weights, load_network, make_architecture
+from xact.models import load_network, make_architecture
+from xact.models.base import Network, Weights
+from xact.models.text_batch import Encoded, pad
 from xact.plan import PlannedLayer
 from xact.reduce import Reduction, plan_text_units
 from xact.specs import ModelSpec

@@ -26,13 +26,15 @@ from xact.merge import Request, make_plan
 from xact.old_files import UNKNOWN, OldFiles, OldModel, open_old
 from xact.paths import expand_path
 from xact.place import hold_place
-from xact.plan import Plan, PlannedLayer, PlannedModel, Task, make_tasks
+from xact.plan import Plan, PlannedLayer, PlannedModel
 from xact.provenance import make_provenance
 from xact.recipe import Storage
 from xact.registry import load_registry
 from xact.registry.entry import Entry
 from xact.run import Outcome
-from xact.store import create, make_metadata, make_tree, publish
+from xact.store import make_metadata, make_tree
+from xact.tasks import Task, make_tasks
+from xact.write_store import create, publish
 
 SOURCE = "import"
 """Source of every imported model and of the stimuli: none that a recipe can ask for, so that no build mixes with it."""

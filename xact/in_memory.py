@@ -12,16 +12,18 @@ import xarray as xr
 from pydantic import ValidationError
 
 from xact.complaints import make_complaint
+from xact.digest import FileStamp
 from xact.engine import TaskResult, run_job
 from xact.errors import RequestError
 from xact.gallery import draw_amounts
 from xact.journal import State
+from xact.labels import Kind, StimulusTable
 from xact.merge import Request, make_plan
 from xact.models import check_allowed, find_kind, find_weights, load_network
 from xact.plan import Plan, PlannedLayer, PlannedModel
+from xact.prepare import adopt_replicates, list_tasks
 from xact.recipe import LoadedRecipe, Recipe
-from xact.run import adopt_replicates, list_tasks
-from xact.specs import FileStamp, Kind, ModelSpec, StimulusTable, resolve_models
+from xact.specs import ModelSpec, resolve_models
 from xact.stage import make_holdings, set_stage
 from xact.stimuli import check_table, read_file, stamp_file
 from xact.survey import survey_model

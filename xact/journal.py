@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xact.digest import hash_file
+from xact.digest import FileStamp, hash_file
 from xact.durable import (
     Written,
     append_line,
@@ -30,7 +30,6 @@ from xact.durable import (
 )
 from xact.errors import StoreError
 from xact.plan import Plan
-from xact.specs import FileStamp
 from xact.stored import find_line_fault, find_plan_fault
 
 FOLDER = ".xact"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from xact.errors import RequestError
 
@@ -93,3 +95,38 @@ def is_safe_part(part: str) -> bool:
     """Return whether a part can be the name of a folder in a Zarr store on any system."""
     is_odd = not 0 < len(part) <= MAX_PART_LENGTH or part != make_path_part(part)
     return not (is_odd or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))
+
+
+Kind = Literal["image", "text"]
+"""What stimuli are, and what a network is shown."""
+
+
+Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
+"""One column of a table of stimuli: all cells of one type; a missing number is NaN."""
+
+
+@dataclass(frozen=True)
+class StimulusTable:
+    """The labels of every stimulus, in the order of the source; all fields have one length."""
+
+    ids: Sequence[str]
+    conditions: Sequence[str]
+    stems: Sequence[str]
+    """File name without extension, or the id."""
+    files: Sequence[str]
+    """Path relative to the root folder (`/` between parts), or what the source has in its place."""
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    """Further columns of the source by name."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> StimulusTable:
+        """Return the table of these rows, in this order."""
+        return StimulusTable(
+            ids=[self.ids[row] for row in rows],
+            conditions=[self.conditions[row] for row in rows],
+            stems=[self.stems[row] for row in rows],
+            files=[self.files[row] for row in rows],
+            columns={name: [column[row] for row in rows] for name, column in self.columns.items()},  # type: ignore[misc]
+        )

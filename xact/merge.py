@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from xact.chunks import CUBE_MAX_UNITS, ITEM_NBYTES, MEGABYTE, choose_stimuli_per_task
 from xact.errors import MismatchError, RequestError
-from xact.labels import make_path_parts
-from xact.plan import Plan, PlannedModel, PlannedStimuli, count_batch_stimuli
-from xact.specs import StimulusTable
+from xact.labels import StimulusTable, make_path_parts
+from xact.plan import Plan, PlannedModel, PlannedStimuli
+from xact.tasks import count_batch_stimuli
 
 NEUTRAL_STIMULI_KEYS = frozenset("root file folders pattern columns fields where limit ids subject".split())
 """Keys of `stimuli` that only say where the stimuli and their labels are and which are taken: ids, labels and hashes

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from xact.durable import hold_lock
 from xact.errors import RequestError
+from xact.locks import hold_lock
 
 
 @contextmanager

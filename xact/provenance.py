@@ -14,7 +14,7 @@ import torch
 
 from xact.errors import MismatchError
 from xact.journal import State
-from xact.models import Network
+from xact.models.base import Network
 from xact.plan import Plan, PlannedModel
 from xact.survey import find_versions
 

@@ -7,54 +7,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
 from xact.durable import sweep_partial
 from xact.engine import TaskResult, run_job
-from xact.errors import CaptureError, DeviceMemoryError, MismatchError, RequestError, WeightsError
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
 from xact.finish import finish_task, load_rows
-from xact.gallery import Holdings, draw_all_amounts, draw_amounts
-from xact.journal import Journal, State, TaskRecord, load_state, remove_older, write_plan
-from xact.merge import Request, compare_settings, make_plan
-from xact.models import Weights, check_allowed, check_gate, find_weights, load_network
-from xact.plan import Plan, PlannedModel, Task, halve_batch, make_tasks
+from xact.gallery import draw_all_amounts
+from xact.journal import Journal, TaskRecord, remove_older, write_plan
+from xact.models import load_network
+from xact.plan import PlannedModel
+from xact.prepare import Site, list_tasks
 from xact.provenance import check_network, check_versions, hash_tensors, make_provenance
-from xact.recipe import LoadedRecipe
-from xact.specs import ModelSpec, resolve_models
-from xact.stage import make_holdings, make_texts, set_stage
-from xact.stimuli import Chosen, StimulusSource, hash_stimulus, open_stimuli
-from xact.store import create, make_metadata, make_tree, publish
-from xact.survey import survey_model
-
-
-@dataclass(frozen=True)
-class Site:
-    """A recipe, looked at: the stimuli listed, the networks surveyed, the plan laid over what the store holds."""
-
-    store: Path
-    loaded: LoadedRecipe
-    source: Chosen
-    specs: Mapping[str, ModelSpec]
-    weights: Mapping[str, Weights]
-    """{model: weights that were found}."""
-    state: State
-    """What the store's journals say before this run."""
-    plan: Plan
-    tasks: Mapping[str, Sequence[Task]]
-    """{model: what is still to be done}, for the models asked for."""
-
-    @property
-    def n_pictures(self) -> int:
-        """Rows still to be captured, over all models."""
-        return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
-
-    @property
-    def nothing_to_do(self) -> bool:
-        """Whether the store already holds all that is asked for."""
-        return self.state.is_committed and self.n_pictures == 0 and self.plan.generation == self.state.committed
+from xact.stage import make_holdings, set_stage
+from xact.stimuli import hash_stimulus
+from xact.store import make_metadata, make_tree
+from xact.tasks import halve_batch
+from xact.write_store import create, publish
 
 
 @dataclass
@@ -71,116 +42,6 @@ class Outcome:
     is_complete: bool = True
     whole_models: tuple[str, ...] | None = None
     """Those asked for that have every row, where not every model of the store has; None where all have."""
-
-
-def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> Site:
-    """List the stimuli, survey every network, and lay the plan over what the store holds; touch nothing.
-
-    `fetch` also finds (or downloads) the weights, so that a model whose weights cannot be had is known before the
-    first picture is shown.
-    """
-    recipe = loaded.recipe
-    source = open_stimuli(recipe.stimuli, loaded.folder)
-    loaded = adopt_replicates(loaded, source)
-    recipe = loaded.recipe
-    state = load_state(store)
-    if state.plan is not None:
-        _compare_settings(recipe.model_dump(), state, store)  # before any network: an imported store is refused here
-    specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
-    failed: dict[str, str] = {}
-    models: list[PlannedModel] = []
-    weights: dict[str, Weights] = {}
-    helds = {label: state.plan.find_model(label) if state.plan else None for label in specs}
-    for spec in specs.values():
-        check_allowed(spec, allow_code=allow_code)
-    if fetch:
-        failed |= find_gated([spec for label, spec in specs.items() if helds[label] is None], recipe.on_error)
-    for spec in (spec for label, spec in specs.items() if label not in failed):
-        held = helds[spec.label]
-        try:
-            model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
-            if held is not None and recipe.compute.on_out_of_memory == "halve":
-                model = model.model_copy(update={"batch_size": min(model.batch_size, held.batch_size)})
-            models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
-        except WeightsError as error:
-            if recipe.on_error == "stop":
-                raise
-            failed[spec.label] = str(error)
-        else:
-            if held is not None and not _is_device_open(spec, loaded):
-                _check_device(model, held)
-    request = Request(
-        recipe=recipe.model_dump(),
-        table=source.table,
-        models=tuple(models),
-        jitter_names=tuple(draw_amounts(recipe.replicates, "")),
-        failed_models=failed,
-    )
-    plan = make_plan(request, state.plan, is_committed=state.is_committed)
-    holdings = make_holdings(source, plan.stimuli.ids, {})
-    tasks = {
-        m.label: list_tasks(plan, m, specs[m.label], state, holdings if fetch else None)
-        for m in plan.models
-        if m.label in specs and m.label not in failed
-    }
-    if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
-        plan = plan.model_copy(update={"generation": plan.generation + 1})
-    return Site(store, loaded, source, specs, weights, state, plan, tasks)
-
-
-def _compare_settings(recipe: Mapping[str, Any], state: State, store: Path) -> None:
-    """Refuse settings that are not the store's; where it holds no value yet, say that it may be deleted."""
-    try:
-        compare_settings(recipe, cast(Plan, state.plan))
-    except MismatchError as error:
-        if state.tasks or state.is_committed:
-            raise
-        raise MismatchError(
-            str(error), hint=f"{store} holds no value yet: delete it, or give the old value back"
-        ) from None
-
-
-def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
-    """Return {model: why} of weights that must be asked for first; raise the first where errors stop a build."""
-    failed: dict[str, str] = {}
-    for spec in specs:
-        try:
-            check_gate(spec)
-        except WeightsError as error:
-            if on_error == "stop":
-                raise
-            failed[spec.label] = str(error)
-    return failed
-
-
-def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:
-    """Return the recipe with as many replicates as a stimulus has captions; pictures have as many as it says."""
-    if source.kind == "image":
-        return loaded
-    asked = loaded.recipe.replicates
-    if asked.jitter.kind != "none":
-        raise RequestError(f"replicates.jitter is for pictures; {source.location} holds captions")
-    if asked.count not in (1, source.n_replicates):
-        raise RequestError(
-            f"replicates.count is {asked.count}; each stimulus of {source.location} has {source.n_replicates} captions",
-            hint="leave it out: every caption of a stimulus is a replicate",
-        )
-    replicates = asked.model_copy(update={"count": source.n_replicates})
-    return replace(loaded, recipe=loaded.recipe.model_copy(update={"replicates": replicates}))
-
-
-def list_tasks(plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, holdings: Holdings | None) -> list[Task]:
-    """Return what is still to be done of a model; the batches of captions are sorted by length.
-
-    Without `holdings` nothing is read, and captions are in the order of their rows.
-    """
-    done = state.find_done(model.label)
-    tasks = list(make_tasks(plan, model, done))
-    if model.kind == "image" or not tasks or holdings is None:
-        return tasks
-    texts = make_texts(spec, holdings, plan.n_replicates)
-    lengths = [texts.count_tokens(row) for row in range(plan.n_stimuli)]
-    return list(make_tasks(plan, model, done, lengths=lengths))
 
 
 def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
@@ -230,44 +91,6 @@ def _close(site: Site, outcome: Outcome) -> Outcome:
         outcome.whole_models = tuple(label for label in whole if label in site.specs)
     remove_older(site.store, site.state.committed)
     return outcome
-
-
-def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:
-    """Return whether the user's own words on the command line chose the device."""
-    return loaded.device_said and spec.device == loaded.recipe.compute.device
-
-
-def _check_device(model: PlannedModel, held: PlannedModel) -> None:
-    if model.device != held.device:
-        raise MismatchError(
-            f"models.{model.label}.device differs: the store was made on {held.device!r}, this run would use "
-            f"{model.device!r}",
-            hint=f"--device {model.device} to go on there all the same (the last bits of the values will differ)",
-        )
-
-
-def _add_weights(
-    model: PlannedModel,
-    spec: ModelSpec,
-    held: PlannedModel | None,
-    state: State,
-    weights: dict[str, Weights],
-    *,
-    fetch: bool,
-) -> PlannedModel:
-    """Return the model with what is known of its weights, those found added to `weights`.
-
-    A finished model's weights need not be here any more, unless they are the user's own file.
-    """
-    is_local = spec.weights not in ("pretrained", "random")
-    if held is not None and state.plan is not None:
-        is_done = all(state.find_present(model.label, model.n_stimuli, state.plan.stimuli_per_task))
-        if not fetch or (is_done and not is_local):
-            return model.model_copy(update={"weights_record": held.weights_record})
-    if not fetch:
-        return model
-    weights[model.label] = find_weights(spec)
-    return model.model_copy(update={"weights_record": weights[model.label].record})
 
 
 def check_finished_stimuli(site: Site) -> None:

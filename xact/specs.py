@@ -6,58 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from xact.complaints import make_complaint
 from xact.errors import RecipeError, RequestError
-from xact.labels import check_label
+from xact.labels import Kind, check_label
 from xact.paths import expand_path
 from xact.recipe import LoadedRecipe, ModelEntry, Recipe
 from xact.registry import Registry, load_registry
 from xact.registry.entry import Entry, ModelSet
-
-Kind = Literal["image", "text"]
-"""What stimuli are, and what a network is shown."""
-
-Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
-"""One column of a table of stimuli: all cells of one type; a missing number is NaN."""
-
-
-@dataclass(frozen=True)
-class StimulusTable:
-    """The labels of every stimulus, in the order of the source; all fields have one length."""
-
-    ids: Sequence[str]
-    conditions: Sequence[str]
-    stems: Sequence[str]
-    """File name without extension, or the id."""
-    files: Sequence[str]
-    """Path relative to the root folder (`/` between parts), or what the source has in its place."""
-    columns: Mapping[str, Column] = field(default_factory=dict)
-    """Further columns of the source by name."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: Sequence[int]) -> StimulusTable:
-        """Return the table of these rows, in this order."""
-        return StimulusTable(
-            ids=[self.ids[row] for row in rows],
-            conditions=[self.conditions[row] for row in rows],
-            stems=[self.stems[row] for row in rows],
-            files=[self.files[row] for row in rows],
-            columns={name: [column[row] for row in rows] for name, column in self.columns.items()},  # type: ignore[misc]
-        )
-
-
-@dataclass(frozen=True)
-class FileStamp:
-    """What tells cheaply that a file has not changed since its bytes were hashed."""
-
-    nbytes: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)

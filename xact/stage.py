@@ -12,16 +12,20 @@ from torch import nn
 
 from xact.capture import Capture, Wanted, find_device
 from xact.device import count_lanes, count_workers, get_memory_format, resolve_device
+from xact.digest import FileStamp
 from xact.engine import Exhibit, Job, Recorder
 from xact.errors import CaptureError
-from xact.gallery import Gallery, Holdings, collate_pictures, get_pictures
+from xact.gallery import Gallery, Holdings, collate_pictures
 from xact.hidden_states import TextCapture
-from xact.models import Network, make_tokenizer, make_transform
+from xact.layers import Output
+from xact.models import make_tokenizer, make_transform
+from xact.models.base import Network
 from xact.plan import Plan, PlannedModel
 from xact.recipe import Recipe
-from xact.specs import FileStamp, ModelSpec
+from xact.reduce import Reduction
+from xact.specs import ModelSpec
 from xact.stimuli import StimulusSource
-from xact.survey import make_wanted
+from xact.stimuli_blocks import get_pictures
 from xact.texts import Texts
 
 
@@ -152,3 +156,16 @@ def _show_captions(
         ),
         collate=texts.collate,
     )
+
+
+def make_wanted(model: PlannedModel) -> list[Wanted]:
+    """Return what a capture is asked for, from the plan."""
+    return [
+        Wanted(
+            label=layer.label,
+            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
+            reduction=Reduction(layer.reduction, layer.k, layer.seed),
+            n_units=layer.n_units,
+        )
+        for layer in model.layers
+    ]

@@ -15,7 +15,8 @@ from xact.recipe_file import UNTRAINED, load_recipe
 from xact.yaml_text import parse_assignment
 
 if TYPE_CHECKING:
-    from xact.run import Outcome, Site
+    from xact.prepare import Site
+    from xact.run import Outcome
 
 Override = tuple[str, Any, str]
 """(dotted key, value, the user's words)."""
@@ -115,6 +116,6 @@ def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = expand_path(loaded.recipe.store)
     with hold_place(store):
-        from xact.run import survey  # torch and its kin: only now, so that a second builder is refused at once
+        from xact.prepare import survey  # torch and its kin: only now, so that a second builder is refused at once
 
         yield survey(loaded, store, allow_code=allow_code, fetch=True)

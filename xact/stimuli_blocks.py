@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from xact.blocks import Block, Text, name_kind
+from xact.errors import RequestError
 
 Folders = Annotated[
     Annotated[list[Text], Field(min_length=1), Tag("list")]
@@ -167,3 +168,10 @@ Stimuli = Annotated[
     FolderStimuli | TableStimuli | Hdf5Stimuli | NsdStimuli | Bold5000Stimuli | ThingsStimuli | CaptionsStimuli,
     Field(discriminator="source"),
 ]
+
+
+def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
+    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
+    if isinstance(stimuli, PictureBlock):
+        return stimuli
+    raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")

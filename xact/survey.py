@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xact.capture import Wanted, probe
 from xact.device import choose_batch_size, get_kind, resolve_device
 from xact.errors import CaptureError, RequestError
 from xact.hidden_layers import check_logits, describe_reading, plan_hidden_layers, survey_hidden
@@ -26,9 +25,11 @@ from xact.layers import (
     resolve_aliases,
     select_layers,
 )
-from xact.models import Network, Transform, load_network, make_architecture, make_transform
-from xact.models import Weights as FoundWeights
+from xact.models import load_network, make_architecture, make_transform
+from xact.models.base import Network, Transform
+from xact.models.base import Weights as FoundWeights
 from xact.plan import PlannedLayer, PlannedModel
+from xact.probe import probe
 from xact.reduce import Reduction, Tokens, parse_reductions, plan_units
 from xact.sources import DISTRIBUTIONS
 from xact.specs import ModelSpec
@@ -219,19 +220,6 @@ def plan_layers(
                 )
             )
     return tuple(planned)
-
-
-def make_wanted(model: PlannedModel) -> list[Wanted]:
-    """Return what a capture is asked for, from the plan."""
-    return [
-        Wanted(
-            label=layer.label,
-            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
-            reduction=Reduction(layer.reduction, layer.k, layer.seed),
-            n_units=layer.n_units,
-        )
-        for layer in model.layers
-    ]
 
 
 def find_versions(source: str) -> dict[str, str]:

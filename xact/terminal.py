@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xact.estimate import Estimate
     from xact.export import ExportFile
-    from xact.run import Outcome, Site
+    from xact.prepare import Site
+    from xact.run import Outcome
 
 
 def confirm(site: Site, *, yes: bool) -> bool:

@@ -10,8 +10,8 @@ import numpy as np
 from xact.engine import Shown
 from xact.errors import StimulusError
 from xact.gallery import Found, Holdings
-from xact.hidden_states import Encoded, TextBatch, pad
-from xact.models import Tokenizer
+from xact.models.base import Tokenizer
+from xact.models.text_batch import Encoded, TextBatch, pad
 
 FAILED = Encoded((0,), 1, is_cut=False)
 """What stands in a batch in the place of a caption that cannot be read; its row is not kept."""

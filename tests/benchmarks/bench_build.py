@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 
 from xact.models import find_weights, load_network
+from xact.prepare import survey
 from xact.recipe_file import load_recipe
-from xact.run import carry_out, survey
+from xact.run import carry_out
 from xact.specs import resolve_models
 
 CASES = {

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.errors import RequestError
 from xact.paths import expand_path
 
 HOMES = {
@@ -24,9 +24,6 @@ HOMES = {
     ".pth": "xact.info.torch",
 }
 """{ending of a file: module}; a folder is a store."""
-
-MOST_SHOWN = 20
-"""Failed stimuli that are shown on a terminal; `--json` has all."""
 
 
 class Kind(Protocol):
@@ -49,14 +46,6 @@ def load_kind(path: str | Path) -> Kind:
         )
     home = HOMES[place.suffix] if place.is_file() else "xact.info.store"
     return cast(Kind, importlib.import_module(home))
-
-
-def check_model(model: str | None, known: Sequence[str], *, where: str) -> None:
-    """Refuse a model that is not there, with the nearest ones."""
-    if model is not None and model not in known:
-        raise NameNotFoundError(
-            f"{where} has no model {model!r}{make_nearest_text(model, known)}", hint=f"its models: {' '.join(known)}"
-        )
 
 
 def make_plain(value: Any) -> Any:  # noqa: ANN401  any attribute

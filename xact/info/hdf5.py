@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xact.info import check_model, make_plain, show_attributes, show_shape
+from xact.errors import check_model
+from xact.info import make_plain, show_attributes, show_shape
 from xact.trees.hdf5 import Hdf5Tree
 
 

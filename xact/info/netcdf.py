@@ -9,8 +9,8 @@ from typing import Any
 import h5netcdf
 import numpy as np
 
-from xact.errors import StoreError
-from xact.info import check_model, make_plain, show_attributes, show_shape
+from xact.errors import StoreError, check_model
+from xact.info import make_plain, show_attributes, show_shape
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.errors import RUN_AGAIN, NoStoreError, StoreError
-from xact.info import MOST_SHOWN, check_model
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model
 from xact.journal import FOLDER, State, load_state
 from xact.plan import Plan, PlannedModel
 
@@ -121,3 +120,7 @@ def _show_model(model: dict[str, Any]) -> list[str]:
         for layer in model.get("layers", [])
     ]
     return lines
+
+
+MOST_SHOWN = 20
+"""Failed stimuli that are shown on a terminal; `--json` has all."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from xact.info import check_model, make_plain, show_shape
+from xact.errors import check_model
+from xact.info import make_plain, show_shape
 from xact.old_files.torch import load_safely
 
 

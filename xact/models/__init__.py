@@ -7,24 +7,23 @@ A source is a file beside this one with the functions of `Source`; it is importe
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from xact.errors import NameNotFoundError, RequestError, WeightsError, make_nearest_text
+from xact.errors import RequestError, WeightsError
+from xact.labels import Kind
+from xact.models.base import Network, NetworkSource, Source, TextSource, Tokenizer, Transform, Weights, make_name_error
 from xact.models.checkpoints import find_local_weights
-from xact.models.outline import make_outline
+from xact.models.explicit import check_declared
 from xact.sources import DISTRIBUTIONS
-from xact.specs import Kind, ModelSpec
+from xact.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from xact.hidden_states import Encoded
+    pass
 
 
 def show_batch(module: nn.Module, pictures: Tensor) -> object:
@@ -36,100 +35,6 @@ def find_matrix(output: object) -> Tensor | None:
     """Return an output that is one vector for each picture, (picture, class)."""
     return output if isinstance(output, Tensor) and output.ndim == 2 else None
 
-
-@dataclass(frozen=True)
-class Network:
-    """A network ready to run, and how to talk to it."""
-
-    module: nn.Module
-    """In eval mode; no parameter asks for a gradient."""
-    forward: Callable[[nn.Module, Any], object] = show_batch
-    """Shows a batch, (picture, channel, y, x) or a TextBatch, to `module` or a deep copy of it."""
-    find_logits: Callable[[object], Tensor | None] = find_matrix
-    """The logits, (picture, class) or (caption, token, word), in what `forward` returned, None where it has none."""
-    n_prefix_tokens: int | None = None
-    """Class, register and distillation tokens ahead of the patch tokens; None: no such tokens."""
-    has_cls: bool = False
-    """Whether token 0 is a class token."""
-    is_typed: bool = False
-    """Whether its tensors have their number formats already: casting them would change more than the weights."""
-    is_placed: bool = False
-    """Whether its tensors lie on their devices already, and are never moved."""
-    code: Mapping[str, str] = field(default_factory=dict)
-    """The user's own file that it is made by, with its sha256, where it is."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """What is done to a picture before the network sees it."""
-
-    apply: Callable[[Image], Tensor]
-    """RGB picture -> float32 (channel, y, x)."""
-    record: dict[str, Any]
-    """All that changes a value, as JSON-able data; under `outline` the same in the words of a recipe's block, where
-    those can say it."""
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """What is done to a text before the network reads it."""
-
-    encode: Callable[[str], Encoded]
-    """From any thread."""
-    pad_id: int
-    """What stands where a shorter text has no token."""
-    record: dict[str, Any]
-    """All that changes a value, as JSON-able data."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights that were found, before anything is loaded."""
-
-    files: tuple[Path, ...]
-    """Empty for random weights."""
-    record: dict[str, Any]
-    """Kind, file names, sha256 or hub revision, seed, as JSON-able data."""
-
-
-class NetworkSource(Protocol):
-    """What each file of this folder offers."""
-
-    def make_network(self, spec: ModelSpec) -> Network:
-        """Return the untrained network as the library initialises it; reads no weights."""
-        ...
-
-    def find_pretrained(self, spec: ModelSpec) -> Weights:
-        """Find or download the weights that `spec.id` names."""
-        ...
-
-    def load_network(self, spec: ModelSpec, weights: Weights) -> Network:
-        """Return the network with pretrained or local weights, loaded strictly."""
-        ...
-
-
-class Source(NetworkSource, Protocol):
-    """What a file of image networks offers besides."""
-
-    def make_transform(self, spec: ModelSpec) -> Transform:
-        """Return the transform that the weights declare, as the library applies it."""
-        ...
-
-
-class TextSource(NetworkSource, Protocol):
-    """What a file of language models offers besides."""
-
-    def takes_text(self, spec: ModelSpec) -> bool:
-        """Return whether the configuration is that of a network which takes text alone."""
-        ...
-
-    def make_tokenizer(self, spec: ModelSpec) -> Tokenizer:
-        """Return the tokenizer of the weights; WeightsError where it cannot be had."""
-        ...
-
-
-N_LISTED = 8
-"""A table of names this short is listed whole in an error."""
 
 TEXT_SOURCES = {"transformers": "xact.models.language"}
 """{source: its file for language models}; for pictures the file beside this one has the name of the source."""
@@ -158,20 +63,6 @@ def make_transform(spec: ModelSpec) -> Transform:
     from xact.models.explicit import make_explicit_transform
 
     return make_explicit_transform(spec.transform, label=spec.label)
-
-
-def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
-    """Refuse a transform that is not the one that the registry knows of these weights."""
-    if spec.declared is None:
-        return
-    for key, declared in make_outline(**spec.declared).items():
-        found = outline.get(key)
-        if found != declared:
-            raise RequestError(
-                f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
-                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
-                "std: […]}",
-            )
 
 
 def find_weights(spec: ModelSpec) -> Weights:
@@ -239,15 +130,6 @@ def check_gate(spec: ModelSpec) -> None:
             f"model {spec.label!r} is gated: {spec.id} is given only to who has accepted its terms, and is not here",
             hint=f"request access at https://huggingface.co/{spec.id}, then set HF_TOKEN or `hf auth login`",
         )
-
-
-def make_name_error(spec: ModelSpec, what: str, name: str, names: Iterable[str]) -> NameNotFoundError:
-    """Return the error for a name that the library's own table lacks, with the nearest it has."""
-    known = list(names)
-    return NameNotFoundError(
-        f"model {spec.label!r}: {spec.source} has no {what} {name!r}{make_nearest_text(name, known)}",
-        hint=f"it has {', '.join(known)}" if 0 < len(known) <= N_LISTED else None,
-    )
 
 
 def _open_source(spec: ModelSpec) -> Source:

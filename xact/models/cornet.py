@@ -11,7 +11,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xact.models import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.explicit import declare_transform
 from xact.models.hub import find_at_url

@@ -9,7 +9,8 @@ from typing import Any
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 
 from xact.errors import RequestError
-from xact.models import Transform
+from xact.models.base import Transform
+from xact.models.outline import make_outline
 from xact.specs import ModelSpec
 
 
@@ -53,3 +54,17 @@ def make_explicit_transform(block: Mapping[str, Any], *, label: str) -> Transfor
         "repr": " ".join(repr(steps).split()),
     }
     return Transform(steps, record)
+
+
+def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
+    """Refuse a transform that is not the one that the registry knows of these weights."""
+    if spec.declared is None:
+        return
+    for key, declared in make_outline(**spec.declared).items():
+        found = outline.get(key)
+        if found != declared:
+            raise RequestError(
+                f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
+                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
+                "std: […]}",
+            )

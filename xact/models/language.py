@@ -22,11 +22,11 @@ from transformers.models.auto.modeling_auto import (
 
 from xact.device import get_kind, resolve_device
 from xact.errors import RequestError, StimulusError, WeightsError
-from xact.hidden_states import Encoded, TextBatch
-from xact.models import Network, Tokenizer, Weights
 from xact.models import transformers as shared
+from xact.models.base import Network, Tokenizer, Weights
 from xact.models.checkpoints import check_keys, hash_file
 from xact.models.hub import find_some_on_hub
+from xact.models.text_batch import Encoded, TextBatch
 from xact.specs import ModelSpec
 
 library: Any = transformers  # its types cover a part only

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xact.errors import RequestError, XactError, make_nearest_text
-from xact.models import Network, Transform, Weights
+from xact.models.base import Network, Transform, Weights
 from xact.models.checkpoints import hash_file, load_strictly, read_one_file
 from xact.models.explicit import make_explicit_transform
 from xact.specs import ModelSpec

@@ -11,7 +11,7 @@ from typing import Any
 from timm.models import vision_transformer
 from torch import nn
 
-from xact.models import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file, select_prefix
 from xact.models.explicit import declare_transform
 from xact.models.hub import find_at_url

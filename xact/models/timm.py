@@ -14,7 +14,8 @@ import timm.models
 from torch import nn
 
 from xact.errors import WeightsError
-from xact.models import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models import find_matrix
+from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file
 from xact.models.hub import find_at_url, find_on_hub
 from xact.models.outline import make_outline

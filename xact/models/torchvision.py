@@ -10,7 +10,7 @@ import torch
 import torchvision.models as library
 from torch import nn
 
-from xact.models import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
 from xact.models.outline import make_outline

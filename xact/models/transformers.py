@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models import Network, Transform, Weights, check_declared, find_matrix
+from xact.models import find_matrix
+from xact.models.base import Network, Transform, Weights
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
+from xact.models.explicit import check_declared
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.outline import make_outline
 from xact.paths import expand_path

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xact.errors import RequestError, StoreError, WorkError
-from xact.specs import Column, StimulusTable
+from xact.labels import Column, StimulusTable
 from xact.stimuli.columns import load_columns
 
 SOURCES: Mapping[str, str] = {

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 
 from xact.errors import RequestError, StoreError
+from xact.labels import StimulusTable
 from xact.old_files import OldLayer, OldModel, check_floating, to_float32
 from xact.registry import load_registry
-from xact.specs import StimulusTable
 from xact.stimuli import check_table
 from xact.trees.hdf5 import is_ordered, make_natural_key
 

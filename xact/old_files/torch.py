@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from xact.errors import RequestError, StoreError
-from xact.labels import POOLS, UNTRAINED_FOLDER
+from xact.labels import POOLS, UNTRAINED_FOLDER, StimulusTable
 from xact.old_files import UNKNOWN, OldLayer, OldModel, load_table, to_float32
 from xact.registry import load_registry
-from xact.specs import StimulusTable
 from xact.stimuli import check_table
 
 NAME = re.compile(r"(?P<model>.+?)_pool-(?P<pool>[^_]+?)(?:_prompt-(?P<prompt>.+?))?(?P<untrained>-untrained)?")

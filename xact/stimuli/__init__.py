@@ -6,7 +6,6 @@ A source is a file of this folder with a function `open_source(block, folder)`.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xact.digest import name_kind
+from xact.digest import FileStamp, name_kind
 from xact.errors import RequestError, StimulusError
-from xact.labels import RESERVED_COLUMNS, check_label, fold_label
+from xact.labels import RESERVED_COLUMNS, Column, Kind, StimulusTable, check_label, fold_label
 from xact.paths import expand_path
-from xact.specs import Column, FileStamp, Kind, StimulusTable
-from xact.stimuli_blocks import Stimuli
 
 MAX_FILE_NBYTES = 500_000_000
 """Bytes of the largest file that is read as one stimulus."""
@@ -165,29 +162,6 @@ class Chosen:
     def close(self) -> None:
         """Let go of open files; reading afterwards is an error."""
         self.listing.close()
-
-
-def open_stimuli(block: Stimuli, folder: Path) -> Chosen:
-    """Return the stimuli that a recipe asks for; relative paths start from `folder`, the recipe's own.
-
-    All that the source has is listed and its labels are checked; then columns and fields are added, `where` and
-    `limit` choose, and what is chosen has to be there. Nothing is decoded. Raise RequestError where the request
-    cannot be met, and StimulusError for what is there and is not a regular file.
-    """
-    from xact.stimuli.choose import add_labels, choose_rows  # they use what stands here
-
-    listing = open_listing(block, folder)
-    check_table(listing.table, location=listing.location)
-    table, notes = add_labels(listing.table, block, folder)
-    rows = choose_rows(table, block)
-    listing.check(rows)
-    return Chosen(listing, rows, table.take(rows), notes)
-
-
-def open_listing(block: Stimuli, folder: Path) -> Listing:
-    """Return all the stimuli of a recipe's source."""
-    listing: Listing = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
-    return listing
 
 
 def hash_stimulus(data: bytes | npt.NDArray[Any]) -> str:

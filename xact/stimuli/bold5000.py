@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.labels import fold_label
-from xact.specs import Column
+from xact.labels import Column, fold_label
 from xact.stimuli import FileSource
 from xact.stimuli.datasets import (
     INDEX,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from xact.csv_text import unescape_cell
+from xact.digest import FileStamp
 from xact.errors import RequestError, make_nearest_text
-from xact.specs import Column, FileStamp, Kind, StimulusTable
-from xact.stimuli import locate, open_listing
+from xact.labels import Column, Kind, StimulusTable
+from xact.stimuli import locate
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
 from xact.stimuli.datasets import N_IMAGES, VARIABLES, find_root, strip_extension
 from xact.stimuli.nsd import make_id
+from xact.stimuli.open import open_listing
 from xact.stimuli_blocks import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 
 NAMES = ("image_name", "name")

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.labels import fold_label
-from xact.specs import Column, StimulusTable
+from xact.labels import Column, StimulusTable, fold_label
 from xact.stimuli import check_columns, locate
 from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from xact.errors import RequestError, make_nearest_text
-from xact.specs import Column
+from xact.labels import Column
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """What stands between the cells of a text table, by its extension."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
-from xact.labels import RESERVED_COLUMNS, fold_label
-from xact.specs import Column, StimulusTable
+from xact.labels import RESERVED_COLUMNS, Column, StimulusTable, fold_label
 from xact.stimuli import FileSource, locate, make_file_label
 from xact.stimuli.columns import find_column, load_columns, to_labels
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from string import Formatter
 
 from xact.errors import RequestError
-from xact.specs import Column
+from xact.labels import Column
 from xact.stimuli.columns import type_column
 from xact.stimuli_blocks import Regex
 

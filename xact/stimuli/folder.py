@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
-from xact.specs import StimulusTable
+from xact.labels import StimulusTable
 from xact.stimuli import FileSource, locate, make_file_label
 from xact.stimuli_blocks import FolderStimuli
 

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from xact.digest import FileStamp
 from xact.errors import RequestError, StimulusError, make_nearest_text
-from xact.specs import FileStamp, Kind, StimulusTable
+from xact.labels import Kind, StimulusTable
 from xact.stimuli import locate, stamp_file
 from xact.stimuli_blocks import Hdf5Stimuli
 

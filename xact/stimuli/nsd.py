@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.specs import Column, StimulusTable
+from xact.labels import Column, StimulusTable
 from xact.stimuli import Chosen, Listing
 from xact.stimuli.columns import find_column, to_labels
 from xact.stimuli.datasets import find_root, find_under, load_index

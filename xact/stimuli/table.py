@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from xact.errors import RequestError
-from xact.specs import Column, StimulusTable
+from xact.labels import Column, StimulusTable
 from xact.stimuli import FileSource, locate, make_file_label
 from xact.stimuli.columns import find_column, load_columns, to_labels
 from xact.stimuli_blocks import TableStimuli

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.specs import Column
+from xact.labels import Column
 from xact.stimuli import FileSource
 from xact.stimuli.datasets import INDEX, Image, find_images, find_root, load_index, make_source, take_index
 from xact.stimuli_blocks import ThingsStimuli

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from xact.errors import RequestError, make_nearest_text
-from xact.specs import Column
+from xact.labels import Column
 
 MAX_LENGTH = 100_000
 """Characters of the longest text: a list of some ten thousand ids."""

@@ -40,7 +40,7 @@ def mobilenet_weights() -> Path:
 @pytest.fixture(scope="session")
 def remembered_surveys() -> Iterator[None]:
     """Every architecture looked at once for all tests: thirty networks on the meta device take half a minute."""
-    from xact import survey
+    from xact.building import survey
 
     look, seen = survey.survey_outputs, {}
 

@@ -189,7 +189,7 @@ def run_child(
 
 
 def _build(folder: Path, fault: Fault | None, counted: Path, trace_to: Path | None) -> None:
-    import xact.cli
+    import xact.cli.main
 
     watch = Watch(str(folder / "out"), fault)
     error = (folder / "stderr").open("w")
@@ -198,7 +198,7 @@ def _build(folder: Path, fault: Fault | None, counted: Path, trace_to: Path | No
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  for the child's whole life
         sys.stderr = error
         watch.install()
-        xact.cli_main.main(["build", str(folder / "recipe.yml"), "--allow-code"])
+        xact.cli.main.main(["build", str(folder / "recipe.yml"), "--allow-code"])
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
@@ -213,17 +213,17 @@ def load_heavy() -> None:
     """Import all that a build needs, so that a fork begins in the middle of a build's life."""
     import torchvision.transforms.functional  # noqa: F401
 
-    import xact.cli
-    import xact.estimate
-    import xact.models.python
-    import xact.progress
-    import xact.run
-    import xact.signals
-    import xact.start
+    import xact.building.api
+    import xact.building.estimate
+    import xact.building.run
+    import xact.cli.main
+    import xact.cli.progress
+    import xact.cli.signals
+    import xact.models.sources.python
     import xact.stimuli.choose
-    import xact.stimuli.folder  # noqa: F401
-    from xact.registry import load_registry
-    from xact.survey import find_versions
+    import xact.stimuli.sources.folder  # noqa: F401
+    from xact.building.survey import find_versions
+    from xact.recipe.registry.load import load_registry
 
     load_registry()
     find_versions("python")
@@ -458,7 +458,7 @@ def find_lost_shards(store: Path) -> list[str]:
     An append may replace shards of an older journal by ones that hold the old rows and new ones, from its plan on;
     that no old row is lost then is what readers see.
     """
-    from xact.durable import read_lines
+    from xact.disk.durable import read_lines
 
     newest: dict[str, Any] = {}
     plans = sorted((store / ".xact").glob("plan-*.json"))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from xact.digest import FileStamp
-from xact.durable import Written
-from xact.journal import Journal, State, write_plan
+from xact.disk.digest import FileStamp
+from xact.disk.durable import Written
 from xact.labels import StimulusTable
-from xact.merge import Request, make_plan
-from xact.plan import Plan, PlannedLayer, PlannedModel
-from xact.store import make_metadata, make_tree
-from xact.write_store import create, publish, write_shards
+from xact.store.journal import Journal, State, write_plan
+from xact.store.layout import make_metadata, make_tree
+from xact.store.merge import Request, make_plan
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
+from xact.store.write import create, publish, write_shards
 
 AXES = {1: ("feature",), 2: ("token", "feature"), 3: ("channel", "y", "x")}
 

@@ -19,7 +19,7 @@ from pictures import write_pictures, write_recipe
 from PIL import Image
 
 import xact
-from xact import cli
+from xact.cli import main as cli
 from xact.errors import MismatchError, RequestError, StimulusError, StoreError
 
 TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
@@ -339,7 +339,8 @@ def test_a_signal_ends_a_build_with_75_within_5_seconds_and_it_resumes(number, s
 KILLER = """
 import os, random, signal, sys, time
 import timm, torch, torchvision.models  # so that a fork begins in the middle of a build's life, not with 5 s of imports
-import xact.cli, xact.run, xact.models.timm, xact.models.torchvision, xact.stimuli.folder
+import xact.cli.main, xact.building.run
+import xact.models.sources.timm, xact.models.sources.torchvision, xact.stimuli.sources.folder
 recipe, n_kills, longest = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 random.seed(7)
 killed = 0
@@ -348,7 +349,7 @@ for attempt in range(1000):
     if child == 0:
         sys.stdout = open(os.devnull, "w")
         try:
-            xact.cli_main.main(["build", recipe])
+            xact.cli.main.main(["build", recipe])
         except SystemExit as end:
             os._exit(end.code)
     if killed < n_kills:

@@ -22,11 +22,11 @@ from PIL import Image
 from tiny_pixtral import write_pixtral
 from transformers.utils import logging
 
-import xact.cli
-from xact.caption import caption, make_seed
-from xact.captioners import Settings, find_weights, open_engine
+import xact.cli.main
+from xact.caption.engines.base import Settings, find_weights, open_engine
+from xact.caption.prompts import PROMPTS, make_reminder
+from xact.caption.run import caption, make_seed
 from xact.errors import MismatchError, RequestError, StimulusError, WeightsError, WorkError
-from xact.prompts import PROMPTS, make_reminder
 
 N_TOKENS = 12
 
@@ -78,7 +78,7 @@ def write(tmp_path: Path, network: Path, stimuli: Path) -> Write:
 
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as end:
-        xact.cli_main.main(["caption", *map(str, arguments)])
+        xact.cli.main.main(["caption", *map(str, arguments)])
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out, err
 
@@ -425,7 +425,7 @@ def test_a_prompt_of_the_command_line_does_not_take_the_name_of_the_recipes(writ
 def test_a_recipe_for_captions_needs_no_models_and_a_build_still_does(capsys, write):
     recipe = write(n_tokens=2)
     with pytest.raises(SystemExit) as end:
-        xact.cli_main.main(["build", str(recipe), "--store", "s.zarr"])
+        xact.cli.main.main(["build", str(recipe), "--store", "s.zarr"])
     assert end.value.code == 2
     assert "no models are asked for" in capsys.readouterr().err
     assert run(capsys, recipe)[0] == 0

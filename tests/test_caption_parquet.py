@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from xact.caption_parquet import add_to_parquet, load_parquet
+from xact.caption.parquet import add_to_parquet, load_parquet
 from xact.errors import RequestError
 
 COLUMNS = ("stimulus", "caption")

@@ -6,7 +6,7 @@ import csv
 
 import pytest
 
-from xact.caption_rows import add_rows, load_rows
+from xact.caption.rows import add_rows, load_rows
 from xact.errors import RequestError
 
 COLUMNS = ("stimulus", "size", "caption", "caption_prompt")

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xact.caption_table import CaptionTable, Listed, check_output, make_layout, open_table
+from xact.caption.table import CaptionTable, Listed, check_output, make_layout, open_table
 from xact.errors import InterruptedBuildError, RequestError, StoreError, XactError
 from xact.labels import StimulusTable
 

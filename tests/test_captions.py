@@ -12,9 +12,9 @@ from pictures import write_recipe
 
 import xact
 from xact.errors import RecipeError, RequestError
-from xact.stimuli import Chosen, hash_stimulus
+from xact.recipe.stimuli_schema import CaptionsStimuli, NsdStimuli
+from xact.stimuli.base import Chosen, hash_stimulus
 from xact.stimuli.open import open_stimuli
-from xact.stimuli_blocks import CaptionsStimuli, NsdStimuli
 
 
 @pytest.fixture(autouse=True)

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from xact.capture import Capture, Wanted, copy_module, find_part
-from xact.digest import FileStamp
-from xact.engine import Job, Shown, run_job
+from xact.capture.engine import Job, Shown, run_job
+from xact.capture.hooks import Capture, Wanted, copy_module, find_part
+from xact.capture.layers import select_layers
+from xact.capture.probe import probe
+from xact.capture.reduce import Reduction, plan_units
+from xact.capture.show_pictures import collate_pictures
+from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, RequestError
-from xact.gallery import collate_pictures
-from xact.layers import select_layers
-from xact.probe import probe
-from xact.reduce import Reduction, plan_units
-from xact.tasks import Batch, Task
+from xact.store.tasks import Batch, Task
 
 SHAPE = (3, 6, 6)
 FLATTEN = Reduction("flatten")

@@ -12,16 +12,16 @@ from pictures import write_pictures, write_recipe
 from PIL import Image
 
 import xact
-from xact.cli_main import main
+from xact.building.run import Outcome
+from xact.cli.main import main
 from xact.errors import MismatchError, RequestError
 from xact.labels import Column, StimulusTable
-from xact.run import Outcome
-from xact.stimuli import Chosen
+from xact.recipe.stimuli_schema import FolderStimuli, Regex, TableStimuli
+from xact.stimuli.base import Chosen
 from xact.stimuli.choose import choose_rows
 from xact.stimuli.fields import load_fields
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.where import find_rows
-from xact.stimuli_blocks import FolderStimuli, Regex, TableStimuli
 
 COLUMNS: dict[str, Column] = {
     "category": ["dog", "cat", "owl"],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xact.chunks import (
+from xact.store.chunks import (
     CHUNK_NBYTES,
     CUBE_CHUNK_UNITS,
     CUBE_MAX_UNITS,

@@ -18,7 +18,7 @@ import pytest
 from pictures import write_pictures, write_recipe
 from PIL import Image
 
-import xact.cli
+import xact.cli.main
 
 RESNET = "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [layer4, logits]}"
 
@@ -33,7 +33,7 @@ compute: {{device: cpu}}
 def run(capsys, *arguments: object) -> tuple[int, str, str]:
     """Run a command in this process and return (exit code, stdout, stderr)."""
     with pytest.raises(SystemExit) as end:
-        xact.cli_main.main([str(argument) for argument in arguments])
+        xact.cli.main.main([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     return int(end.value.code or 0), out, err
 
@@ -123,7 +123,7 @@ def test_schema_is_json_that_names_the_blocks(capsys):
 
 def test_help_answers_at_once_without_anything_heavy():
     code = (
-        "import sys, xact.cli\n"
+        "import sys, xact.cli.main\n"
         "heavy = {'torch', 'xarray', 'pydantic', 'zarr', 'dask', 'numpy', 'timm'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -345,7 +345,7 @@ def test_a_disk_that_fails_while_it_is_read_is_one_line(tmp_path, capsys, monkey
     def fail(_store):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "/far/zarr.json")
 
-    monkeypatch.setattr("xact.verify.verify", fail)
+    monkeypatch.setattr("xact.files.verify.verify", fail)
     code, _, err = run(capsys, "verify", tmp_path)
     assert (code, err.splitlines()[0]) == (1, "error: /far/zarr.json: Input/output error")
     assert_one_line(err)

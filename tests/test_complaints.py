@@ -15,13 +15,13 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 import xact
 from xact.complaints import Complaint, find_line, make_complaint
 from xact.errors import RecipeError, RequestError
-from xact.recipe import CaptionRecipe, Recipe
-from xact.recipe_file import load_recipe
-from xact.registry import load_registry
-from xact.registry.entry import Entry, ModelSet
-from xact.specs import resolve_model
-from xact.stored import _KINDS
-from xact.yaml_text import parse_yaml
+from xact.recipe.load import load_recipe
+from xact.recipe.registry.entry import Entry, ModelSet
+from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import resolve_model
+from xact.recipe.schema import CaptionRecipe, Recipe
+from xact.recipe.yaml_text import parse_yaml
+from xact.store.check_journal import _KINDS
 
 HEAD = "store: a.zarr\nstimuli: {source: folder}\n"
 BASE = HEAD + "models: [ResNet50]\n"

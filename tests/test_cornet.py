@@ -12,14 +12,14 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision import transforms
 
-from xact import models
-from xact.capture import Capture
+from xact.building.survey import survey_model
+from xact.capture.hooks import Capture
+from xact.capture.job import make_wanted
 from xact.errors import NameNotFoundError, WeightsError
-from xact.models import cornet
+from xact.models import load as models
 from xact.models.checkpoints import hash_file
-from xact.specs import resolve_model
-from xact.stage import make_wanted
-from xact.survey import survey_model
+from xact.models.sources import cornet
+from xact.recipe.resolve import resolve_model
 
 RECURRENT = [("V2", 64, 128, 2), ("V4", 128, 256, 4), ("IT", 256, 512, 2)]  # area, channels in and out, time steps
 

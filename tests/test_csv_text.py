@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xact.csv_text import escape_cell, make_line, parse_records, unescape_cell
 from xact.errors import RequestError
+from xact.stimuli.csv_text import escape_cell, make_line, parse_records, unescape_cell
 
 RUNNING = "=+-@\t\r\n＝＋－＠"
 

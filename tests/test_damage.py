@@ -17,8 +17,8 @@ from stores import draw_values, make_model, make_store_plan, make_table, write_s
 
 import xact
 from xact.errors import StoreError
-from xact.lazy import load_lazy_activations
-from xact.reader import open_activations, open_layer, open_map
+from xact.reading.mappings import load_lazy_activations
+from xact.reading.xarray import open_activations, open_layer, open_map
 
 N_STIMULI = 6
 DAMAGED = "layer2"

@@ -22,9 +22,9 @@ from PIL import Image
 
 import xact
 from xact.errors import RequestError, StimulusError
-from xact.stimuli import Chosen
+from xact.recipe.stimuli_schema import Bold5000Stimuli, NsdStimuli, ThingsStimuli
+from xact.stimuli.base import Chosen
 from xact.stimuli.open import open_stimuli
-from xact.stimuli_blocks import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 
 BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}
 VARIABLES = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}

@@ -10,7 +10,7 @@ import torch
 from lab import make_entry, write_lab, write_network
 
 import xact
-from xact.device import use_precision
+from xact.models.device import use_precision
 
 STRICT = ("highest", False, True, False)
 FAST = ("high", True, True, False)

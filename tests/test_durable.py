@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xact.durable import (
+from xact.disk.durable import (
     Written,
     append_line,
     make_folder,
@@ -26,8 +26,8 @@ from xact.durable import (
     sync_folder,
     write_file,
 )
+from xact.disk.locks import hold_lines, hold_lock
 from xact.errors import StoreError
-from xact.locks import hold_lines, hold_lock
 
 PIECES = [b"first " * 100, b"", b"second " * 100]
 NEW = b"".join(PIECES)
@@ -274,7 +274,7 @@ def test_what_is_written_never_follows_a_link_out_of_the_store(name, write, is_d
 HOLDER = """
 import sys, time
 from pathlib import Path
-from xact.locks import hold_lock
+from xact.disk.locks import hold_lock
 with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

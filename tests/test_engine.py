@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from xact.capture import Capture, Wanted
-from xact.digest import FileStamp
-from xact.engine import Job, Shown, TaskResult, copy_flat, run_job
+from xact.capture.engine import Job, Shown, TaskResult, copy_flat, run_job
+from xact.capture.hooks import Capture, Wanted
+from xact.capture.layers import Output
+from xact.capture.reduce import Reduction
+from xact.capture.show_pictures import collate_pictures
+from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, StimulusError
-from xact.gallery import collate_pictures
-from xact.layers import Output
-from xact.reduce import Reduction
-from xact.tasks import Batch, Task
+from xact.store.tasks import Batch, Task
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 from pictures import write_pictures
 
-from xact.cli_main import main
+from xact.cli.main import main
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_model_that_does_not_fit_its_device_is_warned_of(command, recipe, caps
     _, out, err = run(capsys, "plan", recipe, "--device", "cpu", "--json")
     needed = json.loads(out)["models"][0]["device_nbytes"]
     assert "warning" not in err
-    monkeypatch.setattr("xact.estimate.find_device_memory", lambda _device: needed - 1)  # a smaller machine
+    monkeypatch.setattr("xact.building.estimate.find_device_memory", lambda _device: needed - 1)  # a smaller machine
     code, _, err = run(capsys, command, recipe, "--device", "cpu")
     assert code == 0
     assert f"warning: model 'tiny' needs about {needed / 1e9:.1f} GB on cpu" in err

@@ -28,8 +28,8 @@ import xarray as xr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.errors import NameNotFoundError, RequestError, StoreError, WorkError
-from xact.export import export
-from xact.export.files import MARGIN_NBYTES, check_room
+from xact.files.atomic import MARGIN_NBYTES, check_room
+from xact.files.export import export
 
 R50 = {"conv1": [3, 4, 4], **{f"layer4.{i}": [40] for i in (10, 9, 2)}, "fc@mean": [7]}
 VIT = {f"blocks.{i}": [16] for i in range(12)}
@@ -527,9 +527,9 @@ def test_the_hash_of_a_file_written_in_many_blocks_is_that_of_its_bytes(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ):
     whole = export(store, to="hdf5", output_dir=tmp_path / "whole")
-    monkeypatch.setattr("xact.export.BLOCK_NBYTES", size)
-    monkeypatch.setattr("xact.export.files.SYNC_NBYTES", 2 * size)
-    monkeypatch.setattr("xact.export.files.PIECE_NBYTES", 100)
+    monkeypatch.setattr("xact.files.export.BLOCK_NBYTES", size)
+    monkeypatch.setattr("xact.files.atomic.SYNC_NBYTES", 2 * size)
+    monkeypatch.setattr("xact.files.atomic.PIECE_NBYTES", 100)
     export(store, to="hdf5", output_dir=tmp_path / "parts")
     assert hash_files(tmp_path / "parts") == hash_files(tmp_path / "whole")
     for models, append in (("R50", False), ("*ViT*", True)):
@@ -549,8 +549,8 @@ def test_a_disk_that_fails_while_a_file_is_written_is_told_though_it_says_so_onc
     def fail(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("xact.export.BLOCK_NBYTES", 1)
-    monkeypatch.setattr("xact.export.files.SYNC_NBYTES", 20_000)
+    monkeypatch.setattr("xact.files.export.BLOCK_NBYTES", 1)
+    monkeypatch.setattr("xact.files.atomic.SYNC_NBYTES", 20_000)
     monkeypatch.setattr(os, "fdatasync", fail)
     with pytest.raises(WorkError, match="Input/output error"):
         export(cube, to="hdf5", output_dir=tmp_path, models="R50", conditions="plain")

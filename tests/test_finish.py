@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from stores import make_model, make_store_plan, make_table
 
-from xact.engine import TaskResult
+from xact.building.write_task import finish_task, round_mantissa
+from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
-from xact.finish import finish_task, round_mantissa
-from xact.tasks import Batch, Task
+from xact.store.tasks import Batch, Task
 
 ULP = 2.0**-10
 """Step of numbers from 1 to 2 that have 10 bits of mantissa."""

@@ -16,12 +16,12 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 import xact
-from xact.digest import FileStamp
+from xact.capture.show_pictures import Gallery, Holdings, draw_all_amounts
+from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
-from xact.gallery import Gallery, Holdings, draw_all_amounts
 from xact.labels import StimulusTable
 from xact.models.base import Transform
-from xact.recipe import Replicates, ShiftJitter
+from xact.recipe.schema import Replicates, ShiftJitter
 
 SIZE = (8, 6)
 """Width and height of a picture."""

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from xact.capture import Wanted
+from xact.capture.hidden_states import TextCapture, measure_losses
+from xact.capture.hooks import Wanted
+from xact.capture.layers import Output
+from xact.capture.reduce import Reduction
 from xact.errors import CaptureError
-from xact.hidden_states import TextCapture, measure_losses
-from xact.layers import Output
 from xact.models.text_batch import Encoded, pad
-from xact.reduce import Reduction
 
 N_WORDS, WIDTH = 9, 4
 

@@ -24,7 +24,7 @@ from numcodecs.zstd import Zstd
 from PIL import Image
 from warm import Ended, Warm
 
-from xact.shards import add_crc32c
+from xact.store.shards import add_crc32c
 
 MOST_SECONDS = 2.0
 MOST_NBYTES = 500_000_000
@@ -39,7 +39,7 @@ def stores(warm, tmp_path_factory) -> Path:
         store = ["--allow-code", "--store", folder / f"{layout}.zarr", "--set", f"storage.layout={layout}"]
         ended = warm.run("build", recipe, "--limit", 5, *store)
         assert ended.code == 0, ended.err
-        stop = "import xact.run, os\nxact.run.publish = lambda *_a, **_k: os._exit(9)"
+        stop = "import xact.building.run, os\nxact.run.publish = lambda *_a, **_k: os._exit(9)"
         assert warm.run("build", recipe, *store, prelude=stop).code == 9
         assert (folder / f"{layout}.zarr" / ".xact" / "journal-2.jsonl").exists()
     return folder
@@ -237,14 +237,14 @@ xact.open_map({store!r}, "one", "2")
 """
 
 ALL_DOORS = """
-import sys, xact.cli
+import sys, xact.cli.main
 from xact.errors import XactError
 def through(call):
     sys.stderr.flush()
     try:
         call()
     except XactError as error:
-        xact.cli_main.report(error)
+        xact.cli.main.report(error)
     except SystemExit as end:
         pass
     sys.stderr.write("\\x1e")
@@ -252,7 +252,7 @@ def read():
     exec({read!r})
 through(read)
 for arguments in {commands!r}:
-    through(lambda: xact.cli_main.main(arguments))
+    through(lambda: xact.cli.main.main(arguments))
 """
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xact.decode import MAX_PIXELS, check_size, decode_picture
 from xact.errors import StimulusError
-from xact.images import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
-from xact.recipe import ColorJitter, NoJitter, ShiftJitter
+from xact.recipe.schema import ColorJitter, NoJitter, ShiftJitter
+from xact.stimuli.decode import MAX_PIXELS, check_size, decode_picture
+from xact.stimuli.pictures import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
 
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)  # (height, width, channel)

@@ -20,11 +20,11 @@ import xarray as xr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
+from xact.building.import_files import import_files
 from xact.errors import RequestError, StoreError, WorkError, XactError
-from xact.export import export
-from xact.imports import import_files
-from xact.old_files import open_old
-from xact.verify import verify
+from xact.files.export import export
+from xact.files.read import open_old
+from xact.files.verify import verify
 
 LAYERS = {"blocks.0": 5, "blocks.1": 5, "blocks.2": 7, "blocks.10": 3, "norm": 4}
 """{layer: units}, in forward order; the alphabet puts blocks.10 before blocks.2."""
@@ -524,7 +524,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     for n in (400, 1600):
         write_seed_file(tmp_path / f"{n}.h5", make_values(["m"], [f"s{i}" for i in range(n)], {"fc": 50_000}))
         code = (
-            "from pathlib import Path; from xact.imports import import_files; "
+            "from pathlib import Path; from xact.building.import_files import import_files; "
             f"import_files([{str(tmp_path / f'{n}.h5')!r}], {str(tmp_path / f'{n}.zarr')!r}); "
             "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
         )

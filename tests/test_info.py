@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
-from xact.cli_main import main
+from xact.cli.main import main
 
 draw = partial(draw_values, n_replicates=2)
 LAYERS = {"blocks.2": [3], "blocks.10": [2, 2]}
@@ -186,7 +186,7 @@ def test_only_a_pt_file_needs_torch(tmp_path, store):
     script = f"""
 import sys
 sys.modules["torch"] = None
-from xact.info import load_kind
+from xact.files.describe import load_kind
 for path in ({str(path)!r}, {str(store)!r}):
     load_kind(path).describe(path, model=None, with_layers=True)
 """

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
-from xact.digest import FileStamp
-from xact.durable import Written, make_sealed_lines
+from xact.disk.digest import FileStamp
+from xact.disk.durable import Written, make_sealed_lines
 from xact.errors import StoreError
-from xact.journal import (
+from xact.store.journal import (
     FOLDER,
     Journal,
     State,

@@ -26,13 +26,13 @@ from language_models import CAPTIONS, NETWORKS, write_model
 from pictures import write_pictures
 
 import xact
-from xact import models
-from xact.cli_main import main
+from xact.building.prepare import survey
+from xact.cli.main import main
 from xact.errors import MismatchError, RequestError, WeightsError
-from xact.models import language
-from xact.prepare import survey
-from xact.recipe_file import load_recipe
-from xact.specs import resolve_model
+from xact.models import load as models
+from xact.models.sources import language
+from xact.recipe.load import load_recipe
+from xact.recipe.resolve import resolve_model
 
 RELATIVE = 1e-5
 """Of a layer's largest value."""

@@ -12,8 +12,7 @@ import torchvision
 import transformers
 from torch import nn
 
-from xact.errors import NameNotFoundError, RequestError
-from xact.layers import (
+from xact.capture.layers import (
     Output,
     find_blocks,
     find_depth,
@@ -22,7 +21,8 @@ from xact.layers import (
     resolve_aliases,
     select_layers,
 )
-from xact.probe import probe
+from xact.capture.probe import probe
+from xact.errors import NameNotFoundError, RequestError
 
 
 def probe_module(module, size, *, forward=lambda module, x: module(x), find_logits=lambda y: y):

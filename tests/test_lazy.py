@@ -22,9 +22,9 @@ import zarr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
-from xact import lazy
 from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
-from xact.lazy import ArrayCache, LazyActivations, load_lazy_activations
+from xact.reading import mappings as lazy
+from xact.reading.mappings import ArrayCache, LazyActivations, load_lazy_activations
 
 LAYERS = {"patch_embed": [6], "blocks.2": [2, 3], "blocks.10": [4, 2, 2], "head": [5]}
 WIDE = {"blocks.0": [3], "blocks.10": [700]}

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from xact.cli_main import main
-from xact.model_list import describe_model, find_checkpoints, find_weights_here, list_models
-from xact.registry import load_registry
+from xact.cli.main import main
+from xact.recipe.registry.listing import describe_model, find_checkpoints, find_weights_here, list_models
+from xact.recipe.registry.load import load_registry
 
 REGISTRY = load_registry()
 
@@ -93,7 +93,7 @@ def test_torchs_folder_is_the_one_that_torch_uses(name, tmp_path, monkeypatch):
 
 def test_the_list_needs_no_torch_and_no_library_of_networks():
     code = (
-        "import sys; from xact.cli import main\n"
+        "import sys; from xact.cli.main import main\n"
         "try: main(['models'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'timm', 'open_clip', 'transformers', 'torchvision', 'xarray'} & set(sys.modules)\n"

@@ -17,11 +17,11 @@ import torch
 from pydantic import BaseModel
 
 import xact
-from xact import merge
-from xact.device import get_kind
 from xact.errors import MismatchError, RequestError, XactError
-from xact.recipe import Recipe
-from xact.stimuli_blocks import FolderStimuli
+from xact.models.device import get_kind
+from xact.recipe.schema import Recipe
+from xact.recipe.stimuli_schema import FolderStimuli
+from xact.store import merge
 
 RECIPE = """
 store: {store}
@@ -205,8 +205,8 @@ class Site:
         if before not in self.made:
             import yaml
 
-            from xact.recipe_file import load_recipe
-            from xact.yaml_text import parse_assignment
+            from xact.recipe.load import load_recipe
+            from xact.recipe.yaml_text import parse_assignment
 
             overrides = [parse_assignment(text) for text in before.split(";") if text]
             self.recipe.write_text(self.text)
@@ -232,7 +232,7 @@ class Site:
         assert has_some_rows(store)
         return store, whole
 
-    def build(self, *settings: str, **flags: object) -> xact.start.Outcome:
+    def build(self, *settings: str, **flags: object) -> xact.building.api.Outcome:
         return xact.build(self.recipe, settings=settings, allow_code=True, **flags)
 
 

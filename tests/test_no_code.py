@@ -286,7 +286,7 @@ def test_no_value_of_the_environment_is_written_or_printed(tmp_path, capfd, monk
         ["verify", tmp_path / "store.zarr"],
     ):
         with pytest.raises(SystemExit) as end:
-            xact.cli_main.main([str(argument) for argument in arguments])
+            xact.cli.main.main([str(argument) for argument in arguments])
         assert not end.value.code, arguments
     told = "".join(capfd.readouterr()).encode()
     files = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}

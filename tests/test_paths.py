@@ -10,8 +10,8 @@ import pytest
 from lab import make_entry, write_lab
 from test_hostile import assert_refused
 
+from xact.disk.paths import expand_path
 from xact.errors import RequestError
-from xact.paths import expand_path
 
 IMPOSSIBLE = {
     # why: path

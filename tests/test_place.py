@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from xact.errors import RequestError
-from xact.place import hold_place
+from xact.store.hold import hold_place
 
 
 def list_all(folder: Path) -> dict[str, bytes | None]:

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import make_layer, make_model, make_table
 
-from xact.chunks import ITEM_NBYTES
 from xact.errors import MismatchError, RequestError
-from xact.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
-from xact.plan import Plan
-from xact.tasks import count_batch_stimuli, make_batches, make_tasks
+from xact.store.chunks import ITEM_NBYTES
+from xact.store.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
+from xact.store.plan import Plan
+from xact.store.tasks import count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
     "stimuli": {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from xact.caption.prompts import PROMPTS, Judged, find_prompt, judge, make_listable, make_reminder
 from xact.errors import NameNotFoundError
-from xact.prompts import PROMPTS, Judged, find_prompt, judge, make_listable, make_reminder
 
 CLOSED = [
     ("motion", "motion", "motion", "as it stands"),

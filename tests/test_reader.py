@@ -18,12 +18,12 @@ import xarray as xr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
-from xact import shards
-from xact.catalog import find_names, merge_orders
-from xact.disk_arrays import PARALLEL_NBYTES, LayerArray, Rows, StackArray
 from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
-from xact.lazy_arrays import View, choose_block_rows, make_chunks
-from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
+from xact.reading.catalog import find_names, merge_orders
+from xact.reading.dask import View, choose_block_rows, make_chunks
+from xact.reading.disk_arrays import PARALLEL_NBYTES, LayerArray, Rows, StackArray
+from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map
+from xact.store import shards
 
 LAYOUTS = ("cube", "groups")
 N_STIMULI = 30
@@ -557,7 +557,7 @@ def test_reading_needs_neither_torch_nor_pydantic(store):
 import sys, warnings
 warnings.simplefilter("error")
 sys.modules["torch"] = None
-import xact, xact.reader
+import xact, xact.reading.xarray
 assert "pydantic" not in sys.modules
 acts = xact.open_activations({str(store)!r})
 xact.load_stimuli({str(store)!r}), xact.load_layers({str(store)!r})

@@ -125,8 +125,8 @@ def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Pa
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path: Path):
-    from xact.recipe_file import load_recipe
-    from xact.specs import resolve_models
+    from xact.recipe.load import load_recipe
+    from xact.recipe.resolve import resolve_models
 
     ((_, text),) = list_blocks(find_chapter("The recipe"), "yaml")
     (tmp_path / "recipe.yml").write_text(text, encoding="utf-8")
@@ -141,8 +141,8 @@ def test_the_recipe_of_the_page_is_one(tmp_path: Path):
 
 
 def test_the_stimuli_of_the_page_are_such():
-    from xact.recipe import Recipe
-    from xact.yaml_text import parse_yaml
+    from xact.recipe.schema import Recipe
+    from xact.recipe.yaml_text import parse_yaml
 
     blocks = [content for _, content in list_blocks(find_chapter("Data sets"), "yaml")]
     assert len(blocks) == 3
@@ -159,7 +159,7 @@ def test_the_picture_of_the_house_names_every_file():
 
 
 def test_the_page_names_every_command():
-    from xact.arguments import make_parser
+    from xact.cli.arguments import make_parser
 
     ((_, table),) = list_blocks(find_chapter("Commands"), "text")
     (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
@@ -172,9 +172,9 @@ def test_every_link_of_the_page_leads_somewhere():
 
 
 def test_the_registry_of_the_page_is_one(tmp_path: Path):
-    from xact.recipe_file import load_recipe
-    from xact.specs import resolve_models
-    from xact.survey import survey_model
+    from xact.building.survey import survey_model
+    from xact.recipe.load import load_recipe
+    from xact.recipe.resolve import resolve_models
 
     ((_, text),) = list_blocks(find_chapter("Models"), "yaml")
     (tmp_path / "lab_models.yml").write_text(text, encoding="utf-8")

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xact.cli_main import main
+from xact.building.api import make_overrides
+from xact.cli.main import main
 from xact.errors import RecipeError, RequestError
-from xact.recipe import ColorJitter, ModelEntry, Recipe, make_schema
-from xact.recipe_file import load_recipe
-from xact.registry import load_registry
-from xact.specs import resolve_models
-from xact.start import make_overrides
-from xact.stimuli_blocks import FolderStimuli, Hdf5Stimuli, TableStimuli
-from xact.yaml_text import parse_assignment, parse_yaml
+from xact.recipe.load import load_recipe
+from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import resolve_models
+from xact.recipe.schema import ColorJitter, ModelEntry, Recipe, make_schema
+from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, TableStimuli
+from xact.recipe.yaml_text import parse_assignment, parse_yaml
 
 HEAD = "store: a.zarr\nstimuli: {source: folder}\n"
 BASE = HEAD + "models: [ResNet50]\n"

@@ -17,11 +17,11 @@ from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from xact.blocks import Block
-from xact.cli_main import main
-from xact.recipe import CaptionRecipe, Recipe
-from xact.recipe_file import load_recipe
-from xact.yaml_text import parse_yaml
+from xact.cli.main import main
+from xact.recipe.blocks import Block
+from xact.recipe.load import load_recipe
+from xact.recipe.schema import CaptionRecipe, Recipe
+from xact.recipe.yaml_text import parse_yaml
 
 REFERENCE = (RECIPES / "reference.yml").read_text(encoding="utf-8")
 
@@ -196,7 +196,7 @@ def test_the_recipes_of_data_sets_make_a_plan(
 
 
 def test_the_recipe_of_captions_of_nsd_makes_a_plan(tmp_path: Path, monkeypatch, capsys):
-    from xact.registry import load_registry
+    from xact.recipe.registry.load import load_registry
 
     captions = make_nsd(tmp_path / "tree", has_captions=True) / "annotations" / "coco_captions.csv"
     monkeypatch.chdir(tmp_path)
@@ -224,7 +224,7 @@ def test_the_recipe_of_captions_of_nsd_makes_a_plan(tmp_path: Path, monkeypatch,
     ],
 )
 def test_the_recipes_of_captions_find_every_picture(source: str, variable: str, make: Any, tmp_path: Path, monkeypatch):
-    from xact.caption import make_job
+    from xact.caption.run import make_job
 
     monkeypatch.setenv(variable, str(make(tmp_path / "tree")))
     job = make_job(load_recipe(RECIPES / f"caption_{source}.yml", schema=CaptionRecipe))
@@ -242,7 +242,7 @@ STUDIES = {
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys, remembered_surveys):
-    from xact.registry import load_registry
+    from xact.recipe.registry.load import load_registry
 
     folders, n_pictures, n_units, layout = STUDIES[name]
     for folder in folders:

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xact.errors import RequestError
-from xact.reduce import (
+from xact.capture.reduce import (
     PROJECTION_SLICE,
     Reduction,
     Tokens,
@@ -23,6 +22,7 @@ from xact.reduce import (
     pool_tokens,
     project,
 )
+from xact.errors import RequestError
 
 NAMES = ("flatten", "mean", "patch_mean", "max", "cls", "last")
 N_PREFIX = 2

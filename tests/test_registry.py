@@ -14,16 +14,17 @@ import torch
 from pictures import write_pictures
 from PIL import Image
 
-from xact import models, survey
+from xact.building import survey
+from xact.building.api import build, make_overrides
+from xact.building.provenance import hash_tensors
+from xact.capture.layers import find_blocks, resolve_aliases, select_layers
 from xact.errors import MismatchError, NameNotFoundError, RecipeError, RequestError, WeightsError
-from xact.layers import find_blocks, resolve_aliases, select_layers
-from xact.provenance import hash_tensors
-from xact.recipe import LoadedRecipe, Recipe
-from xact.recipe_file import load_recipe
-from xact.registry import load_registry
-from xact.registry.patterns import expand_braces
-from xact.specs import resolve_model, resolve_models
-from xact.start import build, make_overrides
+from xact.models import load as models
+from xact.recipe.load import load_recipe
+from xact.recipe.registry.load import load_registry
+from xact.recipe.registry.patterns import expand_braces
+from xact.recipe.resolve import resolve_model, resolve_models
+from xact.recipe.schema import LoadedRecipe, Recipe
 
 REGISTRY = load_registry()
 VISION = [label for label, entry in REGISTRY.entries.items() if entry.training != "language"]
@@ -650,7 +651,7 @@ def test_a_network_with_a_configuration_needs_no_hub(tiny_vit, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("xact.models.transformers.find_on_hub", refuse)
+    monkeypatch.setattr("xact.models.sources.transformers.find_on_hub", refuse)
     twin = replace(tiny_vit, weights="random", seed=7)
     _, outputs, shape = survey.survey_outputs(twin)
     assert shape == (3, 32, 32)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from xact.registry import load_registry
-from xact.specs import resolve_model
-from xact.survey import survey_model
+from xact.building.survey import survey_model
+from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import resolve_model
 
 REGISTRY = load_registry()
 PANEL = REGISTRY.sets["panel-b-language"].models

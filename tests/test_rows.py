@@ -18,8 +18,8 @@ from torchvision.transforms import functional as F
 
 import xact
 from xact.errors import CaptureError
-from xact.info.store import describe, show
-from xact.journal import read_manifest
+from xact.store.describe import describe, show
+from xact.store.journal import read_manifest
 
 NETWORKS = """
 import torch

@@ -29,14 +29,14 @@ from test_readme import find_chapter, list_blocks
 from tiny_pixtral import write_pixtral
 
 import xact
-from xact.arguments import make_parser
-from xact.cli import get_overrides
-from xact.cli_main import main
-from xact.export import export
-from xact.recipe import CaptionRecipe
-from xact.recipe_file import load_recipe
-from xact.specs import resolve_models
-from xact.start import make_overrides
+from xact.building.api import make_overrides
+from xact.cli.arguments import make_parser
+from xact.cli.commands import get_overrides
+from xact.cli.main import main
+from xact.files.export import export
+from xact.recipe.load import load_recipe
+from xact.recipe.resolve import resolve_models
+from xact.recipe.schema import CaptionRecipe
 
 CHAPTER = "Coming from the two programs"
 

@@ -11,10 +11,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xact.chunks import BlockShape
 from xact.errors import StoreError
 from xact.labels import DIMS
-from xact.shards import ShardFormat, encode_shard, make_codecs, parse_format, read_rows, read_shard, split_rows
+from xact.store.chunks import BlockShape
+from xact.store.shards import ShardFormat, encode_shard, make_codecs, parse_format, read_rows, read_shard, split_rows
 
 CODECS = ("lz4", "zstd", "none")
 

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from xact import models
+from xact.building.survey import find_versions, survey_model
 from xact.errors import NameNotFoundError, WeightsError
-from xact.models import slip
+from xact.models import load as models
 from xact.models.checkpoints import hash_file, load_state_dict
-from xact.specs import resolve_model
-from xact.survey import find_versions, survey_model
+from xact.models.sources import slip
+from xact.recipe.resolve import resolve_model
 
 # every kind of tensor beside the tower, small: only the names matter
 BESIDE = {

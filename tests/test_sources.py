@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from xact.building.survey import find_versions
 from xact.errors import NameNotFoundError, RecipeError
-from xact.models import find_weights
-from xact.recipe import ModelEntry, make_schema
-from xact.registry import load_registry
-from xact.sources import DISTRIBUTIONS
-from xact.specs import resolve_model
-from xact.survey import find_versions
+from xact.models.load import find_weights
+from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import resolve_model
+from xact.recipe.schema import ModelEntry, make_schema
+from xact.recipe.sources import DISTRIBUTIONS
 
 NAMES = ["torchvision", "timm", "open_clip", "transformers", "cornet", "slip", "python"]
 ALWAYS = {"torch", "torchvision", "pillow", "numpy"}

@@ -25,9 +25,9 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 import xact
+from xact.disk.locks import hold_lock
 from xact.errors import MismatchError, StoreError, XactError
-from xact.locks import hold_lock
-from xact.verify import verify
+from xact.files.verify import verify
 
 MODELS = ("one", "two", "three")
 STIMULI = ("a/p00", "a/p01", "a/p02", "b/p00", "b/p01")

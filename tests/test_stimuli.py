@@ -17,13 +17,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from xact import stimuli
 from xact.errors import RequestError, StimulusError
 from xact.labels import StimulusTable
-from xact.stimuli import check_table, hash_stimulus
+from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, TableStimuli
+from xact.stimuli import base as stimuli
+from xact.stimuli.base import check_table, hash_stimulus
 from xact.stimuli.columns import type_column
 from xact.stimuli.open import open_stimuli
-from xact.stimuli_blocks import FolderStimuli, Hdf5Stimuli, TableStimuli
 
 
 def put(root: Path, *names: str) -> None:

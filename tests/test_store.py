@@ -12,10 +12,10 @@ import pytest
 import zarr
 from stores import draw_values, make_model, make_store_plan, make_table, write_store
 
-from xact.durable import Written
-from xact.journal import State
-from xact.store import make_metadata, make_tree
-from xact.write_store import create, write_shards
+from xact.disk.durable import Written
+from xact.store.journal import State
+from xact.store.layout import make_metadata, make_tree
+from xact.store.write import create, write_shards
 
 LAYOUTS = ("cube", "groups")
 MODELS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from stores import make_model, make_store_plan, make_table
 
-from xact.stored import find_line_fault, find_plan_fault
+from xact.store.check_journal import find_line_fault, find_plan_fault
 
 MODELS = (make_model("A", {"conv": (4, 3, 3), "fc": (7,)}), make_model("B", {"fc": (5,)}))
 SHA = "0123456789abcdef" * 4

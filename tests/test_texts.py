@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from xact.digest import FileStamp
+from xact.capture.show_captions import Texts
+from xact.capture.show_pictures import Holdings
+from xact.disk.digest import FileStamp
 from xact.errors import StimulusError
-from xact.gallery import Holdings
 from xact.labels import StimulusTable
 from xact.models.base import Tokenizer
 from xact.models.text_batch import Encoded
-from xact.texts import Texts
 
 
 @dataclass

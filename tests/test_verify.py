@@ -18,14 +18,14 @@ import pytest
 import torch
 from stores import draw_values, make_model, make_store_plan, make_table, write_store, write_task
 
+from xact.disk.locks import hold_lock
 from xact.errors import RequestError, StoreError
-from xact.journal import Journal, State, write_plan
-from xact.locks import hold_lock
-from xact.plan import Plan
-from xact.store import make_metadata, make_tree
-from xact.tasks import make_tasks
-from xact.verify import Report, verify
-from xact.write_store import create, publish
+from xact.files.verify import Report, verify
+from xact.store.journal import Journal, State, write_plan
+from xact.store.layout import make_metadata, make_tree
+from xact.store.plan import Plan
+from xact.store.tasks import make_tasks
+from xact.store.write import create, publish
 
 LAYERS = {"dark": [6], "fc": [300]}
 JITTER = ["jitter_hue"]
@@ -427,7 +427,8 @@ def test_the_command_prints_each_fault_and_a_summary_and_exits_with_1(tmp_path: 
 def test_a_store_is_verified_without_torch_xarray_or_zarr(tmp_path: Path) -> None:
     write_store(tmp_path / "s.zarr", plan_store("groups", ["A"], 4), draw)
     code = (
-        f"import sys; from xact.verify import verify; assert not verify({str(tmp_path / 's.zarr')!r}).findings.faults; "
+        "import sys; from xact.files.verify import verify; "
+        f"assert not verify({str(tmp_path / 's.zarr')!r}).findings.faults; "
         "assert not {'torch', 'xarray', 'zarr', 'dask', 'h5py'} & sys.modules.keys(), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -79,9 +79,11 @@ def open_warm() -> Iterator[Warm]:
 
 
 WARMED = (
-    "dask.array xarray xact.caption xact.cli xact.estimate xact.export xact.imports xact.info.store "
-    "xact.models.checkpoints xact.models.python xact.progress xact.reader xact.run xact.signals xact.start "
-    "xact.stimuli.captions xact.stimuli.folder xact.stimuli.hdf5 xact.stimuli.table xact.verify_store xact.verify"
+    "dask.array xarray xact.caption.run xact.cli.main xact.building.estimate xact.files.export "
+    "xact.building.import_files xact.store.describe xact.models.checkpoints xact.models.sources.python "
+    "xact.cli.progress xact.reading.xarray xact.building.run xact.cli.signals xact.building.api "
+    "xact.stimuli.sources.captions xact.stimuli.sources.folder xact.stimuli.sources.hdf5 "
+    "xact.stimuli.sources.table xact.store.verify xact.files.verify"
 )
 """What a child finds imported."""
 
@@ -128,7 +130,7 @@ def run_child(request: dict[str, Any]) -> dict[str, Any]:
 
 def run_request(request: dict[str, Any]) -> int:
     """Do in the child what is asked and return its exit code."""
-    import xact.cli
+    import xact.cli.main
     from xact.errors import XactError
 
     pages = Path("/proc/self/statm").read_text().split()
@@ -140,9 +142,9 @@ def run_request(request: dict[str, Any]) -> int:
         try:
             exec(request["code"], {"__name__": "asked"})  # noqa: S102  the tests' own code
             if request["arguments"] is not None:
-                xact.cli_main.main(request["arguments"])
+                xact.cli.main.main(request["arguments"])
         except XactError as error:
-            code = xact.cli_main.report(error)
+            code = xact.cli.main.report(error)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:  # noqa: BLE001  what Python itself would print

@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xact.in_memory import extract
-    from xact.lazy import (
+    from xact.building.api import build
+    from xact.building.extract import extract
+    from xact.reading.mappings import (
         get_activation_shape,
         get_available_images,
         get_available_layers,
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
         load_lazy_activations,
         load_model_activations_lazy,
     )
-    from xact.reader import load_layers, load_stimuli, open_activations, open_layer, open_map
-    from xact.start import build
+    from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map
 
 __version__ = "0.1.0"
 
@@ -40,19 +40,19 @@ __all__ = [
 ]
 
 _HOMES = {
-    "build": "xact.start",
-    "extract": "xact.in_memory",
-    "get_activation_shape": "xact.lazy",
-    "get_available_images": "xact.lazy",
-    "get_available_layers": "xact.lazy",
-    "get_available_models": "xact.lazy",
-    "load_layers": "xact.reader",
-    "load_lazy_activations": "xact.lazy",
-    "load_model_activations_lazy": "xact.lazy",
-    "load_stimuli": "xact.reader",
-    "open_activations": "xact.reader",
-    "open_layer": "xact.reader",
-    "open_map": "xact.reader",
+    "build": "xact.building.api",
+    "extract": "xact.building.extract",
+    "get_activation_shape": "xact.reading.mappings",
+    "get_available_images": "xact.reading.mappings",
+    "get_available_layers": "xact.reading.mappings",
+    "get_available_models": "xact.reading.mappings",
+    "load_layers": "xact.reading.xarray",
+    "load_lazy_activations": "xact.reading.mappings",
+    "load_model_activations_lazy": "xact.reading.mappings",
+    "load_stimuli": "xact.reading.xarray",
+    "open_activations": "xact.reading.xarray",
+    "open_layer": "xact.reading.xarray",
+    "open_map": "xact.reading.xarray",
 }
 
 

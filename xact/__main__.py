@@ -1,6 +1,6 @@
 """`python -m xact` is `xact`."""
 
-from xact.cli_main import main
+from xact.cli.main import main
 
 if __name__ == "__main__":
     main()

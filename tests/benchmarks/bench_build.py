@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xact.models import find_weights, load_network
-from xact.prepare import survey
-from xact.recipe_file import load_recipe
-from xact.run import carry_out
-from xact.specs import resolve_models
+from xact.building.prepare import survey
+from xact.building.run import carry_out
+from xact.models.load import find_weights, load_network
+from xact.recipe.load import load_recipe
+from xact.recipe.resolve import resolve_models
 
 CASES = {
     "mean": ("{base: ResNet50, weights: random, reduce: mean}", 0.90),

@@ -23,8 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
 from stores import make_model, make_store_plan, make_table, write_store
 
-from xact.export import export
-from xact.reader import open_layer
+from xact.files.export import export
+from xact.reading.xarray import open_layer
 
 N_PAIRS = 5
 
@@ -92,7 +92,7 @@ def bench_hdf5(folder: Path) -> None:
 
 CHILD = """
 import resource, sys
-from xact.export import export
+from xact.files.export import export
 export(sys.argv[1], to=sys.argv[2], output_dir=sys.argv[3])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -22,8 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the table is made as in the tests
 from dataset_trees import make_nsd
 
+from xact.recipe.stimuli_schema import NsdStimuli
 from xact.stimuli.open import open_stimuli
-from xact.stimuli_blocks import NsdStimuli
 
 SIDE = 425
 LAYOUTS = {

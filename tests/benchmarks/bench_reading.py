@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
 from stores import make_model, make_store_plan, make_table, write_store
 
-from xact.catalog import _read_catalog
-from xact.reader import load_layers, load_stimuli, open_activations, open_layer
+from xact.reading.catalog import _read_catalog
+from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer
 
 N_MODELS, N_LAYERS = 14, 50
 N_STIMULI, N_UNITS = 10_000, 768

@@ -23,7 +23,8 @@ from bench_build import write_images
 
 CHILD = """
 import json, resource, sys, time
-import torch, torchvision, timm, xact.run, xact.models.torchvision, xact.models.timm, xact.stimuli.folder
+import torch, torchvision, timm
+import xact.building.run, xact.models.sources.torchvision, xact.models.sources.timm, xact.stimuli.sources.folder
 import xact
 before = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
 xact.build(sys.argv[1], limit=int(sys.argv[2]) or None)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
+from xact.building.survey import survey_model
+from xact.cli.terminal import show_table
 from xact.errors import RequestError
-from xact.models import find_weights, load_network
-from xact.plan import PlannedModel
-from xact.registry import load_registry
-from xact.sources import DISTRIBUTIONS
-from xact.specs import ModelSpec, resolve_model
-from xact.survey import survey_model
-from xact.terminal import show_table
+from xact.models.load import find_weights, load_network
+from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import ModelSpec, resolve_model
+from xact.recipe.sources import DISTRIBUTIONS
+from xact.store.plan import PlannedModel
 
 TIMED_PARAMETERS = 100_000_000
 """Networks of fewer are timed."""

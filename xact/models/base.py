@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from xact.errors import NameNotFoundError, make_nearest_text
-from xact.models import find_matrix, show_batch
-from xact.specs import ModelSpec
+from xact.models.load import find_matrix, show_batch
+from xact.recipe.resolve import ModelSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image

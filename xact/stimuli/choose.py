@@ -9,11 +9,11 @@ from pathlib import Path
 
 from xact.errors import RequestError
 from xact.labels import Column, StimulusTable, fold_label
-from xact.stimuli import check_columns, locate
+from xact.recipe.stimuli_schema import StimuliBlock
+from xact.stimuli.base import check_columns, locate
 from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
-from xact.stimuli_blocks import StimuliBlock
 
 KEYS = ("stimulus", "stem")
 """Columns by which the rows of a table of labels are paired with the stimuli."""

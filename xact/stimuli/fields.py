@@ -8,8 +8,8 @@ from string import Formatter
 
 from xact.errors import RequestError
 from xact.labels import Column
+from xact.recipe.stimuli_schema import Regex
 from xact.stimuli.columns import type_column
-from xact.stimuli_blocks import Regex
 
 HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from xact.stimuli import SOURCES, Chosen, Listing, check_table
-from xact.stimuli_blocks import Stimuli
+from xact.recipe.stimuli_schema import Stimuli
+from xact.stimuli.base import SOURCES, Chosen, Listing, check_table
 
 
 def open_stimuli(block: Stimuli, folder: Path) -> Chosen:

@@ -1,0 +1,1 @@
+"""Recipe -> store: prepare, run, write, publish; also import and extract."""

@@ -1,0 +1,142 @@
+"""What a build would cost: bytes, files, memory of the host and of the device, for each model."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xact.building.prepare import Site
+from xact.models.device import count_lanes, count_workers, find_device_memory
+from xact.store.chunks import ITEM_NBYTES
+from xact.store.plan import Plan, PlannedModel
+
+CONFIRM_NBYTES = 10**9
+"""A build that would write more asks first, on a terminal."""
+
+
+WEIGHT_NBYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "nf4": 0.6}
+"""Bytes of one weight; of those packed into 4 bits with their scales, and what is left unpacked."""
+
+
+@dataclass(frozen=True)
+class ModelEstimate:
+    """What one model costs."""
+
+    model: str
+    n_layers: int
+    n_units: int
+    """Of one stimulus and replicate, over all layers."""
+    n_parameters: int
+    n_stimuli_left: int
+    nbytes: int
+    """To be written before compression."""
+    n_files: int
+    host_nbytes: int
+    """Weights, and what the lanes hold."""
+    device_nbytes: int
+    """Weights, a batch and its outputs, on the device."""
+    device: str
+    """As planned; it need not be here."""
+    device_memory_nbytes: int | None
+    """What the device has, None where it is not here."""
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a build would cost."""
+
+    store: str
+    layout: str
+    n_stimuli: int
+    n_replicates: int
+    stimuli_per_task: int
+    generation: int
+    models: tuple[ModelEstimate, ...]
+    nbytes: int
+    n_files: int
+    free_nbytes: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What will most likely not fit, in words."""
+        return [
+            f"model {model.model!r} needs about {model.device_nbytes / 1e9:.1f} GB on {model.device}, which has "
+            f"{model.device_memory_nbytes / 1e9:.1f} GB: a smaller batch_size or dtype: bfloat16 takes less"
+            for model in self.models
+            if model.device_memory_nbytes is not None and model.device_nbytes > model.device_memory_nbytes
+        ]
+
+    @property
+    def needs_word(self) -> bool:
+        """Whether to ask before it begins."""
+        return self.nbytes > CONFIRM_NBYTES or self.nbytes > self.free_nbytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-able data."""
+        return asdict(self)
+
+
+def estimate(site: Site) -> Estimate:
+    """Return what is still to be done at a site, and its cost."""
+    plan = site.plan
+    workers = count_workers(site.loaded.recipe.compute.workers)
+    models = tuple(
+        estimate_model(
+            plan,
+            model,
+            sum(len(task.rows) for task in site.tasks[model.label]),
+            workers,
+            device_memory=find_device_memory(_name_device(site, model)),
+        )
+        for model in plan.models
+        if model.label in site.tasks
+    )
+    existing = next(folder for folder in (site.store, *site.store.absolute().parents) if folder.is_dir())
+    return Estimate(
+        store=str(site.store),
+        layout=plan.layout,
+        n_stimuli=plan.n_stimuli,
+        n_replicates=plan.n_replicates,
+        stimuli_per_task=plan.stimuli_per_task,
+        generation=plan.generation,
+        models=models,
+        nbytes=sum(model.nbytes for model in models),
+        n_files=sum(model.n_files for model in models),
+        free_nbytes=shutil.disk_usage(Path(existing)).free,
+    )
+
+
+def _name_device(site: Site, model: PlannedModel) -> str:
+    """Return the device a model will run on, with the index that the recipe gives it."""
+    asked = site.specs[model.label].device
+    return model.device if asked == "auto" else asked
+
+
+def estimate_model(
+    plan: Plan, model: PlannedModel, n_left: int, workers: int, *, device_memory: int | None
+) -> ModelEstimate:
+    """Return what `n_left` stimuli of one model cost; `device_memory` is what its device has, in bytes."""
+    weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
+    lane = plan.count_lane_nbytes(model)
+    n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
+    n_blocks = math.ceil(n_left / plan.stimuli_per_task)
+    n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in model.layers)
+    batch = model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * ITEM_NBYTES
+    return ModelEstimate(
+        model=model.label,
+        n_layers=len(model.layers),
+        n_units=model.total_units,
+        n_parameters=model.n_parameters,
+        n_stimuli_left=n_left,
+        nbytes=n_left * plan.n_replicates * model.total_units * ITEM_NBYTES,
+        n_files=n_blocks * n_shards,
+        host_nbytes=weights + n_lanes * (lane + batch),
+        device_nbytes=weights + (n_lanes if model.device == "cpu" else 1) * batch,
+        device=model.device,
+        device_memory_nbytes=device_memory,
+        batch_size=model.batch_size,
+    )

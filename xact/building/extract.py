@@ -1,0 +1,222 @@
+"""`xact.extract`: the engine of a build, its results in memory as labelled arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import xarray as xr
+from pydantic import ValidationError
+
+from xact.building.prepare import adopt_replicates, list_tasks
+from xact.building.survey import survey_model
+from xact.capture.engine import TaskResult, run_job
+from xact.capture.job import make_holdings, set_stage
+from xact.capture.show_pictures import draw_amounts
+from xact.complaints import make_complaint
+from xact.disk.digest import FileStamp
+from xact.errors import RequestError
+from xact.labels import Kind, StimulusTable
+from xact.models.load import check_allowed, find_kind, find_weights, load_network
+from xact.recipe.resolve import ModelSpec, resolve_models
+from xact.recipe.schema import LoadedRecipe, Recipe
+from xact.stimuli.base import check_table, read_file, stamp_file
+from xact.store.journal import State
+from xact.store.merge import Request, make_plan
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
+
+
+@dataclass
+class Pictures:
+    """Stimuli given as paths or as arrays."""
+
+    pictures: Sequence[str | Path | np.ndarray]
+    table: StimulusTable
+    location: str = "the images given"
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size and time of a file; an array has no time."""
+        picture = self.pictures[row]
+        if isinstance(picture, np.ndarray):
+            return FileStamp(picture.nbytes, 0)
+        return stamp_file(Path(picture), name=str(picture))
+
+    def read(self, row: int) -> bytes | np.ndarray:
+        """Return a file's bytes, or the array itself."""
+        picture = self.pictures[row]
+        return picture if isinstance(picture, np.ndarray) else read_file(Path(picture), name=str(picture))
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+@dataclass
+class Captions:
+    """Stimuli given as texts."""
+
+    captions: Sequence[str]
+    table: StimulusTable
+    location: str = "the captions given"
+    kind: ClassVar[Kind] = "text"
+    n_replicates: ClassVar[int] = 1
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size of a text, which has no time."""
+        return FileStamp(len(self.read(row)), 0)
+
+    def read(self, row: int) -> bytes:
+        """Return a text as UTF-8."""
+        return self.captions[row].encode()
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+def extract(
+    model: str | Mapping[str, Any],
+    stimuli: str | Path | Sequence[str | Path | np.ndarray],
+    *,
+    layers: Sequence[str] | str | Mapping[str, Any] | None = None,
+    reduce: str | Mapping[str, Any] | Sequence[Any] | None = None,
+    transform: str | Mapping[str, Any] = "weights",
+    replicates: Mapping[str, Any] | int = 1,
+    mask_alpha: str = "black",
+    border: float = 0.0,
+    device: str = "auto",
+    batch_size: int | str = "auto",
+    workers: int | str = "auto",
+    dtype: str = "float32",
+    allow_code: bool = False,
+) -> dict[str, xr.DataArray]:
+    """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of stimuli shown to one network.
+
+    `model` is a registry label, `source:id`, or a model entry as in a recipe; `stimuli` are paths of images, or uint8
+    arrays (height, width, 3); for a language model captions; a single path or caption is a list of one. `layers` and
+    `reduce` are as in a recipe, the model's own where left out. The values are those that a build with the same
+    batches stores. Raise RequestError for a wrong request, StimulusError for a stimulus that cannot be read,
+    WeightsError for weights that cannot be had.
+    """
+    stimuli = check_given(stimuli)
+    recipe = make_recipe(
+        {
+            "store": "-",
+            "stimuli": {"source": "folder", "mask_alpha": mask_alpha, "border": border},
+            "replicates": {"count": replicates} if isinstance(replicates, int) else replicates,
+            "models": [model],
+            "layers": layers,
+            "reduce": reduce,
+            "transform": transform,
+            "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype},
+        }
+    )
+    loaded = LoadedRecipe(recipe, Path.cwd())
+    specs = resolve_models(loaded)
+    if len(specs) != 1:
+        raise RequestError(f"{model!r} names {len(specs)} networks; one is wanted here")
+    spec = specs[0]
+    check_allowed(spec, allow_code=allow_code)
+    spec = resolve_models(loaded, kind=find_kind(spec))[0]
+    source = open_given(stimuli, spec)
+    recipe = adopt_replicates(loaded, source).recipe
+    check_table(source.table, location=source.location)
+    surveyed = survey_model(spec, n_stimuli=len(stimuli), held=None)
+    request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
+    plan = make_plan(request, None, is_committed=False)
+    blocks = run_in_memory(plan, surveyed, spec, recipe, source)
+    return {
+        layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
+        for i, layer in enumerate(surveyed.layers)
+    }
+
+
+def make_recipe(data: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that the arguments of `extract` ask for; raise RequestError with the argument that is wrong."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        complaint = make_complaint(Recipe, error)
+        at = ("model", *complaint.at[2:]) if complaint.at[:1] == ("models",) else complaint.at
+        at = at[1:] if at[:1] in (("stimuli",), ("compute",)) else at
+        complaint = replace(complaint, at=at)
+        raise RequestError(f"xact.extract: {complaint.tell('the arguments')}", hint=complaint.hint) from None
+
+
+def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequence[str | Path | np.ndarray]:
+    """Return what was given as a list; refuse what is no stimulus."""
+    listed = [stimuli] if isinstance(stimuli, str | Path) else stimuli
+    wrong = next((one for one in listed if not isinstance(one, str | Path | np.ndarray)), None)
+    if wrong is not None:
+        raise RequestError(
+            f"a stimulus is a path, a uint8 array or a caption; this is a {type(wrong).__name__}",
+            hint="np.asarray(picture.convert('RGB')) makes an array of a PIL image",
+        )
+    return listed
+
+
+def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:
+    """Return what was given as a source of the kind that the network is shown."""
+    if spec.kind == "image":
+        return Pictures(stimuli, make_table(stimuli))
+    captions = [caption for caption in stimuli if isinstance(caption, str)]
+    if len(captions) < len(stimuli):
+        raise RequestError(f"model {spec.label!r} is a language model: its stimuli are captions, each a str")
+    ids = [f"{i:05d}" for i in range(len(captions))]
+    return Captions(captions, StimulusTable(ids, ["all"] * len(ids), ids, [""] * len(ids)))
+
+
+def run_in_memory(
+    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures | Captions
+) -> dict[int, list[np.ndarray]]:
+    """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
+    network = load_network(spec, find_weights(spec))
+    holdings = make_holdings(source, source.table.ids, {})
+    stage = set_stage(plan, model, spec, network, recipe, holdings)
+    blocks: dict[int, list[np.ndarray]] = {}
+
+    def finish(result: TaskResult) -> None:
+        blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
+
+    run_job(
+        stage.job,
+        list_tasks(plan, model, spec, State(), holdings),
+        exhibit=stage.exhibit,
+        load_rows=lambda _task, _buffers: None,
+        finish=finish,
+        progress=lambda _n: None,
+        n_lanes=stage.n_lanes,
+        n_workers=stage.n_workers,
+    )
+    return blocks
+
+
+def make_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
+    """Return the labels of images: a path as given, without its extension; an array by its position, five digits."""
+    ids = [
+        f"{i:05d}" if isinstance(image, np.ndarray) else str(Path(image).with_suffix(""))
+        for i, image in enumerate(images)
+    ]
+    stems = [Path(one).name for one in ids]
+    files = ["" if isinstance(image, np.ndarray) else str(image) for image in images]
+    return StimulusTable(ids, ["all"] * len(ids), stems, files)
+
+
+def _label(layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedModel) -> xr.DataArray:
+    return xr.DataArray(
+        values,
+        dims=("stimulus", "replicate", "unit"),
+        coords={
+            "stimulus": np.asarray(plan.stimuli.ids, dtype=str),
+            "replicate": np.arange(plan.n_replicates),
+            "stem": ("stimulus", np.asarray(plan.stimuli.stems, dtype=str)),
+            "file": ("stimulus", np.asarray(plan.stimuli.files, dtype=str)),
+            "model": model.label,
+            "layer": layer.label,
+        },
+        name="activations",
+        attrs={"unit_axes": list(layer.unit_axes), "unit_shape": list(layer.unit_shape)},
+    )

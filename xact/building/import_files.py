@@ -1,0 +1,222 @@
+"""`xact import`: files of activations become a store with labels, written as a build writes one.
+
+What a file does not say is recorded as unknown; no build can go on in such a store.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xact.building.provenance import make_provenance
+from xact.building.run import Outcome
+from xact.building.write_task import finish_task
+from xact.capture.engine import TaskResult
+from xact.disk.digest import hash_file
+from xact.disk.durable import sweep_partial
+from xact.disk.paths import expand_path
+from xact.errors import MismatchError, RequestError
+from xact.files.read import UNKNOWN, OldFiles, OldModel, open_old
+from xact.labels import check_label
+from xact.recipe.registry.entry import Entry
+from xact.recipe.registry.load import load_registry
+from xact.recipe.schema import Storage
+from xact.store.hold import hold_place
+from xact.store.journal import Journal, State, load_state, remove_older, write_plan
+from xact.store.layout import make_metadata, make_tree
+from xact.store.merge import Request, make_plan
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
+from xact.store.tasks import Task, make_tasks
+from xact.store.write import create, publish
+
+SOURCE = "import"
+"""Source of every imported model and of the stimuli: none that a recipe can ask for, so that no build mixes with it."""
+
+
+@dataclass(frozen=True)
+class Mislabelled:
+    """A model that older files call by another network's name."""
+
+    label: str
+    layers: str
+    """Regular expression that all its layers match."""
+    n_units: int
+    true_label: str
+
+
+MISLABELLED = (Mislabelled("ViT-B-16-CLIP", r"blocks\.\d+\.mlp\.fc2", 1024, "ViT-L-14-LAION-CLIP-ft"),)
+"""timm's vit_large_patch14_clip_224.laion2b_ft_in1k was run under the name of a ViT-B/16, whose layers are 768 wide."""
+
+
+def import_files(
+    files: Sequence[str | Path],
+    store: str | Path,
+    *,
+    stimuli: str | Path | None = None,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+) -> Outcome:
+    """Make a store of the activations in `files`; the same call finishes an import that was killed.
+
+    `stimuli` is a table that names the rows of `.pt` files. `watch(n)` is told how many rows there are, over all
+    models, and returns what is told how many more are done. Raise RequestError, StoreError or WorkError.
+    """
+    paths = [expand_path(file) for file in files]
+    place = expand_path(store)
+    with closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old, hold_place(place):
+        notes = list(old.notes)
+        plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
+        state = load_state(place)
+        if state.plan is not None and state.plan.model_dump_json() != plan.model_dump_json():
+            raise MismatchError(
+                f"the store {str(place)!r} was made of something else than these files", hint="give another --store"
+            )
+        outcome = Outcome(place, plan.layout, warnings=notes)
+        if not state.is_committed:
+            _carry_out(place, plan, state, old, outcome, watch)
+        remove_older(place, plan.generation)
+        return outcome
+
+
+def _relabel(model: OldModel, notes: list[str]) -> OldModel:
+    """Return the model under its true label."""
+    for one in MISLABELLED:
+        fits = all(re.fullmatch(one.layers, k.label) and k.n_units == one.n_units for k in model.layers)
+        if model.label == one.label and fits:
+            notes.append(
+                f"{model.label}: its layers ({model.layers[0].label}, …) are {one.n_units} wide: they are those of "
+                f"{one.true_label}, and it is stored under that label"
+            )
+            return replace(model, label=one.true_label)
+    return model
+
+
+def _plan(old: OldFiles, models: Sequence[OldModel], files: Sequence[Path]) -> Plan:
+    """Return the plan of a store of these files; every hash of theirs is in it."""
+    labels = [model.label for model in models]
+    if len(set(labels)) != len(labels):
+        raise RequestError(f"two models would have one label ({', '.join(labels)})", hint="give each its own store")
+    hashes = [{"name": file.name, "sha256": hash_file(file.resolve()).sha256} for file in files]
+    recipe = {
+        "stimuli": {"source": SOURCE, "files": hashes},
+        "replicates": {"count": old.n_replicates, "jitter": {"kind": UNKNOWN}},
+        "storage": Storage().model_dump(),
+    }
+    registry = load_registry().entries
+    planned = tuple(_plan_model(model, len(old.table), registry) for model in models)
+    request = Request(recipe=recipe, table=old.table, models=planned, jitter_names=(), failed_models={})
+    return make_plan(request, None, is_committed=False)
+
+
+def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) -> PlannedModel:
+    twin = re.fullmatch(r"(.+)@random-(\d{1,18})", model.label)  # as builds label untrained twins
+    is_trained = model.is_trained and twin is None
+    base = check_label(model.base or (twin[1] if twin else model.label), what="the model")
+    entry = registry.get(base)
+    return PlannedModel(
+        label=check_label(model.label, what="the model"),
+        source=SOURCE,
+        id=UNKNOWN,
+        base=base,
+        weights=UNKNOWN if is_trained else "random",
+        weights_record={"kind": UNKNOWN},
+        seed=int(twin[2]) if twin else -1,
+        trained=is_trained,
+        family=(entry and entry.family) or UNKNOWN,
+        training=(entry and entry.training) or UNKNOWN,
+        n_parameters=model.n_parameters,
+        n_prefix_tokens=0,
+        input_shape=(0, 0, 0),
+        transform={"kind": UNKNOWN},
+        kind="image" if model.scores is None else "text",
+        dtype=UNKNOWN,
+        device=UNKNOWN,
+        batch_size=0,
+        versions={},
+        layers=tuple(_plan_layer(model, index, entry) for index in range(len(model.layers))),
+        n_stimuli=n_stimuli,
+    )
+
+
+def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLayer:
+    layer = model.layers[index]
+    return PlannedLayer(
+        label=check_label(layer.label, what=f"model {model.label!r}: the layer"),
+        name=layer.label,
+        call=0,
+        n_calls=1,
+        part="",
+        class_name=UNKNOWN,
+        reduction=layer.reduction,
+        k=0,
+        seed=0,
+        output_shape=(layer.n_units,),
+        n_units=layer.n_units,
+        unit_axes=("feature",),
+        unit_shape=(layer.n_units,),
+        layer_index=index,
+        depth=layer.depth,
+        depth_bin=entry.depth_bins.get(layer.label, 0) if entry else 0,
+    )
+
+
+def _carry_out(
+    store: Path,
+    plan: Plan,
+    state: State,
+    old: OldFiles,
+    outcome: Outcome,
+    watch: Callable[[int], Callable[[int], None]],
+) -> None:
+    """Write what is not in the journal yet, and publish; the caller holds the store's lock."""
+    sweep_partial(store)
+    write_plan(store, plan)
+    state.plan = plan
+    tree = make_tree(plan, state, {}, final=False)
+    create(store, plan, tree, make_metadata(plan, tree, {}))
+    journal = Journal(store, plan.generation)
+    tasks = {model.label: list(make_tasks(plan, model, state.find_done(model.label))) for model in plan.models}
+    tell = watch(sum(len(task.rows) for some in tasks.values() for task in some))
+    for old_model, model in zip(old.models, plan.models, strict=True):
+        if model.label not in state.networks:
+            _add(journal, state, {"network": model.label, "imported_as": old_model.label, **old_model.found})
+        for task in tasks[model.label]:
+            result = _read_task(old, old_model, model, task, plan.n_replicates)
+            record = finish_task(store, plan, model, result)
+            _add(journal, state, record.to_line())
+            outcome.n_captured += len(task.rows)
+            tell(len(task.rows))
+        _note_nonfinite(state, model.label, outcome)
+    tree = make_tree(plan, state, {}, final=True)
+    metadata = make_metadata(plan, tree, make_provenance(plan, state, {}))
+    publish(store, state, tree, metadata, complete=True)
+
+
+def _add(journal: Journal, state: State, line: dict[str, Any]) -> None:
+    journal.add(line)
+    state.take(line)
+
+
+def _read_task(old: OldFiles, old_model: OldModel, model: PlannedModel, task: Task, n_replicates: int) -> TaskResult:
+    """Return the values of one block of stimuli."""
+    started = time.monotonic()
+    n_rows = task.stop - task.start
+    buffers = [np.empty((n_rows, n_replicates, layer.n_units), dtype=np.float32) for layer in model.layers]
+    old.fill(old_model, task.start, buffers)
+    scores = {name: {row: values[row] for row in task.rows} for name, values in (old_model.scores or {}).items()}
+    return TaskResult(task, buffers, failed={}, stamps={}, n_equal=0, seconds=time.monotonic() - started, scores=scores)
+
+
+def _note_nonfinite(state: State, model: str, outcome: Outcome) -> None:
+    """Note how many values of a model are NaN or infinite."""
+    counts: dict[str, int] = {}
+    for (label, _), record in state.tasks.items():
+        for layer, n in record.n_nonfinite.items() if label == model else ():
+            counts[layer] = counts.get(layer, 0) + n
+    outcome.warnings += [f"{model}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in counts.items()]

@@ -1,0 +1,233 @@
+"""What each network asked for is, before it runs: its layers, their units, its transform; nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from xact.building.survey_text import check_logits, describe_reading, plan_hidden_layers, survey_hidden
+from xact.capture.layers import (
+    Output,
+    Selected,
+    find_blocks,
+    find_depth,
+    is_channel_unclear,
+    resolve_aliases,
+    select_layers,
+)
+from xact.capture.probe import probe
+from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
+from xact.errors import CaptureError, RequestError
+from xact.labels import check_label
+from xact.models.base import Network, Transform
+from xact.models.base import Weights as FoundWeights
+from xact.models.device import choose_batch_size, get_kind, resolve_device
+from xact.models.load import load_network, make_architecture, make_transform
+from xact.recipe.resolve import ModelSpec
+from xact.recipe.sources import DISTRIBUTIONS
+from xact.store.plan import PlannedLayer, PlannedModel
+
+DRESS_REHEARSAL = ((64, 48), (333, 640))
+"""Sizes (width, height) of pictures on which a transform must give one and the same shape."""
+
+
+def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int, int]]:
+    """Return the architecture, its outputs in forward order, and the shape of its pictures.
+
+    The network is made on the meta device where its code allows, else for real; no weights are read.
+    """
+    input_shape = find_input_shape(make_transform(spec), spec.label)
+    try:
+        with torch.device("meta"):
+            network = make_architecture(spec)
+        network = replace(network, module=network.module.to("meta"))
+        return network, probe(network, input_shape), input_shape
+    except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+        return (*_survey_for_real(spec, input_shape), input_shape)
+
+
+def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
+    try:
+        network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
+        return network, probe(network, input_shape)
+    except RuntimeError as error:
+        raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a network is, whatever it is shown."""
+
+    n_parameters: int
+    n_prefix_tokens: int
+    input_shape: tuple[int, ...]
+    transform: dict[str, Any]
+    layers: tuple[PlannedLayer, ...]
+
+
+def survey_pictures(spec: ModelSpec) -> Surveyed:
+    """Return what a network is that is shown pictures."""
+    network, outputs, input_shape = survey_outputs(spec)
+    aliases = resolve_aliases(spec.aliases, outputs)
+    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
+    tokens = find_tokens(network, outputs)
+    return Surveyed(
+        n_parameters=count_parameters(network.module),
+        n_prefix_tokens=network.n_prefix_tokens or 0,
+        input_shape=input_shape,
+        transform=make_transform(spec).record,
+        layers=plan_layers(selected, parse_reductions(spec.reduce), tokens, outputs, spec.depth_bins),
+    )
+
+
+def survey_captions(spec: ModelSpec) -> Surveyed:
+    """Return what a network is that is shown captions."""
+    network, outputs, input_shape = survey_hidden(spec)
+    check_logits(spec.layers, spec)
+    selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
+    return Surveyed(
+        n_parameters=count_parameters(network.module),
+        n_prefix_tokens=0,
+        input_shape=input_shape,
+        transform=describe_reading(spec, network),
+        layers=plan_hidden_layers(selected, parse_reductions(spec.reduce), outputs, has_cls=network.has_cls),
+    )
+
+
+SURVEYS = {"image": survey_pictures, "text": survey_captions}
+"""How a network is looked at, by what it is shown."""
+
+
+def list_outputs(spec: ModelSpec) -> list[Output]:
+    """Return all that can be named of a network, in forward order."""
+    return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
+
+
+def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
+    """Return the plan of one network; `held` is what the store already has under its label.
+
+    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
+    """
+    surveyed = SURVEYS[spec.kind](spec)
+    asked = spec.device
+    if asked == "auto" and held is not None:
+        asked = held.device
+    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
+    batch_size = spec.batch_size
+    if batch_size == "auto" and held is not None:
+        batch_size = held.batch_size
+    return PlannedModel(
+        label=spec.label,
+        base=spec.base,
+        source=spec.source,
+        id=spec.id,
+        weights=spec.weights if spec.weights in ("pretrained", "random") else spec.weights.rsplit("/", 1)[-1],
+        weights_record={},
+        seed=spec.seed,
+        trained=spec.is_trained,
+        family=spec.family,
+        training=spec.training,
+        n_parameters=surveyed.n_parameters,
+        n_prefix_tokens=surveyed.n_prefix_tokens,
+        input_shape=surveyed.input_shape,
+        transform=surveyed.transform,
+        dtype=spec.dtype,
+        kind=spec.kind,
+        quantize=spec.quantize,
+        device_map=spec.device_map,
+        device=device,
+        batch_size=choose_batch_size(batch_size, device),
+        versions=find_versions(spec.source),
+        config=None if spec.config is None else dict(spec.config),
+        layers=surveyed.layers,
+        n_stimuli=n_stimuli,
+    )
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of trained values, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
+    """Return the shape (3, y, x) that a transform gives; refuse one whose shape depends on the picture."""
+    shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in DRESS_REHEARSAL}
+    if len(shapes) != 1:
+        raise RequestError(
+            f"model {model!r}: its transform gives pictures of several shapes ({sorted(shapes)})",
+            hint="set `transform:` to an explicit block with resize and crop",
+        )
+    n_channels, height, width = shapes.pop()
+    return n_channels, height, width
+
+
+def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
+    """Return what the network's tokens are, None where it has none."""
+    if network.n_prefix_tokens is None:
+        return None
+    blocks = set(find_blocks(outputs))
+    lengths = [o.shape[0] for o in outputs if o.name in blocks and o.shape is not None and len(o.shape) == 2]
+    return Tokens(network.n_prefix_tokens, network.has_cls, lengths[0]) if lengths else None
+
+
+def plan_layers(
+    selected: Sequence[Selected],
+    reductions: Sequence[Reduction],
+    tokens: Tokens | None,
+    outputs: Sequence[Output],
+    depth_bins: Mapping[str, int],
+) -> tuple[PlannedLayer, ...]:
+    """Return every reduced layer in forward order."""
+    planned: list[PlannedLayer] = []
+    for one in selected:
+        check_label(one.label, what="the layer")
+        shape = one.output.shape
+        if shape is None:
+            raise RequestError(f"layer {one.label!r} gives no tensor whose first axis is the stimulus")
+        for reduction in reductions:
+            if reduction.name not in ("flatten", "project") and is_channel_unclear(one.output, outputs):
+                raise RequestError(
+                    f"layer {one.label!r} gives {shape} for each stimulus: which axis is the channel under "
+                    f"'{reduction.name}' cannot be told",
+                    hint="reduce: flatten, or name another layer",
+                )
+            units = plan_units(reduction, shape, tokens=tokens, layer=one.label)
+            planned.append(
+                PlannedLayer(
+                    label=one.label if len(reductions) == 1 else f"{one.label}@{reduction.label}",
+                    name=one.output.name,
+                    call=one.output.call,
+                    n_calls=one.output.n_calls,
+                    part=one.output.part,
+                    class_name=one.output.class_name,
+                    reduction=reduction.name,
+                    k=reduction.k,
+                    seed=reduction.seed,
+                    output_shape=shape,
+                    n_units=units.n_units,
+                    unit_axes=units.axes,
+                    unit_shape=units.shape,
+                    layer_index=len(planned),
+                    depth=find_depth(one.output, one.order, outputs),
+                    depth_bin=depth_bins.get(one.label, 0),
+                )
+            )
+    return tuple(planned)
+
+
+def find_versions(source: str) -> dict[str, str]:
+    """Return the versions of what decides a value: torch, the images' libraries, the network's own."""
+    names = ["torch", "torchvision", "pillow", "numpy", DISTRIBUTIONS.get(source, "")]
+    return {name: _find_version(name) for name in dict.fromkeys(names) if name}
+
+
+@cache
+def _find_version(name: str) -> str:
+    return importlib.metadata.version(name)  # searches all of sys.path each time

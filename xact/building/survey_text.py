@@ -1,0 +1,123 @@
+"""The hidden states of a language model as layers, before it reads anything: their names, widths and depths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from xact.capture.hidden_states import find_hidden_states
+from xact.capture.hooks import find_device
+from xact.capture.layers import LOGITS, Output, Selected, find_depth
+from xact.capture.reduce import Reduction, plan_text_units
+from xact.errors import RequestError
+from xact.models.base import Network, Weights
+from xact.models.load import load_network, make_architecture
+from xact.models.text_batch import Encoded, pad
+from xact.recipe.resolve import ModelSpec
+from xact.store.plan import PlannedLayer
+
+TYPICAL_TOKENS = 64
+"""Tokens of a caption where memory is estimated; what is stored does not depend on it."""
+
+NO_VALUES = frozenset("transformers_version _name_or_path dtype torch_dtype architectures use_cache".split())
+"""Keys of a configuration that change no value."""
+
+
+def survey_hidden(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int]]:
+    """Return the architecture, its hidden states in forward order, and (tokens, words of the vocabulary) of a caption.
+
+    The network is made on the meta device where its code allows, else for real; no weights are read.
+    """
+    try:
+        with torch.device("meta"):
+            network = make_architecture(spec)
+        network = replace(network, module=network.module.to("meta"))
+        outputs = _probe(network, spec.label)
+    except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+        network = load_network(replace(spec, weights="random", seed=0), Weights((), {}))
+        outputs = _probe(network, spec.label)
+    return network, outputs, (TYPICAL_TOKENS, _get_config(network).get_text_config().vocab_size)
+
+
+def _probe(network: Network, model: str) -> list[Output]:
+    batch = pad([Encoded((0,) * n, n, is_cut=False) for n in (3, 7)], pad_id=0).to(find_device(network.module))
+    with torch.inference_mode():
+        states = find_hidden_states(network.forward(network.module, batch), model=model)
+    block = _find_block_class(network.module, len(states) - 1)
+    return [
+        Output(f"hidden.{i}", block if i else "Embedding", 0, 1, "", (TYPICAL_TOKENS, state.shape[2]), 1)
+        for i, state in enumerate(states)
+    ]
+
+
+def _find_block_class(module: nn.Module, n_blocks: int) -> str:
+    """Return the class of the network's blocks; `Layer` where no list holds them."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks]
+    return type(lists[0][0]).__name__ if lists else "Layer"
+
+
+def describe_reading(spec: ModelSpec, network: Network) -> dict[str, Any]:
+    """Return all that changes a value between a caption and the hidden states but the tokenizer, as JSON-able data."""
+    config = {key: value for key, value in _get_config(network).to_dict().items() if key not in NO_VALUES}
+    return {
+        "library": "transformers",
+        "kind": "text",
+        "template": spec.template,
+        "max_tokens": spec.max_tokens,
+        "special_tokens": "as the tokenizer adds them",
+        "padding": "right",
+        "attention": "eager",
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+    }
+
+
+def _get_config(network: Network) -> Any:  # noqa: ANN401  the library does not type its classes
+    return network.module.config
+
+
+def check_logits(wanted: Any, spec: ModelSpec) -> None:  # noqa: ANN401  recipe values are of any shape
+    """Refuse the logits of a language model by name."""
+    if isinstance(wanted, list) and LOGITS in wanted:
+        raise RequestError(
+            f"model {spec.label!r}: its logits, one for each word of the vocabulary and each token, are too wide to "
+            "store",
+            hint="`loss` and `bpb` of every caption are stored anyway; layers: hidden, or hidden.N",
+        )
+
+
+def plan_hidden_layers(
+    selected: Sequence[Selected], reductions: Sequence[Reduction], outputs: Sequence[Output], *, has_cls: bool
+) -> tuple[PlannedLayer, ...]:
+    """Return every pooled hidden state in forward order."""
+    planned: list[PlannedLayer] = []
+    for one in selected:
+        shape = one.output.shape or ()
+        for reduction in reductions:
+            units = plan_text_units(reduction, shape[-1], has_cls=has_cls, layer=one.label)
+            planned.append(
+                PlannedLayer(
+                    label=one.label if len(reductions) == 1 else f"{one.label}@{reduction.label}",
+                    name=one.output.name,
+                    call=0,
+                    n_calls=1,
+                    part="",
+                    class_name=one.output.class_name,
+                    reduction=reduction.name,
+                    k=0,
+                    seed=0,
+                    output_shape=shape,
+                    n_units=units.n_units,
+                    unit_axes=units.axes,
+                    unit_shape=units.shape,
+                    layer_index=len(planned),
+                    depth=find_depth(one.output, one.order, outputs),
+                    depth_bin=0,
+                )
+            )
+    return tuple(planned)

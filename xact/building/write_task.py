@@ -1,0 +1,77 @@
+"""The end of a task: count what is not finite, round where asked, write its shards; and the way back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xact.capture.engine import TaskResult
+from xact.errors import CaptureError
+from xact.store.journal import TaskRecord
+from xact.store.plan import Plan, PlannedModel
+from xact.store.shards import ShardFormat, read_shard
+from xact.store.tasks import Task
+from xact.store.write import write_shards
+
+
+def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult) -> TaskRecord:
+    """Write the shards of a task and return its record."""
+    n_nonfinite: dict[str, int] = {}
+    rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
+    for layer, buffer in zip(model.layers, result.buffers, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = buffer.sum(dtype=np.float32)
+        if not np.isfinite(total):  # cheap; counted only where something is not finite
+            n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
+            if n_bad:
+                n_nonfinite[layer.label] = n_bad
+        if plan.precision == "bits10":
+            round_mantissa(buffer, layer=layer.label)
+    shards = write_shards(store, plan, model, result.buffers, result.task.block)
+    return TaskRecord(
+        model=model.label,
+        block=result.task.block,
+        stop=result.task.stop,
+        failed=result.failed,
+        shards=shards,
+        n_nonfinite=n_nonfinite,
+        seconds=result.seconds,
+        scores={
+            name: {row: x for row, x in by_row.items() if math.isfinite(x)} for name, by_row in result.scores.items()
+        },
+    )
+
+
+def round_mantissa(values: np.ndarray, *, layer: str) -> None:
+    """Round float32 in place to 10 bits of mantissa, to nearest, ties to even; NaN and infinity stay.
+
+    The relative error of a normal number is at most 2^-11. Raise CaptureError where a finite value would round to
+    infinity.
+    """
+    bits = values.view(np.uint32)
+    special = (bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+    kept = bits[special]
+    bits += np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    bits &= np.uint32(0xFFFFE000)
+    bits[special] = kept
+    if np.count_nonzero((bits & np.uint32(0x7F800000)) == np.uint32(0x7F800000)) != kept.size:
+        raise CaptureError(
+            f"layer {layer!r}: a value overflows when rounded to 10 bits", hint="storage.precision: full"
+        )
+
+
+def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers: Sequence[np.ndarray]) -> None:
+    """Fill a task's buffers with the rows that the store has; the rest is NaN until it is captured."""
+    n_rows = task.stop - task.start
+    if len(task.rows) == n_rows:
+        return
+    for layer, buffer in zip(model.layers, buffers, strict=True):
+        form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+        for key, units in plan.make_shard_keys(model, layer, task.block):
+            part = buffer[:n_rows, :, units]
+            whole = np.empty(part.shape, dtype=np.float32)
+            read_shard(store / key, form, whole, first_row=0, first_unit=0)
+            part[...] = whole

@@ -1,0 +1,119 @@
+"""Engines that answer a question about pictures; a file of this folder each, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from xact.disk.paths import expand_path
+from xact.errors import RequestError, WeightsError
+from xact.models.checkpoints import hash_file
+from xact.models.hub import fetch_texts, is_text
+from xact.models.sources.transformers import find_config_folder, find_files
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ENGINES: Mapping[str, str] = {"transformers": "xact.caption.engines.transformers", "vllm": "xact.caption.engines.vllm"}
+"""Where each `engine` of a recipe lives."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who answers, and how."""
+
+    model: str
+    """As in the recipe: a name on the hub, or a folder."""
+    device: str
+    dtype: str
+    max_new_tokens: int
+    temperature: float
+    """0: greedy."""
+
+
+@dataclass(frozen=True)
+class CaptionWeights:
+    """A network's folder, found before anything is loaded."""
+
+    folder: Path
+    """Weights, configuration, tokenizer, chat template."""
+    files: tuple[Path, ...]
+    """The weights alone."""
+    record: dict[str, Any]
+    """Kind, file names and their sha256, hub revision, as JSON-able data."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said about one picture."""
+
+    text: str
+    is_cut: bool
+    """Whether it ends only because `max_new_tokens` were said."""
+
+
+class Captioner(Protocol):
+    """A network ready to answer."""
+
+    def answer(self, pictures: Sequence[Image], prompt: str, *, seed: int) -> list[Answer]:
+        """Return one answer a picture, each asked by itself; `seed` matters where answers are drawn."""
+        ...
+
+
+class Engine(Protocol):
+    """What each file of this folder offers."""
+
+    AUTO_BATCH: int
+    """Pictures answered together where the recipe says `auto`."""
+    LIBRARIES: Sequence[str]
+    """Distributions whose version can change an answer."""
+
+    def check(self, settings: Settings) -> None:
+        """Refuse what the engine cannot do, before anything is looked for."""
+        ...
+
+    def load_captioner(self, settings: Settings, weights: CaptionWeights) -> Captioner:
+        """Return the network with its weights, on its device."""
+        ...
+
+
+def open_engine(name: str) -> Engine:
+    """Return the engine of that name."""
+    return cast(Engine, importlib.import_module(ENGINES[name]))
+
+
+def find_weights(model: str, folder: Path) -> CaptionWeights:
+    """Find or download a network that transformers wrote; a relative path starts from `folder`.
+
+    The record covers the small files too: the tokenizer, the chat template and the defaults of generation change
+    answers as much as the weights do.
+    """
+    here = folder / expand_path(model)
+    if here.is_dir() and not (here / "config.json").is_file():
+        raise WeightsError(f"model {model!r}: there is no config.json in {here}", hint="save_pretrained() makes one")
+    try:
+        if not here.is_dir():
+            fetch_texts(model, label=model)
+        where = find_config_folder(model, here, label=model)
+        found = find_files(model, where, is_local=where == here, label=model)
+    except WeightsError as error:
+        raise WeightsError(
+            str(error), hint=f"`hf download {model}` where the hub is reached; or a local folder: `caption.model: PATH`"
+        ) from error
+    texts = {path.name: hash_file(path) for path in sorted(where.iterdir()) if is_text(path.name)}
+    return CaptionWeights(where, found.files, {**found.record, "texts": texts})
+
+
+def load_config(weights: CaptionWeights) -> dict[str, Any]:
+    """Return the network's configuration as it is written."""
+    config: dict[str, Any] = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def make_device_error(engine: str, device: str, wanted: str) -> RequestError:
+    """Return the error for a device that an engine does not run on."""
+    return RequestError(f"the engine {engine} does not run on compute.device {device!r}", hint=wanted)

@@ -1,0 +1,305 @@
+"""`xact caption`: ask a network about every picture of a recipe, and keep the answers as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xact.caption.engines.base import Captioner, Engine, Settings, find_weights, open_engine
+from xact.caption.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
+from xact.caption.table import (
+    CaptionTable,
+    Layout,
+    Listed,
+    check_output,
+    make_layout,
+    make_rows_path,
+    open_table,
+)
+from xact.disk.durable import write_file
+from xact.disk.paths import expand_path
+from xact.errors import MismatchError, RequestError, StimulusError
+from xact.models.device import get_kind, resolve_device
+from xact.recipe.load import load_recipe
+from xact.recipe.schema import CaptionRecipe, LoadedRecipe
+from xact.recipe.stimuli_schema import PictureBlock, get_pictures
+from xact.stimuli.base import StimulusSource
+from xact.stimuli.open import open_stimuli
+from xact.stimuli.pictures import make_pictures
+from xact.store.merge import NEUTRAL_STIMULI_KEYS, flatten_leaves
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+UNREADABLE = "unreadable: "
+"""How the problem of a picture begins that could not be shown; the next run tries it again."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    output: Path
+    review: Path
+    """Answers that a person should look at; there only where there are some."""
+    n_added: int
+    problems: Mapping[str, str]
+    """{stimulus: what is wrong with its answer}, as far as nobody has mended it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked for."""
+
+    loaded: LoadedRecipe
+    prompt: Prompt
+    output: Path
+    engine: Engine
+    settings: Settings
+    batch_size: int
+    source: StimulusSource
+    pictures: PictureBlock
+    layout: Layout
+    n_stimuli: int
+    """Those that the recipe's limit leaves."""
+
+    @property
+    def record_file(self) -> Path:
+        """Where it is written how the table was made."""
+        return self.output.with_suffix(".settings.json")
+
+    @property
+    def review_file(self) -> Path:
+        """Where answers are listed that a person should look at."""
+        return self.output.with_suffix(".review.csv")
+
+    def make_record(self) -> dict[str, Any]:
+        """Return what decides an answer and is known before anything is looked for, as JSON-able data."""
+        recipe = self.loaded.recipe
+        stimuli = {key: value for key, value in recipe.stimuli.model_dump().items() if key not in NEUTRAL_STIMULI_KEYS}
+        asked = recipe.caption.model_dump(exclude={"output", "prompt", "batch_size"})
+        return {
+            "output": self.output.name,
+            "caption": asked
+            | {"prompt": self.prompt.text, "prompt_name": self.prompt.name, "batch_size": self.batch_size},
+            "compute": {"device": get_kind(self.settings.device), "dtype": self.settings.dtype},
+            "stimuli": stimuli,
+        }
+
+
+def caption(
+    recipe: str | Path,
+    *,
+    prompt: str | None = None,
+    output: str | Path | None = None,
+    limit: int | None = None,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+) -> Outcome:
+    """Write the captions of a recipe's pictures, or those that are missing.
+
+    Arguments beat the recipe. `watch(n)` is told how many stimuli are missing and returns what is told of each batch.
+    Raise RequestError, WorkError or StoreError; every batch that was finished stays, and the same call goes on.
+    """
+    job = make_job(load_recipe(recipe, _make_overrides(prompt, output, limit), schema=CaptionRecipe))
+    try:
+        return _carry_out(job, watch)
+    finally:
+        job.source.close()
+
+
+def make_job(loaded: LoadedRecipe) -> Job:
+    """Return what a recipe asks for; everything is checked that needs neither weights nor the table."""
+    recipe = loaded.recipe
+    asked = recipe.caption
+    pictures = get_pictures(recipe.stimuli, asked.model)
+    prompt = find_prompt(asked.prompt, asked.prompt_name)
+    if asked.output is None:
+        raise RequestError("no output is named", hint="--output FILE.csv, or `output:` under `caption:`")
+    output = expand_path(asked.output)
+    check_output(output)
+    engine = open_engine(asked.engine)
+    settings = Settings(
+        model=asked.model,
+        device=recipe.compute.device,
+        dtype=recipe.compute.dtype,
+        max_new_tokens=asked.max_new_tokens,
+        temperature=asked.temperature,
+    )
+    engine.check(settings)
+    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder)
+    return Job(
+        loaded=loaded,
+        prompt=prompt,
+        output=output,
+        engine=engine,
+        settings=replace(settings, device=resolve_device(settings.device)),
+        batch_size=engine.AUTO_BATCH if isinstance(asked.batch_size, str) else asked.batch_size,
+        source=source,
+        pictures=pictures,
+        layout=make_layout(source.table, model=asked.model, prompt_name=prompt.name),
+        n_stimuli=len(source.table.ids[: recipe.stimuli.limit]),
+    )
+
+
+def _make_overrides(prompt: str | None, output: str | Path | None, limit: int | None) -> list[tuple[str, Any, str]]:
+    overrides: list[tuple[str, Any, str]] = []
+    if prompt is not None:  # the recipe's name belongs to the recipe's prompt
+        overrides += [("caption.prompt", prompt, "--prompt"), ("caption.prompt_name", None, "--prompt")]
+    if output is not None:
+        overrides.append(("caption.output", str(output), "--output"))
+    if limit is not None:
+        overrides.append(("stimuli.limit", limit, "--limit"))
+    return overrides
+
+
+def _carry_out(job: Job, watch: Callable[[int], Callable[[int], None]]) -> Outcome:
+    held = _load_record(job)
+    _compare(held, job.make_record(), job.output)
+    with open_table(job.output, job.review_file, job.layout) as table:
+        if held is None and (table.captions or table.listed):
+            raise MismatchError(
+                f"{job.output} is there, and {job.record_file}, which says how it was made, is not",
+                hint="put that file back, or give another --output",
+            )
+        n_before = len(table.captions)
+        run = Run(job, table)
+        missing = run.find_missing()
+        if missing:
+            captioner = _load_captioner(job, held)
+            tell = watch(len(missing))
+            for batch in _make_batches(job.n_stimuli, job.batch_size):
+                fresh = [row for row in batch if row in missing]
+                if fresh:
+                    run.add_batch(captioner, batch, fresh)
+                    tell(len(fresh))
+        return Outcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A table of captions while answers are added to it."""
+
+    job: Job
+    table: CaptionTable
+
+    def find_missing(self) -> set[int]:
+        """Return the stimuli that have no answer yet, good or bad, by their row in the source."""
+        settled = {*self.table.captions, *(row.stimulus for row in self.table.listed if self._is_settled(row))}
+        return {row for row in range(self.job.n_stimuli) if self.job.source.table.ids[row] not in settled}
+
+    def add_batch(self, captioner: Captioner, batch: Sequence[int], fresh: Sequence[int]) -> None:
+        """Answer a whole batch, so that neighbours are the same in every run; keep the answers of its fresh rows."""
+        ids = self.job.source.table.ids
+        pictures, problems = self._load_pictures(batch)
+        answers = self._ask(captioner, pictures, first=ids[batch[0]]) if pictures else {}
+        kept = [(ids[row], *answers[row]) for row in fresh if row in answers]
+        listed = [Listed(ids[row], text, "") for row, text in problems.items() if row in fresh]
+        listed += [Listed(one, judged.problem, text) for one, text, judged in kept if judged.problem]
+        self.table.add({one: judged.caption for one, _, judged in kept if judged.caption is not None}, listed)
+
+    def find_problems(self) -> dict[str, str]:
+        """Return what is still wrong: an answer that nobody has corrected, a stimulus without a row."""
+        last = {row.stimulus: row for row in self.table.listed}
+        captions = self.table.captions
+        return {
+            one: row.problem
+            for one, row in last.items()
+            if one not in captions or captions[one].split() == row.answer.split()
+        }
+
+    def _is_settled(self, row: Listed) -> bool:
+        """Return whether a stimulus was answered and its answer is not to be stored: it would be the same again."""
+        is_unreadable = row.problem.startswith(UNREADABLE)
+        return not is_unreadable and judge(self.job.prompt, row.answer, is_cut=False).caption is None
+
+    def _load_pictures(self, batch: Sequence[int]) -> tuple[dict[int, Image], dict[int, str]]:
+        """Return the pictures that can be shown, and what is wrong with the others where a recipe skips those."""
+        recipe, source = self.job.loaded.recipe, self.job.source
+        pictures, problems = {}, {}
+        for row in batch:
+            try:
+                (pictures[row],) = make_pictures(
+                    source.read(row),
+                    name=source.table.files[row],
+                    mask_alpha=self.job.pictures.mask_alpha,
+                    border=self.job.pictures.border,
+                    amounts={},
+                    n_replicates=1,
+                )
+            except StimulusError as error:
+                if recipe.on_error == "stop":
+                    raise
+                problems[row] = f"{UNREADABLE}{error}"
+        return pictures, problems
+
+    def _ask(self, captioner: Captioner, pictures: Mapping[int, Image], *, first: str) -> dict[int, tuple[str, Judged]]:
+        """Return each picture's answer and what it is worth; one outside a closed set is asked for once more."""
+        prompt = self.job.prompt
+        answers: dict[int, tuple[str, Judged]] = {}
+        for attempt, text in enumerate([prompt.text, make_reminder(prompt)]):
+            asked = [row for row in pictures if row not in answers or (prompt.answers and not answers[row][1].caption)]
+            if not asked or (attempt and not prompt.answers):
+                break
+            seed = make_seed(self.job.loaded.recipe.caption.seed, first, attempt)
+            said = captioner.answer([pictures[row] for row in asked], text, seed=seed)
+            for row, one in zip(asked, said, strict=True):
+                answers[row] = (make_listable(one.text), judge(prompt, one.text, is_cut=one.is_cut))
+        return answers
+
+
+def make_seed(seed: int, first: str, attempt: int) -> int:
+    """Return the seed of one batch: the first 6 bytes of the SHA-256 of (seed, its first stimulus, attempt) as JSON."""
+    digest = hashlib.sha256(json.dumps([seed, first, attempt]).encode()).digest()
+    return int.from_bytes(digest[:6])
+
+
+def _make_batches(n_stimuli: int, batch_size: int) -> Iterator[range]:
+    """Yield the rows of each batch; where they begin and end does not depend on what is there already."""
+    for start in range(0, n_stimuli, batch_size):
+        yield range(start, min(start + batch_size, n_stimuli))
+
+
+def _load_captioner(job: Job, held: Mapping[str, Any] | None) -> Captioner:
+    """Find the weights, compare them with those of the rows that are there, load them, and record how rows are made."""
+    weights = find_weights(job.settings.model, job.loaded.folder)
+    versions = {name: importlib.metadata.version(name) for name in job.engine.LIBRARIES}
+    record = job.make_record() | {"weights": weights.record, "versions": versions}
+    _compare(held, record, job.output)
+    captioner = job.engine.load_captioner(job.settings, weights)
+    if held is None:
+        write_file(job.record_file, [json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"])
+    return captioner
+
+
+def _load_record(job: Job) -> dict[str, Any] | None:
+    """Return how the rows that are there were made; None where nothing says so, and where there are none."""
+    if not job.record_file.exists():
+        return None
+    try:
+        held = json.loads(job.record_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{job.record_file} cannot be read: {error}", hint="put the file back as it was") from None
+    if not isinstance(held, dict):
+        raise RequestError(f"{job.record_file} is no record of captions", hint="give another --output")
+    table = job.output.with_name(str(held.get("output")))
+    has_rows = any(file.exists() for file in (table, make_rows_path(table), job.review_file))
+    return held if has_rows else None
+
+
+def _compare(held: Mapping[str, Any] | None, record: Mapping[str, Any], output: Path) -> None:
+    """Refuse to add rows that are made in another way than those that are there."""
+    if held is None:
+        return
+    old = dict(flatten_leaves({key: held.get(key) for key in record}))
+    new = dict(flatten_leaves(json.loads(json.dumps(record))))
+    for key in [*new, *old]:
+        if old.get(key) != new.get(key):
+            raise MismatchError(
+                f"{key} differs: {output} was made with {old.get(key)!r:.200}, now it is {new.get(key)!r:.200}",
+                hint="give the old value back, or write to another --output",
+            )

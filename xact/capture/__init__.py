@@ -1,0 +1,1 @@
+"""One network, one batch -> the units of each layer."""

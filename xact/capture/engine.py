@@ -1,0 +1,385 @@
+"""Run one network over its tasks: decode, show, reduce, hand each finished task over.
+
+On a CPU several lanes, each a thread with its own copy of the network (the weights are shared) and one torch thread,
+decode, run and write side by side. On an accelerator there is one lane, and threads decode ahead of it. Batches come
+from the plan, so the number of lanes and threads changes no bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xact.capture.hooks import Wanted
+from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
+from xact.models.device import get_kind, use_precision
+from xact.store.tasks import Batch, Task
+
+if TYPE_CHECKING:
+    from xact.disk.digest import FileStamp
+
+BATCHES_AHEAD = 2
+"""Batches decoded ahead of an accelerator, for each decoding thread."""
+
+Strategy = Literal["lanes", "ahead"]
+"""How batches are run: by lanes that each decode and run, or by one lane with other threads that decode ahead of it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One stimulus, ready for the network."""
+
+    content: Any
+    """What `Job.collate` makes batches of: all replicates of one stimulus."""
+    stamp: FileStamp
+    sha256: str
+    are_equal: bool
+    """All replicates came out equal though jitter was asked for."""
+
+
+class Exhibit(Protocol):
+    """Prepares the stimulus of a row; called from many threads."""
+
+    def __call__(self, row: int) -> Shown:
+        """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
+
+
+class Recorder(Protocol):
+    """Runs one batch at a time, in one thread."""
+
+    def run(self, batch: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
+        """Show a batch and call `keep(i, units)` once for each wanted layer i; return what else it gives.
+
+        That is {name: one number a stimulus}; pictures give none.
+        """
+
+
+@dataclass
+class TaskResult:
+    """A task whose batches have all run."""
+
+    task: Task
+    buffers: Sequence[np.ndarray]
+    """One for each layer: (stimulus, replicate, unit) float32, the rows of the block from its first on."""
+    failed: dict[int, str]
+    stamps: dict[int, tuple[FileStamp, str]]
+    n_equal: int
+    seconds: float
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    """{name: {row: number}} that the network gave beside its layers."""
+
+
+@dataclass
+class _OpenTask:
+    """A task under way."""
+
+    task: Task
+    n_left: int
+    buffers: list[np.ndarray] = field(default_factory=list)
+    """Taken when the first batch has run, so that decoding ahead never waits for them."""
+    opening: threading.Lock = field(default_factory=threading.Lock)
+    started: float = field(default_factory=time.monotonic)
+    failed: dict[int, str] = field(default_factory=dict)
+    stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
+    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    n_equal: int = 0
+
+
+class BufferPool:
+    """The buffers of the tasks under way: as many as stated, used again and again, so that memory stays flat."""
+
+    def __init__(self, n_buffers: int, shapes: Sequence[tuple[int, int, int]]) -> None:
+        self._free = threading.Semaphore(n_buffers)
+        self._shapes = shapes
+        self._kept: list[list[np.ndarray]] = []
+
+    def take(self, stop: threading.Event) -> list[np.ndarray] | None:
+        """Return the buffers of one task as soon as there are some, None once `stop` is set."""
+        while not self._free.acquire(timeout=0.2):
+            if stop.is_set():
+                return None
+        with contextlib.suppress(IndexError):
+            return self._kept.pop()
+        return [np.empty(shape, dtype=np.float32) for shape in self._shapes]
+
+    def give_back(self, buffers: list[np.ndarray]) -> None:
+        """Take the buffers of a written task back."""
+        self._kept.append(buffers)
+        self._free.release()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the engine needs to run one network over its tasks."""
+
+    model: str
+    wanted: Sequence[Wanted]
+    make_recorder: Callable[[], Recorder]
+    """Makes what runs a batch: one for each lane."""
+    collate: Callable[[Sequence[Any]], Any]
+    """What stimuli show, None for one that failed -> a batch on the CPU, all replicates of a stimulus side by side; it
+    has `to(device, dtype=...)` and a length."""
+    n_replicates: int
+    stimuli_per_task: int
+    device: str
+    dtype: str
+    skip_failed: bool
+    """Whether a stimulus that cannot be read is recorded and passed over."""
+
+
+def run_job(
+    job: Job,
+    tasks: Iterable[Task],
+    *,
+    exhibit: Exhibit,
+    load_rows: Callable[[Task, Sequence[np.ndarray]], None],
+    finish: Callable[[TaskResult], None],
+    progress: Callable[[int], None],
+    n_lanes: int,
+    n_workers: int,
+    strategy: Strategy | None = None,
+) -> None:
+    """Run every task and call `finish` with its result, from a writing thread, as soon as it is done.
+
+    `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. `strategy` left out is
+    `lanes` on a CPU and `ahead` elsewhere. Returns once all are finished; raises the first error of any thread once
+    the others have stopped.
+    """
+    strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
+    with use_precision(job.dtype):
+        run = _Run(job, tasks, exhibit, load_rows, finish, progress, n_lanes)
+        if strategy == "lanes":
+            run.start([run.run_lane] * n_lanes)
+        else:
+            run.start([lambda: run.run_ahead(n_workers)])
+        run.wait()
+
+
+class _Run:
+    """The state that lanes share."""
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Iterable[Task],
+        exhibit: Exhibit,
+        load_rows: Callable[[Task, Sequence[np.ndarray]], None],
+        finish: Callable[[TaskResult], None],
+        progress: Callable[[int], None],
+        n_lanes: int,
+    ) -> None:
+        self.job = job
+        self.exhibit = exhibit
+        self.load_rows = load_rows
+        self.finish = finish
+        self.progress = progress
+        shapes = [(job.stimuli_per_task, job.n_replicates, one.n_units) for one in job.wanted]
+        self.pool = BufferPool(n_lanes + 1, shapes)
+        self.stop = threading.Event()
+        self.lock = threading.Lock()
+        self.turn = threading.Lock()
+        self.batches = self._make_batches(iter(tasks))
+        self.writers = ThreadPoolExecutor(n_lanes, thread_name_prefix="xact-write")
+        self.writes: list[Future[None]] = []
+        self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    def start(self, lanes: Sequence[Callable[[], None]]) -> None:
+        def guard(lane: Callable[[], None]) -> None:
+            try:
+                lane()
+            except BaseException as error:  # noqa: BLE001  raised again by wait(), in the caller's thread
+                self._fail(error)
+
+        self.threads = [threading.Thread(target=guard, args=(lane,), daemon=True) for lane in lanes]
+        for thread in self.threads:
+            thread.start()
+
+    def wait(self) -> None:
+        """Wait for every lane and write, also after an error or a signal: nothing is written once this returns."""
+        try:
+            self._join_lanes()
+        finally:
+            self.stop.set()
+            self._join_lanes()
+            self.writers.shutdown(wait=True)
+        self.errors.extend(error for write in self.writes if (error := write.exception()) is not None)
+        if self.errors:
+            raise _tell(self.errors[0], self.job.model)
+
+    def _join_lanes(self) -> None:
+        for thread in self.threads:
+            while thread.is_alive():
+                thread.join(timeout=0.2)  # a short wait keeps the caller's thread open to signals
+
+    def _fail(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self.stop.set()
+
+    def _make_batches(self, tasks: Iterator[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
+        for task in tasks:
+            opened = _OpenTask(task, len(task.batches))
+            for batch in task.batches:
+                yield opened, batch
+
+    def _take_buffers(self, opened: _OpenTask) -> bool:
+        """See to the buffers of a task; return False where the run stops before there are any."""
+        with opened.opening:
+            if not opened.buffers:
+                buffers = self.pool.take(self.stop)
+                if buffers is None:
+                    return False
+                self.load_rows(opened.task, buffers)
+                opened.buffers = buffers
+        return True
+
+    def next_batch(self) -> tuple[_OpenTask, Batch] | None:
+        """Return the next batch in the order of the plan, None when there is none or the run stops."""
+        with self.turn:
+            return None if self.stop.is_set() else next(self.batches, None)
+
+    def run_lane(self) -> None:
+        """Decode, run and hand over batch after batch in this thread."""
+        torch.set_num_threads(1)
+        recorder = self.job.make_recorder()
+        while (item := self.next_batch()) is not None:
+            opened, batch = item
+            self._show(recorder, opened, batch, self._prepare(opened, batch))
+
+    def run_ahead(self, n_workers: int) -> None:
+        """Run batch after batch in this thread while others decode the ones to come."""
+        recorder = self.job.make_recorder()
+        with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
+            ahead: list[tuple[_OpenTask, Batch, Future[Any]]] = []
+            while True:
+                while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
+                    ahead.append((*item, decoders.submit(self._prepare, *item)))
+                if not ahead:
+                    return
+                opened, batch, prepared = ahead.pop(0)
+                if self.stop.is_set():
+                    return
+                self._show(recorder, opened, batch, prepared.result())
+
+    def _prepare(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
+        """Return what a batch shows; a failed stimulus leaves its place empty."""
+        contents: list[Any] = []
+        for row in batch.rows:
+            try:
+                shown = self.exhibit(row)
+            except StimulusError as error:
+                if not self.job.skip_failed:
+                    raise
+                contents.append(None)
+                with self.lock:
+                    opened.failed[row] = str(error)
+                continue
+            contents.append(shown.content)
+            with self.lock:
+                opened.stamps[row] = shown.stamp, shown.sha256
+                opened.n_equal += shown.are_equal
+        return self.job.collate(contents)
+
+    def _show(self, recorder: Recorder, opened: _OpenTask, batch: Batch, shown: Any) -> None:  # noqa: ANN401
+        """Run one batch into the buffers of its task, and hand the task over after its last batch."""
+        job = self.job
+        if not self._take_buffers(opened):
+            return
+        shown = shown.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
+        staged: dict[int, Tensor] = {}
+
+        def keep(i: int, units: Tensor) -> None:
+            if units.device.type == "cpu":
+                _store_rows(opened, batch, i, units, job.n_replicates)
+            else:
+                staged[i] = units.clone()
+
+        try:
+            scores = recorder.run(shown, keep)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"model {job.model!r}: {job.device} has no memory for a batch of {len(shown)}",
+                hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
+                "compute.on_out_of_memory: halve before the model's first task is done",
+            ) from error
+        except RuntimeError as error:
+            if isinstance(error, XactError):
+                raise
+            raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
+        for i, units in staged.items():
+            _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
+        self.progress(sum(row in opened.task.rows for row in batch.rows))
+        with self.lock:
+            for name, numbers in scores.items():
+                opened.scores.setdefault(name, {}).update(zip(batch.rows, numbers, strict=True))
+            opened.n_left -= 1
+            is_done = opened.n_left == 0
+        if is_done:
+            self.writes.append(self.writers.submit(self._finish, opened))
+
+    def _finish(self, opened: _OpenTask) -> None:
+        try:
+            task = opened.task
+            n_rows = task.stop - task.start
+            failed = {row: error for row, error in opened.failed.items() if row in task.rows}
+            buffers = [buffer[:n_rows] for buffer in opened.buffers]
+            for row in failed:
+                for buffer in buffers:
+                    buffer[row - task.start] = np.nan
+            stamps = {row: stamp for row, stamp in opened.stamps.items() if row in task.rows}
+            kept = task.rows - failed.keys()
+            scores = {name: {row: x for row, x in by.items() if row in kept} for name, by in opened.scores.items()}
+            seconds = time.monotonic() - opened.started
+            self.finish(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds, scores))
+        except BaseException:
+            self.stop.set()
+            raise
+        finally:
+            self.pool.give_back(opened.buffers)
+
+
+def _tell(error: BaseException, model: str) -> XactError:
+    """Return the error that ends a run: its own where it is one of ours, else one that says what a thread died of."""
+    if isinstance(error, XactError):
+        return error
+    told = WorkError(
+        f"model {model!r}: a thread died of {type(error).__name__}: {error}",
+        hint="run the same command again: all finished tasks are safe; --debug shows where it was",
+    )
+    told.__cause__ = error
+    return told
+
+
+def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replicates: int) -> None:
+    """Copy the rows of a batch that are wanted into the buffer of layer i, each to its own place."""
+    target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
+    start, rows = opened.task.start, batch.rows
+    if isinstance(rows, range) and opened.task.rows.issuperset(rows):
+        copy_flat(target[rows.start - start : rows.stop - start].flatten(0, 1), units)
+        return
+    for place, row in enumerate(rows):
+        if row in opened.task.rows:
+            copy_flat(target[row - start], units[place * n_replicates : (place + 1) * n_replicates])
+
+
+def copy_flat(target: Tensor, units: Tensor) -> None:
+    """Copy `units` (n, ...) into `target` (n, unit), the axes after the first in C order.
+
+    A map with the channels last is turned picture by picture: torch copies a transposed matrix in blocks, several
+    times as fast as the same through strides of four axes.
+    """
+    if units.ndim != 4 or units.is_contiguous() or not units.is_contiguous(memory_format=torch.channels_last):
+        target.copy_(units.reshape(target.shape))
+        return
+    n_channels = units.shape[1]
+    for row, one in zip(target, units, strict=True):
+        row.view(n_channels, -1).copy_(one.permute(1, 2, 0).flatten(0, 1).t())  # (y x, channel) -> (channel, y x)

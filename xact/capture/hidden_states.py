@@ -1,0 +1,105 @@
+"""One forward pass of a language model -> the pooled hidden states of every caption, and how well it predicted it.
+
+The attention mask travels beside the token ids: padding is never pooled, never predicted, and changes no value beyond
+rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from xact.capture.hooks import Guard, Runnable, Wanted, copy_module
+from xact.capture.layers import HIDDEN
+from xact.capture.reduce import pool_tokens
+from xact.errors import CaptureError
+from xact.models.text_batch import TextBatch
+
+
+def find_hidden_states(output: Any, *, model: str) -> Sequence[Tensor]:  # noqa: ANN401  the library types no outputs
+    """Return every hidden state in what a language model returned; CaptureError where it gave none."""
+    states = getattr(output, "hidden_states", None)
+    if not isinstance(states, list | tuple) or not all(
+        isinstance(state, Tensor) and state.ndim == 3 for state in states
+    ):
+        raise CaptureError(f"model {model!r} gives no hidden states (caption, token, feature) when asked for them")
+    return states
+
+
+class TextCapture:
+    """Capture of fixed hidden states from one copy of a language model, one batch at a time; for one thread."""
+
+    def __init__(
+        self, network: Runnable, wanted: Sequence[Wanted], *, n_replicates: int, model: str, share: bool
+    ) -> None:
+        """`share` runs the network itself and not a copy; `model` is for messages."""
+        self._network = network
+        self._module = network.module if share else copy_module(network.module)
+        self._guard = Guard(self._module, model=model)
+        self._wanted = [(find_index(one), one) for one in wanted]
+        self._n_replicates = n_replicates
+        self._model = model
+
+    def run(self, batch: TextBatch, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
+        """Show a batch, call `keep(i, units)` once for each wanted layer i, and return the scores of each stimulus.
+
+        `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError where a hidden state is
+        not there or not as wide as planned, or the pass draws random numbers or changes the network.
+        """
+        with self._guard.watch(batch.ids.device), torch.inference_mode():
+            output = self._network.forward(self._module, batch)
+            states = find_hidden_states(output, model=self._model)
+            for i, (index, one) in enumerate(self._wanted):
+                found = tuple(states[index].shape) if index < len(states) else None
+                planned = (*batch.ids.shape, one.n_units)
+                if found != planned:
+                    raise CaptureError(
+                        f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned"
+                    )
+                keep(i, pool_tokens(one.reduction, states[index], batch.mask.to(states[index].device)))
+            losses = measure_losses(self._network.find_logits(output), batch)
+        return self._score(batch, losses)
+
+    def _score(self, batch: TextBatch, losses: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
+        """Return the numbers of each stimulus: means over its captions, the tokens of its first, how many were cut."""
+        n = self._n_replicates
+        stimuli = [slice(start, start + n) for start in range(0, len(batch), n)]
+        return {
+            "loss": [sum(loss for loss, _ in losses[rows]) / n for rows in stimuli],
+            "bpb": [sum(bpb for _, bpb in losses[rows]) / n for rows in stimuli],
+            "n_tokens": [float(len(batch.captions[rows.start].ids)) for rows in stimuli],
+            "n_truncated": [float(sum(caption.is_cut for caption in batch.captions[rows])) for rows in stimuli],
+        }
+
+
+def find_index(wanted: Wanted) -> int:
+    """Return which hidden state a layer is."""
+    match = HIDDEN.fullmatch(wanted.output.name)
+    if match is None:
+        raise CaptureError(f"layer {wanted.label!r} is no hidden state")
+    return int(match[1])
+
+
+def measure_losses(logits: Tensor | None, batch: TextBatch) -> list[tuple[float, float]]:
+    """Return (loss, bits per byte) of each caption, NaN where nothing is predicted.
+
+    Every token but the first is predicted from those before it. The loss is the mean of their cross-entropies, in
+    nats; bits per byte is their sum in bits over the bytes of the text's UTF-8 (Huh et al. 2024, "The Platonic
+    Representation Hypothesis"), NaN for a text that was cut. Both in float32, one caption at a time.
+    """
+    losses = []
+    for row, caption in enumerate(batch.captions):
+        n_tokens = len(caption.ids)
+        if logits is None or n_tokens < 2:
+            losses.append((math.nan, math.nan))
+            continue
+        predicted = logits[row, : n_tokens - 1].float()  # (token, word of the vocabulary)
+        total = float(F.cross_entropy(predicted, batch.ids[row, 1:n_tokens].to(predicted.device), reduction="sum"))
+        bits = math.nan if caption.is_cut or not caption.nbytes else total / math.log(2) / caption.nbytes
+        losses.append((total / (n_tokens - 1), bits))
+    return losses

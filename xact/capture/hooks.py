@@ -1,0 +1,233 @@
+"""One forward pass -> the units of every layer asked for; a probe -> every output with its shape.
+
+A hook reduces (and so copies) what a module returns at once, before an in-place operation can change it. Every
+layer must fire exactly as the probe saw it, in every batch, or the batch is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from xact.capture.layers import Output
+from xact.capture.reduce import Reduction, apply_reduction
+from xact.errors import CaptureError, RequestError, make_one_line
+
+
+class Runnable(Protocol):
+    """A network and how it is shown a batch."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network, in eval mode."""
+
+    @property
+    def forward(self) -> Callable[[nn.Module, Any], object]:
+        """Show a batch (n, 3, height, width) to the module or a copy of it."""
+
+    @property
+    def find_logits(self) -> Callable[[object], Tensor | None]:
+        """Find the (n, k) logits in what `forward` returned."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One reduced layer to capture."""
+
+    label: str
+    output: Output
+    reduction: Reduction
+    n_units: int
+
+
+def find_device(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter or buffer, the CPU where it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def find_part(value: object, part: str) -> object:
+    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of what a module returned, or None."""
+    for key in part.strip("[]").split("][") if part else []:
+        if isinstance(value, Mapping):
+            value = next((item for name, item in value.items() if str(name) == key), None)
+        elif isinstance(value, list | tuple) and key.isdecimal() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+class _DeepestReached(BaseException):
+    """Ends a forward pass once the deepest layer asked for has fired; no `except Exception` of a network catches it."""
+
+
+class Capture:
+    """Capture of fixed layers from one copy of a network, one batch at a time; for one thread."""
+
+    def __init__(self, network: Runnable, wanted: Sequence[Wanted], *, n_prefix: int, model: str) -> None:
+        """`wanted` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages.
+
+        Raise RequestError for a network that cannot be copied, CaptureError for one in which a stimulus's values
+        would depend on the others of its batch.
+        """
+        self._network = network
+        self._module = copy_module(network.module)
+        self._guard = Guard(self._module, model=model)
+        self._wanted = list(wanted)
+        self._n_prefix = n_prefix
+        self._model = model
+        self._stop_early = not any(not one.output.name for one in wanted)
+        self._by_call: dict[tuple[str, int], list[int]] = {}
+        for i, one in enumerate(wanted):
+            self._by_call.setdefault((one.output.name, one.output.call), []).append(i)
+        self._n_calls = {one.output.name: one.output.n_calls for one in wanted if one.output.name}
+        for name, module in self._module.named_modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is None:
+                raise CaptureError(
+                    f"model {model!r}: {name!r} normalises by the mean of its batch: a stimulus's values would depend "
+                    "on the others beside it"
+                )
+
+    def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
+        """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
+
+        `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
+        during the call only: copy it. A picture has no numbers of its own: the result is empty. Raise CaptureError
+        where a layer does not fire exactly as planned, or the pass draws random numbers or changes the network. What a
+        network keeps of one batch for the next in plain attributes is not seen.
+        """
+        calls: Counter[str] = Counter()
+        fired: set[int] = set()
+        stopped = False
+        with self._guard.watch(batch.device):
+            with self._hooks(batch, calls, fired, keep), torch.inference_mode():
+                try:
+                    result = self._network.forward(self._module, batch)
+                except _DeepestReached:
+                    stopped = True
+                else:
+                    self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
+            self._check_firing(calls, fired, stopped=stopped)
+        return {}
+
+    @contextmanager
+    def _hooks(
+        self, batch: Tensor, calls: Counter[str], fired: set[int], keep: Callable[[int, Tensor], None]
+    ) -> Iterator[None]:
+        def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
+            def hook(_module: nn.Module, _args: object, output: object) -> None:
+                call = calls[name]
+                calls[name] += 1
+                self._keep_all(name, call, output, batch, fired, keep)
+                if self._stop_early and len(fired) == len(self._wanted):
+                    raise _DeepestReached
+
+            return hook
+
+        modules = dict(self._module.named_modules())
+        handles = [modules[name].register_forward_hook(hook_for(name)) for name in self._n_calls]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep_all(
+        self, name: str, call: int, output: object, batch: Tensor, fired: set[int], keep: Callable[[int, Tensor], None]
+    ) -> None:
+        for i in self._by_call.get((name, call), []):
+            one = self._wanted[i]
+            value = find_part(output, one.output.part)
+            found = tuple(value.shape) if isinstance(value, Tensor) else None
+            planned = (len(batch), *(one.output.shape or ()))
+            if not isinstance(value, Tensor) or found != planned:
+                raise CaptureError(
+                    f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned",
+                    hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
+                )
+            value = self._to_float32(value, one.label)
+            if one.reduction.name == "flatten":
+                keep(i, value)  # flattened where it is copied to: once, not twice
+            else:
+                keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))
+            fired.add(i)
+
+    def _to_float32(self, value: Tensor, label: str) -> Tensor:
+        narrow = value.float()
+        if value.dtype == torch.float64 and bool((narrow.isinf() & ~value.isinf()).any()):
+            raise CaptureError(f"model {self._model!r}, layer {label!r}: a value overflows float32")
+        return narrow
+
+    def _check_firing(self, calls: Counter[str], fired: set[int], *, stopped: bool) -> None:
+        silent = [self._wanted[i].label for i in range(len(self._wanted)) if i not in fired]
+        if silent:
+            raise CaptureError(f"model {self._model!r}, layer {silent[0]!r} did not fire in a forward pass")
+        for name, planned in self._n_calls.items():
+            if calls[name] > planned or (not stopped and calls[name] != planned):
+                raise CaptureError(
+                    f"model {self._model!r}: {name!r} was called {calls[name]} times where the probe saw {planned}"
+                )
+
+
+class Guard:
+    """Sees to it that a network is a function of what it is shown."""
+
+    def __init__(self, module: nn.Module, *, model: str) -> None:
+        self._module = module
+        self._model = model
+        tensors = (*module.parameters(), *module.buffers())
+        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no version
+
+    @contextmanager
+    def watch(self, device: torch.device) -> Iterator[None]:
+        """Raise CaptureError where the pass inside draws random numbers, or changes the network."""
+        self._check_mode()
+        random, version = _get_random_state(device), self._count_changes()
+        yield
+        self._check_mode()
+        if self._count_changes() != version:
+            raise CaptureError(
+                f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
+                "would depend on those shown before"
+            )
+        if not torch.equal(_get_random_state(device), random):
+            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")
+
+    def _check_mode(self) -> None:
+        if any(module.training for module in self._module.modules()):
+            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+
+    def _count_changes(self) -> int:
+        """Return how often any parameter or buffer was written to in place."""
+        return sum(tensor._version for tensor in self._tensors)
+
+
+def _get_random_state(device: torch.device) -> Tensor:
+    """Return the state of the global generators that a pass on `device` could draw from."""
+    state = torch.get_rng_state()
+    if device.type == "cuda":
+        return torch.cat([state, torch.cuda.get_rng_state(device)])
+    return torch.cat([state, torch.mps.get_rng_state()]) if device.type == "mps" else state
+
+
+def copy_module(module: nn.Module) -> nn.Module:
+    """Return a copy of a module tree that shares its parameters and buffers.
+
+    Threads must not share the module objects themselves: code that stores a tensor on `self` between two lines of
+    its forward would read another thread's.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise RequestError(f"the network cannot be copied for a second thread: {make_one_line(str(error))}") from error

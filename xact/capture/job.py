@@ -1,0 +1,171 @@
+"""A loaded network and the stimuli of a plan, brought together: on which device, what it is shown, what records it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from xact.capture.engine import Exhibit, Job, Recorder
+from xact.capture.hidden_states import TextCapture
+from xact.capture.hooks import Capture, Wanted, find_device
+from xact.capture.layers import Output
+from xact.capture.reduce import Reduction
+from xact.capture.show_captions import Texts
+from xact.capture.show_pictures import Gallery, Holdings, collate_pictures
+from xact.disk.digest import FileStamp
+from xact.errors import CaptureError
+from xact.models.base import Network
+from xact.models.device import count_lanes, count_workers, get_memory_format, resolve_device
+from xact.models.load import make_tokenizer, make_transform
+from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Recipe
+from xact.recipe.stimuli_schema import get_pictures
+from xact.stimuli.base import StimulusSource
+from xact.store.plan import Plan, PlannedModel
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the engine needs to run one network."""
+
+    job: Job
+    exhibit: Exhibit
+    n_lanes: int
+    n_workers: int
+
+
+def make_holdings(source: StimulusSource, ids: Sequence[str], known: Mapping[int, tuple[FileStamp, str]]) -> Holdings:
+    """Return the stimuli of a source in the rows of a store."""
+    return Holdings(source, ids, {stimulus: row for row, stimulus in enumerate(source.table.ids)}, known)
+
+
+def set_stage(
+    plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, holdings: Holdings
+) -> Stage:
+    """Put a network where it runs, and get its stimuli ready."""
+    device = place_network(network, model, spec)
+    wanted = make_wanted(model)
+    show = {"image": _show_pictures, "text": _show_captions}[model.kind]
+    shown = show(plan, model, spec, network, recipe, holdings, device)
+    job = Job(
+        model=model.label,
+        wanted=wanted,
+        make_recorder=partial(shown.make_recorder, wanted),
+        collate=shown.collate,
+        n_replicates=plan.n_replicates,
+        stimuli_per_task=plan.stimuli_per_task,
+        device=device,
+        dtype=model.dtype,
+        skip_failed=recipe.on_error == "skip",
+    )
+    n_workers = count_workers(recipe.compute.workers)
+    lanes = 1 if network.is_placed else n_workers
+    return Stage(
+        job=job,
+        exhibit=shown.exhibit,
+        n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
+        n_workers=n_workers,
+    )
+
+
+def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
+    """Put a network where it runs, in its number format; return the device that its batches go to."""
+    if network.is_placed:
+        embedding = getattr(network.module, "get_input_embeddings", lambda: network.module)()
+        return str(find_device(embedding))
+    device = resolve_device(spec.device if spec.device != "auto" else model.device)
+    if network.is_typed:
+        network.module.to(device)
+        return device
+    cast_tensors(network.module, torch.bfloat16 if model.dtype == "bfloat16" else torch.float32, model=model.label)
+    network.module.to(device)
+    network.module.to(memory_format=get_memory_format(device))
+    return device
+
+
+def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
+    """Cast the weights and buffers of a network, in place; CaptureError where a finite one becomes infinite."""
+
+    def count_finite() -> dict[str, int]:
+        return {name: int(x.isfinite().sum()) for name, x in (*module.named_parameters(), *module.named_buffers())}
+
+    finite = count_finite()
+    module.to(dtype=dtype)
+    for name, n in count_finite().items():
+        if n != finite[name]:
+            raise CaptureError(f"model {model!r}: a weight of {name!r} overflows {str(dtype).removeprefix('torch.')}")
+
+
+def make_texts(spec: ModelSpec, holdings: Holdings, n_replicates: int) -> Texts:
+    """Return the captions of a store, ready for one language model."""
+    return Texts(holdings, make_tokenizer(spec), spec.template, n_replicates)
+
+
+@dataclass(frozen=True)
+class _Showing:
+    """What is different between pictures and captions."""
+
+    exhibit: Exhibit
+    make_recorder: Callable[[Sequence[Wanted]], Recorder]
+    collate: Callable[[Sequence[Any]], Any]
+
+
+def _show_pictures(
+    plan: Plan,
+    model: PlannedModel,
+    spec: ModelSpec,
+    network: Network,
+    recipe: Recipe,
+    holdings: Holdings,
+    device: str,
+) -> _Showing:
+    pictures = get_pictures(recipe.stimuli, model.label)
+    return _Showing(
+        exhibit=Gallery(
+            holdings=holdings,
+            replicates=recipe.replicates,
+            mask_alpha=pictures.mask_alpha,
+            border=pictures.border,
+            transform=make_transform(spec),
+            input_shape=model.input_shape,
+        ),
+        make_recorder=partial(Capture, network, n_prefix=model.n_prefix_tokens, model=model.label),
+        collate=partial(collate_pictures, n_replicates=plan.n_replicates, input_shape=model.input_shape, device=device),
+    )
+
+
+def _show_captions(
+    plan: Plan,
+    model: PlannedModel,
+    spec: ModelSpec,
+    network: Network,
+    _recipe: Recipe,
+    holdings: Holdings,
+    _device: str,
+) -> _Showing:
+    texts = make_texts(spec, holdings, plan.n_replicates)
+    return _Showing(
+        exhibit=texts,
+        make_recorder=partial(
+            TextCapture, network, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
+        ),
+        collate=texts.collate,
+    )
+
+
+def make_wanted(model: PlannedModel) -> list[Wanted]:
+    """Return what a capture is asked for, from the plan."""
+    return [
+        Wanted(
+            label=layer.label,
+            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
+            reduction=Reduction(layer.reduction, layer.k, layer.seed),
+            n_units=layer.n_units,
+        )
+        for layer in model.layers
+    ]

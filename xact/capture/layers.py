@@ -1,0 +1,249 @@
+"""Which of a network's outputs a recipe means: names, globs, sets, depths; their labels, order and depth.
+
+An output is one tensor that one call of one module gave in a forward pass. In globs `*` stands for part of a name
+between dots, `**` for anything: `layer4.*` names the blocks of layer4, `layer4.**` all that is in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xact.capture.reduce import name_axes
+from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+
+BLOCK_CLASSES = re.compile(
+    r"((?<!Feature)Block|Bottleneck|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv"
+    r"|(?<!Conv)Layer|MobileAttention|XceptionModule|SelectiveKernelBasic|DlaBasic|ConvEncoder|Outlooker|^Transformer)"
+    r"(V\d|\dd|PostNorm|ClassAttn)?$"
+)
+"""Class names of residual and transformer blocks in torchvision, timm, open_clip and transformers.
+
+Not among them: networks without such blocks (AlexNet, VGG, Inception, SqueezeNet, ConvMixer), and the plain
+convolutions (ConvBnAct) that timm's EfficientNetV2 and MobileNetV4 begin with. A dense block counts as one.
+"""
+
+STAGE_CLASSES = re.compile(r"^(MaxVitBlock|StageBlock|MultiScaleBlock|MobileViTMobileNetLayer|Transformer)$")
+"""Classes of that kind that hold the blocks in torchvision's MaxViT and timm's SHViT, CrossViT and PiT."""
+
+BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final_conv)(\.|$)")
+"""Parts of a network that are no blocks, though some are built of the same classes."""
+
+
+HIDDEN = re.compile(r"hidden\.(\d+)")
+"""Name of a hidden state of a language model: 0 is the embedding, the last has the final norm."""
+
+LOGITS = "logits"
+"""Label of the network's own output."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a forward pass, as the probe saw it."""
+
+    name: str
+    """Full name of the module; empty for the network itself."""
+    class_name: str
+    call: int
+    """Which call of the module, from 0."""
+    n_calls: int
+    """In one forward pass; 0: a module that gives no output."""
+    part: str
+    """Where the tensor lies in what the module returned: empty, `[0]`, `[key]`, …"""
+    shape: tuple[int, ...] | None
+    """Of one stimulus, without the batch; None where the first axis is not the batch or it is no tensor."""
+    n_params: int
+    """Parameters of the module and all in it."""
+
+    @property
+    def label(self) -> str:
+        """The output's label: `logits` for the network's own (a module of that name is `logits:0`)."""
+        if not self.name:
+            return f"{LOGITS}{self.part}"
+        call = f":{self.call}" if self.n_calls > 1 or self.name == LOGITS else ""
+        return f"{self.name}{call}{self.part}"
+
+
+@dataclass(frozen=True)
+class Selected:
+    """An output under the label that the store gives it."""
+
+    label: str
+    output: Output
+    order: int
+    """Position among all outputs of the forward pass."""
+
+
+def find_blocks(outputs: Sequence[Output]) -> list[str]:
+    """Return the names of the outermost residual or transformer blocks, in forward order."""
+    classes = {
+        o.name: o.class_name
+        for o in outputs
+        if o.name
+        and o.n_calls
+        and o.n_params
+        and BLOCK_CLASSES.search(o.class_name)
+        and not BESIDE_BLOCKS.search(o.name)
+    }
+    holders = {holder for name in classes for holder in _find_holders(name)}
+    blocks = {
+        name: None
+        for name, class_name in classes.items()
+        if not STAGE_CLASSES.search(class_name) or (name not in holders and name.rpartition(".")[2].isdecimal())
+    }
+    return [name for name in blocks if not any(holder in blocks for holder in _find_holders(name))]
+
+
+def _find_holders(name: str) -> Iterator[str]:
+    """Yield the names of the modules that a module lies in."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
+    """Return the position among the network's blocks, 0 to 1; without blocks, among all outputs."""
+    blocks = {name: i for i, name in enumerate(find_blocks(outputs))}
+    if len(blocks) < 2:
+        return order / max(1, sum(o.n_calls > 0 for o in outputs) - 1)
+    for name in (output.name, *_find_holders(output.name)):
+        if name in blocks:
+            return blocks[name] / (len(blocks) - 1)
+    ends = {o.name: i for i, o in enumerate(outputs)}
+    return max(0, sum(ends[name] < order for name in blocks) - 1) / (len(blocks) - 1)
+
+
+def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
+    """Return whether a map of three equal axes could have its channel first or last.
+
+    It is first in what a class `…2d` gives, and where that is so in all other maps of modules of the same class, or in
+    all of the network's where there are none of that class.
+    """
+    if output.shape is None or len(output.shape) != 3 or len(set(output.shape)) > 1 or output.shape[0] == 1:
+        return False
+    if output.class_name.endswith("2d"):
+        return False
+    maps = [o for o in outputs if o.shape is not None and len(o.shape) == 3 and len(set(o.shape)) > 1]
+    alike = [o for o in maps if o.class_name == output.class_name] or maps
+    return not alike or any(name_axes(o.shape or ())[0] != "channel" for o in alike)
+
+
+def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Output]) -> dict[str, str]:
+    """Return {label: true name} with the first of each label's true names that the network has, else the first."""
+    known = {o.label for o in outputs}
+    return {label: next((name for name in names if name in known), names[0]) for label, names in aliases.items()}
+
+
+def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape
+    """Return the outputs that `wanted` (a recipe's `layers`, plain data) means, in forward order.
+
+    Raise NameNotFoundError with the nearest names, RequestError for a name that means several outputs or none that
+    can be stored.
+    """
+    if wanted == "all":
+        chosen = {i: o.label for i, o in enumerate(outputs) if o.shape is not None}
+    elif wanted == "blocks":
+        chosen = _take(_require_blocks(outputs, model), outputs, model)
+    elif isinstance(wanted, Mapping):
+        blocks = _require_blocks(outputs, model)
+        depths = wanted["depths"]
+        chosen = _take([blocks[round(depth * (len(blocks) - 1))] for depth in depths], outputs, model)
+    elif wanted == "hidden":
+        chosen = {i: o.label for i, o in enumerate(outputs) if HIDDEN.fullmatch(o.name) and not o.part}
+        if not chosen:
+            raise RequestError(
+                f"model {model!r} is not a language model: it has no hidden states to name", hint="blocks"
+            )
+    else:
+        chosen = _select_names(wanted, outputs, aliases, model)
+    labels = {true: alias for alias, true in aliases.items()}
+    chosen = {i: labels.get(label, label) for i, label in chosen.items()}
+    doubles = [label for label, n in Counter(chosen.values()).items() if n > 1]
+    if doubles:
+        raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
+    return [Selected(chosen[i], outputs[i], i) for i in sorted(chosen)]
+
+
+def match_glob(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return the names that a glob matches: `*` and `?` within a dotted part, `**` across."""
+    regex = re.sub(
+        r"\\\*\\\*|\\\*|\\\?", lambda m: {r"\*\*": ".*", r"\*": "[^.]*", r"\?": "[^.]"}[m.group()], re.escape(pattern)
+    )
+    return [name for name in names if re.fullmatch(regex, name)]
+
+
+def _require_blocks(outputs: Sequence[Output], model: str) -> list[str]:
+    blocks = find_blocks(outputs)
+    if not blocks:
+        raise RequestError(
+            f"model {model!r} has no residual or transformer blocks", hint=f"name layers: 'xact layers {model}'"
+        )
+    return blocks
+
+
+def _select_names(
+    wanted: Sequence[str], outputs: Sequence[Output], aliases: Mapping[str, str], model: str
+) -> dict[int, str]:
+    """Return {position: true label} of a list of names and globs, aliases among them."""
+    usable = [o.label for o in outputs if o.shape is not None]
+    chosen: dict[int, str] = {}
+    for name in wanted:
+        if any(c in name for c in "*?"):
+            names = match_glob(name, [*usable, *aliases])
+            if not names:
+                raise NameNotFoundError(
+                    f"model {model!r} has no layer that {name!r} matches", hint=f"'xact layers {model}' lists them"
+                )
+        else:
+            names = [name]
+        for one in names:
+            chosen |= _take([aliases.get(one, one)], outputs, model, aliases=tuple(aliases))
+    return chosen
+
+
+def _take(
+    names: Sequence[str], outputs: Sequence[Output], model: str, *, aliases: Sequence[str] = ()
+) -> dict[int, str]:
+    """Return {position: label} of outputs by exact label, or say what the name means instead."""
+    by_label = {o.label: i for i, o in enumerate(outputs)}
+    taken: dict[int, str] = {}
+    for name in names:
+        i = by_label.get(name)
+        if i is not None and outputs[i].shape is not None:
+            taken[i] = name
+            continue
+        relatives = [o for o in outputs if o.name == name.split(":")[0].split("[")[0] or o.label == name]
+        if i is not None and outputs[i].part:  # this very part, and it is no tensor
+            relatives = [outputs[i]]
+        raise _make_name_error(name, relatives, outputs, model, aliases)
+    return taken
+
+
+def _make_name_error(
+    name: str, relatives: Sequence[Output], outputs: Sequence[Output], model: str, aliases: Sequence[str]
+) -> RequestError:
+    usable = [o.label for o in relatives if o.shape is not None]
+    lists = f"'xact layers {model}' lists all {sum(o.shape is not None for o in outputs)}"
+    if relatives and relatives[0].n_calls > 1 and usable:
+        called, n_calls = relatives[0].name, relatives[0].n_calls
+        return RequestError(f"model {model!r} calls {called!r} {n_calls} times: name the call ({', '.join(usable)})")
+    if usable and relatives[0].part:
+        return RequestError(f"model {model!r}: {name!r} gives several values: name the part ({', '.join(usable)})")
+    if usable:
+        return RequestError(f"model {model!r} has no layer {name!r}: it is called once ({', '.join(usable)})")
+    if relatives and not relatives[0].n_calls:
+        return RequestError(
+            f"model {model!r}: {name!r} is never called in a forward pass (its holder does its work), so it gives "
+            "nothing to store",
+            hint=lists,
+        )
+    if relatives:
+        return RequestError(
+            f"model {model!r}: {name!r} gives no tensor whose first axis is the stimulus, so it cannot be stored",
+            hint=lists,
+        )
+    labels = [*aliases, *(o.label for o in outputs if o.shape is not None)]
+    return NameNotFoundError(f"model {model!r} has no layer {name!r}{make_nearest_text(name, labels)}", hint=lists)

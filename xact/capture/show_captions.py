@@ -1,0 +1,62 @@
+"""The captions of a plan, ready for one language model: read, put into the template, tokenised, padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xact.capture.engine import Shown
+from xact.capture.show_pictures import Found, Holdings
+from xact.errors import StimulusError
+from xact.models.base import Tokenizer
+from xact.models.text_batch import Encoded, TextBatch, pad
+
+FAILED = Encoded((0,), 1, is_cut=False)
+"""What stands in a batch in the place of a caption that cannot be read; its row is not kept."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Captions by row of the store; called from many threads."""
+
+    holdings: Holdings
+    tokenizer: Tokenizer
+    template: str
+    n_replicates: int
+    """Captions of each stimulus."""
+
+    def __call__(self, row: int) -> Shown:
+        """Return the captions of one stimulus; StimulusError where they cannot be read."""
+        found = self.holdings.find(row)
+        captions = split_captions(found, n_captions=self.n_replicates)
+        encoded = [self.tokenizer.encode(self.template.replace("{caption}", caption)) for caption in captions]
+        return Shown(encoded, found.stamp, found.sha256, are_equal=False)
+
+    def count_tokens(self, row: int) -> int:
+        """Return the tokens of a stimulus's longest caption, 0 where they cannot be read."""
+        try:
+            return max(len(caption.ids) for caption in self(row).content)
+        except StimulusError:
+            return 0
+
+    def collate(self, contents: Sequence[Sequence[Encoded] | None]) -> TextBatch:
+        """Return the captions of several stimuli as one batch."""
+        return pad(
+            [caption for content in contents for caption in content or [FAILED] * self.n_replicates],
+            pad_id=self.tokenizer.pad_id,
+        )
+
+
+def split_captions(found: Found, *, n_captions: int) -> list[str]:
+    """Return the captions of one stimulus; StimulusError where they are no text, or not so many."""
+    if isinstance(found.data, np.ndarray):
+        raise StimulusError(f"{found.name!r} is an array, not text")
+    try:
+        captions = found.data.decode("utf-8").split("\0")
+    except UnicodeDecodeError as error:
+        raise StimulusError(f"{found.name!r} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(captions) != n_captions:
+        raise StimulusError(f"{found.name!r} has {len(captions)} captions where {n_captions} were announced")
+    return captions

@@ -1,0 +1,108 @@
+"""The stimuli of a plan, ready for one network: read, hashed, decoded, jittered and transformed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xact.capture.engine import Shown
+from xact.disk.digest import FileStamp
+from xact.errors import CaptureError, MismatchError
+from xact.models.base import Transform
+from xact.models.device import get_memory_format
+from xact.recipe.schema import Replicates
+from xact.stimuli.base import StimulusSource, hash_stimulus
+from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
+
+
+@dataclass(frozen=True)
+class Found:
+    """One stimulus as its source has it."""
+
+    name: str
+    data: bytes | np.ndarray
+    stamp: FileStamp
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """Stimuli by row of the store, as they lie; read from many threads."""
+
+    source: StimulusSource
+    ids: Sequence[str]
+    """Stimulus of each row of the store."""
+    row_of: Mapping[str, int]
+    """{stimulus: its row in the source}."""
+    known: Mapping[int, tuple[FileStamp, str]]
+    """{row of the store: (stamp, sha256)} of stimuli that were shown before."""
+
+    def find(self, row: int) -> Found:
+        """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
+        at = self.row_of[self.ids[row]]
+        stamp = self.source.stamp(at)
+        data = self.source.read(at)
+        sha256 = hash_stimulus(data)
+        known = self.known.get(row)
+        if known is not None and known[1] != sha256:
+            raise MismatchError(
+                f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
+            )
+        return Found(self.source.table.files[at], data, stamp, sha256)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures by row, ready for one network; called from many threads."""
+
+    holdings: Holdings
+    replicates: Replicates
+    mask_alpha: str
+    border: float
+    transform: Transform
+    input_shape: tuple[int, ...]
+
+    def __call__(self, row: int) -> Shown:
+        """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be shown."""
+        found = self.holdings.find(row)
+        stimulus = self.holdings.ids[row]
+        amounts = draw_amounts(self.replicates, stimulus)
+        pictures = make_pictures(
+            found.data,
+            name=found.name,
+            mask_alpha=self.mask_alpha,
+            border=self.border,
+            amounts=amounts,
+            n_replicates=self.replicates.count,
+        )
+        tensors = torch.stack([self.transform.apply(picture) for picture in pictures])
+        if tuple(tensors.shape[1:]) != self.input_shape:
+            raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
+        are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
+        return Shown(tensors, found.stamp, found.sha256, are_equal)
+
+
+def collate_pictures(
+    contents: Sequence[Tensor | None], *, n_replicates: int, input_shape: Sequence[int], device: str
+) -> Tensor:
+    """Return stimuli (replicate, 3, y, x) as one batch (stimulus x replicate, 3, y, x); one that failed is zeros."""
+    pictures = torch.zeros((len(contents) * n_replicates, *input_shape)).to(memory_format=get_memory_format(device))
+    for i, content in enumerate(contents):
+        if content is not None:
+            pictures[i * n_replicates : (i + 1) * n_replicates] = content
+    return pictures
+
+
+def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:
+    """Return {name: amounts (replicate,)} of one stimulus's jitter."""
+    return draw_jitter(replicates.jitter, seed=replicates.seed, stimulus=stimulus, n_replicates=replicates.count)
+
+
+def draw_all_amounts(replicates: Replicates, stimuli: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return {name: amounts (stimulus, replicate)}."""
+    drawn = [draw_amounts(replicates, stimulus) for stimulus in stimuli]
+    return {name: np.stack([one[name] for one in drawn]) for name in draw_amounts(replicates, "")}

@@ -1,0 +1,223 @@
+"""The command `xact`: arguments in, calls out, exit codes back. Heavy modules are imported by the command that needs
+them, so that `xact --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from xact.cli.terminal import confirm, show_estimate, show_file, show_outcome, show_table, show_warnings
+from xact.errors import RequestError, make_nearest_text
+
+EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
+
+
+OVERRIDES = (
+    "store models stimuli_root folders replicates untrained seeds device batch_size workers limit settings".split()
+)
+
+
+def get_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags that beat the recipe, by the names that `xact.build` gives them."""
+    return {name: getattr(options, name) for name in OVERRIDES}
+
+
+def run_build(options: argparse.Namespace) -> int:
+    """Build a store; 0 when all that was asked for is there."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.building.api import build
+        from xact.cli.progress import Progress
+
+        with Progress() as progress:
+            outcome = build(
+                options.recipe,
+                **get_overrides(options),
+                allow_code=options.allow_code,
+                confirm=lambda site: confirm(site, yes=options.yes),
+                watch=lambda site: progress.start(site.n_pictures),
+            )
+        return show_outcome(outcome)
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Show what build would do."""
+    from xact.building.api import make_overrides
+    from xact.building.estimate import estimate
+    from xact.building.prepare import survey
+    from xact.disk.paths import expand_path
+    from xact.recipe.load import load_recipe
+    from xact.store.hold import check_place
+
+    loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
+    store = expand_path(loaded.recipe.store)
+    check_place(store)
+    site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    for note in site.source.notes:
+        sys.stderr.write(f"warning: {note}\n")
+    estimated = estimate(site)
+    if options.json:
+        sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
+    else:
+        show_estimate(estimated)
+    show_warnings(estimated.warnings)
+    return 0
+
+
+def run_models(options: argparse.Namespace) -> int:
+    """List the registry, a set of it, or one network in full."""
+    from xact.recipe.registry.listing import describe_model, list_models, make_table, show_model
+    from xact.recipe.registry.load import load_registry
+
+    registry = load_registry()
+    if options.name in registry.entries:
+        described = describe_model(registry, options.name)
+        sys.stdout.write(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
+        return 0
+    found = list_models(registry, options.name)
+    if options.json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return 0
+    show_table(make_table(found))
+    if options.name is None:
+        sys.stdout.write(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
+    return 0
+
+
+def run_layers(options: argparse.Namespace) -> int:
+    """List the layers of a network."""
+    from pathlib import Path
+
+    from xact.building.survey import list_outputs
+    from xact.capture.layers import find_blocks, match_glob, resolve_aliases
+    from xact.models.load import check_allowed, find_kind
+    from xact.recipe.resolve import resolve_model
+
+    spec = resolve_model(options.model, folder=Path.cwd())
+    check_allowed(spec, allow_code=options.allow_code)
+    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
+    outputs = list_outputs(spec)
+    blocks = set(find_blocks(outputs))
+    usable = [output for output in outputs if output.shape is not None]
+    labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
+    if options.glob:
+        names = [*labels.values(), *(output.label for output in outputs)]
+        matched = set(match_glob(options.glob, names))
+        usable = [o for o in usable if not matched.isdisjoint((o.label, labels.get(o.label, o.label)))]
+        if not usable:
+            raise RequestError(
+                f"model {options.model!r} has no layer that {options.glob!r} matches"
+                f"{make_nearest_text(options.glob, names)}",
+                hint="`*` stands for a part between dots, `**` for anything",
+            )
+    if options.json:
+        found = [
+            {
+                "layer": labels.get(output.label, output.label),
+                "module": output.name,
+                "class": output.class_name,
+                "shape": list(output.shape or ()),
+                "block": output.name in blocks,
+            }
+            for output in usable
+        ]
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return 0
+    rows = [["layer", "class", "shape"]]
+    for output in usable:
+        shape = " x ".join(map(str, output.shape or ()))
+        rows.append([labels.get(output.label, output.label), output.class_name, shape])
+    show_table(rows)
+    return 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Show what a store or a file holds."""
+    from xact.files.describe import load_kind
+
+    kind = load_kind(options.path)
+    description = kind.describe(options.path, model=options.model, with_layers=options.layers)
+    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Look at every byte; 0 when each is as it was written."""
+    from xact.files.verify import verify
+
+    report = verify(options.path)
+    sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
+    sys.stdout.flush()
+    error = report.find_error()
+    if error is not None:
+        raise error
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Make a store of old files."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals():
+        from xact.building.import_files import import_files
+        from xact.cli.progress import Progress
+
+        with Progress() as progress:
+            outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
+    return show_outcome(outcome, done="imported", wanted="the files hold")
+
+
+def run_caption(options: argparse.Namespace) -> int:
+    """Write captions; 0 when there are all and none needs a look."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("captioning", safe="all finished answers are safe"):
+        from xact.caption.run import caption
+        from xact.cli.progress import Progress
+
+        with Progress() as progress:
+            outcome = caption(
+                options.recipe,
+                prompt=options.prompt,
+                output=options.output,
+                limit=options.limit,
+                watch=progress.start,
+            )
+    n_problems = len(outcome.problems)
+    done = (
+        f"{outcome.n_added} captions added"
+        if outcome.n_added or n_problems
+        else "nothing to do, all captions are there"
+    )
+    sys.stdout.write(f"{outcome.output}: {done}\n")
+    if not n_problems:
+        return 0
+    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
+    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    return 1
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Write a store as files of another format, and print their names."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
+        from xact.files.export import export
+
+        export(options.store, **{name: getattr(options, name) for name in EXPORT_OPTIONS}, tell=show_file)
+    return 0
+
+
+AFTER_EXPORT = "run the same command again, with --overwrite where files were finished"
+
+
+def run_schema(_options: argparse.Namespace) -> int:
+    """Print the JSON schema of a recipe."""
+    from xact.recipe.schema import make_schema
+
+    sys.stdout.write(json.dumps(make_schema(), indent=1) + "\n")
+    return 0

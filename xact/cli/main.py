@@ -1,0 +1,58 @@
+"""The command `xact`: arguments in, one command run, an exit code out."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from xact.cli.arguments import make_parser
+from xact.errors import InterruptedBuildError, WorkError, XactError
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit: 0 done, 1 failed or incomplete, 2 a wrong request, 75 interrupted and resumable."""
+    options = make_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label may hold what the terminal cannot show
+    try:
+        code = options.run(options)
+    except XactError as error:
+        if options.debug:
+            traceback.print_exc()
+        code = report(error)
+        if isinstance(error, InterruptedBuildError):
+            leave(code)
+    except MemoryError as error:
+        code = report(WorkError(f"the machine has no memory for this: {error or 'none is left'}"))
+    except BrokenPipeError:  # the reader of our output went away: not our failure to report
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:  # a disk that fails while it is read
+        if options.debug:
+            traceback.print_exc()
+        what = f"{error.filename}: " if error.filename else ""
+        code = report(WorkError(f"{what}{error.strerror or error}", hint="--debug shows where this happened"))
+    if arguments is None:  # this process is the command, and its work is over
+        from xact.cli.signals import ignore_signals
+
+        ignore_signals()
+    sys.exit(code)
+
+
+def report(error: XactError) -> int:
+    """Print an error and its hint, and return its exit code."""
+    sys.stderr.write(f"error: {error}\n")
+    if error.hint:
+        sys.stderr.write(f"hint: {error.hint}\n")
+    return error.exit_code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, without waiting for threads that are in the middle of a batch."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,108 @@
+"""What commands print on a terminal, and what they ask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xact.building.estimate import Estimate
+    from xact.building.prepare import Site
+    from xact.building.run import Outcome
+    from xact.files.export import ExportFile
+
+
+def confirm(site: Site, *, yes: bool) -> bool:
+    """Print the plan; ask, on a terminal, before a build that is large or has no room."""
+    from xact.building.estimate import estimate
+
+    estimated = estimate(site)
+    show_estimate(estimated)
+    show_warnings(estimated.warnings)
+    if estimated.nbytes > estimated.free_nbytes:
+        sys.stderr.write("warning: the disk has less room than this takes before compression\n")
+    if yes or not estimated.needs_word or not sys.stdin.isatty():
+        return True
+    return input("build this? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:
+    """Print how a build or an import ended and return the exit code."""
+    show_warnings(outcome.warnings)
+    for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
+        sys.stderr.write(f"failed: {name}: {error}\n")
+    if outcome.n_captured:
+        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
+    elif outcome.is_complete:
+        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
+    part = ""
+    if outcome.whole_models is not None:  # some rows are not there, and would be refused
+        part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
+    sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
+    if outcome.is_complete:
+        return 0
+    n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
+    sys.stderr.write(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
+    sys.stderr.write("hint: mend them and run the same command again: it tries the failed ones anew\n")
+    return 1
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """Print each warning as a line."""
+    for warning in warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+
+
+def show_estimate(estimated: Estimate) -> None:
+    """Print a plan as a table."""
+    rows = [["model", "layers", "units", "parameters", "stimuli", "to write", "files", "host", "device"]]
+    for model in estimated.models:
+        rows.append(
+            [
+                model.model,
+                str(model.n_layers),
+                f"{model.n_units:,}",
+                f"{model.n_parameters:,}",
+                str(model.n_stimuli_left),
+                format_nbytes(model.nbytes),
+                str(model.n_files),
+                format_nbytes(model.host_nbytes),
+                f"{format_nbytes(model.device_nbytes)} {model.device}",
+            ]
+        )
+    show_table(rows)
+    sys.stdout.write(
+        f"store {estimated.store} ({estimated.layout}): {estimated.n_stimuli} stimuli x {estimated.n_replicates} "
+        f"replicates; {format_nbytes(estimated.nbytes)} before compression in {estimated.n_files} files, "
+        f"{format_nbytes(estimated.free_nbytes)} free\n"
+    )
+    sys.stdout.flush()
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+
+
+def format_nbytes(nbytes: int) -> str:
+    """Return a size in words, in powers of 1000."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def show_file(file: ExportFile) -> None:
+    """Print a file that is written, and what a reader of it must know."""
+    sys.stdout.write(f"{file.path}\n")
+    if file.note:
+        sys.stdout.write(f"note: {file.note}\n")
+    sys.stdout.flush()

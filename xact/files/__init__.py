@@ -1,0 +1,1 @@
+"""Files of other programs, a folder for each format: read, write, describe, verify."""

@@ -1,0 +1,294 @@
+"""Exports: a store, or part of it, as the files that other programs read.
+
+A format is a file of this folder with the functions of the protocol `Format`. What is exported is chosen here, alike
+for all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from xact.disk.paths import expand_path
+from xact.errors import RUN_AGAIN, RequestError, StoreError
+from xact.files.atomic import check_room, check_targets, write_beside
+from xact.reading.catalog import Catalog, Names, find_names, open_catalog
+from xact.reading.disk_arrays import LayerArray
+from xact.store.chunks import ITEM_NBYTES
+from xact.store.shards import split_rows
+
+FORMATS: Mapping[str, str] = {
+    "hdf5": "xact.files.hdf5.write",
+    "netcdf": "xact.files.netcdf.write",
+    "pt": "xact.files.torch.write",
+}
+"""Where each format lives; imported when it is asked for."""
+
+BLOCK_NBYTES = 32 * 2**20
+"""Values that are read at once, bytes, where one stimulus is not larger; as many are written meanwhile."""
+
+REPLICATES = ("all", "0", "mean")
+NAMES = ("path", "basename")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ExportFile:
+    """One file that an export writes."""
+
+    path: Path
+    whose: str
+    """What it holds, for messages: `condition 'a'`, `model 'R18'`."""
+    nbytes: int
+    """About its size."""
+    write: Callable[[Path], str | None]
+    """Writes the whole of it to another path; returns its sha256 where that was found on the way."""
+    note: str = ""
+    """What a reader of the file must know."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are named and written; each format takes some of it."""
+
+    output_dir: Path
+    prefix: str
+    names: str
+    append: bool
+    dtype: str
+
+
+class Format(Protocol):
+    """What a file of this folder has."""
+
+    OPTIONS: Mapping[str, Any]
+    """{option that it takes beside the shared ones: its default}."""
+
+    def plan_files(self, chosen: Chosen, options: Options) -> Sequence[ExportFile]:
+        """Return the files to write; refuse, before anything is written, what the format cannot hold."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChosenLayer:
+    """One layer of one model, all its stimuli."""
+
+    label: str
+    place: int
+    """Along the layer axis of the labels."""
+    array: LayerArray
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """One model with those of its layers that are exported, in forward order."""
+
+    label: str
+    place: int
+    """Along the model axis of the labels."""
+    layers: tuple[ChosenLayer, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The values of some layers, for consecutive ones of the chosen rows."""
+
+    at: slice
+    """Their place among the rows."""
+    rows: np.ndarray
+    values: list[np.ndarray]
+    """Of each layer, (stimulus, replicate, unit), float32."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The part of a store that is exported; all its rows are there."""
+
+    catalog: Catalog
+    models: tuple[ChosenModel, ...]
+    rows: np.ndarray
+    """Stimuli, in the order of the store."""
+    replicates: str
+    """`all`, `0` or `mean`."""
+
+    @property
+    def n_replicates(self) -> int:
+        """Replicates of what is exported."""
+        return len(self.catalog.labels["replicate"][1]) if self.replicates == "all" else 1
+
+    @property
+    def said_replicates(self) -> str:
+        """What the replicates are, in words."""
+        n = len(self.catalog.labels["replicate"][1])
+        return {"all": f"all {n}", "0": "0, as the stimulus is", "mean": f"mean of {n}"}[self.replicates]
+
+    def get_labels(self, name: str, rows: np.ndarray) -> list[str]:
+        """Return a text label of these stimuli."""
+        return [str(text) for text in self.catalog.labels[name][1][rows].tolist()]
+
+    def split_conditions(self) -> dict[str, np.ndarray]:
+        """Return {condition: its rows}, in order of appearance."""
+        found: dict[str, list[int]] = {}
+        for row, condition in zip(self.rows.tolist(), self.get_labels("condition", self.rows), strict=True):
+            found.setdefault(condition, []).append(row)
+        return {condition: np.array(rows, dtype=np.intp) for condition, rows in found.items()}
+
+    def count_nbytes(self, layers: Sequence[ChosenLayer]) -> int:
+        """Return the bytes of one stimulus over some layers, float32."""
+        return ITEM_NBYTES * self.n_replicates * sum(layer.array.n_units for layer in layers)
+
+    def read_blocks(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[Block]:
+        """Yield all values of some layers, block by block; the next one is read while the last one is written."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+            ahead: tuple[slice, np.ndarray, list[Future[np.ndarray]]] | None = None
+            for at, block in self.split_rows(layers, rows):
+                reading = at, block, [pool.submit(self.load, layer, block) for layer in layers]
+                if ahead is not None:
+                    yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                ahead = reading
+            if ahead is not None:
+                yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+
+    def split_rows(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards or chunks, bounded."""
+        form = layers[0].array.form.shape
+        row_nbytes = ITEM_NBYTES * form.n_replicates * sum(layer.array.n_units for layer in layers)
+        size = max(1, BLOCK_NBYTES // row_nbytes)
+        for whole in (form.shard_stimuli, form.chunk_stimuli):
+            if size > whole:
+                size -= size % whole
+                break
+        for _, at, _ in split_rows(rows, size):
+            yield at, rows[at]
+
+    def load_provenance(self) -> dict[str, Any]:
+        """Return `recipe` and `models`, {label: how its values came about}, as far as the store says."""
+        said = self.catalog.snapshot.metadata.get("xact", {}).get("attributes", {})
+        recipe, provenance = (json.loads(said.get(name, "{}")) for name in ("recipe", "provenance"))
+        return {"recipe": recipe, "models": provenance.get("models", {})}
+
+    def load(self, layer: ChosenLayer, rows: np.ndarray) -> np.ndarray:
+        """Return values (stimulus, replicate, unit), float32; replicates are averaged in float64."""
+        array = layer.array
+        n = array.shape[1]
+        values = array.read([rows, range(1 if self.replicates == "0" else n), range(array.n_units)])
+        if self.replicates == "mean" and n > 1:
+            values = values.mean(1, dtype=np.float64, keepdims=True).astype(np.float32)
+        return values
+
+
+def export(
+    store: str | Path,
+    *,
+    to: str,
+    output_dir: str | Path | None = None,
+    models: Names = None,
+    layers: Names = None,
+    conditions: Names = None,
+    replicates: str | None = None,
+    overwrite: bool = False,
+    tell: Callable[[ExportFile], None] = lambda _: None,
+    **special: Any,  # noqa: ANN401  options of one format: prefix, names, append, dtype
+) -> list[Path]:
+    """Write a store, or part of it, as files of the format `to`, and return their paths.
+
+    Names may be globs, as in `open_activations`. `tell` hears of each file once it has its name. Raise RequestError
+    for what cannot be exported as asked, StoreError where a chosen row is not there or the store is damaged,
+    WorkError where a file cannot be written.
+    """
+    if to not in FORMATS:
+        raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
+    form: Format = importlib.import_module(FORMATS[to])
+    options = make_options(to, form.OPTIONS, output_dir, overwrite=overwrite, special=special)
+    replicates = check_choice("--replicates", replicates or form.OPTIONS["replicates"], REPLICATES)
+    chosen = choose(open_catalog(store), models, layers, conditions, replicates)
+    files = form.plan_files(chosen, options)
+    targets = [(file.whose, file.path) for file in files]
+    check_targets(Path(store), options.output_dir, targets, may_exist=overwrite or options.append)
+    check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
+    for file in files:
+        with write_beside(file.path, nbytes=file.nbytes) as beside:
+            beside.sha256 = file.write(beside.path)
+        tell(file)
+    return [file.path for file in files]
+
+
+def make_options(
+    to: str, defaults: Mapping[str, Any], output_dir: str | Path | None, *, overwrite: bool, special: Mapping[str, Any]
+) -> Options:
+    """Return the options of a format with its defaults; refuse one that it does not take."""
+    said = {name: value for name, value in special.items() if value not in (None, False)}
+    unknown = next((name for name in said if name not in defaults), None)
+    if unknown is not None:
+        takers = [one for one in FORMATS if unknown in importlib.import_module(FORMATS[one]).OPTIONS]
+        raise RequestError(f"--{unknown} does not go with --to {to}", hint=f"it goes with {', '.join(takers)}")
+    if overwrite and said.get("append"):
+        raise RequestError("--append and --overwrite exclude each other")
+    whole: dict[str, Any] = {"prefix": "", "names": "path", "append": False, "dtype": "float32"} | dict(defaults) | said
+    if "/" in whole["prefix"]:
+        raise RequestError(f"--prefix {whole['prefix']!r} holds a `/`", hint="--output-dir names the folder")
+    return Options(
+        output_dir=expand_path(output_dir or whole["output_dir"]),
+        prefix=whole["prefix"],
+        names=check_choice("--names", whole["names"], NAMES),
+        append=whole["append"],
+        dtype=check_choice("--dtype", whole["dtype"], DTYPES),
+    )
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
+    """Return a value, or refuse one that is not among the choices."""
+    if value not in choices:
+        raise RequestError(f"{flag} {value!r} is none of {', '.join(choices)}")
+    return value
+
+
+def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str) -> Chosen:
+    """Return the part of a store that is asked for; refuse names and rows that are not there."""
+    places = catalog.find_models(models)
+    wanted = set(catalog.find_layers(layers, places))
+    rows = find_condition_rows(catalog, conditions)
+    check_present(catalog, places, rows)
+    known = catalog.find_rows(places, allow_incomplete=True)
+    chosen = []
+    for m in places:
+        label = str(catalog.models[m])
+        found = [
+            ChosenLayer(str(catalog.layers[k]), k, array)
+            for k in catalog.order_layers(m)
+            if k in wanted and (array := catalog.find_array(m, k, known[m])) is not None
+        ]
+        if not found:
+            raise RequestError(f"model {label!r} has none of the layers asked for", hint="leave it out (--models)")
+        chosen.append(ChosenModel(label, m, tuple(found)))
+    return Chosen(catalog, tuple(chosen), rows, replicates)
+
+
+def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:
+    """Return the rows of the conditions asked for, in the order of the store."""
+    column = catalog.labels["condition"][1]
+    known = list(dict.fromkeys(column.tolist()))
+    at = catalog.snapshot.path
+    what, hint = f"the store {str(at)!r} has no condition", f"xact info {at} lists all {len(known)}"
+    return np.flatnonzero(np.isin(column, find_names(conditions, known, what=what, hint=hint)))
+
+
+def check_present(catalog: Catalog, places: Sequence[int], rows: np.ndarray) -> None:
+    """Refuse rows of the chosen models and conditions that are not finished."""
+    present = catalog.labels["present"][1]
+    lacking = [(m, row) for m in places for row in rows[~present[m][rows]].tolist()]
+    if lacking:
+        m, row = lacking[0]
+        raise StoreError(
+            f"{len(lacking)} of {len(places) * len(rows)} rows to export are not there, the first: model "
+            f"{str(catalog.models[m])!r}, stimulus {str(catalog.labels['stimulus'][1][row])!r}",
+            hint=f"leave them out (--models, --conditions), or {RUN_AGAIN}",
+        )

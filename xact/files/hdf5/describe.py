@@ -1,0 +1,64 @@
+"""What an HDF5 file of three levels holds: models, stimuli, layers, shapes, attributes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xact.errors import check_model
+from xact.files.describe import make_plain, show_attributes, show_shape
+from xact.reading.trees.hdf5 import Hdf5Tree
+
+
+def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+    """Return what a file holds; layers and shapes are those of each model's first stimulus."""
+    tree = Hdf5Tree(Path(path).absolute())
+    try:
+        names = tree.list_names()
+        check_model(model, names, where=f"the file {str(path)!r}")
+        chosen = [name for name in names if model in (None, name)]
+        return {
+            "file": str(path),
+            "nbytes": tree.path.stat().st_size,
+            "attributes": {name: make_plain(value) for name, value in tree.load_attributes().items()},
+            "models": [
+                _describe_model(tree, name, with_stimuli=model is not None, with_layers=with_layers) for name in chosen
+            ],
+        }
+    finally:
+        tree.close()
+
+
+def _describe_model(tree: Hdf5Tree, model: str, *, with_stimuli: bool, with_layers: bool) -> dict[str, Any]:
+    stimuli = tree.list_names(model)
+    sample = stimuli[0] if stimuli else None
+    layers = tree.list_names(model, sample) if sample is not None else []
+    described: dict[str, Any] = {
+        "model": model,
+        "attributes": {name: make_plain(value) for name, value in tree.load_attributes(model).items()},
+        "n_stimuli": len(stimuli),
+        "sample": sample,
+        "n_layers": len(layers),
+    }
+    if with_stimuli:
+        described["stimuli"] = stimuli
+    if with_layers and sample is not None:
+        described["layers"] = [
+            {"layer": layer, "shape": list(tree.find_shape(model, sample, layer))} for layer in layers
+        ]
+    return described
+
+
+def show(description: dict[str, Any]) -> str:
+    """Return a description as text for a terminal."""
+    d = description
+    lines = [f"{d['file']}: HDF5, {len(d['models'])} models, {d['nbytes']:,} bytes", *show_attributes(d["attributes"])]
+    for model in d["models"]:
+        lines.append(f"{model['model']}: {model['n_stimuli']:,} stimuli, {model['n_layers']} layers")
+        lines += show_attributes(model["attributes"])
+        if stimuli := model.get("stimuli"):
+            lines.append(f"  stimuli: {', '.join(stimuli[:5])}{', …' if len(stimuli) > 5 else ''}")
+        if layers := model.get("layers"):
+            lines.append(f"  layers of {model['sample']}, replicates x units:")
+            lines += [f"    {layer['layer']}  {show_shape(layer['shape'])}" for layer in layers]
+    return "\n".join(lines) + "\n"

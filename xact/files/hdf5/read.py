@@ -1,0 +1,214 @@
+"""HDF5 files `/{model}/{stimulus}/{layer}` of (replicate, unit): one file for each condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from xact.errors import RequestError, StoreError
+from xact.files.read import OldLayer, OldModel, check_floating, to_float32
+from xact.labels import StimulusTable
+from xact.reading.trees.hdf5 import is_ordered, make_natural_key
+from xact.recipe.registry.load import load_registry
+from xact.stimuli.base import check_table
+
+PREFIX = "model_activations_"
+"""What stands before the condition in the usual file names."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one stimulus lies."""
+
+    file: int
+    group: str
+
+
+@dataclass
+class Hdf5Files:
+    """Open files, one for each condition, each with the same models."""
+
+    table: StimulusTable
+    models: Sequence[OldModel]
+    n_replicates: int
+    notes: Sequence[str]
+    opened: Sequence[h5py.File]
+    rows: Sequence[Row]
+    members: Mapping[str, tuple[str, Sequence[str]]]
+    """{model: (its group, the data set of each layer)}."""
+    close: Callable[[], None]
+
+    def fill(self, model: OldModel, start: int, buffers: Sequence[np.ndarray]) -> None:
+        """Fill one buffer for each layer from the row `start` on."""
+        group, names = self.members[model.label]
+        for i in range(len(buffers[0])):
+            row = self.rows[start + i]
+            stimulus = self.opened[row.file][group][row.group]
+            for name, buffer in zip(names, buffers, strict=True):
+                where = f"{self.opened[row.file].filename}: /{group}/{row.group}/{name}"
+                try:
+                    buffer[i] = to_float32(stimulus[name][()], where)
+                except OSError as error:
+                    raise StoreError(f"{where}: cannot be read: {error}") from None
+
+
+@dataclass
+class _Scan:
+    """What has been seen so far: the first stimulus decides what all others must be like."""
+
+    shapes: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
+    """{model: {layer: shape}}."""
+    is_ordered: dict[str, bool] = field(default_factory=dict)
+    """{model: whether its layers were listed in the order they were written in}."""
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
+    """{model: {data set: true label of the layer}}."""
+    true_models: dict[str, str] = field(default_factory=dict)
+    dtypes: set[str] = field(default_factory=set)
+
+
+def open_old(files: Sequence[Path], table: Path | None) -> Hdf5Files:
+    """Open files, look at the shape of everything in them, and list their stimuli in the files' own order."""
+    if table is not None:
+        raise RequestError("--stimuli goes with .pt files: HDF5 files name their stimuli themselves")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(_open(file)) for file in files]
+        scan, rows, listed = _Scan(), [], _Listed()
+        for number, file in enumerate(opened):
+            rows += [Row(number, stimulus) for stimulus in _scan_file(file, scan, listed)]
+        if not rows:
+            raise StoreError(f"{files[0]} holds no stimuli")
+        check_table(listed.make_table(), location="the files")
+        models, members, notes = _make_models(scan)
+        shape = next(iter(next(iter(scan.shapes.values())).values()))
+        notes += [f"values of dtype {dtype} were cast to float32" for dtype in sorted(scan.dtypes - {"float32"})]
+        return Hdf5Files(listed.make_table(), models, shape[0], notes, opened, rows, members, stack.pop_all().close)
+
+
+@dataclass
+class _Listed:
+    """The labels of the stimuli, in the order in which they are met."""
+
+    ids: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+    stems: list[str] = field(default_factory=list)
+
+    def make_table(self) -> StimulusTable:
+        return StimulusTable(self.ids, self.conditions, self.stems, files=[""] * len(self.ids))
+
+
+def _open(file: Path) -> h5py.File:
+    try:
+        return h5py.File(file, "r")
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read as HDF5: {error}") from None
+
+
+def list_members(group: Any, kind: type) -> Iterator[str]:  # noqa: ANN401  h5py ships no types
+    """Yield the names in a group; raise StoreError for what is no `kind` of that file itself."""
+    for name in group:
+        where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise StoreError(f"{where} is a link, which is not followed")
+        member = group[name]
+        if not isinstance(member, kind):
+            raise StoreError(
+                f"{where} is no {kind.__name__.lower()}: a file has three levels, model, stimulus and layer"
+            )
+        if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+            raise StoreError(f"{where} keeps its values in another file, which is not followed")
+        yield name
+
+
+def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
+    """Return the stimuli of one file; raise StoreError where it is not of one shape, inside and with the others."""
+    models = list(list_members(file, h5py.Group))
+    name = file.filename
+    if not models or (scan.shapes and set(models) != set(scan.shapes)):
+        odd = sorted(set(models) ^ set(scan.shapes))
+        raise StoreError(
+            f"{name} holds the models {', '.join(models) or 'none'}; those before {', '.join(scan.shapes) or 'none'}",
+            hint=f"every file must hold the same models ({', '.join(odd)}); give the others another store",
+        )
+    stimuli = list(list_members(file[models[0]], h5py.Group))
+    for model in models:
+        found = list(list_members(file[model], h5py.Group))
+        if set(found) != set(stimuli):
+            odd = sorted(set(found) ^ set(stimuli))
+            raise StoreError(f"{name}: /{model} and /{models[0]} differ in the stimulus {odd[0]!r} ({len(odd)} in all)")
+        scan.true_models[model] = read_label(file[model], "label", model)
+        for stimulus in stimuli:
+            _scan_stimulus(file[model][stimulus], model, scan)
+    condition = read_label(file, "condition", Path(name).stem.removeprefix(PREFIX))
+    for stimulus in stimuli:
+        group = file[models[0]][stimulus]
+        stem = read_label(group, "label", stimulus)
+        listed.ids.append(f"{condition}/{stem}")
+        listed.conditions.append(condition)
+        listed.stems.append(stem)
+    return stimuli
+
+
+def _scan_stimulus(group: Any, model: str, scan: _Scan) -> None:  # noqa: ANN401
+    where = f"{group.file.filename}: {group.name}"
+    shapes: dict[str, tuple[int, int]] = {}
+    for layer in list_members(group, h5py.Dataset):
+        dataset = group[layer]
+        if dataset.ndim != 2 or 0 in dataset.shape:
+            raise StoreError(f"{where}/{layer}: has shape {dataset.shape}, (replicate, unit) belongs there")
+        check_floating(dataset.dtype, f"{where}/{layer}")
+        scan.dtypes.add(str(dataset.dtype))
+        shapes[layer] = dataset.shape
+        if model not in scan.shapes:
+            scan.labels.setdefault(model, {})[layer] = read_label(dataset, "label", layer)
+    if model not in scan.shapes:
+        scan.shapes[model] = shapes
+        scan.is_ordered[model] = is_ordered(group)
+    first = scan.shapes[model]
+    if not shapes or shapes.keys() != first.keys():
+        odd = sorted(shapes.keys() ^ first.keys())
+        raise StoreError(f"{where}: its layers differ from those of the first stimulus of {model!r} ({odd[:3]})")
+    n_replicates = next(iter(next(iter(scan.shapes.values())).values()))[0]
+    for layer, shape in shapes.items():
+        if shape != (n_replicates, first[layer][1]):
+            raise StoreError(f"{where}/{layer}: has shape {shape}; {(n_replicates, first[layer][1])} belongs there")
+
+
+def read_label(member: Any, attribute: str, default: str) -> str:  # noqa: ANN401
+    """Return the true label that `xact export` keeps in an attribute where a name cannot hold it, else the name."""
+    value = member.attrs.get(attribute, default)
+    return value if isinstance(value, str) else default
+
+
+def _make_models(scan: _Scan) -> tuple[list[OldModel], dict[str, tuple[str, list[str]]], list[str]]:
+    models, members, notes = [], {}, []
+    for name, shapes in scan.shapes.items():
+        label, labels = scan.true_models[name], scan.labels[name]
+        order, note = order_layers(label, labels, keeps_order=scan.is_ordered[name])
+        notes += [note] if note else []
+        layers = tuple(OldLayer(labels[one], shapes[one][1]) for one in order)
+        models.append(OldModel(label, layers))
+        members[label] = (name, order)
+    return models, members, notes
+
+
+def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) -> tuple[list[str], str]:
+    """Return the data sets of a model in forward order, and what a person should know of that order.
+
+    As they were written, where the file kept that; else as the registry lists them; else by name, numbers by value.
+    """
+    if keeps_order:
+        return list(labels), ""
+    entry = load_registry().entries.get(model)
+    for known in entry.layer_sets.values() if entry else ():
+        place = {label: i for i, label in enumerate(known.layers)}
+        if all(label in place for label in labels.values()):
+            return sorted(labels, key=lambda one: place[labels[one]]), ""
+    note = f"{model}: the file lists layers by the alphabet; they were put in order by name, 2 before 10"
+    return sorted(labels, key=lambda one: make_natural_key(labels[one])), note

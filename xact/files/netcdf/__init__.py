@@ -1,0 +1,1 @@
+"""netCDF files, one for each model."""

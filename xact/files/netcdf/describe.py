@@ -1,0 +1,72 @@
+"""What a netCDF file holds: models, layers, shapes, attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import numpy as np
+
+from xact.errors import StoreError, check_model
+from xact.files.describe import make_plain, show_attributes, show_shape
+
+
+def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+    """Return what a file holds; a layer is a group, or the root, with a variable `activations`."""
+    try:
+        with h5netcdf.File(path, "r") as file:
+            return _describe_file(file, str(path), model=model, with_layers=with_layers)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(f"{path} is damaged, or is no netCDF file: {error}", hint="export or copy it again") from None
+
+
+def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+    holders = [group for group in _walk(file) if "activations" in group.variables]
+    models = list(dict.fromkeys(name for group in [file, *holders] for name in _read_labels(group, "model")))
+    check_model(model, models, where=f"the file {path!r}")
+    described = {
+        "file": path,
+        "nbytes": Path(path).stat().st_size,
+        "attributes": {name: make_plain(value) for name, value in file.attrs.items()},
+        "models": models,
+        "dimensions": {name: dim.size for name, dim in file.dimensions.items()},
+        "n_layers": sum(len(_read_labels(group, "layer")) or 1 for group in holders),
+    }
+    if with_layers:
+        described["layers"] = [
+            {
+                "layer": ", ".join(_read_labels(group, "layer")) or group.name,
+                "path": group.name,
+                "dims": list(group.variables["activations"].dimensions),
+                "shape": list(group.variables["activations"].shape),
+            }
+            for group in holders
+        ]
+    return described
+
+
+def _walk(group: h5netcdf.Group) -> Iterator[h5netcdf.Group]:
+    """Yield a group and all below it."""
+    yield group
+    for below in group.groups.values():
+        yield from _walk(below)
+
+
+def _read_labels(group: h5netcdf.Group, name: str) -> list[str]:
+    if name in group.variables:
+        return [str(make_plain(one)) for one in np.atleast_1d(group.variables[name][...])]
+    return [str(make_plain(group.attrs[name]))] if name in group.attrs else []
+
+
+def show(description: dict[str, Any]) -> str:
+    """Return a description as text for a terminal."""
+    d = description
+    sizes = ", ".join(f"{name} {size:,}" for name, size in d["dimensions"].items())
+    lines = [f"{d['file']}: netCDF, {' '.join(d['models'])}, {d['n_layers']} layers, {d['nbytes']:,} bytes"]
+    lines += [f"  ({sizes})"] if sizes else []
+    lines += show_attributes(d["attributes"])
+    for layer in d.get("layers", []):
+        lines.append(f"  {layer['layer']}  ({', '.join(layer['dims'])}) {show_shape(layer['shape'])}")
+    return "\n".join(lines) + "\n"

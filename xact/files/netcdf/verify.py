@@ -1,0 +1,51 @@
+"""Check a netCDF export."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xact.files.finite import _check_finite
+from xact.labels import DIMS
+
+
+def _check_netcdf(file: Path) -> Iterator[str]:
+    """Yield what is wrong with every `activations`: its five dims, their labels, its values."""
+    import h5netcdf
+
+    with h5netcdf.File(file, "r") as opened:
+        found = list(_find_activations(opened))
+        if not found:
+            yield "holds no activations"
+        for variable, labels in found:
+            yield from (f"{variable.name}: {fault}" for fault in _check_variable(variable, labels))
+
+
+def _find_activations(opened: Any) -> Iterator[tuple[Any, dict[str, Any]]]:  # noqa: ANN401
+    """Yield each variable `activations` with the label variables of its group and those above."""
+    waiting: list[tuple[Any, dict[str, Any]]] = [(opened, {})]
+    while waiting:
+        group, above = waiting.pop()
+        labels = above | dict(group.variables.items())
+        if "activations" in group.variables:
+            yield group.variables["activations"], labels
+        waiting += [(child, labels) for child in group.groups.values()]
+
+
+def _check_variable(variable: Any, labels: dict[str, Any]) -> Iterator[str]:  # noqa: ANN401
+    dims = tuple(variable.dimensions)
+    if dims != tuple(dim for dim in DIMS if dim in dims) or not {"stimulus", "unit"} <= set(dims):
+        yield f"has dims {', '.join(dims)}; {', '.join(DIMS)} belong, one of length 1 may be left out"
+        return
+    lengths = dict(zip(dims, variable.shape, strict=True))
+    for name in DIMS[:-1]:
+        wanted = (lengths[name],) if name in dims else ()
+        if name in labels and labels[name].shape != wanted:
+            yield f"the label {name!r} has shape {labels[name].shape}, the axis {wanted}"
+        elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has none
+            yield f"has no label {name!r}"
+    axis = dims.index("stimulus")
+    shape = (lengths["stimulus"], math.prod(variable.shape) // max(1, lengths["stimulus"]))
+    yield from _check_finite(shape, lambda at: variable[(slice(None),) * axis + (at,)])

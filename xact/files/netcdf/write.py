@@ -1,0 +1,138 @@
+"""netCDF 4: one file a model; each layer is a group of its own width, the labels are coordinates.
+
+At the root are the labels of the stimuli, in `catalog` those of the layers, in `xact` the recipe and how the values
+came about (JSON text). Each layer's group is complete by itself, as in a store of groups.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import h5py
+import numpy as np
+
+from xact.files.atomic import Sink, make_file_name
+from xact.files.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
+from xact.labels import make_path_parts
+
+OPTIONS: Mapping[str, Any] = {"output_dir": ".", "replicates": "all", "prefix": "model_activations"}
+
+ON_LAYER = ("stimulus", "condition", "stem", "replicate")
+"""Labels of the stimuli that stand in each layer's group, as in a store of groups; the others are at the root."""
+
+LABEL_NBYTES = 96
+"""About what HDF5 takes for one short text, bytes."""
+
+Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)}."""
+
+
+def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
+    """Return one file for each model."""
+    files = []
+    for model in chosen.models:
+        name = make_file_name(model.label, what="the model")
+        nbytes = chosen.count_nbytes(model.layers) + LABEL_NBYTES * len(ON_LAYER) * (len(model.layers) + 2)
+        files.append(
+            ExportFile(
+                path=options.output_dir / f"{options.prefix}_{name}.nc",
+                whose=f"model {model.label!r}",
+                nbytes=len(chosen.rows) * nbytes,
+                write=partial(write_file, chosen, model),
+            )
+        )
+    return files
+
+
+def write_file(chosen: Chosen, model: ChosenModel, path: Path) -> None:
+    """Write one model to `path`."""
+    labels = take_labels(chosen, model)
+    paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # which stand beside them
+    at_layers = np.array([layer.place for layer in model.layers])
+    whole = chosen.catalog.make_coords({"model": model.place, "layer": at_layers})
+    on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}
+    on_layers["path"] = ("layer",), np.array([f"/{paths[layer.label]}" for layer in model.layers])
+    with Sink(path, is_new=True) as sink, h5netcdf.File(sink, "w") as file:
+        file.attrs["xact"] = importlib.metadata.version("xact")
+        file.attrs["replicates"] = chosen.said_replicates
+        add_variables(file, labels)
+        add_variables(file.create_group("catalog"), on_layers)
+        add_variables(file.create_group("xact"), find_provenance(chosen, model))
+        for layer in model.layers:
+            write_layer(file.create_group(paths[layer.label]), sink, chosen, model, layer, labels)
+
+
+def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
+    """Return the labels of the chosen stimuli and replicates, and those of the model, which have no dimension."""
+    taken: Variables = {}
+    for name, (dims, values) in chosen.catalog.make_coords({"model": model.place}).items():
+        if "layer" in dims or (chosen.replicates == "mean" and "replicate" in dims):
+            continue
+        if "stimulus" in dims and len(chosen.rows) < values.shape[dims.index("stimulus")]:  # else all, in order
+            values = np.take(values, chosen.rows, axis=dims.index("stimulus"))
+        if "replicate" in dims:
+            values = np.take(values, range(chosen.n_replicates), axis=dims.index("replicate"))
+        taken[name] = (dims, np.asarray(values))
+    return taken
+
+
+def write_layer(
+    group: Any,  # noqa: ANN401  h5netcdf ships no types
+    sink: Sink,
+    chosen: Chosen,
+    model: ChosenModel,
+    layer: ChosenLayer,
+    labels: Variables,
+) -> None:
+    """Write the values of one layer, (stimulus, replicate, unit), with its labels."""
+    one = chosen.catalog.open_one(model.label, layer.label, allow_incomplete=True, as_map=False)
+    of_layer = {
+        name: (dims, np.asarray(values)) for name, (dims, values) in one.coords.items() if dims == () and name != "path"
+    }
+    places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
+    of_units = {name: (("unit",), place) for name, place in zip(one.unit_axes, places, strict=True)}
+    of_stimuli = {name: labels[name] for name in ON_LAYER if name in labels}
+    lengths = {"stimulus": len(chosen.rows), "replicate": chosen.n_replicates, "unit": layer.array.n_units}
+    coordinates: Variables = {**of_stimuli, **of_layer, **of_units}
+    add_variables(group, coordinates, lengths=lengths)
+    values = group.create_variable("activations", tuple(lengths), np.float32)
+    for block in chosen.read_blocks([layer], chosen.rows):
+        values[block.at] = block.values[0]
+        sink.check()
+
+
+def find_provenance(chosen: Chosen, model: ChosenModel) -> Variables:
+    """Return the recipe and what is known of one model, JSON text."""
+    said = chosen.load_provenance()
+    found = {"recipe": said["recipe"], "provenance": said["models"].get(model.label, {})}
+    return {name: ((), np.array(json.dumps(data))) for name, data in found.items()}
+
+
+def add_variables(group: Any, variables: Variables, *, lengths: Mapping[str, int] | None = None) -> None:  # noqa: ANN401  h5netcdf ships no types
+    """Add labels to a group, with their dimensions, as coordinates."""
+    lengths = dict(lengths or {})
+    for dims, values in variables.values():
+        lengths |= dict(zip(dims, values.shape, strict=True))
+    group.dimensions = lengths
+    for name, (dims, values) in variables.items():
+        made = group.create_variable(name.replace("/", "_"), dims, **_encode(values))
+        if values.dtype == bool:
+            made.attrs["dtype"] = "bool"  # how xarray writes one: netCDF has none
+        if "/" in name:
+            made.attrs["long_name"] = name
+    names = [name.replace("/", "_") for name in variables if name not in lengths and " " not in name]
+    group.attrs["coordinates"] = " ".join(names)
+
+
+def _encode(values: np.ndarray) -> dict[str, Any]:
+    """Return a variable's type and values as netCDF has them."""
+    if values.dtype.kind in "OU":
+        return {"dtype": h5py.string_dtype(), "data": values.astype(object)}
+    data = values.astype(np.int8) if values.dtype == bool else values
+    return {"dtype": data.dtype, "data": data}

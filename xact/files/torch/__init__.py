@@ -1,0 +1,1 @@
+"""`.pt` files of one tensor `feats` (stimulus, layer, unit)."""

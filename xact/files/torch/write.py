@@ -1,0 +1,234 @@
+"""`.pt`: one file a model and reduction, `feats` (stimulus, layer, unit), as torch.save writes it.
+
+torch writes the file but for the values, of which it leaves the place empty (`skip_data`); they are then written
+block by block into their place, so that memory does not grow with the store. A memory map of the file itself would do
+the same, but a full disk would end it with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from xact.errors import RequestError, WorkError
+from xact.files.atomic import make_file_name
+from xact.files.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
+from xact.labels import POOLS, UNTRAINED_FOLDER
+from xact.stimuli.sources.datasets import N_IMAGES
+
+OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtype": "float32"}
+
+ROW_NOTE = "row numbers are not ids of the data set: this file holds a part of it, see `stimulus`"
+
+LABEL_NBYTES = 64
+"""About what one label takes in the file, bytes."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one file holds."""
+
+    model: ChosenModel
+    layers: tuple[ChosenLayer, ...]
+    """Of one width."""
+    fields: Mapping[str, Any]
+    """What stands beside the values: plain data."""
+    numbers: Mapping[str, np.ndarray]
+    """What stands beside the values as tensors, one number or row a stimulus."""
+    dtype: str
+    shape: tuple[int, int, int]
+    """(stimulus, layer, unit)."""
+
+    @property
+    def values_nbytes(self) -> int:
+        """Bytes of `feats`."""
+        return int(np.prod(self.shape, dtype=np.int64)) * (2 if self.dtype == "bfloat16" else 4)
+
+
+def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
+    """Return one file for each model and reduction."""
+    n = len(chosen.catalog.labels["replicate"][1])
+    if chosen.replicates == "all" and n > 1:
+        raise RequestError(
+            f"a .pt file has one value a unit; the store has {n} replicates", hint="--replicates 0, or mean"
+        )
+    said = chosen.load_provenance()
+    note = find_row_note(chosen, said["recipe"])
+    files = []
+    for model in chosen.models:
+        record = said["models"].get(model.label, {})
+        for pool, layers in split_pools(model, record).items():
+            content = make_content(chosen, model, layers, record, options.dtype, note)
+            path = options.output_dir / make_place(chosen, model, pool, said["recipe"])
+            files.append(
+                ExportFile(
+                    path=path,
+                    whose=f"model {model.label!r}, {pool}",
+                    nbytes=content.values_nbytes + LABEL_NBYTES * sum(content.shape[:2]),
+                    write=partial(write_file, chosen, content),
+                    note=note,
+                )
+            )
+    return files
+
+
+def split_pools(model: ChosenModel, record: Mapping[str, Any]) -> dict[str, tuple[ChosenLayer, ...]]:
+    """Return {reduction as the files name it: its layers}; refuse layers of unequal width."""
+    reductions = {layer["label"]: layer["reduction"] for layer in record.get("layers", ())}
+    pools: dict[str, tuple[ChosenLayer, ...]] = {}
+    for layer in model.layers:
+        if layer.label not in reductions:
+            raise RequestError(
+                f"the store does not say how layer {layer.label!r} of model {model.label!r} was reduced",
+                hint="export --to hdf5 or netcdf",
+            )
+        pool = POOLS.get(reductions[layer.label], reductions[layer.label])
+        pools[pool] = (*pools.get(pool, ()), layer)
+    for layers in pools.values():
+        first = layers[0]
+        other = next((layer for layer in layers if layer.array.n_units != first.array.n_units), None)
+        if other is not None:
+            raise RequestError(
+                f"model {model.label!r}: layer {first.label!r} has {first.array.n_units} units, {other.label!r} has "
+                f"{other.array.n_units}; a .pt file holds layers of one width",
+                hint="choose layers of one width (--layers), or export --to hdf5 or netcdf",
+            )
+    return pools
+
+
+def make_place(chosen: Chosen, model: ChosenModel, pool: str, recipe: Mapping[str, Any]) -> Path:
+    """Return the path of a file below the output folder."""
+    stimuli = recipe.get("stimuli", {})
+    dataset = stimuli.get("dataset") or stimuli.get("source") or "all"
+    prompt = stimuli.get("prompt_name")
+    is_trained = bool(chosen.catalog.labels["trained"][1][model.place])
+    words = [make_file_name(model.label, what="the model"), f"_pool-{pool}"]
+    if prompt:
+        words.append(f"_prompt-{make_file_name(prompt, what='stimuli.prompt_name')}")
+    if not is_trained:
+        words.append("-untrained")
+    folder = Path(make_file_name(dataset, what="stimuli.dataset"), "all" if is_trained else UNTRAINED_FOLDER)
+    return folder / f"{''.join(words)}.pt"
+
+
+def find_row_note(chosen: Chosen, recipe: Mapping[str, Any]) -> str:
+    """Return what must be said where the rows are a part of the data set, else nothing."""
+    stimuli = recipe.get("stimuli", {})
+    n_rows, n_stimuli = len(chosen.rows), len(chosen.catalog.labels["stimulus"][1])
+    is_cut = n_rows < n_stimuli or n_stimuli == stimuli.get("limit")
+    whole = N_IMAGES.get(str(stimuli.get("dataset") or stimuli.get("source")), n_rows)
+    return ROW_NOTE if is_cut or n_rows != whole else ""
+
+
+def make_content(
+    chosen: Chosen,
+    model: ChosenModel,
+    layers: tuple[ChosenLayer, ...],
+    record: Mapping[str, Any],
+    dtype: str,
+    note: str,
+) -> Content:
+    """Return all that one file holds but the values."""
+    labels = chosen.catalog.labels
+    fields = {
+        "num_params": int(labels["n_parameters"][1][model.place]),
+        "stimulus": chosen.get_labels("stimulus", chosen.rows),
+        "layer": [layer.label for layer in layers],
+        "model": model.label,
+        "base": str(labels["base"][1][model.place]),
+        "transform": record.get("transform", {}),
+        "replicates": chosen.said_replicates,
+    }
+    numbers: dict[str, np.ndarray] = {
+        name: labels[name][1][model.place, chosen.rows].astype(np.float32)
+        for name in ("loss", "bpb")
+        if name in labels and labels[name][0] == ("model", "stimulus")
+    }
+    if "n_tokens" in labels and (chosen.replicates != "mean" or len(labels["replicate"][1]) == 1):
+        numbers["mask"] = make_mask(labels["n_tokens"][1][model.place, chosen.rows])
+    shape = (len(chosen.rows), len(layers), layers[0].array.n_units)
+    return Content(model, layers, fields | ({"row_note": note} if note else {}), numbers, dtype, shape)
+
+
+def make_mask(n_tokens: np.ndarray) -> np.ndarray:
+    """Return which places of a batch padded to its longest text hold a token, bool (stimulus, token), tokens first."""
+    return np.arange(n_tokens.max(initial=0)) < n_tokens[:, np.newaxis]
+
+
+def write_file(chosen: Chosen, content: Content, path: Path) -> None:
+    """Write one file to `path`."""
+    write_frame(content, path)
+    with zipfile.ZipFile(path) as archive:
+        records, first_entry = archive.infolist(), archive.start_dir
+    tensors: list[Iterable[np.ndarray]] = [make_values(chosen, content)]
+    tensors += [[data] for data in content.numbers.values()]
+    empty = iter(tensors)
+    with path.open("rb+") as file:
+        entry = first_entry
+        for record in records:
+            own, entry = entry, find_next_entry(file, entry)
+            if "/data/" in record.filename:  # torch numbers them in the order of the dictionary
+                fill_record(file, record, own, next(empty))
+
+
+def find_next_entry(file: BinaryIO, entry: int) -> int:
+    """Return the place of the entry after this one in a ZIP file's directory (APPNOTE 4.3.12)."""
+    file.seek(entry)
+    lengths: tuple[int, ...] = struct.unpack("<3H", file.read(46)[28:34])
+    return entry + 46 + sum(lengths)
+
+
+def fill_record(file: BinaryIO, record: zipfile.ZipInfo, entry: int, pieces: Iterable[np.ndarray]) -> None:
+    """Write the bytes of one record into their place, and their CRC-32 into the two that name it."""
+    file.seek(record.header_offset)
+    start = record.header_offset + 30 + sum(struct.unpack("<2H", file.read(30)[26:]))  # APPNOTE 4.3.7
+    file.seek(start)
+    crc = 0
+    for piece in pieces:
+        file.write(piece.data)
+        crc = zlib.crc32(piece.data, crc)
+    if file.tell() != start + record.file_size:
+        raise WorkError(f"{record.filename}: {file.tell() - start} bytes where {record.file_size} belong")
+    if file.read(4) == b"PK\x07\x08":  # the data descriptor, APPNOTE 4.3.9
+        file.write(struct.pack("<I", crc))
+    file.seek(entry + 16)
+    file.write(struct.pack("<I", crc))
+
+
+def write_frame(content: Content, path: Path) -> None:
+    """Let torch write the whole file but for the bytes of its tensors."""
+    import torch
+
+    dtype = getattr(torch, content.dtype)
+    tensors = {name: torch.from_numpy(data) for name, data in content.numbers.items()}
+    with tempfile.TemporaryFile(dir=path.parent) as hollow:  # of that length, with nothing in it, on disk or in memory
+        hollow.truncate(content.values_nbytes)
+        n = content.values_nbytes // dtype.itemsize
+        flat = torch.from_file(f"/dev/fd/{hollow.fileno()}", shared=True, size=n, dtype=dtype)
+        with path.open("wb") as file, torch.serialization.skip_data():  # given a path, torch would put its name in
+            torch.save({"feats": flat.view(content.shape), **tensors, **content.fields}, file)
+
+
+def make_values(chosen: Chosen, content: Content) -> Iterator[np.ndarray]:
+    """Yield `feats` in blocks of stimuli, in the number format of the file."""
+    convert = make_converter(content.dtype)
+    for block in chosen.read_blocks(content.layers, chosen.rows):
+        yield convert(np.stack([values[:, 0] for values in block.values], axis=1))  # (stimulus, layer, unit)
+
+
+def make_converter(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what turns float32 values into those of the file."""
+    if dtype == "float32":
+        return lambda values: values
+    import torch
+
+    return lambda values: torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()

@@ -1,0 +1,153 @@
+"""Networks and their transforms, each from the library that holds its weights.
+
+A source is a file beside this one with the functions of `Source`; it is imported only when a model asks for it, so
+`import xact.models.load` loads torch and none of the libraries of networks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from xact.errors import RequestError, WeightsError
+from xact.labels import Kind
+from xact.models.base import Network, NetworkSource, Source, TextSource, Tokenizer, Transform, Weights, make_name_error
+from xact.models.checkpoints import find_local_weights
+from xact.models.transforms import check_declared
+from xact.recipe.resolve import ModelSpec
+from xact.recipe.sources import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    pass
+
+
+def show_batch(module: nn.Module, pictures: Tensor) -> object:
+    """Return what a network returns for a batch of pictures."""
+    return module(pictures)
+
+
+def find_matrix(output: object) -> Tensor | None:
+    """Return an output that is one vector for each picture, (picture, class)."""
+    return output if isinstance(output, Tensor) and output.ndim == 2 else None
+
+
+TEXT_SOURCES = {"transformers": "xact.models.sources.language"}
+"""{source: its file for language models}; for pictures the file beside this one has the name of the source."""
+
+
+def make_architecture(spec: ModelSpec) -> Network:
+    """Return the untrained network, no weights read; under `torch.device("meta")` no memory is taken."""
+    source = _open_network_source(spec)
+    with torch.random.fork_rng(devices=[]):
+        return _freeze(source.make_network(spec))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return the transform that `spec.transform` asks for; needs no weights."""
+    source = _open_source(spec)
+    if spec.transform == "weights":
+        with torch.random.fork_rng(devices=[]):
+            transform = source.make_transform(spec)
+        check_declared(spec, transform.record.get("outline", transform.record), "this version of the library applies")
+        return transform
+    if isinstance(spec.transform, str):
+        raise RequestError(
+            f"model {spec.label!r} has no transform {spec.transform!r}",
+            hint="weights, or an explicit block: {resize: 256, crop: 224, mean: [...], std: [...]}",
+        )
+    from xact.models.transforms import make_explicit_transform
+
+    return make_explicit_transform(spec.transform, label=spec.label)
+
+
+def find_weights(spec: ModelSpec) -> Weights:
+    """Find or download the weights of a network; WeightsError where they cannot be had."""
+    weights = _find_tensors(spec)
+    if spec.kind == "text":
+        weights = replace(weights, record=weights.record | {"tokenizer": make_tokenizer(spec).record})
+    return weights
+
+
+def _find_tensors(spec: ModelSpec) -> Weights:
+    source = _open_network_source(spec)
+    if spec.weights == "random":
+        return Weights((), {"kind": "random", "seed": spec.seed})
+    if spec.weights == "pretrained":
+        return source.find_pretrained(spec)
+    files, record = find_local_weights(Path(spec.weights), label=spec.label)
+    return Weights(files, record)
+
+
+def make_tokenizer(spec: ModelSpec) -> Tokenizer:
+    """Return the tokenizer of a language model; WeightsError where it cannot be had."""
+    return cast(TextSource, _open_network_source(spec)).make_tokenizer(spec)
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the network on the CPU with its weights, the global random generator left as it was.
+
+    Missing or unexpected tensors are a WeightsError. Random weights are the library's own initialisation after
+    `torch.manual_seed(spec.seed)`.
+    """
+    source = _open_network_source(spec)
+    with torch.random.fork_rng(devices=[]):
+        if spec.weights == "random":
+            torch.manual_seed(spec.seed)
+            return _freeze(source.make_network(spec))
+        return _freeze(source.load_network(spec, weights))
+
+
+def find_kind(spec: ModelSpec) -> Kind:
+    """Return what a network is shown, from its configuration where its library has both kinds."""
+    if spec.kind == "text" or spec.source not in TEXT_SOURCES:
+        return spec.kind
+    source = cast(TextSource, importlib.import_module(TEXT_SOURCES[spec.source]))
+    return "text" if source.takes_text(spec) else "image"
+
+
+def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
+    """Refuse a network that is the user's own Python code unless that is allowed."""
+    if spec.source == "python" and not allow_code:
+        raise RequestError(
+            f"model {spec.label!r} runs Python code of your own ({spec.id})", hint="allow it with --allow-code"
+        )
+
+
+def check_gate(spec: ModelSpec) -> None:
+    """Refuse weights whose terms must be accepted first, where they are not here and nobody is logged in."""
+    is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()
+    if not spec.is_gated or is_local:
+        return
+    from xact.models.hub import can_be_fetched
+
+    if not can_be_fetched(spec.id):
+        raise WeightsError(
+            f"model {spec.label!r} is gated: {spec.id} is given only to who has accepted its terms, and is not here",
+            hint=f"request access at https://huggingface.co/{spec.id}, then set HF_TOKEN or `hf auth login`",
+        )
+
+
+def _open_source(spec: ModelSpec) -> Source:
+    return cast(Source, _open_network_source(spec))
+
+
+def _open_network_source(spec: ModelSpec) -> NetworkSource:
+    if spec.source not in DISTRIBUTIONS:
+        raise make_name_error(spec, "source of networks", spec.source, DISTRIBUTIONS)
+    if spec.kind == "text" and spec.source not in TEXT_SOURCES:
+        raise RequestError(
+            f"model {spec.label!r} ({spec.source}:{spec.id}) is shown pictures; the stimuli are captions",
+            hint=f"name a language model of {', '.join(TEXT_SOURCES)}, or panel-b-language",
+        )
+    file = TEXT_SOURCES[spec.source] if spec.kind == "text" else f"xact.models.sources.{spec.source}"
+    return cast(NetworkSource, importlib.import_module(file))
+
+
+def _freeze(network: Network) -> Network:
+    network.module.eval().requires_grad_(False)
+    return network

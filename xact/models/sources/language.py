@@ -1,0 +1,224 @@
+"""Language models of transformers: `id` is a name on the hub, or a folder relative to the recipe file.
+
+A model that predicts the next word is loaded whole, with its head; an encoder as the class that its configuration
+names. Attention is the plain formula (`eager`): faster kernels leave parts of some models out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from xact.errors import RequestError, StimulusError, WeightsError
+from xact.models.base import Network, Tokenizer, Weights
+from xact.models.checkpoints import check_keys, hash_file
+from xact.models.device import get_kind, resolve_device
+from xact.models.hub import find_some_on_hub
+from xact.models.sources import transformers as shared
+from xact.models.text_batch import Encoded, TextBatch
+from xact.recipe.resolve import ModelSpec
+
+library: Any = transformers  # its types cover a part only
+
+TOKENIZER_NAMES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"),
+)
+"""Files that a tokenizer is made of; the last is fetched last, so that where it is, the others are."""
+
+ATTENTION = "eager"
+
+NO_LIMIT = 10**9
+"""Tokenizers without a limit of their own state a larger one."""
+
+find_pretrained = shared.find_pretrained
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return the untrained network as its class initialises it; its weights, not its buffers, in `spec.dtype`."""
+    config = _load_config(spec)
+    module = choose_class(config, spec)._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(find_dtype(spec))
+    return _describe(module)
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the network with the tensors of its files, in `spec.dtype`."""
+    config = _load_config(spec) if spec.weights != "pretrained" else shared.load_config(spec, shared.find_folder(spec))
+    what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
+    shared.refuse_code(weights)
+    placing = _make_placing(spec)
+    try:
+        with shared.be_quiet():
+            module, report = choose_class(config, spec).from_pretrained(
+                **shared.find_tensors(spec, weights),
+                **placing,
+                config=config,
+                dtype=find_dtype(spec),
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{what} do not fit: {error}") from error
+    prefix = f"{module.base_model_prefix}."
+    has_head = any(key.startswith(prefix) for key in module.state_dict())
+    unexpected = [key for key in report["unexpected_keys"] if not has_head or key.startswith(prefix)]
+    check_keys([*report["missing_keys"], *map(str, report["mismatched_keys"])], unexpected, what)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise WeightsError(
+            f"model {spec.label!r} does not fit on the devices that are here: a part of it would stay on disk",
+            hint="more or larger devices, dtype: bfloat16, or quantize: nf4",
+        )
+    return _describe(module, is_placed=bool(placing))
+
+
+def make_tokenizer(spec: ModelSpec) -> Tokenizer:
+    """Return the tokenizer of the weights, with the special tokens that it adds by default."""
+    folder, record = _find_tokenizer(spec)
+    try:
+        with shared.be_quiet():
+            tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        raise WeightsError(f"model {spec.label!r}: the tokenizer in {folder} cannot be used: {error}") from error
+    limit = find_limit(spec, _load_config(spec), tokenizer.model_max_length)
+    lock = threading.Lock()  # a tokenizer keeps the settings of its last call
+
+    def encode(text: str) -> Encoded:
+        with lock:
+            ids = tokenizer(text, verbose=False)["input_ids"]
+            is_cut = limit is not None and len(ids) > limit
+            if is_cut:
+                ids = tokenizer(text, truncation=True, max_length=limit, verbose=False)["input_ids"]
+        if not ids:
+            raise StimulusError(f"the text {text!r} has no tokens")
+        return Encoded(ids, len(text.encode()), is_cut)
+
+    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+    settings = {"class": type(tokenizer).__name__, "max_tokens": limit, "pad_id": pad_id, "padding": "right"}
+    reductions = spec.reduce if isinstance(spec.reduce, list) else [spec.reduce]
+    if "cls" in reductions and encode("a").ids[0] != tokenizer.cls_token_id:
+        raise RequestError(f"model {spec.label!r}: its tokenizer puts no class token first", hint="reduce: mean")
+    return Tokenizer(encode, pad_id, record | settings)
+
+
+def find_limit(spec: ModelSpec, config: Any, model_max_length: int) -> int | None:  # noqa: ANN401  untyped library
+    """Return the most tokens that a text may have: the recipe's word, at most what network and tokenizer state."""
+    stated = [getattr(config, "max_position_embeddings", None), model_max_length]
+    limits = [int(limit) for limit in stated if limit is not None and 0 < limit < NO_LIMIT]
+    if spec.max_tokens is None:
+        return min(limits, default=None)
+    if limits and spec.max_tokens > min(limits):
+        raise RequestError(
+            f"model {spec.label!r}: max_tokens {spec.max_tokens} is more than the {min(limits)} that it can read"
+        )
+    return spec.max_tokens
+
+
+def choose_class(config: Any, spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the class of the network: the one that its configuration names, else the library's choice."""
+    found = _find_class(config)
+    if found is None:
+        raise RequestError(
+            f"model {spec.label!r}: {spec.id} ({config.model_type}) is no network that takes text alone",
+            hint="name a model that predicts the next word, or a text encoder; vision networks are shown pictures",
+        )
+    return found
+
+
+def takes_text(spec: ModelSpec) -> bool:
+    """Return whether the configuration is that of a network which takes text alone."""
+    return _find_class(_load_config(spec)) is not None
+
+
+def _load_config(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the registry's configuration, else that of the weights."""
+    with shared.be_quiet():
+        return shared.load_config(spec, None if spec.config is not None else shared.find_folder(spec))
+
+
+def _find_class(config: Any) -> Any:  # noqa: ANN401  the library does not type its classes
+    named = getattr(library, (config.architectures or [""])[0], None)
+    if named is None:
+        mapping = library.MODEL_FOR_CAUSAL_LM_MAPPING if _predicts(config) else library.MODEL_MAPPING
+        named = mapping.get(type(config), None)
+        named = named[0] if isinstance(named, tuple) else named
+    is_text = isinstance(named, type) and getattr(named, "main_input_name", None) == "input_ids"
+    has_more = getattr(config, "is_encoder_decoder", False) or getattr(config, "vision_config", None) is not None
+    return named if is_text and not has_more else None
+
+
+def find_dtype(spec: ModelSpec) -> torch.dtype:
+    """Return the number format of the weights."""
+    return torch.bfloat16 if spec.dtype == "bfloat16" else torch.float32
+
+
+def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
+    """Return the folder of the tokenizer's files, and their hashes: beside local weights, else where `id` is."""
+    own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
+    for folder in (*own, shared.locate(spec)):
+        files = {name: hash_file(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
+        if files:
+            return folder, {"files": files}
+    if shared.locate(spec).is_dir():
+        raise WeightsError(
+            f"model {spec.label!r}: there is no tokenizer in {shared.locate(spec)}",
+            hint=f"it needs some of {', '.join(TOKENIZER_NAMES)}",
+        )
+    folder = shared.find_folder(spec)
+    found = find_some_on_hub(spec.id, TOKENIZER_NAMES, label=spec.label, revision=folder.name)
+    return folder, {"files": {file.name: file.sha256 for file in found}}
+
+
+def _make_placing(spec: ModelSpec) -> dict[str, Any]:
+    """Return the arguments by which the library itself puts the weights where they run."""
+    placing: dict[str, Any] = {}
+    if spec.quantize:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise RequestError(
+                f"model {spec.label!r}: quantize: {spec.quantize} needs bitsandbytes, which is not installed",
+                hint="pip install 'xact[nf4]'",
+            )
+        placing["quantization_config"] = library.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=spec.quantize, bnb_4bit_compute_dtype=find_dtype(spec)
+        )
+        placing["device_map"] = {"": resolve_device(spec.device)}
+    if spec.device_map:
+        placing["device_map"] = spec.device_map if get_kind(resolve_device(spec.device)) != "cpu" else {"": "cpu"}
+    return placing
+
+
+def _predicts(config: Any) -> bool:  # noqa: ANN401  the library does not type its classes
+    """Return whether the networks of a configuration read forwards only, and so can predict the next word."""
+    reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    )
+    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not reads_both_ways
+
+
+def _describe(module: Any, *, is_placed: bool = False) -> Network:  # noqa: ANN401  the library does not type its classes
+    takes_cache = "use_cache" in inspect.signature(module.forward).parameters
+    more = {"use_cache": False} if takes_cache else {}
+    has_head = type(module).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and _predicts(module.config)
+
+    def forward(module: nn.Module, batch: TextBatch) -> object:
+        return module(input_ids=batch.ids, attention_mask=batch.mask, output_hidden_states=True, **more)
+
+    def find_logits(output: object) -> Tensor | None:
+        return getattr(output, "logits", None) if has_head else None
+
+    has_cls = not _predicts(module.config)
+    return Network(module, forward, find_logits, None, has_cls, is_typed=True, is_placed=is_placed)

@@ -1,0 +1,151 @@
+"""Networks of the user's own code: `id` is `package.module:factory`, a callable without arguments.
+
+The factory returns an nn.Module whose forward takes a batch of pictures. It, or the module, may have an attribute
+`xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from xact.errors import RequestError, XactError, make_nearest_text
+from xact.models.base import Network, Transform, Weights
+from xact.models.checkpoints import hash_file, load_strictly, read_one_file
+from xact.models.transforms import make_explicit_transform
+from xact.recipe.resolve import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return what the factory returns."""
+    with _look_in(spec.folder):
+        return _describe(spec, _make_module(spec))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return `xact_transform` of the factory or of its module, else the registry's; an error where none has one."""
+    with _look_in(spec.folder):
+        factory = _find_factory(spec)
+        function = getattr(factory, "xact_transform", None) or getattr(_make_module(spec), "xact_transform", None)
+    if not callable(function) and spec.declared is not None:
+        return make_explicit_transform(spec.declared, label=spec.label)
+    if not callable(function):
+        raise RequestError(
+            f"model {spec.label!r}: {spec.id} declares no transform",
+            hint="give the model an explicit transform block, or its factory an attribute `xact_transform`",
+        )
+
+    def apply(picture: Image) -> Tensor:
+        with _tell_failures(f"model {spec.label!r}: {name}"):
+            return _check_picture(function(picture), spec)
+
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    record = {"library": "python", "kind": "code", "code": f"{spec.id} {name}", **_record_code(factory)}
+    return Transform(apply, record)
+
+
+def find_pretrained(spec: ModelSpec) -> Weights:
+    """Refuse: code has no pretrained weights of its own."""
+    raise RequestError(
+        f"model {spec.label!r}: a network of your own code has no weights 'pretrained'",
+        hint="weights: random, or a local file with its state dict",
+    )
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return what the factory returns, with the tensors of one file."""
+    with _look_in(spec.folder):
+        module = _make_module(spec)
+    state, what = read_one_file(weights.files, label=spec.label)
+    load_strictly(module, state, what)
+    return _describe(spec, module)
+
+
+def _make_module(spec: ModelSpec) -> nn.Module:
+    factory = _find_factory(spec)
+    with _tell_failures(f"model {spec.label!r}: {spec.id}", is_meta=torch.empty(0).is_meta):
+        module = factory()
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"model {spec.label!r}: {spec.id} returned {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def _find_factory(spec: ModelSpec) -> Callable[[], object]:
+    module_name, colon, name = spec.id.partition(":")
+    if not (module_name and colon and name):
+        raise RequestError(f"model {spec.label!r}: the id {spec.id!r} is not of the form package.module:factory")
+    with _tell_failures(f"model {spec.label!r}: importing {module_name}"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise RequestError(
+                f"model {spec.label!r}: {spec.id} cannot be imported: {error}",
+                hint=f"modules are looked for in {spec.folder} and among the installed packages",
+            ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise RequestError(
+            f"model {spec.label!r}: {module_name} has no callable {name!r}{make_nearest_text(name, known)}"
+        )
+    found: Callable[[], object] = factory
+    return found
+
+
+@contextmanager
+def _look_in(folder: Path) -> Iterator[None]:
+    """Import from `folder` first, for as long as this lasts."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def _record_code(factory: object) -> dict[str, str]:
+    file = getattr(sys.modules.get(getattr(factory, "__module__", "")), "__file__", None)
+    return {"file": Path(file).name, "sha256": hash_file(Path(file))} if file else {}
+
+
+def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
+    if isinstance(picture, Tensor) and picture.dtype == torch.float32 and picture.ndim == 3:
+        return picture
+    found = f"{picture.dtype} {tuple(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
+    raise RequestError(f"model {spec.label!r}: xact_transform gave {found}, not float32 (channel, y, x)")
+
+
+def _describe(spec: ModelSpec, module: nn.Module) -> Network:
+    return Network(module, _forward, code=_record_code(_find_factory(spec)))
+
+
+def _forward(module: nn.Module, pictures: Tensor) -> object:
+    with _tell_failures(f"the forward of {type(module).__name__}", is_meta=pictures.is_meta):
+        return module(pictures)
+
+
+@contextmanager
+def _tell_failures(what: str, *, is_meta: bool = False) -> Iterator[None]:
+    """Say in one line that code of the user's own failed, with whatever it raised.
+
+    Without numbers (`is_meta`) that is no failure yet: NotImplementedError, and the survey tries with numbers.
+    """
+    try:
+        yield
+    except (XactError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        told = f"{what} failed with {type(error).__name__}: {error}"
+        if is_meta:
+            raise NotImplementedError(told) from error
+        raise RequestError(told, hint="--debug shows where") from error

@@ -1,0 +1,94 @@
+"""The image tower of SLIP ViT-Small (Mu et al. 2021, arXiv:2112.12750): timm's ViT with twelve heads.
+
+Only the tower is built and loaded. Its output, the class token after the last norm (384 units), stands for the logits;
+the projection into the space that it shares with captions belongs to the heads and is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import vision_transformer
+from torch import nn
+
+from xact.models.base import Network, Transform, Weights, make_name_error
+from xact.models.checkpoints import check_keys, load_strictly, read_one_file, select_prefix
+from xact.models.hub import find_at_url
+from xact.models.tokens import count_prefix_tokens
+from xact.models.transforms import declare_transform
+from xact.recipe.resolve import ModelSpec
+
+library: Any = vision_transformer  # its types cover a part only
+
+ID = "slip_small_100ep"
+
+URL = "https://dl.fbaipublicfiles.com/slip/slip_small_100ep.pt"
+
+ARCHITECTURE = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 12, "num_classes": 0}
+"""MoCo v3's ViT-Small, which SLIP takes (models.py in facebookresearch/SLIP). timm's own has six heads: every tensor
+would fit it, and every value differ."""
+
+TRANSFORM = {"resize": 224, "crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""What SLIP's authors evaluate with (`val_transform` of eval_zeroshot.py in facebookresearch/SLIP): bilinear."""
+
+TOWER = "visual."
+
+BESIDE_TOWER = frozenset(
+    {
+        *("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection"),  # the text tower
+        *("image_projection", "logit_scale", "image_mlp"),  # the heads of CLIP and of SimCLR
+    }
+)
+"""First part of the names of all other tensors in the published file."""
+
+TRAINING_STATE = (
+    "argparse.Namespace",  # the options of the run
+    *("pathlib.PosixPath", "pathlib._local.PosixPath"),  # one of them, the output folder; Python 3.13's name
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),  # learning rate of the optimizer
+)
+"""Classes of what SLIP's training script saves beside the tensors."""
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return the untrained tower as timm initialises it."""
+    return _describe(_make_tower(spec))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return resize, centre crop and normalisation as in the authors' evaluation."""
+    _check_name(spec)
+    return declare_transform(TRANSFORM, spec)
+
+
+def find_pretrained(spec: ModelSpec) -> Weights:
+    """Return the published file in torch's hub folder, downloaded there where it is missing."""
+    _check_name(spec)
+    return Weights(*find_at_url(URL, tag=ID, label=spec.label))
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the tower with its tensors from a file of the whole network, or of the tower alone."""
+    module = _make_tower(spec)
+    state, what = read_one_file(weights.files, label=spec.label, ignored=TRAINING_STATE)
+    tower = select_prefix(state, TOWER)
+    if tower:
+        beside = [key for key in state if not key.startswith(TOWER)]
+        check_keys([], [key for key in beside if key.split(".")[0] not in BESIDE_TOWER], what)
+    load_strictly(module, tower or state, what)
+    return _describe(module)
+
+
+def _check_name(spec: ModelSpec) -> None:
+    if spec.id != ID:
+        raise make_name_error(spec, "network", spec.id, [ID])
+
+
+def _make_tower(spec: ModelSpec) -> nn.Module:
+    _check_name(spec)
+    module: nn.Module = library.VisionTransformer(**ARCHITECTURE)
+    return module
+
+
+def _describe(module: nn.Module) -> Network:
+    n_prefix, has_cls = count_prefix_tokens(module)
+    return Network(module, n_prefix_tokens=n_prefix, has_cls=has_cls)

@@ -1,0 +1,310 @@
+"""Image networks of transformers: `id` is a name on the hub, or a folder relative to the recipe file.
+
+Files of the hub are fetched one by one, at one revision; everything else then works on their folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from xact.disk.paths import expand_path
+from xact.errors import RequestError, WeightsError
+from xact.models.base import Network, Transform, Weights
+from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
+from xact.models.hub import HubFile, find_on_hub
+from xact.models.load import find_matrix
+from xact.models.outline import make_outline
+from xact.models.transforms import check_declared
+from xact.recipe.resolve import ModelSpec
+
+library: Any = transformers  # its types cover a part only
+
+PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
+"""Files that describe the image processor, in the library's own order."""
+
+RANDOM_FORWARD = frozenset({"vit_mae", "videomae"})
+"""Model types that hide a random part of each picture, so that no two passes agree."""
+
+CLIP_TEXT_KEYS = re.compile(r"^(text_model\.|text_projection\.|logit_scale$)")
+"""What a file of a whole CLIP holds beyond its image tower."""
+
+HUB_ID = re.compile(r"^\w[\w.-]*(/[\w.-]*\w)?$")
+"""What can be a name on the hub."""
+
+PREFIX_TOKEN = re.compile(r"(^|\.)embeddings\.(cls_token|class_embedding|distillation_token|register_tokens)$")
+POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
+
+
+def make_network(spec: ModelSpec) -> Network:
+    """Return the untrained network as its class initialises it, in float32."""
+    config, make = _choose_class(spec)
+    return _describe(make(config))
+
+
+def make_transform(spec: ModelSpec) -> Transform:
+    """Return the image processor that AutoImageProcessor gives for the weights, with its defaults.
+
+    Where the registry says both configuration and transform, it is made from those, and no hub is asked.
+    """
+    if spec.config is not None and spec.declared is not None:
+        with TemporaryDirectory() as name:
+            _write_declared(spec.config, spec.declared, Path(name))
+            return _open_processor(spec, Path(name))
+    folder = find_folder(spec)
+    if folder != locate(spec):
+        find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
+    return _open_processor(spec, folder)
+
+
+def _write_declared(config: Mapping[str, Any], declared: Mapping[str, Any], folder: Path) -> None:
+    """Write the two files that a hub would have for a network of the registry."""
+    outline = make_outline(**declared)
+    size, crop = outline["resize"], outline["crop"]
+    settings: dict[str, Any] = {
+        "do_resize": True,
+        "size": {"height": size, "width": size} if outline["squash"] else {"shortest_edge": size},
+        "resample": Image.Resampling[outline["interpolation"].upper()].value,
+        "do_normalize": True,
+        "image_mean": outline["mean"],
+        "image_std": outline["std"],
+    }
+    if not outline["squash"]:
+        settings |= {"do_center_crop": True, "crop_size": {"height": crop, "width": crop}}
+    (folder / "config.json").write_text(json.dumps(dict(config)), encoding="utf-8")
+    (folder / PROCESSOR_NAMES[0]).write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
+    try:
+        processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (ImportError, KeyError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"model {spec.label!r}: {spec.id} describes no image processor that transformers has ({error})",
+            hint="give the model an explicit transform block",
+        ) from error
+
+    def apply(picture: object) -> Tensor:
+        pictures: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"]
+        return pictures[0]
+
+    settings = json.loads(processor.to_json_string())
+    record = {
+        "library": "transformers",
+        "kind": "weights",
+        "weights": spec.id,
+        **settings,
+        "repr": type(processor).__name__,
+    }
+    outline = _make_outline(settings)
+    return Transform(apply, record | ({} if outline is None else {"outline": outline}))
+
+
+def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what an image processor does in the words of a recipe's block, None where those cannot say it."""
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    is_cropped = bool(settings.get("do_center_crop"))
+    edge = size.get("shortest_edge") or size.get("height")
+    is_square = size.get("width", edge) == edge and crop.get("height") == crop.get("width")
+    if not (settings.get("do_resize") and settings.get("do_normalize") and edge and is_square):
+        return None
+    return make_outline(
+        resize=edge,
+        crop=crop["height"] if is_cropped else None,
+        squash="shortest_edge" not in size,
+        interpolation=Image.Resampling(settings["resample"]).name.lower(),
+        mean=settings["image_mean"],
+        std=settings["image_std"],
+    )
+
+
+def find_pretrained(spec: ModelSpec) -> Weights:
+    """Return the weight files of a folder, or of the hub at one revision; what it declares must be the registry's."""
+    folder = find_folder(spec)
+    is_local = folder == locate(spec)
+    check_config(spec, folder)
+    weights = find_files(spec.id, folder, is_local=is_local, label=spec.label)
+    if spec.declared is not None and not is_local:
+        find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
+        check_declared(spec, _open_processor(spec, folder).record.get("outline", {}), "the hub")
+    return weights
+
+
+def find_files(name: str, folder: Path, *, is_local: bool, label: str) -> Weights:
+    """Return the weight files of a folder, or of the hub's network `name` at the revision that `folder` is called."""
+    if is_local:
+        files = list_folder_weights(folder, label=label)
+        hashes = {file.name: hash_file(file) for file in files}
+        return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
+    found = find_on_hub(name, WEIGHT_NAMES, label=label, revision=folder.name)
+    shards = find_shards(found, label=label) if found.name.endswith(".index.json") else [found]
+    hashes = {shard.name: shard.sha256 for shard in shards}
+    record = {"kind": "pretrained", "hub": name, "revision": found.revision, "files": hashes}
+    return Weights(tuple(shard.path for shard in shards), record)
+
+
+def load_network(spec: ModelSpec, weights: Weights) -> Network:
+    """Return the network with the tensors of its files, in float32."""
+    config, make = _choose_class(spec)
+    what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
+    refuse_code(weights)
+    try:
+        with be_quiet():
+            module, report = make.from_pretrained(
+                **find_tensors(spec, weights),
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{what} do not fit: {error}") from error
+    is_clip = isinstance(config, library.CLIPVisionConfig)
+    unexpected = [key for key in report["unexpected_keys"] if not (is_clip and CLIP_TEXT_KEYS.match(key))]
+    mismatched = [str(key) for key in report["mismatched_keys"]]
+    check_keys([*report["missing_keys"], *mismatched], unexpected, what)
+    return _describe(module)
+
+
+def refuse_code(weights: Weights) -> None:
+    """Refuse weight files that carry more than tensors."""
+    for file in weights.files:
+        if file.suffix != ".safetensors":
+            load_state_dict(file)
+
+
+def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Return the arguments that tell `from_pretrained` where the tensors are."""
+    if spec.weights == "pretrained" or not Path(spec.weights).is_file():
+        return {"pretrained_model_name_or_path": weights.files[0].parent}
+    # copies: the library keeps these tensors, and a mapped file could change under them
+    state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": state}
+
+
+def locate(spec: ModelSpec) -> Path:
+    """Return the folder that `id` names, if it is one."""
+    return spec.folder / expand_path(spec.id)
+
+
+def find_folder(spec: ModelSpec) -> Path:
+    """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
+    return find_config_folder(spec.id, locate(spec), label=spec.label, revision=spec.revision)
+
+
+def find_config_folder(name: str, folder: Path, *, label: str, revision: str | None = None) -> Path:
+    """Return `folder` where it has config.json, else the folder of the hub's network `name`."""
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir() or not HUB_ID.match(name):
+        raise WeightsError(
+            f"model {label!r}: there is no config.json in {folder}",
+            hint="`id` is a name on the hub (owner/name), or a folder relative to the recipe file",
+        )
+    return find_on_hub(name, ("config.json",), label=label, revision=revision).path.parent
+
+
+def check_config(spec: ModelSpec, folder: Path) -> None:
+    """Refuse a network whose own configuration is not the registry's."""
+    if spec.config is None:
+        return
+    held = load_config(spec, folder).to_dict()
+    for key, said in library.AutoConfig.for_model(**spec.config).to_dict().items():
+        if key in spec.config and held.get(key) != said:
+            raise WeightsError(
+                f"model {spec.label!r}: the configuration of {spec.id} says {key} {held.get(key)!r}, the registry "
+                f"{said!r}"
+            )
+
+
+def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
+    """Return the files that an index on the hub names."""
+    names = sorted(set(json.loads(index.path.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
+
+
+def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
+    """Return the configuration and the class of the network: the one it names, else the library's choice."""
+    config = load_config(spec, None if spec.config is not None else find_folder(spec))
+    if config.model_type in RANDOM_FORWARD:
+        raise RequestError(
+            f"model {spec.label!r}: {config.model_type} of transformers hides a random part of each picture",
+            hint="timm has the same weights without it, for instance timm:vit_base_patch16_224.mae",
+        )
+    if isinstance(config, library.CLIPConfig | library.CLIPVisionConfig):
+        return getattr(config, "vision_config", config), library.CLIPVisionModelWithProjection
+    named = getattr(library, (config.architectures or [""])[0], None)
+    for candidate in (named, _find_base_class(config)):
+        if isinstance(candidate, type) and getattr(candidate, "main_input_name", None) == "pixel_values":
+            return config, candidate
+    raise RequestError(
+        f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
+        hint="a language model is shown captions (stimuli.source: captions); open_clip or timm may have an image tower",
+    )
+
+
+def load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the configuration in a folder, without one the registry's."""
+    try:
+        if folder is None:
+            return library.AutoConfig.for_model(**(spec.config or {}))
+        return library.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise RequestError(
+            f"model {spec.label!r}: transformers has no network for the configuration of {spec.id} ({error})"
+        ) from error
+
+
+def _find_base_class(config: object) -> Any:  # noqa: ANN401  the library does not type its classes
+    found = library.MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _describe(module: nn.Module) -> Network:
+    tokens: dict[str, int] = {}
+    has_positions = False
+    for name, parameter in module.named_parameters():
+        match = PREFIX_TOKEN.search(name)
+        if match:
+            tokens[match.group(2)] = parameter.shape[1] if parameter.ndim == 3 else 1
+        has_positions |= POSITIONS.search(name) is not None
+    n_prefix = sum(tokens.values()) if tokens or has_positions else None
+    return Network(module, _forward, _find_logits, n_prefix, bool({"cls_token", "class_embedding"} & set(tokens)))
+
+
+def _find_logits(output: object) -> Tensor | None:
+    found = (find_matrix(getattr(output, name, None)) for name in ("logits", "image_embeds"))
+    return next((logits for logits in found if logits is not None), None)
+
+
+def _forward(module: nn.Module, pictures: Tensor) -> object:
+    return module(pixel_values=pictures)
+
+
+@contextmanager
+def be_quiet() -> Iterator[None]:
+    """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
+    logging = library.utils.logging
+    level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_bar:
+            with warnings.catch_warnings():  # the hub warns where the user's environment turned bars off for good
+                warnings.simplefilter("ignore", UserWarning)
+                logging.enable_progress_bar()

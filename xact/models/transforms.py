@@ -1,0 +1,70 @@
+"""The transform that a recipe or a source spells out: resize, centre crop, scale to 0..1, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+
+from xact.errors import RequestError
+from xact.models.base import Transform
+from xact.models.outline import make_outline
+from xact.recipe.resolve import ModelSpec
+
+
+def declare_transform(block: Mapping[str, Any], spec: ModelSpec) -> Transform:
+    """Return the transform that goes with the weights of `spec`, from a block of the same fields as a recipe's."""
+    transform = make_explicit_transform(block, label=spec.label)
+    return replace(transform, record={**transform.record, "kind": "weights", "weights": spec.id})
+
+
+def make_explicit_transform(block: Mapping[str, Any], *, label: str) -> Transform:
+    """Return the transform of a recipe's block (the fields of `xact.recipe.schema.Resize`)."""
+    size, crop = block["resize"], block.get("crop") or block["resize"]
+    if crop > size:
+        raise RequestError(
+            f"model {label!r}: transform.crop {crop} is larger than resize {size}: black would fill the rest",
+            hint=f"crop: {size} or less",
+        )
+    interpolation = block.get("interpolation", "bilinear")
+    steps = Compose(
+        [
+            Resize(
+                (size, size) if block.get("squash") else size,
+                interpolation=InterpolationMode(interpolation),
+                antialias=True,
+            ),
+            CenterCrop(crop),
+            ToTensor(),
+            Normalize(list(block["mean"]), list(block["std"])),
+        ]
+    )
+    record = {
+        "library": "torchvision",
+        "kind": "explicit",
+        "resize": size,
+        "squash": bool(block.get("squash")),
+        "crop": crop,
+        "interpolation": interpolation,
+        "antialias": True,
+        "mean": list(block["mean"]),
+        "std": list(block["std"]),
+        "repr": " ".join(repr(steps).split()),
+    }
+    return Transform(steps, record)
+
+
+def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
+    """Refuse a transform that is not the one that the registry knows of these weights."""
+    if spec.declared is None:
+        return
+    for key, declared in make_outline(**spec.declared).items():
+        found = outline.get(key)
+        if found != declared:
+            raise RequestError(
+                f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
+                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
+                "std: […]}",
+            )

@@ -1,0 +1,1 @@
+"""Store -> labelled xarray, and nested mappings."""

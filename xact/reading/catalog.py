@@ -1,0 +1,286 @@
+"""All labels of a store, in memory, and the arrays on disk that they name: neither xarray nor dask is needed.
+
+Knows nothing of how a store is made: torch and pydantic stay unloaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xact.disk.durable import parse_json
+from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
+from xact.reading.disk_arrays import LayerArray, Rows
+from xact.store.shards import ShardFormat, parse_format
+from xact.store.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
+
+Names = str | Iterable[str] | None
+"""A name, a glob in which `*` stands for any text and `?` for one character, several of them, or all."""
+
+
+def open_catalog(store: str | Path) -> Catalog:
+    """Return all labels of a store, read once for each generation of it."""
+    return _read_catalog(Path(store).absolute(), stamp_root(store))
+
+
+@functools.lru_cache(maxsize=4)
+def _read_catalog(store: Path, stamp: Stamp) -> Catalog:
+    del stamp  # only tells one generation from the next
+    snapshot = open_snapshot(store)
+    labels = snapshot.load_labels()
+    needed = {"model", "layer", "stimulus", "replicate", "n_units", "layer_index", "unit_axes", "unit_shape", "present"}
+    lost = sorted(needed - labels.keys())
+    if lost:
+        raise StoreError(
+            f"the store {str(store)!r} has lost its label {lost[0]!r}",
+            hint=f"xact verify {store} names what is damaged",
+        )
+    lost = [name for name in labels if not _fits(name, labels)]
+    if lost:
+        dims, values = labels[lost[0]]
+        raise StoreError(
+            f"the store {str(store)!r} has labels {lost[0]!r:.60} of type {values.dtype} and shape {values.shape} on "
+            f"{dims}",
+            hint=f"xact verify {store} names what is damaged",
+        )
+    return Catalog(snapshot, labels)
+
+
+KINDS = {
+    **dict.fromkeys(["model", "stimulus", "layer"], ("U", None)),
+    "replicate": ("i", None),
+    "present": ("b", ("model", "stimulus")),
+    **dict.fromkeys(["n_units", "layer_index"], ("i", ("model", "layer"))),
+    **dict.fromkeys(["unit_axes", "unit_shape", "path"], ("U", ("model", "layer"))),
+}
+"""{label that is reckoned with: (numpy's letter for its type, its dimensions)}; None: itself."""
+
+
+def _fits(name: str, labels: Labels) -> bool:
+    """Return whether labels have the type and the dimensions of their name, and are as many as what they name."""
+    dims, values = labels[name]
+    kind, wanted = KINDS.get(name, (values.dtype.kind, dims))
+    lengths = tuple(labels[dim][1].size for dim in dims)
+    return values.dtype.kind == kind and dims == (wanted or (name,)) and values.shape == lengths
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """One layer of one model, ready to be opened."""
+
+    array: LayerArray
+    coords: dict[str, Any]
+    """All labels but those of the units."""
+    unit_axes: dict[str, int]
+    """{name: length}; a name that a label has taken already is `unit_NAME`."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What a store holds: its labels, in memory."""
+
+    snapshot: Snapshot
+    labels: Labels
+
+    @property
+    def models(self) -> np.ndarray:
+        """Labels of the models."""
+        return self.labels["model"][1]
+
+    @property
+    def layers(self) -> np.ndarray:
+        """Labels of the layers."""
+        return self.labels["layer"][1]
+
+    @property
+    def n_units(self) -> np.ndarray:
+        """Units (model, layer); 0 where the model has no such layer."""
+        return self.labels["n_units"][1]
+
+    @cached_property
+    def cube_format(self) -> ShardFormat:
+        """Format of a cube's one array."""
+        return self._find_format("activations")
+
+    def find_models(self, wanted: Names) -> list[int]:
+        """Return the places of the models asked for, in the order asked."""
+        known = self.models.tolist()
+        what = f"the store {str(self.snapshot.path)!r} has no model"
+        names = find_names(wanted, known, what=what, hint=f"xact info {self.snapshot.path} lists all {len(known)}")
+        return [known.index(name) for name in names]
+
+    def order_layers(self, m: int) -> list[int]:
+        """Return the places of one model's layers, in forward order."""
+        index = self.labels["layer_index"][1][m]
+        has = np.flatnonzero(self.n_units[m])
+        return [int(k) for k in has[np.argsort(index[has], kind="stable")]]
+
+    def find_layers(self, wanted: Names, m: Sequence[int]) -> list[int]:
+        """Return the places of the layers asked for that the models `m` have, in forward order."""
+        ordered = merge_orders([self.order_layers(i) for i in m])
+        by_name = {str(self.layers[k]): k for k in ordered}
+        what, more = "no chosen model has a layer", ""
+        if len(m) == 1:
+            what, more = f"model {str(self.models[m[0]])!r} has no layer", f" --model {self.models[m[0]]}"
+        hint = f"xact info {self.snapshot.path}{more} --layers lists all {len(by_name)}"
+        names = set(find_names(wanted, list(by_name), what=what, hint=hint))
+        return [k for name, k in by_name.items() if name in names]
+
+    def find_rows(self, m: Sequence[int], *, allow_incomplete: bool) -> dict[int, Rows]:
+        """Return the rows of each model in `m`; refuse those that are not finished."""
+        present = self.labels["present"][1]
+        lacking = [(i, row) for i in m for row in np.flatnonzero(~present[i]).tolist()]
+        if lacking and not allow_incomplete:
+            i, row = lacking[0]
+            raise StoreError(
+                f"{len(lacking)} of {len(m) * present.shape[1]} rows asked for are not there, the first: model "
+                f"{str(self.models[i])!r}, stimulus {str(self.labels['stimulus'][1][row])!r}",
+                hint=f"allow_incomplete=True gives them as NaN, or {RUN_AGAIN}",
+            )
+        return {i: Rows(present.shape[1], None if present[i].all() else present[i]) for i in m}
+
+    def find_array(self, m: int, k: int, rows: Rows, *, as_map: bool = False) -> LayerArray | None:
+        """Return the array of one layer of one model, None where the model has no such layer."""
+        n_units = int(self.n_units[m, k])
+        if not n_units:
+            return None
+        if self.snapshot.layout == "cube":
+            path, at = "activations", m
+            place, form = k, self.cube_format
+        else:
+            path, at = f"{self.labels['path'][1][m, k]}/activations", 0
+            place, form = 0, self._find_format(path)
+        self._check_shape(path, n_units)
+        return LayerArray(
+            store=str(self.snapshot.path),
+            prefix=f"{path}/c/{at}",
+            layer_place=place,
+            model=str(self.models[m]),
+            layer=str(self.layers[k]),
+            form=form,
+            rows=rows,
+            unit_shape=self._load_lengths(m, k) if as_map else (n_units,),
+            token=self.snapshot.token,
+        )
+
+    def _find_format(self, path: str) -> ShardFormat:
+        try:
+            return parse_format(self.snapshot.metadata[path])
+        except KeyError:
+            raise StoreError(
+                f"the root of the store {str(self.snapshot.path)!r} does not list {path!r}",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
+            ) from None
+
+    def _check_shape(self, path: str, n_units: int) -> None:
+        """Refuse an array that is not as long as the labels say."""
+        shape = self.snapshot.metadata[path]["shape"]
+        n_stimuli, n_replicates = (self.labels[name][1].size for name in ("stimulus", "replicate"))
+        n_shown = self.snapshot.metadata[path]["codecs"][0]["configuration"]["chunk_shape"][3]
+        if not (0 < n_units <= shape[4] and shape[1] >= n_stimuli and shape[3] == n_shown == n_replicates):
+            raise StoreError(
+                f"the store {str(self.snapshot.path)!r} has {path!r:.60} of shape {shape} for {n_stimuli} stimuli, "
+                f"{n_replicates} replicates and {n_units} units",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
+            )
+
+    def _load_lengths(self, m: int, k: int) -> tuple[int, ...]:
+        """Return the lengths of the unit axes of one layer."""
+        said = str(self.labels["unit_shape"][1][m, k])
+        lengths = tuple(int(part) for part in re.findall(r"\d{1,18}", said))
+        if said != json.dumps(lengths) or prod(lengths) != self.n_units[m, k]:
+            raise StoreError(
+                f"model {str(self.models[m])!r}, layer {str(self.layers[k])!r}: unit_shape {said:.60} is not "
+                f"{self.n_units[m, k]} units"
+            )
+        return lengths
+
+    def open_one(self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool) -> OneLayer:
+        """Return one layer of one model, both named in full."""
+        known = self.models.tolist()
+        at = self.snapshot.path
+        check_name(
+            model, known, what=f"the store {str(at)!r} has no model", hint=f"xact info {at} lists all {len(known)}"
+        )
+        m = known.index(model)
+        by_name = {str(self.layers[k]): k for k in self.order_layers(m)}
+        hint = f"xact info {at} --model {model} --layers lists all {len(by_name)}"
+        check_name(layer, by_name, what=f"model {model!r} has no layer", hint=hint)
+        k = by_name[layer]
+        array = self.find_array(m, k, self.find_rows([m], allow_incomplete=allow_incomplete)[m], as_map=as_map)
+        axes, shape = parse_names(self.labels["unit_axes"][1][m, k]), self._load_lengths(m, k)
+        if array is None or axes is None or len(axes) != len(shape):
+            raise StoreError(f"model {model!r}, layer {layer!r}: unit_shape {shape} has the axes {axes}")
+        names = [f"unit_{axis}" if axis in self.labels else axis for axis in axes]
+        return OneLayer(array, self.make_coords({"model": m, "layer": k}), dict(zip(names, shape, strict=True)))
+
+    def make_coords(self, at: Mapping[str, int | np.ndarray]) -> dict[str, Any]:
+        """Return all labels at the given places of models and layers; one place leaves no axis."""
+        coords: dict[str, Any] = {}
+        for name, (dims, values) in self.labels.items():
+            for axis in reversed(range(len(dims))):
+                if dims[axis] in at:
+                    values = np.take(values, at[dims[axis]], axis=axis)
+            coords[name] = (tuple(dim for dim in dims if np.ndim(at.get(dim, [])) == 1), values)
+        return coords
+
+
+def parse_names(text: object) -> list[str] | None:
+    """Return the names in a JSON list of distinct names, None where it is none."""
+    try:
+        names = parse_json(str(text))
+    except ValueError:
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    return names if is_list and len(set(names)) == len(names) else None
+
+
+def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> list[str]:
+    """Return those of `known` that are asked for, in the order asked; refuse a name or glob that fits none."""
+    if wanted is None:
+        return list(known)
+    asked = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
+    if not asked:
+        raise RequestError("an empty list of names asks for nothing", hint="leave it out to have all")
+    found: dict[str, None] = {}
+    for name in asked:
+        glob = re.compile("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in name), re.DOTALL)
+        fits = [name] if name in known else [label for label in known if glob.fullmatch(label)]
+        if not fits:
+            check_name(name, known, what=what, hint=hint)
+        found |= dict.fromkeys(fits)
+    return list(found)
+
+
+def merge_orders(orders: Sequence[Sequence[int]]) -> list[int]:
+    """Return all places once, each order kept where they agree; otherwise by first appearance."""
+    rank = {place: i for i, place in enumerate(dict.fromkeys(place for order in orders for place in order))}
+    after: dict[int, set[int]] = {place: set() for place in rank}
+    for order in orders:
+        for place, following in itertools.pairwise(order):
+            after[place].add(following)
+    n_before = Counter(place for following in after.values() for place in following)
+    free = [(rank[place], place) for place in rank if not n_before[place]]
+    merged: dict[int, None] = {}
+    while len(merged) < len(rank):
+        place = heapq.heappop(free)[1] if free else next(one for one in rank if one not in merged)  # a circle is cut
+        if place in merged:
+            continue
+        merged[place] = None
+        for following in after[place]:
+            n_before[following] -= 1
+            if not n_before[following]:
+                heapq.heappush(free, (rank[following], following))
+    return list(merged)

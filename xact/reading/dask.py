@@ -1,0 +1,185 @@
+"""Dask arrays over activations on disk that hand every selection down to the reading.
+
+Dask itself joins only the first of several selections with the reading before it, and none by an array of places:
+`acts.sel(model=...).sel(stimulus=...)` would read whole blocks for one row.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+
+from xact.reading.disk_arrays import LayerArray, Pick, StackArray
+from xact.store.chunks import ITEM_NBYTES
+
+BLOCK_NBYTES = 64 * 2**20
+"""Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
+
+MAX_BLOCKS = 20_000
+"""Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""
+
+LARGEST_BLOCK_NBYTES = 4 * BLOCK_NBYTES
+
+
+@dataclass(frozen=True)
+class View:
+    """Some places along each axis of an array on disk, read when it is indexed."""
+
+    base: LayerArray | StackArray
+    picks: tuple[Pick, ...]
+    """Along each axis of `base`."""
+    is_kept: tuple[bool, ...]
+    """Whether an axis of `base` is one of the view; it has a single place where not."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(len(pick) for pick, kept in zip(self.picks, self.is_kept, strict=True) if kept)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return sum(self.is_kept)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values."""
+        return self.base.dtype
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        picks = [str(pick) if isinstance(pick, range) else pick.tolist() for pick in self.picks]
+        return (type(self).__name__, type(self.base).__name__, self.base.key, picks, self.is_kept)
+
+    def __getitem__(self, key: Any) -> np.ndarray:  # noqa: ANN401  any index that dask gives
+        view = self.select(key)
+        return self.base.read(view.picks).reshape(view.shape)
+
+    def select(self, key: Any) -> View:  # noqa: ANN401  any index of one axis at a time
+        """Return the view that an index of this one gives; nothing is read."""
+        inner, is_kept = expand_index(key, self.shape)
+        picked = iter(zip(inner, is_kept, strict=True))
+        picks, kept = list(self.picks), list(self.is_kept)
+        for axis in range(len(picks)):
+            if kept[axis]:
+                pick, kept[axis] = next(picked)
+                picks[axis] = join_picks(picks[axis], pick)
+        return View(self.base, tuple(picks), tuple(kept))
+
+
+class LazyArray(da.Array):
+    """A dask array over a view; what is selected from it is one again, anything else a plain dask array."""
+
+    on_disk: View
+    blocks_of: tuple[int, ...]
+    """Length of a block along each axis of the array on disk."""
+    name_on_disk: str
+    """Its name while it is what is on disk: assigning to elements gives it another."""
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  any index, dask's own type
+        keys = index if isinstance(index, tuple) else (index,)
+        is_plain = all(_is_plain(key) for key in keys) and sum(np.ndim(key) for key in keys) <= 1
+        if not is_plain or self.name != self.name_on_disk:
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]
+        view = self.on_disk.select(tuple(np.asarray(key) if isinstance(key, list) else key for key in keys))
+        chunks = make_chunks(view, self.blocks_of)
+        if sum(map(len, chunks)) > sum(map(len, self.chunks)):
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # places to and fro between blocks: dask reads each block once
+        return make_lazy(view, self.blocks_of)
+
+
+def _is_plain(key: Any) -> bool:  # noqa: ANN401  any index of one axis
+    is_bool = isinstance(key, (bool, np.bool_))  # a new axis, to numpy
+    return key is Ellipsis or (isinstance(key, (int, np.integer, slice, list, np.ndarray)) and not is_bool)
+
+
+def make_lazy(view: View, blocks_of: tuple[int, ...]) -> LazyArray:
+    """Return the dask array over a view; `blocks_of` is the length of a block along each axis on disk."""
+    meta = np.empty((0,) * view.ndim, dtype=view.dtype)
+    chunks = make_chunks(view, blocks_of)
+    plain = da.from_array(view, chunks=chunks, asarray=False, fancy=True, meta=meta)  # type: ignore[no-untyped-call]
+    lazy = LazyArray(plain.dask, plain.name, plain.chunks, meta=meta)  # type: ignore[no-untyped-call]
+    lazy.on_disk, lazy.blocks_of, lazy.name_on_disk = view, blocks_of, lazy.name
+    return lazy
+
+
+def open_lazy(array: LayerArray | StackArray) -> LazyArray:
+    """Return the dask array over a whole array on disk: blocks of whole shards, each with all units."""
+    rows = choose_block_rows(array)
+    blocks_of = (rows, *array.shape[1:]) if isinstance(array, LayerArray) else (1, rows, 1, *array.shape[3:])
+    return make_lazy(View(array, tuple(map(range, array.shape)), (True,) * len(array.shape)), blocks_of)
+
+
+def make_chunks(view: View, blocks_of: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the lengths of dask's blocks along each axis of a view: cut where the blocks on disk are."""
+    return tuple(
+        _count_runs(pick, size) for pick, size, kept in zip(view.picks, blocks_of, view.is_kept, strict=True) if kept
+    )
+
+
+def _count_runs(pick: Pick, size: int) -> tuple[int, ...]:
+    blocks = np.asarray(pick, dtype=np.intp) // size
+    cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+    return tuple(stop - start for start, stop in itertools.pairwise(cuts))
+
+
+def join_picks(outer: Pick, inner: Pick) -> Pick:
+    """Return the places that `inner` takes among `outer`."""
+    if isinstance(outer, range) and isinstance(inner, range):
+        start, step = outer.start + inner.start * outer.step, outer.step * inner.step
+        return range(start, start + len(inner) * step, step)
+    return np.asarray(outer, dtype=np.intp)[np.asarray(inner, dtype=np.intp)]
+
+
+def expand_index(key: Any, shape: Sequence[int]) -> tuple[list[Pick], list[bool]]:  # noqa: ANN401  any index
+    """Return (places along each axis, whether it is kept), each axis indexed on its own.
+
+    Takes integers, which drop their axis, slices, arrays of integers and masks.
+    """
+    keys = list(key) if isinstance(key, tuple) else [key]
+    at = next((i for i, one in enumerate(keys) if one is Ellipsis), None)
+    if at is not None:
+        keys[at : at + 1] = [slice(None)] * (len(shape) - len(keys) + 1)
+    keys += [slice(None)] * (len(shape) - len(keys))
+    if len(keys) > len(shape):
+        raise IndexError(f"{len(keys)} indices for {len(shape)} axes")
+    picks = [_pick(one, length) for one, length in zip(keys, shape, strict=True)]
+    return picks, [isinstance(one, slice) or np.ndim(one) == 1 for one in keys]
+
+
+def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  any index of one axis
+    if isinstance(key, slice):
+        return range(length)[key]
+    places = np.asarray(key)
+    if places.dtype == bool:
+        if places.shape != (length,):
+            raise IndexError(f"a mask of shape {places.shape} for an axis of length {length}")
+        return np.flatnonzero(places)
+    places = places.astype(np.intp)
+    if places.ndim > 1 or ((places < -length) | (places >= length)).any():
+        raise IndexError(f"an index beyond an axis of length {length}")
+    places = np.where(places < 0, places + length, places)
+    return places if places.ndim else range(int(places), int(places) + 1)
+
+
+def choose_block_rows(array: LayerArray | StackArray) -> int:
+    """Return the stimuli of a dask block: whole shards, of moderate size, not too many of them.
+
+    A layer that fits is one block: its shards are read side by side all the same, and joining blocks is a copy.
+    """
+    if isinstance(array, LayerArray):
+        form, n_stimuli, n_units, n_cells = array.form, array.rows.n, array.n_units, 1
+    else:
+        form = next(cell.form for row in array.cells for cell in row if cell is not None)
+        n_stimuli, n_units, n_cells = array.shape[1], array.shape[4], array.shape[0] * array.shape[2]
+    row_nbytes = ITEM_NBYTES * form.shape.n_replicates * n_units
+    layer_nbytes = n_stimuli * row_nbytes
+    nbytes = max(BLOCK_NBYTES, min(layer_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
+    if layer_nbytes <= nbytes:
+        return n_stimuli
+    size = form.shape.shard_stimuli
+    return min(n_stimuli, max(1, nbytes // (row_nbytes * size)) * size)

@@ -1,0 +1,215 @@
+"""Activations on disk: paths, shapes and formats, no numbers, so that other processes can be told what to read.
+
+Only the chunks that hold what is asked for are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xact.errors import StoreError
+from xact.store.shards import ShardFormat, read_rows, split_rows
+from xact.store.snapshot import find_absent_shards
+
+PARALLEL_NBYTES = 8 * 2**20
+"""Values from which on several shards are read side by side, bytes; for fewer, threads cost more than they save."""
+
+Pick = range | np.ndarray
+"""Places along one axis: a range, or an array of them."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The stimuli of one model."""
+
+    n: int
+    present: np.ndarray | None
+    """Whether each row is finished and safe; None where all are. Other rows read as NaN."""
+
+
+@dataclass(frozen=True)
+class LayerArray:
+    """One layer of one model, (stimulus, replicate, *unit axes), float32."""
+
+    store: str
+    """Absolute path."""
+    prefix: str
+    """Path of the shards inside the store, up to the number of the block."""
+    layer_place: int
+    """Along the layer axis of the array on disk."""
+    model: str
+    layer: str
+    form: ShardFormat
+    rows: Rows
+    unit_shape: tuple[int, ...]
+    """Lengths of the unit axes; `(n_units,)` for one flat axis."""
+    token: str
+    """Of the generation, for the names that dask gives."""
+
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return (self.rows.n, self.form.shape.n_replicates, *self.unit_shape)
+
+    @property
+    def n_units(self) -> int:
+        """Units over all axes."""
+        return prod(self.unit_shape)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells this array from any other."""
+        return (self.token, self.model, self.layer, self.unit_shape, self.rows.present is None)
+
+    def read(self, picks: Sequence[Pick]) -> np.ndarray:
+        """Return the values at these places along each axis."""
+        rows, replicates, *units = picks
+        lengths = [len(pick) for pick in picks]
+        if 0 in lengths:
+            return np.empty(lengths, dtype=self.dtype)
+        flat = flatten_units(units, self.unit_shape)
+        first, stop = (flat.start, flat.stop) if isinstance(flat, range) else (int(flat.min()), int(flat.max()) + 1)
+        data = np.empty((len(rows), self.shape[1], stop - first), dtype=self.dtype)
+        self.fill(data, rows, first)
+        if not isinstance(flat, range):
+            data = data[:, :, flat - first]
+        if not is_whole(replicates, self.shape[1]):
+            data = data[:, np.asarray(replicates)]
+        return data.reshape(lengths)
+
+    def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
+        """Fill `out` (stimulus, replicate, unit) from the given rows and from `first_unit` on."""
+        asked = np.asarray(rows)
+        ordered, back = np.unique(asked, return_inverse=True)
+        present = self.rows.present
+        known = ordered if present is None else ordered[present[ordered]]
+        if len(known) == len(asked) and np.array_equal(known, asked):
+            self._fill_known(out, known, first_unit)
+            return
+        whole = np.full((len(ordered), *out.shape[1:]), np.nan, dtype=self.dtype)
+        values = np.empty((len(known), *out.shape[1:]), dtype=self.dtype)
+        self._fill_known(values, known, first_unit)
+        whole[np.isin(ordered, known, assume_unique=True)] = values
+        out[...] = whole[back]
+
+    def _fill_known(self, out: np.ndarray, rows: np.ndarray, first_unit: int) -> None:
+        """Fill `out` from rows that strictly increase and are all present."""
+        shape = self.form.shape
+        last_unit = first_unit + out.shape[2]
+        parts: list[tuple[np.ndarray, str, np.ndarray, int]] = []
+        for block, at, within in split_rows(rows, shape.shard_stimuli):
+            for u in range(first_unit // shape.shard_units, -(-last_unit // shape.shard_units)):
+                start = max(first_unit, u * shape.shard_units)
+                stop = min(last_unit, (u + 1) * shape.shard_units)
+                part = out[at, :, start - first_unit : stop - first_unit]
+                parts.append((part, f"{block}/{self.layer_place}/0/{u}", within, start - u * shape.shard_units))
+        if len(parts) == 1 or out.nbytes < PARALLEL_NBYTES:
+            for one in parts:
+                self._fill_part(*one)
+            return
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+            for done in [pool.submit(self._fill_part, *one) for one in parts]:
+                done.result()
+
+    def _fill_part(self, out: np.ndarray, place: str, rows: np.ndarray, first_unit: int) -> None:
+        key = f"{self.prefix}/{place}"
+        try:
+            read_rows(Path(self.store, key), self.form, out, rows=rows, first_unit=first_unit)
+        except FileNotFoundError:
+            self._check_absent(key)
+            out[...] = np.nan
+        except StoreError as error:
+            raise self._refuse(str(error)) from None
+        except OSError as error:
+            raise self._refuse(f"{Path(self.store, key)} cannot be read: {error.strerror}") from None
+
+    def _check_absent(self, key: str) -> None:
+        """Refuse a shard that is missing, unless the build found nothing but NaN and wrote none."""
+        try:
+            absent = find_absent_shards(Path(self.store))
+        except StoreError as error:
+            raise self._refuse(f"{Path(self.store, key)} is missing, and {error}") from None
+        if key not in absent:
+            raise self._refuse(f"{Path(self.store, key)} is missing")
+
+    def _refuse(self, found: str) -> StoreError:
+        return StoreError(
+            f"store {self.store!r}, model {self.model!r}, layer {self.layer!r}: {found}",
+            hint=f"xact verify {self.store} names all that is damaged or missing",
+        )
+
+
+@dataclass(frozen=True)
+class StackArray:
+    """Layers of several models, (model, stimulus, layer, replicate, unit), float32; NaN beyond a layer's units."""
+
+    cells: tuple[tuple[LayerArray | None, ...], ...]
+    """By model and layer; None where the model has no such layer."""
+
+    dtype = np.dtype(np.float32)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes; `unit` is as long as the widest layer."""
+        layers = [cell for row in self.cells for cell in row if cell is not None]
+        n_stimuli, n_replicates, _ = layers[0].shape
+        return (len(self.cells), n_stimuli, len(self.cells[0]), n_replicates, max(one.n_units for one in layers))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells this array from any other."""
+        return tuple(cell and cell.key for row in self.cells for cell in row)
+
+    def read(self, picks: Sequence[Pick]) -> np.ndarray:
+        """Return the values at these places along each axis."""
+        models, rows, layers, replicates, units = picks
+        out = np.empty([len(pick) for pick in picks], dtype=self.dtype)
+        for i, m in enumerate(models):
+            for j, k in enumerate(layers):
+                fill_cell(out[i, :, j], self.cells[m][k], rows, replicates, units)
+        return out
+
+
+def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: Pick, units: Pick) -> None:
+    """Fill `out` (stimulus, replicate, unit) from a layer, and with NaN where it has no such unit."""
+    if cell is None or 0 in out.shape:
+        out[...] = np.nan
+        return
+    if isinstance(units, range) and units.step == 1 and is_whole(replicates, cell.shape[1]):
+        n = max(0, min(cell.n_units, units.stop) - units.start)
+        out[:, :, n:] = np.nan
+        if n:
+            cell.fill(out[:, :, :n], rows, units.start)
+        return
+    places = np.asarray(units)
+    has = places < cell.n_units
+    out[...] = np.nan
+    out[:, :, has] = cell.read([rows, replicates, places[has]])
+
+
+def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | np.ndarray:
+    """Return the places along the flat unit axis (C order): a range where they follow each other."""
+    flat = np.zeros(1, dtype=np.intp)
+    if all(is_whole(pick, length) for pick, length in zip(units[1:], unit_shape[1:], strict=True)):
+        first, row = units[0], prod(unit_shape[1:])
+        if isinstance(first, range) and first.step == 1:
+            return range(first.start * row, first.stop * row)
+    for pick, length in zip(units, unit_shape, strict=True):
+        flat = np.add.outer(flat * length, np.asarray(pick)).ravel()
+    return flat
+
+
+def is_whole(pick: Pick, length: int) -> bool:
+    """Return whether these are all places of an axis, in order."""
+    return isinstance(pick, range) and pick == range(length)

@@ -1,0 +1,1 @@
+"""Model -> stimulus -> layer, in a store and in an HDF5 file."""

@@ -1,0 +1,106 @@
+"""A store, of either layout, as model -> stimulus -> layer."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from xact.errors import RUN_AGAIN, NameNotFoundError, StoreError
+from xact.reading.catalog import open_catalog
+from xact.reading.disk_arrays import Rows
+from xact.reading.trees.base import Tree
+from xact.store.chunks import ITEM_NBYTES
+
+NEIGHBOURS_NBYTES = 16 * 2**20
+"""Most bytes of the stimuli that are kept because they were decoded with the one asked for."""
+
+
+def open_tree(path: Path, *, allow_incomplete: bool) -> StoreTree:
+    """Open a store; raise StoreError where it is none, or is unfinished."""
+    return StoreTree(path, allow_incomplete=allow_incomplete)
+
+
+class StoreTree(Tree):
+    """A store as it was when it was opened: what is published later is not seen."""
+
+    def __init__(self, path: Path, *, allow_incomplete: bool = False) -> None:
+        self.path = path
+        self.allow_incomplete = allow_incomplete
+        self._catalog = open_catalog(path)
+        self._layers: dict[str, dict[str, int]] = {}
+
+    @cached_property
+    def _models(self) -> dict[str, int]:
+        return {str(label): m for m, label in enumerate(self._catalog.models)}
+
+    @cached_property
+    def _stimuli(self) -> dict[str, int]:
+        return {str(label): row for row, label in enumerate(self._catalog.labels["stimulus"][1])}
+
+    @cached_property
+    def _stems(self) -> dict[str, list[str]]:
+        """{stem: labels of its stimuli}."""
+        stems: dict[str, list[str]] = {}
+        for label, stem in zip(self._stimuli, self._catalog.labels["stem"][1].tolist(), strict=True):
+            stems.setdefault(stem, []).append(label)
+        return stems
+
+    def _get_places(self, *at: str) -> dict[str, int]:
+        """Return {label: place} of the names at one place of the tree."""
+        if len(at) < 2:
+            return self._stimuli if at else self._models
+        model = at[0]
+        if model not in self._layers:
+            catalog = self._catalog
+            self._layers[model] = {str(catalog.layers[k]): k for k in catalog.order_layers(self._models[model])}
+        return self._layers[model]
+
+    def list_names(self, *at: str) -> list[str]:
+        """Return the labels at a place; all stimuli of the store, also those that a model has not finished."""
+        self.check_open()
+        return list(self._get_places(*at))
+
+    def find_name(self, name: str, *at: str) -> str | None:
+        """Return a label, or the label of the one stimulus with that stem."""
+        self.check_open()
+        if name in self._get_places(*at):
+            return str(name)
+        alike = self._stems.get(name, []) if len(at) == 1 else []
+        return alike[0] if len(alike) == 1 else None
+
+    def refuse(self, name: object, *at: str) -> NameNotFoundError:
+        """Return the error for a name that is not there, or for a stem of several stimuli."""
+        alike = self._stems.get(str(name), []) if len(at) == 1 else []
+        if not alike:
+            return super().refuse(name, *at)
+        return NameNotFoundError(
+            f"model {at[0]!r} has {len(alike)} stimuli of the stem {name!r} ({', '.join(alike[:3])})",
+            hint="give the whole label, condition/stem",
+        )
+
+    def find_shape(self, model: str, stimulus: str, layer: str) -> tuple[int, ...]:
+        """Return (n_replicates, n_units) of a layer."""
+        m, k = self._models[model], self._get_places(model, stimulus)[layer]
+        return len(self._catalog.labels["replicate"][1]), int(self._catalog.n_units[m, k])
+
+    def read(self, model: str, stimulus: str, layer: str) -> dict[str, np.ndarray]:
+        """Return the values of the stimuli whose chunks must be decoded for one; raise StoreError if it is no row."""
+        m, k, row = self._models[model], self._get_places(model, stimulus)[layer], self._stimuli[stimulus]
+        present = self._catalog.labels["present"][1][m]
+        if not present[row] and not self.allow_incomplete:
+            raise StoreError(
+                f"store {str(self.path)!r}, model {model!r}: the row of stimulus {stimulus!r} is not there",
+                hint=f"allow_incomplete=True gives it as NaN, or {RUN_AGAIN}",
+            )
+        array = self._catalog.find_array(m, k, Rows(len(present), None if present.all() else present))
+        if array is None:
+            raise StoreError(f"store {str(self.path)!r}, model {model!r}: n_units of layer {layer!r} is 0")
+        size = array.form.shape.chunk_stimuli
+        rows = range(row - row % size, min(row - row % size + size, len(present)))
+        if len(rows) * array.shape[1] * array.n_units * ITEM_NBYTES > NEIGHBOURS_NBYTES:
+            rows = range(row, row + 1)
+        values = array.read([rows, *map(range, array.shape[1:])])
+        labels = self.list_names(model)[rows.start : rows.stop]
+        return {label: values[i] for i, label in enumerate(labels) if present[rows[i]] or self.allow_incomplete}

@@ -1,0 +1,1 @@
+"""What a recipe may ask for: its schema, its YAML, the registry."""

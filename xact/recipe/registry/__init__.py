@@ -1,0 +1,1 @@
+"""The networks that have a label: data, and their look-up."""

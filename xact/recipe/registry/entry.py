@@ -1,0 +1,183 @@
+"""What the registry may say of one network, and of a set of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from xact.errors import RecipeError, make_nearest_text
+from xact.recipe.blocks import Block, Text, name_kind
+from xact.recipe.registry.patterns import expand_all, expand_braces
+from xact.recipe.schema import Resize
+
+GENERAL_SETS = ("all", "blocks", "hidden")
+"""Sets of layers that any network has by itself."""
+
+DEFAULT_SET = "panel"
+"""The set of layers that an entry gives where nothing else is asked for."""
+
+
+def _expand_layers(patterns: object) -> object:
+    return list(expand_all(map(str, patterns))) if isinstance(patterns, list | tuple) else patterns
+
+
+def _expand_aliases(aliases: object) -> object:
+    """Spell out {pattern: pattern of the true name, or a list of such patterns}."""
+    if not isinstance(aliases, Mapping):
+        return aliases
+    spelled: dict[str, tuple[str, ...]] = {}
+    for pattern, given in aliases.items():
+        labels = expand_braces(str(pattern))
+        choices = [expand_braces(str(one)) for one in (given if isinstance(given, list) else [given])]
+        if any(len(names) != len(labels) for names in choices):
+            raise ValueError(f"{pattern!r} stands for {len(labels)} layers, {given!r} for another number")
+        spelled |= {label: tuple(names[i] for names in choices) for i, label in enumerate(labels)}
+    return spelled
+
+
+def _read_scalars(data: object) -> object:
+    """Return plain data whose scalars are text with numbers, booleans and nothing read as YAML reads them."""
+    if isinstance(data, Mapping):
+        return {key: _read_scalars(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_read_scalars(item) for item in data]
+    return yaml.safe_load(data) if isinstance(data, str) and data else data
+
+
+PanelTransform = Annotated[
+    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_kind)
+]
+
+
+class WeightsPlace(Block):
+    """Where the pretrained weights come from, as the library's own table has it."""
+
+    file: Text | None = None
+    """Name of the file among torch's checkpoints."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
+    """How the file's sha256 begins."""
+    hub: Text | None = None
+    """Repository on the Hugging Face hub, in place of `file`."""
+    revision: Text | None = None
+    """Commit of that repository; left out, its main branch."""
+
+    @model_validator(mode="after")
+    def _check_place(self) -> WeightsPlace:
+        if (self.file is None) == (self.hub is None):
+            raise ValueError("weights are either a `file` or on a `hub`")
+        return self
+
+
+class LayerSet(Block):
+    """A named set of layers of one network, and the reduction that goes with it."""
+
+    layers: Annotated[list[Text], BeforeValidator(_expand_layers), Field(min_length=1)]
+    """In forward order; names or aliases, with braces for ranges and choices."""
+    reduce: Literal["flatten", "mean", "patch_mean", "max", "cls", "last"]
+    n_units: int | None = Field(None, ge=1)
+    """Units of one stimulus over all these layers, after the reduction."""
+
+
+class Entry(Block):
+    """One network of the registry."""
+
+    label: Text
+    source: Text
+    id: Text
+    """The library's own name of the network, with its weights where the library has several."""
+    family: Literal["CNN", "transformer"] | None = None
+    training: Literal["image", "image+text", "contrastive", "language"] | None = None
+    """What it was trained on."""
+    licence: str = ""
+    """Of the weights."""
+    is_gated: bool = False
+    """Whether the hub gives the weights only to who has accepted their terms."""
+    weights: WeightsPlace | None = None
+    config: Annotated[dict[str, Any] | None, BeforeValidator(_read_scalars)] = None
+    """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
+    transform: Resize | None = None
+    """What the weights declare; compared with what the library does."""
+    panel_transform: PanelTransform | None = None
+    """The original study's, for `transform: panel`."""
+    layer_sets: dict[Text, LayerSet] = Field(default_factory=dict)
+    aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = Field(default_factory=dict)
+    """{label of a layer: true names of its module, the first that the network has}."""
+    depth_bins: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(default_factory=dict)
+    """{layer: the original study's bin, 1 early to 5 late}."""
+    n_blocks: int | None = Field(None, ge=0)
+    """Residual or transformer blocks."""
+    width: int | None = Field(None, ge=1)
+    """Channels or features of the last block's output, of the last map where there are no blocks."""
+    n_parameters: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> Entry:
+        named = [layer for one in self.layer_sets.values() for layer in one.layers]
+        unknown = [layer for layer in self.depth_bins if layer not in named]
+        if unknown:
+            raise ValueError(f"depth_bins: no set of layers has {unknown[0]!r}{make_nearest_text(unknown[0], named)}")
+        taken = [name for name in self.layer_sets if name in GENERAL_SETS]
+        if taken:
+            raise ValueError(f"layer_sets: {taken[0]!r} is a set that every network has")
+        return self
+
+    @property
+    def default_layers(self) -> str:
+        """The set of layers that is taken where nothing is asked for."""
+        if DEFAULT_SET in self.layer_sets:
+            return DEFAULT_SET
+        return "hidden" if self.training == "language" else "blocks"
+
+    def find_reduce(self, layers: object) -> str:
+        """Return the reduction that goes with `layers` where none is asked for: that set's, the default set's, mean."""
+        one = self.layer_sets.get(layers) if isinstance(layers, str) else None
+        one = one or self.layer_sets.get(DEFAULT_SET)
+        return one.reduce if one else "mean"
+
+    def expand_layers(self, layers: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+        """Return `layers` with a named set of this entry spelled out."""
+        if isinstance(layers, str) and layers in self.layer_sets:
+            return list(self.layer_sets[layers].layers)
+        if isinstance(layers, str) and layers not in GENERAL_SETS:
+            sets = [*GENERAL_SETS, *self.layer_sets]
+            raise RecipeError(
+                f"model {self.label!r} has no set of layers {layers!r}{make_nearest_text(layers, sets)}",
+                hint=f"its sets: {', '.join(sets)}; a single layer is a list: [{layers}]",
+            )
+        return layers
+
+    def expand_reduce(self, reduce: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+        """Return `reduce` with `panel` spelled out."""
+        wanted = reduce if isinstance(reduce, list) else [reduce]
+        if "panel" in wanted and DEFAULT_SET not in self.layer_sets:
+            raise RecipeError(
+                f"model {self.label!r} has no reduction 'panel'",
+                hint="flatten, mean, patch_mean, max, cls, last or {project: N}",
+            )
+        spelled = [self.layer_sets[DEFAULT_SET].reduce if item == "panel" else item for item in wanted]
+        return spelled if isinstance(reduce, list) else spelled[0]
+
+    def expand_transform(self, transform: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+        """Return `transform` with `panel` spelled out."""
+        if transform != "panel":
+            return transform
+        if self.panel_transform is None:
+            raise RecipeError(
+                f"model {self.label!r} has no transform 'panel': it was not in the original study",
+                hint="weights, or an explicit block: {resize: 256, crop: 224, mean: [...], std: [...]}",
+            )
+        return self.panel_transform if isinstance(self.panel_transform, str) else self.panel_transform.model_dump()
+
+
+class ModelSet(Block):
+    """Networks under one name."""
+
+    name: Text
+    text: str = ""
+    models: list[Text] = Field(min_length=1)
+    """Labels."""
+    transform: Literal["weights", "panel"] | None = None
+    """For every model of the set whose entry in the recipe does not set its own."""

@@ -1,0 +1,202 @@
+"""What passes between the floors: the stimuli, and the networks that a recipe asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from xact.complaints import make_complaint
+from xact.disk.paths import expand_path
+from xact.errors import RecipeError, RequestError
+from xact.labels import Kind, check_label
+from xact.recipe.registry.entry import Entry, ModelSet
+from xact.recipe.registry.load import Registry, load_registry
+from xact.recipe.schema import LoadedRecipe, ModelEntry, Recipe
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One network of the store, as the recipe and the registry describe it; nothing is loaded yet."""
+
+    label: str
+    """The model's label in the store."""
+    base: str
+    """Label of the trained entry (its own where it is one)."""
+    source: str
+    """torchvision, timm, open_clip, transformers, cornet, slip or python."""
+    id: str
+    weights: str
+    """`pretrained`, `random`, or a local path (absolute)."""
+    seed: int
+    """Of random weights; -1 where there are none."""
+    layers: Any
+    """As in the recipe: a named set, a list, or {depths: [...]}, as plain data."""
+    reduce: Any
+    """As in the recipe, as plain data."""
+    transform: Any
+    """`weights`, or an explicit block as plain data."""
+    batch_size: int | str
+    """Pictures in one forward pass, or `auto`."""
+    dtype: str
+    device: str
+    folder: Path
+    """What a relative path in `id` starts from."""
+    family: str = ""
+    training: str = ""
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """{label of a layer: true names of its module, the first that the network has}."""
+    depth_bins: Mapping[str, int] = field(default_factory=dict)
+    """{label of a layer: the original study's bin, 1 to 5}."""
+    config: Mapping[str, Any] | None = None
+    """What the architecture is made from where no hub is reached, as plain data."""
+    revision: str | None = None
+    """Commit of the weights on their hub; None: the main branch."""
+    declared: Mapping[str, Any] | None = None
+    """The transform that the weights declare, as the registry knows it: a recipe's block as plain data."""
+    kind: Kind = "image"
+    """What the network is shown."""
+    template: str = "{caption}"
+    """What a caption is put into."""
+    max_tokens: int | None = None
+    """Tokens of the longest text; None: what the network can read."""
+    device_map: str = ""
+    """`auto`: spread over the devices that are here."""
+    quantize: str = ""
+    """`nf4`: weights of 4 bits."""
+    is_gated: bool = False
+    """Whether the weights are given only to who has accepted their terms."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights come from training."""
+        return self.weights != "random"
+
+
+def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[ModelSpec]:
+    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in.
+
+    `kind` is what the stimuli are, a network for another is refused; None: whatever the registry says it is shown.
+    """
+    own = loaded.recipe.registry
+    registry = load_registry(None if own is None else loaded.folder / expand_path(own))
+    specs: dict[str, ModelSpec] = {}
+    for number, item in enumerate(loaded.recipe.models):
+        entry = ModelEntry(base=item) if isinstance(item, str) else item
+        for one in _expand_set(entry, registry.sets.get(entry.base or ""), where=f"models.{number}"):
+            for spec in _resolve_entry(one, loaded, registry, where=f"models.{number}"):
+                own_kind: Kind = "text" if spec.training == "language" else "image"
+                spec = _show(spec, one, loaded.recipe, kind or own_kind)
+                if spec.label in specs and specs[spec.label] != spec:
+                    raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
+                specs[spec.label] = spec
+    return list(specs.values())
+
+
+def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> ModelSpec:
+    """Return the network that a registry label or `source:id` names, with its own defaults."""
+    try:
+        recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
+    except ValidationError as error:
+        raise RequestError(f"model {name!r}: {make_complaint(Recipe, error).problem}") from None
+    specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
+    if len(specs) != 1:
+        raise RecipeError(f"{name!r} names {len(specs)} networks; one is wanted here")
+    return specs[0]
+
+
+def _show(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
+    """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
+    text_keys = [key for key in ("template", "max_tokens", "device_map", "quantize") if getattr(entry, key) is not None]
+    if kind == "image":
+        if spec.training == "language":
+            raise RequestError(
+                f"model {spec.label!r} is a language model; the stimuli are pictures",
+                hint="captions as stimuli: {source: captions, file: …}",
+            )
+        if text_keys:
+            raise RequestError(f"model {spec.label!r}: {text_keys[0]} is for language models; the stimuli are pictures")
+        return spec
+    if spec.transform != "weights":
+        raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
+    is_said = entry.layers is not None or recipe.layers is not None
+    return replace(
+        spec,
+        kind="text",
+        layers=spec.layers if is_said else "hidden",
+        template=entry.template or spec.template,
+        max_tokens=entry.max_tokens,
+        device_map=entry.device_map or "",
+        quantize=entry.quantize or "",
+    )
+
+
+def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:
+    """Return the entry of each network of a set, or the entry itself where it names none."""
+    if of is None:
+        return [entry]
+    for key, is_set in (("label", entry.label is not None), ("weights", entry.weights not in ("pretrained", "random"))):
+        if is_set:
+            raise RecipeError(
+                f"{where}: the {key} {getattr(entry, key)!r} cannot go with {of.name!r}, a set of {len(of.models)} "
+                "networks",
+                hint=f"name one network: {', '.join(of.models)}",
+            )
+    settings = {"transform": entry.transform or of.transform}
+    return [entry.model_copy(update={**settings, "base": label}) for label in of.models]
+
+
+def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, *, where: str) -> list[ModelSpec]:
+    if entry.base is not None:
+        known = registry.find_entry(entry.base)
+    else:
+        known = Entry(label=f"{entry.source}:{entry.id}", source=str(entry.source), id=str(entry.id))
+    label = check_label(entry.label or known.label, what=f"{where}: the label")
+    recipe = loaded.recipe
+    layers = _first(entry.layers, recipe.layers, known.default_layers)
+    reduce = _first(entry.reduce, recipe.reduce, known.find_reduce(layers))
+    spec = ModelSpec(
+        label=label,
+        base=label,
+        source=known.source,
+        id=known.id,
+        weights=_locate(entry.weights, loaded.folder),
+        seed=-1,
+        layers=known.expand_layers(layers),
+        reduce=known.expand_reduce(reduce),
+        transform=known.expand_transform(_first(entry.transform, recipe.transform)),
+        batch_size=_first(entry.batch_size, recipe.compute.batch_size),
+        dtype=_first(entry.dtype, recipe.compute.dtype),
+        device=_first(entry.device, recipe.compute.device),
+        folder=loaded.folder,
+        family=known.family or "",
+        training=known.training or "",
+        aliases=known.aliases,
+        depth_bins=known.depth_bins,
+        config=known.config,
+        revision=known.weights.revision if known.weights else None,
+        declared=known.transform.model_dump() if known.transform else None,
+        is_gated=known.is_gated,
+    )
+    if entry.weights != "random":
+        return [spec]
+    if entry.seeds is None and entry.label is not None:
+        return [replace(spec, base=known.label, seed=entry.seed or 0)]
+    seeds = entry.seeds if entry.seeds is not None else [entry.seed or 0]
+    return [replace(spec, label=f"{label}@random-{seed}", base=known.label, seed=seed) for seed in seeds]
+
+
+def _first(*values: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+    """Return the first value that is set, as plain data."""
+    value = next(value for value in values if value is not None)
+    if isinstance(value, list):
+        return [_first(item) for item in value]
+    return value.model_dump() if hasattr(value, "model_dump") else value
+
+
+def _locate(weights: str, folder: Path) -> str:
+    return weights if weights in ("pretrained", "random") else os.path.realpath(folder / expand_path(weights))

@@ -1,0 +1,289 @@
+"""What a recipe may say: its blocks, keys, choices and defaults."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from xact.recipe.blocks import Block, Text, name_kind
+from xact.recipe.sources import SourceName
+from xact.recipe.stimuli_schema import Stimuli
+
+
+def _is_auto(value: object) -> str:
+    return "auto" if value == "auto" else "number"
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+AutoOrCount = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=100_000), Tag("number")],
+    Discriminator(_is_auto),
+]  # bounds on counts, here and below, are far above real ones: a slip of the pen is told, not tried
+AutoOrThreads = Annotated[
+    Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=1024), Tag("number")],
+    Discriminator(_is_auto),
+]
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+
+
+def _check_device(device: str) -> str:
+    if re.fullmatch(DEVICE, device) is None:
+        raise PydanticCustomError("device", "auto, cpu, mps, cuda or cuda:N is wanted")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_check_device), Field(json_schema_extra={"pattern": DEVICE})]
+Dtype = Literal["float32", "tf32", "bfloat16"]
+
+
+class NoJitter(Block):
+    """All replicates alike."""
+
+    kind: Literal["none"] = "none"
+
+
+class ColorJitter(Block):
+    """Saturation and hue, drawn anew for each replicate from 1 on."""
+
+    kind: Literal["color"]
+    saturation: float = Field(0.05, ge=0, le=1)
+    """Factor drawn from [1 - saturation, 1 + saturation]."""
+    hue: float = Field(0.05, ge=0, le=0.5)
+    """Shift drawn from [-hue, hue], in turns of the colour circle."""
+
+
+class ShiftJitter(Block):
+    """Translations by fractions of a pixel, drawn anew for each replicate from 1 on."""
+
+    kind: Literal["shift"]
+    pixels: float = Field(1.0, gt=0)
+    """Shifts along x and y are drawn from [-pixels, pixels], in pixels of the picture before the transform."""
+
+
+Jitter = Annotated[NoJitter | ColorJitter | ShiftJitter, Field(discriminator="kind")]
+
+
+class Replicates(Block):
+    """How often each stimulus is shown; replicate 0 is never jittered."""
+
+    count: int = Field(1, ge=1, le=10_000)
+    jitter: Jitter = NoJitter()
+    seed: Seed = 0
+    """Of the jitter, together with the stimulus and the number of the replicate."""
+
+
+class Projection(Block):
+    """A seeded random projection of the flattened units to `project` units."""
+
+    project: int = Field(ge=1, le=10_000_000)
+    seed: Seed = 0
+
+
+class Depths(Block):
+    """The blocks nearest to these relative depths, 0 the first and 1 the last."""
+
+    depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Resize(Block):
+    """An explicit transform: resize, centre crop, scale to 0..1, normalise."""
+
+    resize: int = Field(ge=1, le=10_000)
+    """Length of the shorter side after resizing (both sides with `squash`), pixels."""
+    crop: int | None = Field(None, ge=1, le=10_000)
+    """Side of the centre crop, pixels; default `resize`."""
+    squash: bool = False
+    """Resize both sides to `resize`, whatever the picture's shape."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    mean: tuple[float, float, float]
+    """Of red, green and blue, subtracted after scaling to 0..1."""
+    std: tuple[Positive, Positive, Positive]
+    """Of red, green and blue, what the difference is divided by."""
+
+
+ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
+
+Reduction = Annotated[
+    Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(name_kind)
+]
+Reductions = Annotated[
+    Annotated[ReductionName, Tag("text")]
+    | Annotated[Projection, Tag("mapping")]
+    | Annotated[list[Reduction], Field(min_length=1), Tag("list")],
+    Discriminator(name_kind),
+]
+Layers = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Field(min_length=1), Tag("list")]
+    | Annotated[Depths, Tag("mapping")],
+    Discriminator(name_kind),
+]
+Transform = Annotated[
+    Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_kind)
+]
+
+
+class ModelEntry(Block):
+    """One network, or its untrained twins."""
+
+    base: Text | None = None
+    """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
+    label: Text | None = None
+    """The model's label in the store; default `base`, else `source:id`."""
+    source: SourceName | None = None
+    id: Text | None = None
+    """The library's own name of the network, with its weights where the library has several."""
+    weights: Text = "pretrained"
+    """`pretrained`, `random`, or a local file or folder relative to the recipe file."""
+    seed: Seed | None = None
+    """Of random weights."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
+    """Several untrained twins, labelled `label@random-SEED`."""
+    layers: Layers | None = None
+    reduce: Reductions | None = None
+    transform: Transform | None = None
+    batch_size: AutoOrCount | None = None
+    dtype: Dtype | None = None
+    device: Device | None = None
+    template: Text | None = None
+    """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Tokens of the longest text, a longer one is cut; left out, what the language model can read."""
+    device_map: Literal["auto"] | None = None
+    """`auto` spreads a language model over all devices that are here."""
+    quantize: Literal["nf4"] | None = None
+    """`nf4`: weights of 4 bits; needs bitsandbytes."""
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> ModelEntry:
+        named = self.source is not None or self.id is not None
+        if (self.base is not None) == named:
+            raise ValueError("a model entry needs either `base`, or `source` and `id`")
+        if named and (self.source is None or self.id is None):
+            raise ValueError("a model entry without `base` needs both `source` and `id`")
+        if self.weights != "random" and (self.seed is not None or self.seeds is not None):
+            raise ValueError("`seed` and `seeds` go with `weights: random`")
+        if self.template is not None and "{caption}" not in self.template:
+            raise ValueError("`template` lacks the place of the caption, {caption}")
+        if self.seed is not None and self.seeds is not None:
+            raise ValueError("`seed` and `seeds` exclude each other")
+        return self
+
+
+ModelItem = Annotated[Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_kind)]
+
+
+class Compute(Block):
+    """Where and how the networks run."""
+
+    device: Device = "auto"
+    """`auto` takes MPS, then CUDA, then the CPU."""
+    batch_size: AutoOrCount = "auto"
+    """Pictures (stimuli x replicates) in one forward pass."""
+    workers: AutoOrThreads = "auto"
+    """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
+    dtype: Dtype = "float32"
+    """`float32` is IEEE float32: TF32 and bfloat16 must be asked for."""
+    on_out_of_memory: Literal["stop", "halve"] = "stop"
+    """`halve`: a model whose batch the device has no memory for begins again with half the batch, as long as none of
+    its tasks is done; the batch size that ran is the one that is stored."""
+
+
+class Storage(Block):
+    """How the activations lie on disk."""
+
+    layout: Literal["auto", "cube", "groups"] = "auto"
+    """`cube`: one array; `groups`: one for each layer; `auto`: a cube where no layer is wider than 8,192 units."""
+    precision: Literal["full", "bits10"] = "full"
+    """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11), about half the bytes."""
+    codec: Literal["lz4", "zstd", "none"] = "lz4"
+    """Each with a checksum (crc32c)."""
+    shard_mb: int = Field(64, ge=1)
+    """Upper bound of one shard file before compression, MB."""
+    buffer_mb: float = Field(256, gt=0)
+    """Upper bound of the buffer of one task, MB (at least one batch)."""
+
+
+class Caption(Block):
+    """What `xact caption` asks about each picture, whom, and where the answers go."""
+
+    model: Text = "mistral-community/pixtral-12b"
+    """An image-text-to-text network of transformers: a name on the hub, or a folder relative to the recipe file."""
+    prompt: Text = "caption"
+    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used as it stands."""
+    prompt_name: Text | None = None
+    """What the column `caption_prompt` says; left out, the prompt's name, or `custom`."""
+    output: Text | None = None
+    """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    max_new_tokens: int = Field(128, ge=1)
+    """Tokens of the longest answer; one that is cut off there is listed for review."""
+    temperature: float = Field(0.0, ge=0)
+    """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
+    seed: Seed = 0
+    batch_size: AutoOrCount = "auto"
+    """Pictures answered together; `auto` is 1 for transformers and 64 for vllm."""
+
+
+class Recipe(Block):
+    """A whole recipe, with every default filled in."""
+
+    store: Text
+    """Relative to where xact runs."""
+    stimuli: Stimuli
+    replicates: Replicates = Replicates()
+    models: list[ModelItem] = Field(min_length=1)
+    registry: Text | None = None
+    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
+    layers: Layers | None = None
+    """For every model that does not set its own; left out, the model's own default."""
+    reduce: Reductions | None = None
+    """For every model that does not set its own; left out, the model's own default."""
+    transform: Transform = "weights"
+    compute: Compute = Compute()
+    storage: Storage = Storage()
+    on_error: Literal["stop", "skip"] = "stop"
+    """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+    caption: Caption = Caption()
+    """For `xact caption` alone: a build does not read it."""
+
+    @model_validator(mode="after")
+    def _check_jitter(self) -> Recipe:
+        if self.stimuli.source == "captions" and self.replicates.jitter.kind != "none":
+            raise ValueError("replicates.jitter is for pictures, captions have no pixels")
+        return self
+
+
+class CaptionRecipe(Recipe):
+    """A recipe as `xact caption` reads it: it needs neither a store nor models."""
+
+    store: Text = "-"
+    models: list[ModelItem] = []
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe and the folder that its relative paths start from."""
+
+    recipe: Recipe
+    folder: Path
+    """Folder of the recipe file."""
+    device_said: bool = False
+    """Whether the device was chosen on the command line: that may differ from the store's."""
+
+
+def make_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors: a recipe is for a build, for captions, or for both."""
+    schema = Recipe.model_json_schema() | {
+        "required": ["stimuli"],
+        "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "xact recipe", **schema}

@@ -1,0 +1,177 @@
+"""What a recipe may say of its stimuli: the keys of each source, and those that all have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from xact.errors import RequestError
+from xact.recipe.blocks import Block, Text, name_kind
+
+Folders = Annotated[
+    Annotated[list[Text], Field(min_length=1), Tag("list")]
+    | Annotated[dict[Text, Text], Field(min_length=1), Tag("mapping")],
+    Discriminator(name_kind),
+]
+Patterns = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+]
+
+
+Files = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+]
+
+
+class Regex(Block):
+    """A regular expression for whole stems."""
+
+    regex: Text
+    """Each named group `(?P<name>...)` becomes a coordinate."""
+
+
+Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping")], Discriminator(name_kind)]
+
+
+class StimuliBlock(Block):
+    """What every source has; in the order columns, fields, where, limit."""
+
+    columns: Files | None = None
+    """Tables, relative to the recipe file, whose rows are paired with the stimuli by a column `stimulus` or `stem`."""
+    fields: Fields | None = None
+    """Coordinates from the parts of stems: `{name}` is text, `{name:N}` exactly N characters; or {regex: ...}."""
+    where: Text | None = None
+    """Comparisons of columns that leave the stimuli of which they are true."""
+    limit: int | None = Field(None, ge=1)
+    """The first so many stimuli only."""
+    prompt_name: str | None = None
+    """Goes into the file names of `.pt` exports."""
+
+
+class PictureBlock(StimuliBlock):
+    """What every source of pictures has."""
+
+    mask_alpha: Literal["black", "white", "gray", "none"] = "black"
+    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
+    border: float = Field(0.0, ge=0, lt=10)
+    """Black border on each side, as a fraction of that side's length."""
+
+
+class FolderStimuli(PictureBlock):
+    """Image files in one or more folders under a root; each folder is a condition."""
+
+    source: Literal["folder"]
+    root: str = "."
+    """Relative to the recipe file."""
+    folders: Folders = ["."]
+    """Names or globs, or {condition: folder}."""
+    pattern: Patterns = "*.png"
+    """Glob of file names inside a folder, or several."""
+    dataset: str = "folder"
+    """Name of the data set in `.pt` exports."""
+
+
+class TableStimuli(PictureBlock):
+    """A CSV or parquet file with a column of image paths; its other columns become coordinates."""
+
+    source: Literal["table"]
+    file: Text
+    """Relative to the recipe file."""
+    root: str = "."
+    """What the paths in the table are relative to; itself relative to the recipe file."""
+    path: str = "path"
+    """Column with the image paths."""
+    id: str = "id"
+    """Column with the ids; where the table has no such column, the path without its extension is the id."""
+    rename: dict[str, str] = {}
+    """{column: its name in the store}; the keys above name columns as renamed."""
+    dataset: str = "table"
+    """Name of the data set in `.pt` exports."""
+
+
+class Hdf5Stimuli(PictureBlock):
+    """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
+
+    source: Literal["hdf5"]
+    file: Text
+    """Relative to the recipe file."""
+    dataset: Text
+    """Data set with the images."""
+    id: str | None = None
+    """Data set with the ids; without one the id is the index, five digits."""
+
+
+class NsdStimuli(PictureBlock):
+    """The Natural Scenes Dataset, read from its `imgBrick`; rows by nsdId."""
+
+    source: Literal["nsd"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable NSD_DATASET."""
+    ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """These nsdIds only."""
+    subject: int | None = Field(None, ge=1, le=8)
+    """The images that this subject saw."""
+    dataset: str = "nsd"
+    """Name of the data set in `.pt` exports."""
+
+
+class Bold5000Stimuli(PictureBlock):
+    """BOLD5000, in the order of first presentation (`bold_id`)."""
+
+    source: Literal["bold5000"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable BOLD_DATASET."""
+    dataset: str = "bold5000"
+    """Name of the data set in `.pt` exports."""
+
+
+class ThingsStimuli(PictureBlock):
+    """THINGS, in the order of the file names (`things_id`)."""
+
+    source: Literal["things"]
+    root: Text | None = None
+    """Relative to the recipe file; left out, the environment variable THINGS_DATASET."""
+    dataset: str = "things"
+    """Name of the data set in `.pt` exports."""
+
+
+class CaptionsStimuli(StimuliBlock):
+    """A CSV or parquet file of captions, shown to language models."""
+
+    source: Literal["captions"]
+    file: Text | None = None
+    """Relative to the recipe file; with `dataset: nsd` and none, `annotations/coco_captions.csv` under the root."""
+    dataset: str = "captions"
+    """Name of the data set in `.pt` exports; nsd, bold5000 and things also give their ids and their order."""
+    root: Text | None = None
+    """Of that data set, where its ids have to be looked up there; left out, its environment variable."""
+    id: Text | None = None
+    """Column with the ids; left out, the first of stimulus, id, nsd_id, things_id, bold_id, image_name, name."""
+    caption: Text | None = None
+    """Column with one caption a row; left out, `caption`, else `captions`."""
+    captions: Literal["first", "stimuli", "replicates"] = "first"
+    """What to take of a column `captions`, joined by `;`: the first, each as a stimulus, or each as a replicate."""
+    rename: dict[str, str] = {}
+    """{column: its name in the store}; the keys above name columns as renamed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_pixels(cls, data: object) -> object:
+        key = next((key for key in ("mask_alpha", "border") if isinstance(data, dict) and key in data), None)
+        if key is not None:
+            raise ValueError(f"{key!r} is for pictures, captions have no pixels")
+        return data
+
+
+Stimuli = Annotated[
+    FolderStimuli | TableStimuli | Hdf5Stimuli | NsdStimuli | Bold5000Stimuli | ThingsStimuli | CaptionsStimuli,
+    Field(discriminator="source"),
+]
+
+
+def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
+    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
+    if isinstance(stimuli, PictureBlock):
+        return stimuli
+    raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")

@@ -1,0 +1,267 @@
+"""Sources of stimuli: each lists its stimuli with their labels, and reads one by its row.
+
+A source is a file of this folder with a function `open_source(block, folder)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from xact.disk.digest import FileStamp, name_kind
+from xact.disk.paths import expand_path
+from xact.errors import RequestError, StimulusError
+from xact.labels import RESERVED_COLUMNS, Column, Kind, StimulusTable, check_label, fold_label
+
+MAX_FILE_NBYTES = 500_000_000
+"""Bytes of the largest file that is read as one stimulus."""
+
+SOURCES: Mapping[str, str] = {
+    "folder": "xact.stimuli.sources.folder",
+    "table": "xact.stimuli.sources.table",
+    "hdf5": "xact.stimuli.sources.hdf5",
+    "nsd": "xact.stimuli.sources.nsd",
+    "bold5000": "xact.stimuli.sources.bold5000",
+    "things": "xact.stimuli.sources.things",
+    "captions": "xact.stimuli.sources.captions",
+}
+"""Where each `source` of a recipe lives; imported when it is asked for."""
+
+
+class StimulusSource(Protocol):
+    """Stimuli in a fixed order, with their labels.
+
+    Pictures (`kind` is "image") are read as a whole file or as an array of pixels. Captions ("text") are read as
+    UTF-8: the `n_replicates` captions of one stimulus, joined by "\\0", so that the hash of what is read covers them
+    all.
+    """
+
+    @property
+    def table(self) -> StimulusTable:
+        """The labels of every stimulus."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where the stimuli are, for messages."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What the stimuli are."""
+        ...
+
+    @property
+    def n_replicates(self) -> int:
+        """Captions of each stimulus; 1 for pictures, which the recipe replicates."""
+        ...
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return what tells cheaply that this stimulus is still the same: size and modification time, of a file."""
+        ...
+
+    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return a whole file, an array of pixels, or text; from several threads at once, if need be."""
+        ...
+
+    def close(self) -> None:
+        """Let go of open files; reading afterwards is an error."""
+        ...
+
+
+class Listing(StimulusSource, Protocol):
+    """All that a source has, before a recipe's columns, fields, where and limit; it is not checked yet."""
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse rows whose stimuli are not there: RequestError or StimulusError."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Stimuli that are a file each."""
+
+    table: StimulusTable
+    paths: Sequence[Path]
+    location: str
+    root: str
+    """What the files of the table are relative to."""
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the size and the modification time of the file."""
+        return stamp_file(self.paths[row], name=self.table.files[row])
+
+    def read(self, row: int) -> bytes:
+        """Return the whole file."""
+        return read_file(self.paths[row], name=self.table.files[row])
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse files that are not there, or are no regular files."""
+        missing = [row for row in rows if not os.path.lexists(self.paths[row])]
+        if missing:
+            raise RequestError(
+                f"{len(missing)} of the {len(rows)} files of {self.location!r} do not exist under {self.root!r}; "
+                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
+                hint="set stimuli.root to the folder that the files start from",
+            )
+        for row in rows:
+            self.stamp(row)
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some rows of a listing, with the labels that the recipe gives them."""
+
+    listing: Listing
+    rows: Sequence[int]
+    """Row of the listing for each row of the table."""
+    table: StimulusTable
+    notes: Sequence[str] = ()
+    """What a person should know of how they were labelled."""
+
+    @property
+    def location(self) -> str:
+        """Where the stimuli are, for messages."""
+        return self.listing.location
+
+    @property
+    def kind(self) -> Kind:
+        """What the stimuli are."""
+        return self.listing.kind
+
+    @property
+    def n_replicates(self) -> int:
+        """Captions of each stimulus; 1 for pictures."""
+        return self.listing.n_replicates
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return what tells cheaply that this stimulus is still the same."""
+        return self.listing.stamp(self.rows[row])
+
+    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+        """Return a whole file, an array of pixels, or text."""
+        return self.listing.read(self.rows[row])
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Refuse rows whose stimuli are not there."""
+        self.listing.check([self.rows[row] for row in rows])
+
+    def close(self) -> None:
+        """Let go of open files; reading afterwards is an error."""
+        self.listing.close()
+
+
+def hash_stimulus(data: bytes | npt.NDArray[Any]) -> str:
+    """Return the SHA-256 of a file's bytes, or of an array's bytes in C order, in hexadecimal."""
+    return hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).data).hexdigest()
+
+
+def check_table(table: StimulusTable, *, location: str) -> None:
+    """Refuse a table that cannot be the labels of a store.
+
+    At least one stimulus; ids that stay apart after Unicode normalisation and case folding; ids, conditions and
+    stems that can be labels; columns that take no name of the store's own.
+    """
+    if not len(table):
+        raise RequestError(f"{location} holds no stimuli")
+    for word, labels in (("stimulus id", table.ids), ("condition", table.conditions), ("stem", table.stems)):
+        for label in dict.fromkeys(labels):
+            check_label(label, what=f"{location}: the {word}")
+    seen: dict[str, int] = {}
+    for row, label in enumerate(table.ids):
+        first = seen.setdefault(fold_label(label), row)
+        if first != row:
+            raise RequestError(_describe_twins(table, first, row, location), hint="rename one of the two")
+    check_columns(table.columns, location=location)
+
+
+def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
+    """Refuse columns whose names the store needs or cannot have, or whose cells it cannot hold.
+
+    Each becomes a folder of its name, and some disks take `Age` and `age` for one.
+    """
+    seen: dict[str, str] = {}
+    for column, cells in columns.items():
+        other = seen.setdefault(fold_label(column), column)
+        if other != column:
+            raise RequestError(
+                f"columns {other!r} and {column!r} of {location} are one name on some disks",
+                hint=hint or f"rename: {{{column}: caption_{column}}}",
+            )
+        _check_column_name(column, location=location, hint=hint or f"rename: {{{column}: caption_{column}}}")
+        bad = next((row for row, cell in enumerate(cells) if isinstance(cell, str) and "\0" in cell), None)
+        if bad is not None:
+            raise RequestError(f"{location}: column {column!r} holds a NUL character in row {bad + 1}")
+
+
+def _check_column_name(column: str, *, location: str, hint: str) -> None:
+    if fold_label(column) in RESERVED_COLUMNS or fold_label(column).startswith("jitter_"):
+        raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
+    if "/" in column or "\\" in column or column.startswith((".", "__")):
+        raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)
+    check_label(column, what=f"{location}: the column name")
+
+
+def locate(path: str, start: Path) -> Path:
+    """Return `path` as seen from `start`: absolute, `~` expanded, `.` and `..` folded, links left as they are."""
+    return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
+
+
+def make_file_label(path: Path, root: Path) -> str:
+    """Return the path under `root`, else the whole path, with `/` between its parts."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def stamp_file(path: Path, *, name: str) -> FileStamp:
+    """Return the size and modification time of a regular file; raise StimulusError for anything else."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        what = "is a link to a file that is not there" if path.is_symlink() else "is not there"
+        raise StimulusError(f"{name!r} {what}", hint=f"the whole path is {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise StimulusError(f"{name!r} is {name_kind(found.st_mode)}, not a file", hint="leave it out")
+    return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+def read_file(path: Path, *, name: str) -> bytes:
+    """Return the bytes of a regular file; raise StimulusError for anything else, without ever waiting on it."""
+    nbytes = stamp_file(path, name=name).nbytes
+    try:
+        # a pipe put in the file's place meanwhile would hang an ordinary open
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            data = b"" if nbytes > MAX_FILE_NBYTES else file.read(MAX_FILE_NBYTES + 1)
+    except OSError as error:
+        raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
+    if max(nbytes, len(data)) > MAX_FILE_NBYTES:
+        raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
+    return data
+
+
+def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:
+    """Return what is wrong with two rows whose ids are the same, or look it."""
+    where = f"rows {first + 1} and {second + 1}"
+    if table.files[first] != table.files[second]:
+        where = f"{where}, {table.files[first]!r} and {table.files[second]!r}"
+    if table.ids[first] == table.ids[second]:
+        return f"{location}: the stimulus id {table.ids[first]!r} stands twice ({where})"
+    return (
+        f"{location}: the stimulus ids {table.ids[first]!r} and {table.ids[second]!r} are one name "
+        f"after Unicode normalisation and case folding ({where})"
+    )

@@ -1,0 +1,299 @@
+"""The bytes of a picture's file, or a row of an array, to pixels: RGB, upright, transparent pixels coloured."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from xact.errors import StimulusError, make_one_line
+from xact.stimuli.png_rows import has_all_rows
+
+MAX_PIXELS = 50_000_000
+"""Pixels of the largest picture that is decoded; a larger one is refused from its header."""
+
+MASK_COLORS = {"black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128)}
+"""Colour of the pixels whose alpha is 0, by the recipe's word."""
+
+_READERS: tuple[type[ImageFile], ...] = (PngImageFile, JpegImageFile, WebPImageFile, TiffImageFile, GifImageFile)
+_OPENERS = dict(zip(("PNG", "JPEG", "WebP", "TIFF", "GIF"), _READERS, strict=True))
+
+_BEGINNINGS: dict[str, tuple[bytes, ...]] = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*"),
+    "BMP": (b"BM",),
+    "Photoshop": (b"8BPS",),
+    "PDF": (b"%PDF",),
+    "BigTIFF": (b"II+\0", b"MM\0+"),
+}
+"""How files begin: four of the five formats that are decoded, and the commonest of those that are not."""
+
+_PYTHON_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError)
+_OTHER_ERRORS = (AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (*_PYTHON_ERRORS, *_OTHER_ERRORS, Image.DecompressionBombWarning, UserWarning)
+"""What Pillow's readers raise on bytes that are not the picture they claim to be.
+
+Pillow states no closed list: its readers index, unpack, divide and assert on what the file says, and allocate what
+it asks for. The warnings are here for those who turn them into errors.
+"""
+
+_EXACT_MODES = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"])
+"""Pillow's modes that become 8-bit RGB without a guess about colour or range."""
+
+_ALPHA_MODES = ("LA", "La", "PA", "RGBA")
+_MODE_WORDS = {"CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "Lab", "F": "floating-point", "I": "32-bit or signed integer"}
+
+_TIFF_TAGS = frozenset([*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, *range(320, 326), 338, 339])
+"""The tags that say how the pixels of a TIFF lie and what they mean (TIFF 6.0, part 1 and 2)."""
+
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
+_UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
+"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+
+Array = npt.NDArray[Any]
+
+
+def decode_picture(data: bytes | Array, *, name: str, mask_alpha: str) -> Image.Image:
+    """Return the picture that a whole file or an array of pixels holds, RGB and upright.
+
+    `data` is the bytes of a PNG, JPEG, WebP, TIFF or single-frame GIF, or uint8 of shape (height, width, 3) or
+    (height, width). Pixels whose alpha is exactly 0 take the colour `mask_alpha` (black, white, gray); elsewhere
+    alpha is dropped and the colour stays as it is stored. `none` refuses a picture with transparency. Sixteen bits
+    become eight by round(v * 255 / 65535). Raise StimulusError, naming `name`.
+    """
+    if not isinstance(data, bytes):
+        return _make_picture(data, name)
+    format_name = _sniff_format(data, name)
+    with _refuse_undecodable(name, format_name):
+        opened = _OPENERS[format_name](io.BytesIO(data))
+        check_size(*opened.size, name=name)
+        _check_kind(opened, name, format_name)
+        if isinstance(opened, TiffImageFile):
+            _check_tiff(opened, data, name)
+        if mask_alpha == "none" and (opened.mode in _ALPHA_MODES or "transparency" in opened.info):
+            raise StimulusError(
+                f"{name!r} has transparency, and mask_alpha is none",
+                hint="set stimuli.mask_alpha: black, white or gray, or flatten the picture",
+            )
+        if isinstance(opened, PngImageFile):
+            _OPENERS["PNG"](io.BytesIO(data)).verify()  # decoding alone reads past a wrong checksum
+        picture, hidden = _load_wide(opened, data) if _is_wide(opened) else _load_narrow(opened, name)
+        if isinstance(opened, PngImageFile) and _may_lack_rows(opened) and not has_all_rows(data):
+            raise ValueError("its pixels end before its last row")
+        if hidden is not None:
+            picture.paste(MASK_COLORS[mask_alpha], mask=hidden)
+        return _make_upright(picture, opened)
+
+
+def _make_picture(pixels: Array, name: str) -> Image.Image:
+    """Return the picture of an array."""
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+    if not is_picture or pixels.dtype != np.uint8 or 0 in pixels.shape:
+        raise StimulusError(
+            f"{name!r} is an array of shape {pixels.shape} and type {pixels.dtype}, not a picture",
+            hint="a picture is uint8 of shape (height, width, 3) or (height, width)",
+        )
+    check_size(pixels.shape[1], pixels.shape[0], name=name)
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+@contextmanager
+def _refuse_undecodable(name: str, format_name: str) -> Iterator[None]:
+    try:
+        yield
+    except _DECODE_ERRORS as error:
+        reason = make_one_line(str(error)) or type(error).__name__
+        raise StimulusError(
+            f"{name!r} is a {format_name} file that cannot be decoded: {reason}",
+            hint="the file is damaged or cut short: get it anew, or leave it out",
+        ) from None
+
+
+def _sniff_format(data: bytes, name: str) -> str:
+    """Return which of the five formats the bytes begin like, or refuse them by name."""
+    if not data:
+        raise StimulusError(f"{name!r} is empty (0 bytes)", hint="get the file anew, or leave it out")
+    found = next((word for word, beginnings in _BEGINNINGS.items() if data.startswith(beginnings)), None)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        found = "WebP"
+    if found in _OPENERS:
+        return found
+    is_text = data[:512].isascii() and b"\0" not in data[:512]
+    what = f"a {found} file" if found else "text" if is_text else "of no known format"
+    raise StimulusError(
+        f"{name!r} is {what}, not a PNG, JPEG, WebP, TIFF or GIF picture",
+        hint="convert it to PNG, or leave it out",
+    )
+
+
+def check_size(width: int, height: int, *, name: str, what: str = "") -> None:
+    """Refuse a picture of more than MAX_PIXELS, naming `name`."""
+    if width * height > MAX_PIXELS:
+        raise StimulusError(
+            f"{name!r} {what}has {width} x {height} = {width * height} pixels; {MAX_PIXELS} is the most",
+            hint="scale the picture down" if not what else "choose a smaller border, or scale the picture down",
+        )
+
+
+def _check_kind(opened: ImageFile, name: str, format_name: str) -> None:
+    """Refuse several frames, and colours that have no one meaning as 8-bit RGB."""
+    if getattr(opened, "is_animated", False):
+        found = f"{name!r} is a {format_name} file of more than one frame"
+        raise StimulusError(found, hint="save the frame you mean as a file of its own")
+    if opened.mode not in _EXACT_MODES:
+        found = f"{name!r} is a {format_name} picture with {_MODE_WORDS.get(opened.mode, opened.mode)} pixels"
+        raise StimulusError(found, hint="convert it to 8-bit RGB the way you mean it")
+
+
+def _check_tiff(opened: TiffImageFile, data: bytes, name: str) -> None:
+    """Refuse the TIFF files that Pillow opens without an error and gets wrong."""
+    tags = opened.tag_v2
+    lost = [tag for tag in _list_tiff_tags(data) if tag in _TIFF_TAGS and tag not in tags]
+    if lost:
+        raise ValueError(f"its tag {lost[0]} points outside the file")  # Pillow warns and goes on without
+    bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
+    is_wide = bits != {8} and max(bits) > 8
+    found = None
+    if formats != {1}:
+        found = "signed or undefined samples"
+    elif is_wide and bits != {16}:
+        found = f"samples of {', '.join(map(str, sorted(bits)))} bits"
+    elif is_wide and opened.mode == "RGBA" and 1 in tags.get(338, ()):
+        found = "16-bit samples multiplied by alpha"
+    elif tags.get(284, 1) != 1 and (is_wide or opened.mode not in ("L", "RGB") or 338 in tags):
+        found = "one plane a channel with alpha, a palette or 16 bits"
+    if found:
+        raise StimulusError(f"{name!r} is a TIFF picture with {found}", hint="convert it to 8-bit RGB or RGBA")
+
+
+def _list_tiff_tags(data: bytes) -> list[int]:
+    """Return the numbers of the tags of the first picture; raise struct.error where their list is cut short."""
+    order = "<" if data[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (n_tags,) = struct.unpack_from(f"{order}H", data, start)
+    return [tag for tag, *_ in struct.iter_unpack(f"{order}HHII", data[start + 2 :][: 12 * n_tags])]
+
+
+def _is_wide(opened: ImageFile) -> bool:
+    return opened.mode.startswith("I") or ";16" in _get_raw_mode(opened)
+
+
+def _get_raw_mode(opened: ImageFile) -> str:
+    """Return Pillow's word for how the samples lie in the file."""
+    arguments = opened.tile[0].args if opened.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _load_narrow(opened: ImageFile, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """Return an 8-bit picture as RGB, and the mask (255) of its pixels of alpha 0."""
+    raw_mode = _get_raw_mode(opened)
+    opened.load()
+    if opened.mode in ("P", "PA"):
+        _check_palette(opened, name)
+    if opened.mode == "P" and "transparency" in opened.info:
+        rgba = opened.convert("RGBA")
+    elif opened.mode in _ALPHA_MODES:
+        rgba = opened.convert("LA").convert("RGBA") if opened.mode == "La" else opened.convert("RGBA")
+    else:
+        key = opened.info.pop("transparency", None)
+        picture = opened.convert("RGB")
+        if key is None:
+            return picture, None
+        steps = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # the key counts in the file's own steps
+        wanted = np.atleast_1d(key) * steps if opened.mode != "1" else np.array([255 if key else 0])
+        return picture, _make_mask((np.asarray(picture) == wanted).all(axis=-1))
+    return rgba.convert("RGB"), rgba.getchannel("A").point([255] + [0] * 255)
+
+
+def _may_lack_rows(opened: PngImageFile) -> bool:
+    """Return whether rows could be missing: Pillow leaves them 0, in an interlaced picture all over it."""
+    width, height = opened.size
+    return bool(opened.info.get("interlace")) or not any(opened.crop((0, height - 1, width, height)).tobytes())
+
+
+def _check_palette(opened: ImageFile, name: str) -> None:
+    """Refuse a pixel whose colour the palette does not have: Pillow would make one up."""
+    n_colors = len(opened.getpalette("RGB") or ()) // 3
+    highest = int(np.asarray(opened.getchannel(0)).max())
+    if highest >= n_colors:
+        raise StimulusError(
+            f"{name!r} has a pixel of colour {highest} and a palette of {n_colors} colours",
+            hint="the file is damaged: get it anew, or leave it out",
+        )
+
+
+def _load_wide(opened: ImageFile, data: bytes) -> tuple[Image.Image, Image.Image | None]:
+    """Return a 16-bit picture as 8-bit RGB, and the mask (255) of its pixels of alpha 0."""
+    key = opened.info.pop("transparency", None)
+    samples = _load_samples(opened, data)  # (height, width) or (height, width, channel)
+    if isinstance(opened, TiffImageFile) and opened.tag_v2.get(262) == 0:
+        samples = 65535 - samples  # white is zero, which Pillow ignores at 16 bits
+    hidden = None
+    if samples.ndim == 3 and samples.shape[2] in (2, 4):
+        hidden = samples[..., -1] == 0
+        samples = samples[..., :-1]
+    elif key is not None:
+        hidden = samples == key if samples.ndim == 2 else (samples == np.asarray(key)).all(axis=-1)
+    narrow = ((samples.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if narrow.ndim == 2 or narrow.shape[2] == 1:
+        narrow = np.repeat(narrow.reshape(*narrow.shape[:2], 1), 3, axis=2)
+    return Image.fromarray(narrow), None if hidden is None else _make_mask(hidden)
+
+
+def _load_samples(opened: ImageFile, data: bytes) -> Array:
+    """Return the 16-bit samples of a picture, uint16 or wider.
+
+    Pillow has no 16-bit colour: it keeps the high byte. The low byte is had by decoding once more with the bytes
+    named the other way round.
+    """
+    raw_mode = _get_raw_mode(opened)
+    if opened.mode.startswith("I"):
+        opened.load()
+        return np.asarray(opened)
+    if raw_mode == "LA;16B":  # four bytes a pixel: both of grey, both of alpha
+        pixels = _load_as(opened, "RGBA").astype(np.uint16)
+        return pixels[..., 0::2] << 8 | pixels[..., 1::2]
+    other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[raw_mode[-1]]
+    twin = type(opened)(io.BytesIO(data))
+    low = _load_as(twin, raw_mode[:-1] + other).astype(np.uint16)
+    opened.load()
+    return np.asarray(opened).astype(np.uint16) << 8 | low
+
+
+def _load_as(opened: ImageFile, raw_mode: str) -> Array:
+    """Decode with the samples read as `raw_mode`."""
+    opened.tile = [
+        tile._replace(args=(raw_mode, *tile.args[1:]) if isinstance(tile.args, tuple) else raw_mode)
+        for tile in opened.tile
+    ]
+    opened.load()
+    return np.asarray(opened)
+
+
+def _make_mask(hidden: Array) -> Image.Image:
+    return Image.fromarray(hidden.astype(np.uint8) * 255)
+
+
+def _make_upright(picture: Image.Image, opened: ImageFile) -> Image.Image:
+    """Turn the picture as its EXIF orientation says; Pillow has done it already where the file is a TIFF."""
+    if isinstance(opened, TiffImageFile):
+        return picture
+    method = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
+    return picture if method is None else picture.transpose(method)

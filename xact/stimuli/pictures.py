@@ -1,0 +1,116 @@
+"""A file's bytes, or a row of an array -> the pictures a network sees: alpha, border, replicates.
+
+The order of the steps is that of the studies this package follows: decode, colour the pixels that are fully
+transparent, add the border, jitter every replicate but the first. The network's own transform comes afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torchvision.transforms import functional as F
+
+from xact.recipe.schema import ColorJitter, Jitter, ShiftJitter
+from xact.stimuli.decode import Array, check_size, decode_picture
+
+
+def make_pictures(
+    data: bytes | Array, *, name: str, mask_alpha: str, border: float, amounts: Mapping[str, Array], n_replicates: int
+) -> list[Image.Image]:
+    """Return the replicates of one stimulus, RGB, before any network's transform.
+
+    `amounts` are those of `draw_jitter` for this stimulus. Raise StimulusError, naming `name`, on anything that is
+    not one whole picture.
+    """
+    picture = decode_picture(data, name=name, mask_alpha=mask_alpha)
+    check_size(*_add_border_to_size(picture.size, border), name=name, what=f"with its border of {border:g} ")
+    return make_replicates(add_border(picture, border), amounts, n_replicates=n_replicates)
+
+
+def add_border(picture: Image.Image, border: float) -> Image.Image:
+    """Return the picture with a black border of round(border * side) pixels at both ends of each side."""
+    width, height = picture.size
+    size = _add_border_to_size(picture.size, border)
+    if size == picture.size:
+        return picture
+    framed = Image.new("RGB", size, (0, 0, 0))
+    framed.paste(picture, (round(border * width), round(border * height)))
+    return framed
+
+
+def draw_jitter(jitter: Jitter, *, seed: int, stimulus: str, n_replicates: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the amounts of jitter by coordinate name, each float64 of shape (n_replicates,).
+
+    `color` gives `jitter_saturation` (a factor) and `jitter_hue` (turns of the colour circle), `shift` gives
+    `jitter_dx` and `jitter_dy` (pixels, to the right and down), `none` nothing. Replicate 0 is never jittered. A
+    draw depends on (seed, stimulus, replicate) and on nothing else: the first 16 bytes of the SHA-256 of their
+    JSON text are two uniform numbers of 53 bits.
+    """
+    if isinstance(jitter, ColorJitter):
+        ranges = {"jitter_saturation": (1.0, jitter.saturation), "jitter_hue": (0.0, jitter.hue)}
+    elif isinstance(jitter, ShiftJitter):
+        ranges = {"jitter_dx": (0.0, jitter.pixels), "jitter_dy": (0.0, jitter.pixels)}
+    else:
+        return {}
+    uniforms = [(0.5, 0.5), *(_draw_uniforms(seed, stimulus, replicate) for replicate in range(1, n_replicates))]
+    return {
+        name: np.array([center + (2.0 * pair[i] - 1.0) * reach for pair in uniforms], dtype=np.float64)
+        for i, (name, (center, reach)) in enumerate(ranges.items())
+    }
+
+
+def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_replicates: int) -> list[Image.Image]:
+    """Return `n_replicates` pictures: the picture itself, then one for each further amount of jitter.
+
+    Colour: saturation first, hue second, each on 8-bit RGB as torchvision does it. Shift: bilinear, black where
+    nothing was. An amount that changes nothing (factor 1, hue 0, no shift) leaves the picture as it is.
+    """
+    if any(len(values) != n_replicates for values in amounts.values()):
+        raise ValueError(f"every amount of jitter needs {n_replicates} values, one a replicate")
+    pictures = [picture]
+    for replicate in range(1, n_replicates):
+        one = {name: float(values[replicate]) for name, values in amounts.items()}
+        jittered = _adjust_color(picture, one.get("jitter_saturation", 1.0), one.get("jitter_hue", 0.0))
+        pictures.append(_shift(jittered, one.get("jitter_dx", 0.0), one.get("jitter_dy", 0.0)))
+    return pictures
+
+
+def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
+    """Return whether all pictures are the same, pixel for pixel."""
+    first = pictures[0]
+    size, pixels = first.size, first.tobytes()
+    return all(other is first or (other.size == size and other.tobytes() == pixels) for other in pictures[1:])
+
+
+def _adjust_color(picture: Image.Image, saturation: float, hue: float) -> Image.Image:
+    if saturation != 1.0:
+        picture = F.adjust_saturation(picture, saturation)
+    if hue != 0.0:  # the way to HSV and back alone would change pixels
+        picture = F.adjust_hue(picture, hue)
+    return picture
+
+
+def _shift(picture: Image.Image, dx: float, dy: float) -> Image.Image:
+    if dx == 0.0 and dy == 0.0:
+        return picture
+    output_to_input = (1.0, 0.0, -dx, 0.0, 1.0, -dy)
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, output_to_input, Image.Resampling.BILINEAR, fillcolor=(0, 0, 0)
+    )
+
+
+def _draw_uniforms(seed: int, stimulus: str, replicate: int) -> tuple[float, float]:
+    """Return two numbers of [0, 1), the same on every machine and with every library."""
+    digest = hashlib.sha256(json.dumps([seed, stimulus, replicate], ensure_ascii=True).encode()).digest()
+    first, second = struct.unpack(">QQ", digest[:16])
+    return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53
+
+
+def _add_border_to_size(size: tuple[int, int], border: float) -> tuple[int, int]:
+    return size[0] + 2 * round(border * size[0]), size[1] + 2 * round(border * size[1])

@@ -1,0 +1,252 @@
+"""A CSV or parquet file of captions, paired with the stimuli of a data set by id, never by row."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from xact.disk.digest import FileStamp
+from xact.errors import RequestError, make_nearest_text
+from xact.labels import Column, Kind, StimulusTable
+from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
+from xact.stimuli.base import locate
+from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
+from xact.stimuli.csv_text import unescape_cell
+from xact.stimuli.open import open_listing
+from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, strip_extension
+from xact.stimuli.sources.nsd import make_id
+
+NAMES = ("image_name", "name")
+"""Columns with names of images, taken without their extension."""
+
+NUMBERS = {"nsd_id": "nsd", "things_id": "things", "bold_id": "bold5000"}
+"""{column with a data set's own numbers: that data set}."""
+
+IDS = ("stimulus", "id", *NUMBERS, *NAMES)
+"""Columns that the ids may come from, the first that is there."""
+
+SEPARATOR = ";"
+"""Between the captions of one image in a column `captions`."""
+
+NSD_CAPTIONS = "annotations/coco_captions.csv"
+"""Where a copy of NSD keeps COCO's captions, in the order of their coco_id."""
+
+NAMING = "name it with stimuli.id or stimuli.caption"
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """Captions in memory."""
+
+    table: StimulusTable
+    captions: Sequence[tuple[str, ...]]
+    """Of each stimulus, one a replicate."""
+    location: str
+    n_replicates: int
+    kind: ClassVar[Kind] = "text"
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the bytes of the text and, in place of a time, a number made of its hash: it is in memory anyway."""
+        data = self.read(row)
+        return FileStamp(len(data), int.from_bytes(hashlib.sha256(data).digest()[:7], "big"))
+
+    def read(self, row: int) -> bytes:
+        """Return the captions of one stimulus as UTF-8, joined by NUL."""
+        return "\0".join(self.captions[row]).encode()
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Do nothing: every caption is here."""
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the file."""
+
+    rank: int
+    """In the order of the data set, else of the file."""
+    id: str
+    number: int
+    """Of the row in the file, from 0."""
+    captions: list[str]
+
+
+def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
+    """List the captions in the order of the data set that the file names, else in the order of its rows."""
+    file = _find_file(block, folder)
+    as_written = {*IDS, "condition", "caption", "captions", block.id or "", block.caption or ""} - {*NUMBERS}
+    columns = load_columns(file, as_written=as_written, rename=block.rename)
+    if file.suffix.lower() in SEPARATORS:
+        columns = _unescape(columns)
+    key = _find_key(columns, block, file)
+    word = _find_caption_column(columns, block, file)
+    ids, ranks = _make_ids(columns, key, block, file, folder)
+    cells = find_column(columns, word, file, hint=NAMING)
+    is_joined = word == "captions" and block.caption is None
+    captions = [_split(cell, row, word, file, is_joined=is_joined) for row, cell in enumerate(cells)]
+    if block.captions == "first":
+        captions = [parts[:1] for parts in captions]
+    elif not is_joined:
+        raise RequestError(
+            f"captions: {block.captions} needs a column 'captions' of {str(file)!r}, joined by {SEPARATOR!r}",
+            hint=f"the column {word!r} holds one caption a row and is never split",
+        )
+    rows = [_Row(*one) for one in zip(ranks, ids, range(len(ids)), captions, strict=True)]
+    _check_captions(rows, word, file)
+    kept = {name: cells for name, cells in columns.items() if name in NUMBERS or name not in (key, word)}
+    return _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
+
+
+def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Return the texts of a table as they were before `xact caption` kept spreadsheets from running them."""
+    return {
+        unescape_cell(name): [unescape_cell(cell) if isinstance(cell, str) else cell for cell in cells]  # type: ignore[misc]
+        for name, cells in columns.items()
+    }
+
+
+def _find_file(block: CaptionsStimuli, folder: Path) -> Path:
+    if block.file is not None:
+        return locate(block.file, folder)
+    if block.dataset != "nsd":
+        raise RequestError("the captions are not named: no stimuli.file", hint="set stimuli.file, or dataset: nsd")
+    return find_root(block.root, "nsd", folder) / NSD_CAPTIONS
+
+
+def _find_key(columns: Mapping[str, Column], block: CaptionsStimuli, file: Path) -> str:
+    """Return the column that the ids come from."""
+    if block.id is not None:
+        find_column(columns, block.id, file, hint=NAMING)
+        return block.id
+    key = next((name for name in IDS if name in columns), None)
+    if key is None:
+        raise RequestError(
+            f"the captions {str(file)!r} have no column of ids (they have {', '.join([*columns][:8])})",
+            hint=f"name it with stimuli.id, or call it one of {', '.join(IDS)}",
+        )
+    return key
+
+
+def _find_caption_column(columns: Mapping[str, Column], block: CaptionsStimuli, file: Path) -> str:
+    if block.caption is not None:
+        return block.caption
+    found = [name for name in ("caption", "captions") if name in columns]
+    if len(found) != 1:
+        what = "both columns 'caption' and 'captions'" if found else "no column 'caption' or 'captions'"
+        nearest = make_nearest_text("caption", columns)
+        raise RequestError(f"the captions {str(file)!r} have {what}{'' if found else nearest}", hint=NAMING)
+    return found[0]
+
+
+def _make_ids(
+    columns: Mapping[str, Column], key: str, block: CaptionsStimuli, file: Path, folder: Path
+) -> tuple[list[str], Sequence[int]]:
+    """Return the ids as the data set has them, and each row's rank in its order."""
+    labels = to_labels(columns[key], key, file)
+    names = [strip_extension(label) for label in labels] if key in NAMES else labels
+    dataset = block.dataset if block.dataset in VARIABLES else NUMBERS.get(key)
+    if NUMBERS.get(key, dataset) != dataset:
+        raise RequestError(f"the column {key!r} of {str(file)!r} is not of the data set {dataset!r}", hint=NAMING)
+    if dataset is None:
+        return names, range(len(names))
+    if dataset == "nsd":
+        numbers = [_parse_number(label.removeprefix("nsd_"), row, key, file) for row, label in enumerate(labels)]
+        odd = next((row for row, number in enumerate(numbers) if number >= N_IMAGES["nsd"]), None)
+        if odd is not None:
+            raise RequestError(f"the column {key!r} of {str(file)!r} holds no nsdId in row {odd + 1}: {labels[odd]!r}")
+        return [make_id(number) for number in numbers], numbers
+    number_column = next(name for name, one in NUMBERS.items() if one == dataset)
+    named = next((name for name in NAMES if name in columns), None)
+    if number_column in columns and (key not in NUMBERS or named is not None):
+        own = to_labels(columns[number_column], number_column, file)
+        if key in NUMBERS and named is not None:
+            names = [strip_extension(label) for label in to_labels(columns[named], named, file)]
+        return names, [_parse_number(label, row, number_column, file) for row, label in enumerate(own)]
+    return _look_up(names, key, dataset, block, file, folder)
+
+
+def _look_up(
+    names: Sequence[str], key: str, dataset: str, block: CaptionsStimuli, file: Path, folder: Path
+) -> tuple[list[str], list[int]]:
+    """Return the ids and numbers that a data set itself gives to its images."""
+    own = (
+        ThingsStimuli(source="things", root=block.root)
+        if dataset == "things"
+        else Bold5000Stimuli(source="bold5000", root=block.root)
+    )
+    table = open_listing(own, folder).table
+    number_column = next(name for name, one in NUMBERS.items() if one == dataset)
+    numbers = [int(cell) for cell in table.columns[number_column]]
+    if key in NUMBERS:
+        names = [str(_parse_number(name, row, key, file)) for row, name in enumerate(names)]
+    row_of = {str(numbers[row]) if key in NUMBERS else one: row for row, one in enumerate(table.ids)}
+    odd = next((row for row, name in enumerate(names) if name not in row_of), None)
+    if odd is not None:
+        raise RequestError(
+            f"the column {key!r} of {str(file)!r} names no image of {dataset} in row {odd + 1}: {names[odd]!r}"
+            f"{make_nearest_text(names[odd], row_of)}"
+        )
+    rows = [row_of[name] for name in names]
+    return [table.ids[row] for row in rows], [numbers[row] for row in rows]
+
+
+def _parse_number(text: str, row: int, key: str, file: Path) -> int:
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise RequestError(f"the column {key!r} of {str(file)!r} holds no number in row {row + 1}: {text!r}")
+    return int(text)
+
+
+def _split(cell: object, row: int, name: str, file: Path, *, is_joined: bool) -> list[str]:
+    """Return the captions of one cell as written."""
+    if not isinstance(cell, str):
+        raise RequestError(f"the column {name!r} of {str(file)!r} is not text")
+    if "\0" in cell:
+        raise RequestError(f"the column {name!r} of {str(file)!r} holds a NUL character in row {row + 1}")
+    return cell.split(SEPARATOR) if is_joined else [cell]
+
+
+def _check_captions(rows: Sequence[_Row], name: str, file: Path) -> None:
+    for row in rows:
+        if not all(caption.strip() for caption in row.captions):
+            raise RequestError(
+                f"the column {name!r} of {str(file)!r} has an empty caption in row {row.number + 1} ({row.id!r})",
+                hint="give it words, or leave the row out",
+            )
+
+
+def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str, file: Path) -> CaptionSource:
+    """Return the captions as stimuli; under `stimuli` each is one of its own, `ID#0`, `ID#1`, …, of one stem."""
+    captions = [tuple(row.captions) for row in rows]
+    n_replicates = len(captions[0]) if captions else 1
+    odd = next((row for row in rows if len(row.captions) != n_replicates), None)
+    if mode == "replicates" and odd is not None:
+        raise RequestError(
+            f"captions: replicates needs as many captions of every stimulus: {rows[0].id!r} has {n_replicates}, "
+            f"{odd.id!r} has {len(odd.captions)}",
+            hint="captions: first, or captions: stimuli",
+        )
+    ids = [row.id for row in rows]
+    extra: dict[str, Column] = {}
+    if mode == "stimuli":
+        places = [i for row in rows for i in range(len(row.captions))]
+        rows = [row for row in rows for _ in row.captions]
+        ids = [f"{row.id}#{i}" for row, i in zip(rows, places, strict=True)]
+        captions = [(row.captions[i],) for row, i in zip(rows, places, strict=True)]
+        extra["caption_index"] = places
+    labels: dict[str, Column] = {}
+    for name, cells in columns.items():
+        labels[name] = [cells[row.number] for row in rows]  # type: ignore[assignment]
+    table = StimulusTable(
+        ids=ids,
+        conditions=to_labels(labels.pop("condition", ["all"] * len(ids)), "condition", file),
+        stems=[row.id for row in rows],
+        files=[f"{file.name}[{row.number}]" for row in rows],
+        columns={**labels, **extra},
+    )
+    return CaptionSource(table, captions, str(file), n_replicates if mode == "replicates" else 1)

@@ -1,0 +1,135 @@
+"""What the sources of published data sets share: their root, their index, their tree of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from xact.errors import RequestError, make_nearest_text
+from xact.labels import RESERVED_COLUMNS, Column, StimulusTable, fold_label
+from xact.stimuli.base import FileSource, locate, make_file_label
+from xact.stimuli.columns import find_column, load_columns, to_labels
+
+VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
+"""{source: environment variable that holds the root where the recipe has none}."""
+
+N_IMAGES: Mapping[str, int] = {"nsd": 73_000, "bold5000": 4_916, "things": 26_107}
+"""{source: images of the whole data set}; scripts take the ids of these data sets for row numbers."""
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+"""Of image files, whatever their case."""
+
+INDEX = "preprocessed/images.csv"
+"""The optional index of a data set, under its root."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a data set."""
+
+    number: int
+    """Its place in the data set's own order."""
+    name: str
+    """File name, with or without an extension."""
+    path: Path
+
+
+def find_root(root: str | None, dataset: str, folder: Path) -> Path:
+    """Return the root folder of a data set: the recipe's, else the environment's."""
+    variable = VARIABLES[dataset]
+    named = os.environ.get(variable, "") if root is None else root
+    ways = f"set stimuli.root in the recipe (or --stimuli-root), or the environment variable {variable}"
+    if not named:
+        raise RequestError(f"the root folder of {dataset} is not known: no stimuli.root, no {variable}", hint=ways)
+    found = locate(named, folder if root is not None else Path())
+    if not found.is_dir():
+        said_by = variable if root is None else "stimuli.root"
+        nearest = make_nearest_text(found.name, [path.name for path in found.parent.glob("*/")])
+        raise RequestError(f"the root folder {str(found)!r} of {dataset} ({said_by}) is not there{nearest}", hint=ways)
+    return found
+
+
+def find_under(root: Path, candidates: Sequence[str], *, what: str) -> Path:
+    """Return the first of the candidates that is there under a root."""
+    found = next((root / name for name in candidates if (root / name).exists()), None)
+    if found is None:
+        raise RequestError(
+            f"{what} is not under {str(root)!r}: no {' and no '.join(candidates)}", hint="set stimuli.root to its root"
+        )
+    return found
+
+
+def load_index(file: Path, dataset: str, *, number: str, as_written: Collection[str] = ()) -> dict[str, Column]:
+    """Return the columns of a data set's index in the order of the column `number`, reserved names changed.
+
+    `loss` becomes `crop_loss`, any other reserved name gets the data set's before it; what pandas calls an index
+    without a name is dropped. Raise RequestError where `number` is not one integer a row, each once.
+    """
+    columns = load_columns(file, as_written=(*as_written, "condition"), drop=("", "Unnamed: 0"))
+    numbers = find_column(columns, number, file, hint=f"it is the order of {dataset}")
+    integers = [cell for cell in numbers if isinstance(cell, int) and not isinstance(cell, bool)]
+    if len(set(integers)) != len(numbers):
+        raise RequestError(f"the column {number!r} of {str(file)!r} does not give every row an integer of its own")
+    order = sorted(range(len(integers)), key=integers.__getitem__)
+    taken: dict[str, Column] = {}
+    for name, cells in columns.items():
+        taken[_rename(name, dataset)] = [cells[row] for row in order]  # type: ignore[assignment]
+    return taken
+
+
+def _rename(name: str, dataset: str) -> str:
+    if name == "loss":
+        return "crop_loss"
+    return f"{dataset}_{name}" if name in RESERVED_COLUMNS - {"condition"} else name
+
+
+def strip_extension(name: str) -> str:
+    """Return the name of an image without its extension, should it have one."""
+    path = PurePosixPath(name)
+    return path.stem if path.suffix.lower() in EXTENSIONS else path.name
+
+
+def find_images(folders: Iterable[Path]) -> dict[str, Path]:
+    """Return {name without its extension, case folded: file} of the image files in these folders."""
+    images: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            listed = sorted(folder.iterdir())
+        except OSError as error:
+            raise RequestError(f"the folder {str(folder)!r} cannot be listed: {error.strerror}") from None
+        for path in listed:
+            if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+                other = images.setdefault(fold_label(path.stem), path)
+                if other is not path:
+                    raise RequestError(
+                        f"the files {str(other)!r} and {str(path)!r} have one name", hint="leave one of them out"
+                    )
+    return images
+
+
+def take_index(columns: dict[str, Column], number: str, images: Mapping[str, Path], root: Path) -> list[Image]:
+    """Return the images that an index lists; its column `image_path`, a place, is taken out of it."""
+    file = root / INDEX
+    names = to_labels(find_column(columns, "image_name", file, hint="it names the images"), "image_name", file)
+    places = columns.pop("image_path", names)
+    numbers = [int(cell) for cell in columns[number]]
+    return [
+        Image(row, name, images.get(fold_label(strip_extension(name)), root / str(place)))
+        for row, name, place in zip(numbers, names, places, strict=True)
+    ]
+
+
+def make_source(images: Sequence[Image], columns: Mapping[str, Column], root: Path) -> FileSource:
+    """Return the source of these images; a column `condition` gives the conditions."""
+    ids = [strip_extension(image.name) for image in images]
+    conditions = to_labels(columns.get("condition", ["all"] * len(ids)), "condition", root / INDEX)
+    table = StimulusTable(
+        ids=ids,
+        conditions=conditions,
+        stems=ids,
+        files=[make_file_label(image.path, root) for image in images],
+        columns={name: cells for name, cells in columns.items() if name != "condition"},
+    )
+    return FileSource(table, [image.path for image in images], str(root), str(root))

@@ -1,0 +1,196 @@
+"""Image files in folders under a root; each folder is a condition."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from xact.errors import RequestError, make_nearest_text
+from xact.labels import StimulusTable
+from xact.recipe.stimuli_schema import FolderStimuli
+from xact.stimuli.base import FileSource, locate, make_file_label
+
+ROOT_CONDITION = "root"
+"""The condition of files that lie in the root folder itself."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One image file."""
+
+    condition: str
+    inside: str
+    """Path inside its folder, `/` between parts."""
+    path: Path
+
+
+def open_source(block: FolderStimuli, folder: Path) -> FileSource:
+    """List the image files of a recipe's folders, in the order of (condition, path inside the folder)."""
+    root = locate(block.root, folder)
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise RequestError(
+            f"the root folder {str(root)!r} {what}{make_nearest_text(root.name, _list_folders(root.parent))}",
+            hint="set stimuli.root in the recipe, or --stimuli-root",
+        )
+    folders = find_folders(block.folders, root)
+    patterns = [block.pattern] if isinstance(block.pattern, str) else block.pattern
+    found = [one for condition, where in folders for one in _find_files(condition, where, patterns, root)]
+    found.sort(key=lambda one: (one.condition, one.inside))
+    has_prefix = isinstance(block.folders, dict) or [where for _, where in folders] != [root]
+    return FileSource(
+        _make_table(found, root, has_prefix=has_prefix), [one.path for one in found], str(root), str(root)
+    )
+
+
+def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[str, Path]]:
+    """Return (condition, folder) for every folder that a recipe names."""
+    named = list(asked.items()) if isinstance(asked, dict) else [(None, item) for item in asked]
+    folders = [(key or _make_condition(where, root), where) for key, item in named for where in _expand(item, root)]
+    by_path: dict[str, Path] = {}
+    by_condition: dict[str, Path] = {}
+    for condition, where in folders:
+        true_path = os.path.realpath(where)
+        if true_path in by_path:
+            raise RequestError(f"the folder {str(where)!r} is named twice in stimuli.folders")
+        other = by_condition.setdefault(condition, where)
+        if other is not where and not isinstance(asked, dict):
+            raise RequestError(
+                f"the folders {str(other)!r} and {str(where)!r} would both be the condition {condition!r}",
+                hint="name the conditions: folders: {condition: folder}",
+            )
+        by_path[true_path] = where
+    return folders
+
+
+def _expand(item: str, root: Path) -> list[Path]:
+    """Return the folder of that name, or the folders that a glob matches, sorted."""
+    where = locate(item, root)
+    if where.is_dir():
+        return [where]
+    if not any(c in item for c in "*?["):
+        raise RequestError(
+            f"there is no folder {item!r} under {str(root)!r}{make_nearest_text(item, _list_folders(root))}",
+            hint="stimuli.folders are relative to stimuli.root",
+        )
+    start = Path(where.anchor) if Path(item).is_absolute() else root
+    found = _glob(start, item.removeprefix(where.anchor) if start is not root else item)
+    matched = {path for path in found if path.is_dir() and not _is_hidden(path, root)}
+    if not matched:
+        names = ", ".join(_list_folders(root)[:5]) or "no folders"
+        raise RequestError(f"no folder under {str(root)!r} matches {item!r} (it holds {names})")
+    return sorted(matched)
+
+
+def _glob(start: Path, pattern: str) -> list[Path]:
+    try:
+        return [locate(str(path), start) for path in start.glob(pattern)]
+    except ValueError as error:
+        raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
+
+
+def _make_condition(where: Path, root: Path) -> str:
+    if where == root:
+        return ROOT_CONDITION
+    for start, path in ((root, where), (root.resolve(), where.resolve())):
+        if path.is_relative_to(start):
+            return path.relative_to(start).as_posix()
+    return where.name
+
+
+def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path) -> list[_Found]:
+    """Return the files of one folder that match."""
+    try:
+        next(where.iterdir(), None)  # a glob takes a folder that may not be read for an empty one
+    except OSError as error:
+        raise RequestError(f"the folder {str(where)!r} cannot be listed: {error.strerror}") from None
+    matched: set[Path] = set()
+    for pattern in patterns:
+        if not pattern.strip() or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
+            raise RequestError(f"the pattern {pattern!r} is not a pattern for files inside a folder")
+        matched.update(path for path in _glob(where, pattern) if not _is_hidden(path, where))
+    files = sorted(path for path in matched if not path.is_dir())
+    if not files:
+        raise RequestError(
+            f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
+            hint="set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
+        )
+    for pattern in patterns:
+        near = sorted(path for path in set(_glob(where, _fold_extension(pattern))) - matched if not path.is_dir())
+        for path in (path for path in near if not _is_hidden(path, where)):
+            raise RequestError(
+                f"the file {str(path)!r} would be left out: it matches {pattern!r} but for capitals",
+                hint=f"add {pattern.rpartition('.')[0] + path.suffix!r} to stimuli.pattern, or rename the file",
+            )
+    found = []
+    for path in files:
+        _check_decodable(make_file_label(path, root))
+        found.append(_Found(condition, path.relative_to(where).as_posix(), path))
+    return found
+
+
+def _fold_extension(pattern: str) -> str:
+    """Return the pattern with an extension of small or capital letters: `*.png` -> `*.[pP][nN][gG]`."""
+    stem, dot, extension = pattern.rpartition(".")
+    if not dot or not extension.isalnum():
+        return pattern
+    return f"{stem}.{''.join(f'[{c.lower()}{c.upper()}]' if c.isalpha() else c for c in extension)}"
+
+
+def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> StimulusTable:
+    by_id: dict[str, Path] = {}
+    twice = [path for path, n in Counter(one.path for one in found).items() if n > 1]
+    if twice:
+        raise RequestError(f"the file {str(twice[0])!r} lies in two of stimuli.folders, one inside the other")
+    for one in found:
+        inside = str(PurePosixPath(one.inside).with_suffix(""))
+        label = f"{one.condition}/{inside}" if has_prefix else inside
+        other = by_id.setdefault(label, one.path)
+        if other is not one.path:
+            raise RequestError(
+                f"the files {str(other)!r} and {str(one.path)!r} would both be the stimulus {label!r}",
+                hint="rename one of them, or leave one out with a narrower pattern",
+            )
+    return StimulusTable(
+        ids=list(by_id),
+        conditions=[one.condition for one in found],
+        stems=[one.path.stem for one in found],
+        files=[make_file_label(one.path, root) for one in found],
+    )
+
+
+def _check_decodable(label: str) -> None:
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"the file name {os.fsencode(label)!r} is not UTF-8", hint="rename the file") from None
+
+
+def _is_hidden(path: Path, start: Path) -> bool:
+    parts = path.relative_to(start).parts if path.is_relative_to(start) else path.parts[-1:]
+    return any(part.startswith(".") for part in parts)
+
+
+def _list_folders(where: Path) -> list[str]:
+    """Return the folders in `where` and in its folders, as paths under it."""
+    try:
+        return sorted(
+            path.relative_to(where).as_posix()
+            for pattern in ("*/", "*/*/")
+            for path in where.glob(pattern)
+            if path.is_dir() and not _is_hidden(path, where)
+        )
+    except OSError:
+        return []
+
+
+def _describe(where: Path) -> str:
+    """Return what a folder holds, by extension: `12 .jpg, 3 folders`."""
+    counts: Counter[str] = Counter()
+    for path in where.iterdir():
+        if not path.name.startswith("."):
+            counts["folders" if path.is_dir() else path.suffix or "without an extension"] += 1
+    return ", ".join(f"{n} {word}" for word, n in counts.most_common(5)) or "nothing"

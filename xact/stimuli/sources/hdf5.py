@@ -1,0 +1,150 @@
+"""An array of images in an HDF5 file; one row is read at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from xact.disk.digest import FileStamp
+from xact.errors import RequestError, StimulusError, make_nearest_text
+from xact.labels import Kind, StimulusTable
+from xact.recipe.stimuli_schema import Hdf5Stimuli
+from xact.stimuli.base import locate, stamp_file
+
+
+class Hdf5Source:
+    """Images that are the rows of one data set; row i of the table is row i of the array."""
+
+    kind: ClassVar[Kind] = "image"
+    n_replicates: ClassVar[int] = 1
+
+    def __init__(self, path: Path, dataset: str, table: StimulusTable, *, row_nbytes: int) -> None:
+        self.table = table
+        self.location = f"{path}:{dataset}"
+        self._path = path
+        self._dataset = dataset
+        self._row_nbytes = row_nbytes
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._array: Any = None
+        self._is_closed = False
+
+    def stamp(self, row: int) -> FileStamp:
+        """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
+
+        One file may hold several arrays of one shape: the time alone would take one for the other.
+        """
+        mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
+        return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
+
+    def read(self, row: int) -> npt.NDArray[np.uint8]:
+        """Return one row, of shape (height, width, 3) or (height, width)."""
+        try:
+            pixels: npt.NDArray[np.uint8] = self._open()[row]
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: closed meanwhile
+            found = str(error).replace(str(self._path), self._path.name)  # a recorded error names no place
+            raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
+        return pixels
+
+    def check(self, rows: Sequence[int]) -> None:
+        """Do nothing: that the array is there was seen when it was listed."""
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        with self._lock:
+            self._is_closed = True
+            if self._array is not None and self._owner == os.getpid():
+                self._array.file.close()
+            self._array = None
+
+    def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
+        """Return the data set; one handle a process, since a fork shares the file's position."""
+        if self._owner != os.getpid():
+            self._lock, self._owner, self._array = threading.Lock(), os.getpid(), None
+        with self._lock:
+            if self._is_closed:
+                raise StimulusError(f"{self.location} is closed")
+            if self._array is None:
+                self._array = h5py.File(self._path, "r")[self._dataset]
+            return self._array
+
+
+def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
+    """List the rows of the data set that a recipe names; their pixels stay on disk."""
+    path = locate(block.file, folder)
+    if not path.is_file():
+        names = [found.name for found in path.parent.glob("*") if found.is_file()]
+        raise RequestError(
+            f"there is no file {str(path)!r}{make_nearest_text(path.name, names)}",
+            hint="stimuli.file is relative to the recipe file",
+        )
+    shape = load_shape(path, block.dataset)
+    ids = [f"{row:05d}" for row in range(shape[0])] if block.id is None else _load_ids(path, block.id, shape[0])
+    files = [f"{block.dataset}[{row}]" for row in range(shape[0])]
+    table = StimulusTable(ids=ids, conditions=["all"] * len(ids), stems=ids, files=files)
+    return Hdf5Source(path, block.dataset, table, row_nbytes=math.prod(shape[1:]))
+
+
+def load_shape(path: Path, dataset: str) -> tuple[int, ...]:
+    """Return the shape (n, height, width, ...) of the images in a file; refuse what is no array of images."""
+    with _open_file(path) as file:
+        return _check_images(_find_dataset(file, dataset, path), dataset, path)
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[Any]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise RequestError(f"{str(path)!r} cannot be read as HDF5: {error}") from None
+
+
+def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py ships no types
+    names: list[str] = []
+    file.visititems(lambda found, item: names.append(found) if isinstance(item, h5py.Dataset) else None)
+    found = file.get(name) if name.strip("/") else None
+    if not isinstance(found, h5py.Dataset):
+        what = "a group" if isinstance(found, h5py.Group) else "not there"
+        listed = make_nearest_text(name, names) or f" (it holds {', '.join(names[:5]) or 'none'})"
+        raise RequestError(f"the data set {name!r} of {str(path)!r} is {what}{listed}")
+    return found
+
+
+def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa: ANN401  no types
+    """Return the shape (n, height, width, ...), or refuse an array that is not one of images."""
+    shape: tuple[int, ...] = tuple(found.shape or ())
+    is_images = (len(shape) == 4 and shape[3] == 3) or (len(shape) == 3 and shape[2] != 3)
+    if not is_images or found.dtype != np.uint8 or 0 in shape[1:]:
+        raise RequestError(
+            f"the data set {name!r} of {str(path)!r} has shape {shape} and type {found.dtype}",
+            hint="images are uint8 of shape (n, height, width, 3) or (n, height, width)",
+        )
+    return shape
+
+
+def _load_ids(path: Path, name: str, n_stimuli: int) -> list[str]:
+    """Return the ids as text."""
+    where = f"the ids {name!r} of {str(path)!r}"
+    with _open_file(path) as file:
+        found = _find_dataset(file, name, path)
+        if found.shape != (n_stimuli,):
+            raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
+        if h5py.check_string_dtype(found.dtype) is not None:
+            try:
+                return [str(text) for text in found.asstr()[:]]
+            except UnicodeDecodeError:
+                raise RequestError(f"{where} are not UTF-8") from None
+        if found.dtype.kind in "iu":
+            return [str(number) for number in found[:].tolist()]
+        raise RequestError(f"{where} have type {found.dtype}", hint="ids are text or integers")

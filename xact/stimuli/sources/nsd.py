@@ -1,0 +1,64 @@
+"""The Natural Scenes Dataset: rows of `imgBrick`, with the columns of `nsd_stim_info_merged.csv`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from xact.errors import RequestError
+from xact.labels import Column, StimulusTable
+from xact.recipe.stimuli_schema import NsdStimuli
+from xact.stimuli.base import Chosen, Listing
+from xact.stimuli.columns import find_column, to_labels
+from xact.stimuli.sources.datasets import find_root, find_under, load_index
+from xact.stimuli.sources.hdf5 import Hdf5Source, load_shape
+
+BRICK = "imgBrick"
+FILES = ("nsd_stimuli.hdf5", "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")
+TABLES = ("nsd_stim_info_merged.csv", "nsddata/experiments/nsd/nsd_stim_info_merged.csv")
+
+
+def make_id(nsd_id: int) -> str:
+    """Return the stimulus id of a 0-based nsdId."""
+    return f"nsd_{nsd_id:05d}"
+
+
+def open_source(block: NsdStimuli, folder: Path) -> Listing:
+    """List the images by nsdId, or those of the recipe's `ids` and `subject`; their pixels stay on disk."""
+    root = find_root(block.root, "nsd", folder)
+    path = find_under(root, FILES, what="the brick of images of NSD")
+    file = find_under(root, TABLES, what="the table of NSD's images")
+    n_images, *shape = load_shape(path, BRICK)
+    columns = load_index(file, "nsd", number="nsdId")
+    if list(columns["nsdId"]) != list(range(n_images)):
+        raise RequestError(
+            f"{str(file)!r} and {str(path)!r} are not of one data set: {n_images} images, "
+            f"{len(columns['nsdId'])} rows with nsdId {columns['nsdId'][0]} to {columns['nsdId'][-1]}"
+        )
+    ids = [make_id(row) for row in range(n_images)]
+    table = StimulusTable(
+        ids=ids,
+        conditions=to_labels(columns.pop("condition", ["all"] * n_images), "condition", file),
+        stems=ids,
+        files=[f"{BRICK}[{row}]" for row in range(n_images)],
+        columns=columns,
+    )
+    rows = find_rows(block, columns, n_images, file)
+    return Chosen(Hdf5Source(path, BRICK, table, row_nbytes=math.prod(shape)), rows, table.take(rows))
+
+
+def find_rows(block: NsdStimuli, columns: Mapping[str, Column], n_images: int, file: Path) -> list[int]:
+    """Return the rows of the recipe's `ids` that its `subject` saw, in the order of nsdId."""
+    asked = range(n_images) if block.ids is None else block.ids
+    if len(set(asked)) != len(asked) or max(asked) >= n_images:
+        bad = next(one for i, one in enumerate(asked) if one >= n_images or one in asked[:i])
+        what = f"stands twice; there are {n_images} images" if bad < n_images else f"is not below {n_images}"
+        raise RequestError(f"stimuli.ids: the nsdId {bad} {what}")
+    if block.subject is None:
+        return sorted(asked)
+    saw = find_column(columns, f"subject{block.subject}", file, hint="stimuli.subject names it")
+    odd = next((cell for cell in saw if cell not in (0, 1)), None)
+    if odd is not None:
+        raise RequestError(f"the column 'subject{block.subject}' of {str(file)!r} holds {odd!r}: neither 0 nor 1")
+    return [row for row in sorted(asked) if saw[row]]

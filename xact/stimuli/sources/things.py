@@ -1,0 +1,40 @@
+"""THINGS: images of object categories, in the order of their file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xact.errors import RequestError
+from xact.labels import Column
+from xact.recipe.stimuli_schema import ThingsStimuli
+from xact.stimuli.base import FileSource
+from xact.stimuli.sources.datasets import INDEX, Image, find_images, find_root, load_index, make_source, take_index
+
+BASES = ("stimuli/THINGS/Images", "stimuli/THINGS", "stimuli", "Images", "")
+"""Where the folders of images may lie, under the root."""
+
+CATEGORIES = "object_images*/*/"
+"""The categories' folders: in `object_images_A-C` and its kin, or all in `object_images`."""
+
+
+def open_source(block: ThingsStimuli, folder: Path) -> FileSource:
+    """List the images by things_id: from the index where there is one, else their rank by file name."""
+    root = find_root(block.root, "things", folder)
+    folders = next((found for base in BASES if (found := sorted((root / base).glob(CATEGORIES)))), [])
+    images = find_images(path for path in folders if not path.name.startswith("."))
+    columns: dict[str, Column]
+    if (root / INDEX).exists():
+        columns = load_index(root / INDEX, "things", number="things_id", as_written=("image_name", "category"))
+        return make_source(take_index(columns, "things_id", images, root), columns, root)
+    if not images:
+        raise RequestError(
+            f"there are no images of THINGS under {str(root)!r}: no {BASES[0]}/object_images_A-C/<category>/*.jpg",
+            hint="set stimuli.root to the root of the data set",
+        )
+    paths = sorted(images.values(), key=lambda path: path.name)
+    columns = {
+        "things_id": list(range(len(paths))),
+        "image_name": [path.name for path in paths],
+        "category": [path.parent.name for path in paths],
+    }
+    return make_source([Image(rank, path.name, path) for rank, path in enumerate(paths)], columns, root)

@@ -1,0 +1,1 @@
+"""The format on disk: plan, tasks, layout, shards, journal, snapshot, checks."""

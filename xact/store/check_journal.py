@@ -1,0 +1,131 @@
+"""What a store says of its own building, checked before it is believed: the plan, the lines of journal and manifest.
+
+A store may come from anywhere. What is read back may name no path outside it and no row that the plan does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
+
+from xact.complaints import make_complaint
+from xact.labels import is_safe_part
+from xact.store.check_metadata import is_inside
+from xact.store.plan import Plan, PlannedModel
+
+Count = Annotated[int, Field(strict=True, ge=0)]
+Row = Annotated[str, Field(pattern=r"^\d+$")]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _name_shard(written: object) -> str:
+    return "absent" if written == "absent" else "written"
+
+
+Shard = Annotated[
+    Annotated[tuple[Count, str], Tag("written")] | Annotated[Literal["absent"], Tag("absent")],
+    Discriminator(_name_shard),
+]
+
+
+class _TaskLine(BaseModel):
+    task: tuple[str, Count]
+    stop: Count
+    failed: dict[Row, str]
+    shards: dict[str, Shard]
+    n_nonfinite: dict[str, Count]
+    seconds: Seconds
+    scores: dict[str, list[tuple[Count, float]]] = {}
+
+
+class _StimuliLine(BaseModel):
+    stimuli: list[tuple[Count, Count, Annotated[int, Field(strict=True)], str]]
+
+
+class _NetworkLine(BaseModel):
+    network: str
+
+
+_KINDS: Mapping[str, type[BaseModel]] = {"task": _TaskLine, "stimuli": _StimuliLine, "network": _NetworkLine}
+"""{key that tells a kind of line: what such a line holds}; a line may be of several kinds."""
+
+
+def find_line_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
+    """Return what is wrong with one line of a journal or manifest of `plan`, None where nothing is."""
+    for key, kind in _KINDS.items():
+        try:
+            if key in line:
+                kind.model_validate(line)
+        except ValidationError as error:
+            return make_complaint(kind, error).tell("the line")
+    if any(row >= plan.n_stimuli for row, *_ in line.get("stimuli", [])):
+        return f"it names a row beyond the {plan.n_stimuli} stimuli"
+    return _find_task_fault(line, plan) if "task" in line else None
+
+
+def _find_task_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
+    model, block = line["task"]
+    start = block * plan.stimuli_per_task
+    end = min(start + plan.stimuli_per_task, plan.n_stimuli)
+    if plan.find_model(model) is None:
+        return f"it names a model {model!r:.60} that is not in the plan"
+    if not start < line["stop"] <= end or not all(start <= int(row) < line["stop"] for row in line["failed"]):
+        return f"it names rows that are not in block {block}"
+    lost = next((key for key in line["shards"] if not is_inside(key)), None)
+    return None if lost is None else f"it names {lost!r:.60}, no path inside the store"
+
+
+def find_plan_fault(plan: Plan) -> str | None:
+    """Return what is wrong with a plan that was read back, None where nothing is."""
+    return next(_find_plan_faults(plan), None)
+
+
+def _find_plan_faults(plan: Plan) -> Iterator[str]:
+    counts = (plan.generation, plan.shard_mb, plan.stimuli_per_task, plan.n_replicates)
+    if min(counts) < 1:
+        yield "a count in it is less than 1"
+    stimuli = plan.stimuli
+    labels = (stimuli.conditions, stimuli.stems, stimuli.files, *stimuli.columns.values())
+    if not stimuli.ids or any(len(one) != len(stimuli.ids) for one in labels):
+        yield "its stimuli are not as many as their labels"
+    if stimuli.columns.keys() != stimuli.column_types.keys():
+        yield "its columns are not those that have a type"
+    if not all(isinstance(plan.recipe.get(key), Mapping) for key in ("stimuli", "replicates", "storage")):
+        yield "its recipe lacks a block"
+    if not plan.models or not _are_distinct([model.label for model in plan.models]):
+        yield "its models are none, or two of one name"
+    for model in plan.models:
+        yield from _find_model_faults(model, plan)
+    if plan.layout == "groups":
+        yield from _find_path_faults(plan)
+
+
+def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
+    labels = [layer.label for layer in model.layers]
+    if not labels or not _are_distinct(labels) or not set(plan.layer_labels).issuperset(labels):
+        yield f"the layers of model {model.label!r:.60} are none, twice there or not in its list"
+    for layer in model.layers:
+        shape = layer.unit_shape
+        if layer.n_units < 1 or prod(shape) != layer.n_units or len(layer.unit_axes) != len(shape):
+            yield f"model {model.label!r:.60}, layer {layer.label!r:.60}: {layer.n_units} units of {shape}"
+    if model.batch_size < 0 or not 0 <= model.n_stimuli <= plan.n_stimuli:
+        yield f"model {model.label!r:.60}: a batch of {model.batch_size}, {model.n_stimuli} stimuli"
+
+
+def _find_path_faults(plan: Plan) -> Iterator[str]:
+    """Yield faults of the paths in a store of groups: each a safe name of a folder, no two the same."""
+    tables = [(plan.model_paths, [model.label for model in plan.models])]
+    tables += [(plan.layer_paths.get(m.label, {}), [layer.label for layer in m.layers]) for m in plan.models]
+    for parts, labels in tables:
+        lost = next((label for label in labels if not is_safe_part(parts.get(label, ""))), None)
+        if lost is not None:
+            yield f"the path {parts.get(lost)!r:.60} of {lost!r:.60} is no safe name of a folder"
+        if not _are_distinct([part.casefold() for part in parts.values()]):
+            yield "two of its paths are one"
+
+
+def _are_distinct(values: Sequence[str]) -> bool:
+    return len(set(values)) == len(values)

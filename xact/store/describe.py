@@ -1,0 +1,126 @@
+"""What a store holds, from its plan and journals."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model
+from xact.store.journal import FOLDER, State, load_state
+from xact.store.plan import Plan, PlannedModel
+
+
+def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+    """Return what a store holds as JSON-able data: models with done, failed and missing rows, sizes, provenance."""
+    folder = Path(path)
+    if not (folder / FOLDER).is_dir():
+        raise _refuse(folder)
+    state = load_state(folder)
+    if state.plan is None:
+        raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
+    plan = state.plan
+    check_model(model, [one.label for one in plan.models], where=f"the store {str(path)!r}")
+    chosen = [one for one in plan.models if model in (None, one.label)]
+    return {
+        "store": str(path),
+        "layout": plan.layout,
+        "generation": state.committed,
+        "finished": state.is_committed,
+        "n_stimuli": plan.n_stimuli,
+        "n_replicates": plan.n_replicates,
+        "conditions": list(dict.fromkeys(plan.stimuli.conditions)),
+        "codec": plan.codec,
+        "precision": plan.precision,
+        "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
+        "failed_models": plan.failed_models,
+        "models": [_describe_model(state, plan, one, with_layers=with_layers) for one in chosen],
+        "recipe": plan.recipe,
+    }
+
+
+def _refuse(folder: Path) -> StoreError:
+    if (folder / "zarr.json").is_file():
+        return StoreError(
+            f"{str(folder)!r} has no folder {FOLDER}, in which a store keeps what was built and how",
+            hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
+        )
+    return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+
+
+def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layers: bool) -> dict[str, Any]:
+    records = [record for (label, _), record in state.tasks.items() if label == model.label]
+    failed = {plan.stimuli.ids[row]: error for record in records for row, error in record.failed.items()}
+    n_nonfinite: Counter[str] = Counter()
+    for record in records:
+        n_nonfinite.update(record.n_nonfinite)
+    n_done = sum(state.find_present(model.label, plan.n_stimuli, plan.stimuli_per_task))
+    described = {
+        "model": model.label,
+        "base": model.base,
+        "source": model.source,
+        "id": model.id,
+        "weights": model.weights_record,
+        "seed": model.seed,
+        "n_parameters": model.n_parameters,
+        "dtype": model.dtype,
+        "device": model.device,
+        "batch_size": model.batch_size,
+        "transform": model.transform,
+        "versions": model.versions,
+        "network": state.networks.get(model.label, {}),
+        "n_layers": len(model.layers),
+        "n_units": model.total_units,
+        "done": n_done,
+        "failed": failed,
+        "missing": plan.n_stimuli - n_done - len(failed),
+        "nbytes": sum(w.nbytes for record in records for w in record.shards.values() if w),
+        "n_nonfinite": dict(n_nonfinite),
+        "seconds": round(sum(record.seconds for record in records), 1),
+    }
+    if with_layers:
+        described["layers"] = [
+            {"layer": layer.label, "n_units": layer.n_units, "unit_axes": layer.unit_axes, "depth": layer.depth}
+            for layer in model.layers
+        ]
+    return described
+
+
+def show(description: dict[str, Any]) -> str:
+    """Return a description as text for a terminal."""
+    d = description
+    state = f"generation {d['generation']}" if d["finished"] else f"NOT FINISHED: {RUN_AGAIN}"
+    lines = [
+        f"{d['store']}: {d['layout']}, {state}",
+        f"{d['n_stimuli']} stimuli in {len(d['conditions'])} conditions ({', '.join(d['conditions'][:8])}"
+        f"{', …' if len(d['conditions']) > 8 else ''}) x {d['n_replicates']} replicates, {d['nbytes']:,} bytes",
+    ]
+    for model in d["models"]:
+        lines += _show_model(model)
+    lines += [f"failed {model}: {error}" for model, error in d["failed_models"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _show_model(model: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{model['model']}: {model['done']} done, {len(model['failed'])} failed, {model['missing']} missing; "
+        f"{model['n_layers']} layers, {model['n_units']:,} units, {model['nbytes']:,} bytes",
+        f"  {model['source']}:{model['id']}, {model['n_parameters']:,} parameters, {json.dumps(model['weights'])}",
+        f"  {model['dtype']} on {model['device']}, batches of {model['batch_size']}, {model['seconds']} s"
+        + "".join(f", {name} {version}" for name, version in model["versions"].items()),
+        f"  transform {json.dumps(model['transform'])}",
+    ]
+    lines += [f"  {layer}: {n:,} values are NaN or infinite" for layer, n in model["n_nonfinite"].items()]
+    lines += [f"  failed {stimulus}: {error}" for stimulus, error in list(model["failed"].items())[:MOST_SHOWN]]
+    if len(model["failed"]) > MOST_SHOWN:
+        lines.append(f"  … and {len(model['failed']) - MOST_SHOWN} more that failed; --json lists all")
+    lines += [
+        f"  {layer['layer']}  {layer['n_units']} units ({' '.join(layer['unit_axes'])}), depth {layer['depth']:.2f}"
+        for layer in model.get("layers", [])
+    ]
+    return lines
+
+
+MOST_SHOWN = 20
+"""Failed stimuli that are shown on a terminal; `--json` has all."""

@@ -1,0 +1,216 @@
+"""What the manifest and the journals of a store say should lie in it.
+
+Everything is read from files that a listing found inside the store: a name in a manifest is never opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xact.disk.digest import Listing
+from xact.disk.durable import PARTIAL, Written, read_lines
+from xact.errors import NoStoreError, StoreError
+from xact.store.check_metadata import is_inside
+from xact.store.findings import Fault
+from xact.store.journal import FOLDER, State, read_manifest, read_plan, take_lines
+from xact.store.layout import make_files, make_metadata, make_tree, make_unfinished_root
+from xact.store.plan import Plan
+from xact.store.shards import ShardFormat
+from xact.store.tasks import make_tasks
+
+ROOT = "zarr.json"
+"""The root's metadata file: what readers see of a store."""
+
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What reading a line raises that no xact wrote."""
+
+
+@dataclass(frozen=True)
+class PendingShard:
+    """A shard of a task that is not in the journal yet: it may be the old one, the new one, or not there."""
+
+    form: ShardFormat
+    shape: tuple[int, int, int]
+    """(stimulus, replicate, unit) of the values in it."""
+
+
+@dataclass
+class UnderWay:
+    """What a generation that is not published yet may have written."""
+
+    generation: int
+    shards: dict[str, Written | None] = field(default_factory=dict)
+    """Of the tasks in its journal."""
+    pending: dict[str, PendingShard] = field(default_factory=dict)
+    made: dict[str, set[str]] = field(default_factory=dict)
+    """{metadata file or labels: sha256 of each form that it may have}."""
+    unhashed: set[str] = field(default_factory=set)
+    """Metadata and labels whose bytes only the build itself knows."""
+
+
+@dataclass
+class Expected:
+    """What should lie in a store."""
+
+    generation: int = 0
+    """That the files are compared with; 0 where nothing is published."""
+    files: dict[str, Written | None] = field(default_factory=dict)
+    """{path: what was written}; None where all was NaN, so that no file was."""
+    under_way: UnderWay | None = None
+    faults: list[Fault] = field(default_factory=list)
+    """Of the plan, journal and manifest themselves."""
+    is_comparable: bool = True
+    """Whether there is anything to compare the files with."""
+
+    def owns(self, key: str) -> bool:
+        """Return whether a file is the build's own: lock, holder, half written, or of another generation's journal."""
+        if key.endswith(PARTIAL) or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
+            return True
+        match = _GENERATION_FILE.fullmatch(key)
+        newest = self.under_way.generation if self.under_way else self.generation
+        return match is not None and int(match[2]) <= newest
+
+
+_GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
+
+
+def find_expected(store: Path, listing: Listing) -> Expected:
+    """Return what should lie in a store; raise StoreError where there is none."""
+    manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
+    root = read_root_generation(store, listing)
+    if root is None and not manifests and not others:
+        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store or of an export")
+    expected = Expected(root if root in manifests else max(manifests, default=root or 0))
+    if expected.generation:
+        _take_manifest(store, expected, root, has_manifest=expected.generation in manifests)
+    newest = max(others, default=0)
+    if newest > expected.generation and expected.is_comparable:
+        _take_under_way(store, listing, expected, newest)
+    return expected
+
+
+def read_root_generation(store: Path, listing: Listing) -> int | None:
+    """Return the generation that the root's metadata file names, None where it cannot be read."""
+    if ROOT not in listing.files:
+        return None
+    try:
+        return int(json.loads((store / ROOT).read_bytes())["attributes"]["xact_generation"])
+    except (*MALFORMED, OSError):
+        return None
+
+
+def _find_generations(listing: Listing, *, is_manifest: bool) -> list[int]:
+    found = [_GENERATION_FILE.fullmatch(key) for key in listing.files if key.startswith(FOLDER)]
+    return [int(match[2]) for match in found if match and bool(match[1]) == is_manifest]
+
+
+def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_manifest: bool) -> None:
+    """Fill `expected.files` from the manifest of its generation."""
+    key = f"{FOLDER}/manifest-{expected.generation}.jsonl"
+    expected.is_comparable = has_manifest
+    if not has_manifest:
+        expected.faults.append(Fault(key, "is missing: nothing can be compared without it"))
+        return
+    try:
+        expected.files = dict(_read_files(read_manifest(store / key)))
+    except StoreError as error:
+        found = str(error).removeprefix(f"{store / key} ")
+        expected.faults.append(Fault(key, f"{found}: nothing can be compared with it"))
+        expected.is_comparable = False
+    except (*MALFORMED, OSError):
+        expected.faults.append(Fault(key, "holds lines that no xact wrote: nothing can be compared with it"))
+        expected.is_comparable = False
+    for name in [name for name in expected.files if not is_inside(name)]:
+        expected.faults.append(Fault(key, f"names {name!r}, which is outside the store"))
+        del expected.files[name]
+    if root is not None and root != expected.generation:
+        expected.faults.append(
+            Fault(
+                ROOT, f"is of generation {root}, the manifest of {expected.generation}: rolled back, or never published"
+            )
+        )
+
+
+def _read_files(lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Written | None]]:
+    """Yield (path, what was written) of all that the lines of a manifest or journal name."""
+    state = State()
+    for line in lines:
+        state.take(line)
+        if "file" in line:
+            yield _check(line["file"], Written(line["nbytes"], line["sha256"]))
+    for record in state.tasks.values():
+        for key, written in record.shards.items():
+            yield _check(key, written)
+
+
+def _check(key: object, written: Written | None) -> tuple[str, Written | None]:
+    is_sound = written is None or (type(written.nbytes) is int and isinstance(written.sha256, str))
+    if not isinstance(key, str) or not is_sound:
+        raise ValueError(f"{key!r} is no file with a length and a hash")
+    return key, written
+
+
+def _take_under_way(store: Path, listing: Listing, expected: Expected, generation: int) -> None:
+    """Fill `expected.under_way` from the plan and journal of a generation that is not published."""
+    folder = store / FOLDER
+    plan_key, journal_key = f"{FOLDER}/plan-{generation}.json", f"{FOLDER}/journal-{generation}.jsonl"
+    under_way = expected.under_way = UnderWay(generation)
+    if plan_key not in listing.files:
+        expected.faults.append(Fault(plan_key, "is missing: what is under way cannot be checked or resumed"))
+        return
+    try:
+        plan = read_plan(store / plan_key)
+    except (StoreError, OSError):
+        expected.faults.append(Fault(plan_key, "is damaged: what is under way cannot be checked or resumed"))
+        return
+    state = State(plan=plan)
+    try:
+        held = read_manifest(folder / f"manifest-{expected.generation}.jsonl") if expected.generation else []
+        lines = read_lines(store / journal_key) if journal_key in listing.files else []
+        take_lines(state, [*held, *lines], plan, file=store / journal_key)
+        under_way.shards = {key: w for key, w in _read_files(lines) if is_inside(key)}
+    except (*MALFORMED, StoreError, OSError):
+        expected.faults.append(Fault(journal_key, "holds lines that no xact wrote"))
+    under_way.pending = dict(_find_pending(plan, state))
+    _take_made(store, listing, plan, state, under_way)
+    if not expected.generation:
+        under_way.made[ROOT] = {hashlib.sha256(make_unfinished_root(plan)).hexdigest()}
+
+
+def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]]:
+    """Yield the shards of all tasks of a plan that are not done."""
+    for model in plan.models:
+        for task in make_tasks(plan, model, state.find_done(model.label)):
+            for layer in model.layers:
+                form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+                for key, units in plan.make_shard_keys(model, layer, task.block):
+                    n_units = min(units.stop, layer.n_units) - units.start
+                    yield key, PendingShard(form, (task.stop - task.start, plan.n_replicates, n_units))
+
+
+def _take_made(store: Path, listing: Listing, plan: Plan, state: State, under_way: UnderWay) -> None:
+    """Note every form that the metadata and labels of a plan have before it is published."""
+    jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
+    for is_final in (False, True):  # sha256 and `present` come with the last task
+        tree = make_tree(plan, state, jitter, final=is_final)
+        for key, data in make_files(tree, make_metadata(plan, tree, {})).items():
+            under_way.made.setdefault(key, set()).add(hashlib.sha256(data).hexdigest())
+    under_way.unhashed = {key for key in under_way.made if key.partition("/c/")[0] in plan.jitter_names}
+    under_way.unhashed.add(f"xact/{ROOT}")  # how the numbers came about: seconds, and the like
+    key = f"{FOLDER}/manifest-{under_way.generation}.jsonl"
+    if key in listing.files:  # written in full, but not published
+        try:
+            written = dict(_read_files(read_manifest(store / key)))
+        except (*MALFORMED, StoreError, OSError):
+            return  # it was cut off: the next build writes it anew
+        for name, one in written.items():
+            if one is not None and name != ROOT and name not in under_way.shards:
+                under_way.made.setdefault(name, set()).add(one.sha256)

@@ -1,0 +1,315 @@
+"""A store on disk: create what a plan describes, write whole shards, publish.
+
+Every metadata file and every label is made in memory and written as bytes; the root's metadata file holds a snapshot
+of all the others (consolidated metadata), and replacing it is what publishes a generation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numcodecs import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from xact.errors import RUN_AGAIN
+from xact.labels import DIMS
+from xact.store.journal import State
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
+from xact.store.shards import add_crc32c, make_codecs
+
+LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
+"""Chunk length of label arrays along each dimension: fixed, so that every axis can grow."""
+
+FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
+"""Fill value of label arrays by type."""
+
+SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated": "int64"}
+"""{name: type} of what language models give of each stimulus beside their layers."""
+
+HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
+UNFINISHED = f"nothing is published yet: {RUN_AGAIN}"
+
+Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)} of label arrays; text as an object array of str."""
+
+
+def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays:
+    """Return the labels on `stimulus` and `replicate` that are known before the build.
+
+    `jitter` is {name: amounts (stimulus, replicate)}.
+    """
+    stimuli = plan.stimuli
+    arrays: Arrays = {
+        "stimulus": (("stimulus",), _text(stimuli.ids)),
+        "replicate": (("replicate",), np.arange(plan.n_replicates, dtype="int64")),
+        "stimulus_index": (("stimulus",), np.arange(plan.n_stimuli, dtype="int64")),
+        "condition": (("stimulus",), _text(stimuli.conditions)),
+        "stem": (("stimulus",), _text(stimuli.stems)),
+        "file": (("stimulus",), _text(stimuli.files)),
+    }
+    for name, column in stimuli.columns.items():
+        kind = stimuli.column_types[name]
+        values = _text(column) if kind == "string" else np.asarray(column, dtype=kind)
+        arrays[name] = (("stimulus",), values)
+    for name, amounts in jitter.items():
+        arrays[name] = (("stimulus", "replicate"), amounts)
+    return arrays
+
+
+def make_model_labels(plan: Plan) -> Arrays:
+    """Return the labels on `model`, `layer` and both."""
+    models, labels = plan.models, plan.layer_labels
+    by_key = {(m.label, layer.label): layer for m in models for layer in m.layers}
+    grid = [[by_key.get((m.label, label)) for label in labels] for m in models]
+
+    def table(values: list[list[Any]], kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+        array = np.empty((len(models), len(labels)), dtype=object if kind == "string" else kind)
+        array[...] = values
+        return ("model", "layer"), array
+
+    def each(make: Any, absent: Any) -> list[list[Any]]:  # noqa: ANN401  cells of any one type
+        return [[absent if k is None else make(m, k) for k in row] for m, row in zip(models, grid, strict=True)]
+
+    def path(model: PlannedModel, layer: PlannedLayer) -> str:
+        return plan.find_array_path(model.label, layer.label).removesuffix("activations").rstrip("/") or "/"
+
+    on_model: Arrays = {
+        "model": (("model",), _text([m.label for m in models])),
+        "layer": (("layer",), _text(labels)),
+        "trained": (("model",), np.array([m.trained for m in models], dtype=bool)),
+        "seed": (("model",), np.array([m.seed for m in models], dtype="int64")),
+        "n_parameters": (("model",), np.array([m.n_parameters for m in models], dtype="int64")),
+    }
+    for name in ("base", "source", "weights", "family", "training"):
+        on_model[name] = (("model",), _text([getattr(m, name) for m in models]))
+    return on_model | {
+        "n_units": table(each(lambda _, k: k.n_units, 0), "int64"),
+        "layer_index": table(each(lambda _, k: k.layer_index, -1), "int64"),
+        "depth": table(each(lambda _, k: k.depth, np.nan), "float64"),
+        "depth_bin": table(each(lambda _, k: k.depth_bin, 0), "int64"),
+        "unit_axes": table(each(lambda _, k: _dump_few(k.unit_axes), ""), "string"),
+        "unit_shape": table(each(lambda _, k: _dump_few(k.unit_shape), ""), "string"),
+        "path": table(each(path, ""), "string"),
+    }
+
+
+def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
+    """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
+    sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
+    on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
+    present = [state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task) for m in plan.models]
+    found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
+    if any(model.kind == "text" for model in plan.models):
+        found |= {name: _make_scores(plan, state, name, kind) for name, kind in SCORES.items()}
+    return on_stimulus, found
+
+
+def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return numbers on (model, stimulus); where there is none, NaN or 0."""
+    values = np.full((len(plan.models), plan.n_stimuli), np.nan if kind == "float64" else 0, dtype=kind)
+    for m, model in enumerate(plan.models):
+        for row, number in state.find_scores(model.label, name).items():
+            values[m, row] = number
+    return ("model", "stimulus"), values
+
+
+def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:
+    """Return the labels of one group, complete by itself."""
+    shared = {name: on_stimulus[name] for name in ("stimulus", "replicate", "condition", "stem")}
+    return {"model": (("model",), _text([model.label])), "layer": (("layer",), _text([layer.label])), **shared}
+
+
+def make_tree(plan: Plan, state: State, jitter: Mapping[str, np.ndarray], *, final: bool) -> dict[str, Arrays]:
+    """Return {group path: its label arrays} of a whole store; `final` adds what only a finished build knows."""
+    on_stimulus, on_model = make_stimulus_labels(plan, jitter), make_model_labels(plan)
+    late, present = make_final_labels(plan, state) if final else ({}, {})
+    root = on_stimulus | late
+    if plan.layout == "cube":
+        return {"": root | on_model | present}
+    tree: dict[str, Arrays] = {"": root, "catalog": on_model | present}
+    for model in plan.models:
+        for layer in model.layers:
+            path = f"{plan.model_paths[model.label]}/{plan.layer_paths[model.label][layer.label]}"
+            tree[path] = make_layer_labels(plan, model, layer, on_stimulus)
+    return tree
+
+
+def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]:
+    """Return the metadata of the array that holds `layer`."""
+    block = plan.make_block_shape(layer)
+    n_models, n_layers, n_units = 1, 1, layer.n_units
+    if plan.layout == "cube":
+        n_models, n_layers, n_units = len(plan.models), len(plan.layer_labels), plan.n_units
+    return _make_array_metadata(
+        shape=(n_models, plan.n_stimuli, n_layers, plan.n_replicates, n_units),
+        kind="float32",
+        chunk=block.shard,
+        fill="NaN",
+        codecs=make_codecs(plan.codec, chunk=block.chunk),
+        dims=DIMS,
+    )
+
+
+def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return {path: metadata} of every array and group below the root, coordinates named in their groups.
+
+    Parents come before their children, and siblings together: zarr's reading of a snapshot relies on it.
+    """
+    metadata: dict[str, dict[str, Any]] = {"xact": _make_group_metadata(dict(provenance))}
+    if plan.layout == "cube":
+        metadata["activations"] = make_activations_metadata(plan, plan.models[0].layers[0])
+    for model in plan.models if plan.layout == "groups" else ():
+        metadata[plan.model_paths[model.label]] = _make_group_metadata({})
+        for layer in model.layers:
+            metadata[plan.find_array_path(model.label, layer.label)] = make_activations_metadata(plan, layer)
+    for group, arrays in tree.items():
+        if group:
+            metadata[group] = _make_group_metadata(_name_coordinates(arrays))
+        for name, (dims, values) in arrays.items():
+            metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values)
+    return dict(sorted(metadata.items(), key=lambda item: (item[0].count("/"), item[0].rpartition("/"))))
+
+
+def make_root(
+    plan: Plan, metadata: Mapping[str, dict[str, Any]], tree: Mapping[str, Arrays], *, complete: bool
+) -> bytes:
+    """Return the bytes of the root's metadata file: short attributes and the snapshot of all metadata."""
+    attributes = {
+        "xact_format": plan.xact_format,
+        "xact_complete": complete,
+        "xact_generation": plan.generation,
+        "xact_layout": plan.layout,
+        "how_to_read": HOW_TO_READ,
+        **_name_coordinates(tree[""]),
+    }
+    return _dump(_make_root_metadata(attributes, metadata))
+
+
+def make_unfinished_root(plan: Plan) -> bytes:
+    """Return the bytes of the root's metadata file of a store of which nothing is published yet."""
+    attributes = {
+        "xact_format": plan.xact_format,
+        "xact_complete": False,
+        "xact_generation": 0,
+        "xact_layout": plan.layout,
+        "how_to_read": UNFINISHED,
+    }
+    return _dump(_make_root_metadata(attributes, {}))
+
+
+def make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
+    """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
+    made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
+    encoded: dict[int, list[tuple[str, bytes]]] = {}
+    for group, arrays in tree.items():
+        for name, (dims, values) in arrays.items():
+            if id(values) not in encoded:  # groups share their labels: encode once
+                encoded[id(values)] = list(_encode_labels(dims, values))
+            for key, data in encoded[id(values)]:
+                made[f"{group}/{name}/c/{key}".lstrip("/")] = data
+    return made
+
+
+def _text(values: Sequence[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = [str(value) for value in values]
+    return array
+
+
+def _kind_of(values: np.ndarray) -> str:
+    return "string" if values.dtype == object else str(values.dtype)
+
+
+def _chunk_of(dims: Sequence[str]) -> tuple[int, ...]:
+    return tuple(LABEL_CHUNKS[dim] for dim in dims)
+
+
+def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    """Yield (chunk key, bytes) of every chunk of a label array."""
+    chunk = _chunk_of(dims)
+    kind = _kind_of(values)
+    for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
+        part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, chunk, strict=True))]
+        padded = np.full(chunk, np.nan if kind == "float64" else FILLS[kind], dtype=values.dtype)
+        padded[tuple(slice(length) for length in part.shape)] = part
+        raw = (
+            VLenUTF8().encode(padded.ravel())
+            if kind == "string"
+            else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
+        )
+        yield "/".join(map(str, at)), add_crc32c(bytes(Zstd(level=3).encode(raw)))
+
+
+def _make_label_metadata(dims: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+    kind = _kind_of(values)
+    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if kind == "string":
+        first = {"name": "vlen-utf8", "configuration": {}}
+    elif kind == "bool":
+        first = {"name": "bytes"}
+    zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+    return _make_array_metadata(
+        shape=values.shape,
+        kind=kind,
+        chunk=_chunk_of(dims),
+        fill=FILLS[kind],
+        codecs=[first, zstd, {"name": "crc32c"}],
+        dims=dims,
+    )
+
+
+def _make_array_metadata(
+    *,
+    shape: Sequence[int],
+    kind: str,
+    chunk: Sequence[int],
+    fill: Any,  # noqa: ANN401  JSON scalar
+    codecs: list[dict[str, Any]],
+    dims: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": kind,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": list(dims),
+        "storage_transformers": [],
+    }
+
+
+def _make_group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    empty: dict[str, Any] = {"kind": "inline", "must_understand": False, "metadata": {}}
+    whole = {
+        path: data | {"consolidated_metadata": empty} if data["node_type"] == "group" else data
+        for path, data in metadata.items()
+    }
+    return {**_make_group_metadata(attributes), "consolidated_metadata": empty | {"metadata": whole}}
+
+
+def _name_coordinates(arrays: Arrays) -> dict[str, str]:
+    """Return the attribute by which xarray tells labels from data; a name with a space cannot stand in it."""
+    names = [name for name in arrays if name not in DIMS and " " not in name]
+    return {"coordinates": " ".join(names)} if names else {}
+
+
+@cache
+def _dump_few(values: tuple[str | int, ...]) -> str:
+    """Return JSON of axes or lengths, of which a store of thousands of layers has a few."""
+    return json.dumps(values)
+
+
+def _dump(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,248 @@
+"""What a request asks for, laid over what a store holds: the union as one plan, or the first key that differs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xact.errors import MismatchError, RequestError
+from xact.labels import StimulusTable, make_path_parts
+from xact.store.chunks import CUBE_MAX_UNITS, ITEM_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.plan import Plan, PlannedModel, PlannedStimuli
+from xact.store.tasks import count_batch_stimuli
+
+NEUTRAL_STIMULI_KEYS = frozenset("root file folders pattern columns fields where limit ids subject".split())
+"""Keys of `stimuli` that only say where the stimuli and their labels are and which are taken: ids, labels and hashes
+themselves are compared."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What this run asks for, probed and resolved, before it is laid over what the store holds."""
+
+    recipe: dict[str, Any]
+    table: StimulusTable
+    models: tuple[PlannedModel, ...]
+    jitter_names: tuple[str, ...]
+    failed_models: Mapping[str, str]
+
+
+def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
+    """Lay a request over what the store holds (`old`) and return the union.
+
+    Raise MismatchError naming the first key that differs from what the store was made with.
+    """
+    if old is None:
+        return _make_first_plan(request)
+    compare_settings(request.recipe, old)
+    stimuli = _merge_stimuli(request.table, old.stimuli)
+    models = _merge_models(request, old, len(stimuli.ids))
+    layer_labels = tuple(dict.fromkeys([*old.layer_labels, *(k.label for m in models for k in m.layers)]))
+    reserved = (*old.stimuli.columns, *old.jitter_names)
+    model_paths, layer_paths = _make_paths(models, old.layout, old.model_paths, old.layer_paths, reserved)
+    plan = old.model_copy(
+        update={
+            "models": models,
+            "layer_labels": layer_labels,
+            "model_paths": model_paths,
+            "layer_paths": layer_paths,
+            "stimuli": stimuli,
+            "recipe": request.recipe,
+            "failed_models": dict(request.failed_models),
+        }
+    )
+    _check_bounds(plan, old)
+    same = plan.model_copy(update={"recipe": old.recipe}).model_dump_json() == old.model_dump_json()
+    if same or not is_committed:  # compared as text: a missing number is NaN, which is equal to nothing
+        return plan.model_copy(update={"generation": old.generation})
+    return plan.model_copy(update={"generation": old.generation + 1})
+
+
+def _make_first_plan(request: Request) -> Plan:
+    if not request.models:
+        raise RequestError("no model can be run", hint="; ".join(request.failed_models.values()))
+    storage = request.recipe["storage"]
+    n_replicates = request.recipe["replicates"]["count"]
+    widest = max(model.widest_units for model in request.models)
+    layout = storage["layout"]
+    if layout == "auto":
+        layout = "cube" if widest <= CUBE_MAX_UNITS else "groups"
+    size = choose_stimuli_per_task(
+        batch_stimuli=math.lcm(*(count_batch_stimuli(model.batch_size, n_replicates) for model in request.models)),
+        n_replicates=n_replicates,
+        total_units=max(model.total_units for model in request.models),
+        widest_units=widest,
+        buffer_nbytes=int(storage["buffer_mb"] * MEGABYTE),
+        shard_nbytes=storage["shard_mb"] * MEGABYTE,
+    )
+    reserved = (*request.table.columns, *request.jitter_names)
+    model_paths, layer_paths = _make_paths(request.models, layout, {}, {}, reserved)
+    plan = Plan(
+        generation=1,
+        layout=layout,
+        codec=storage["codec"],
+        precision=storage["precision"],
+        shard_mb=storage["shard_mb"],
+        stimuli_per_task=size,
+        n_replicates=n_replicates,
+        jitter_names=request.jitter_names,
+        recipe=request.recipe,
+        models=request.models,
+        layer_labels=tuple(dict.fromkeys(layer.label for model in request.models for layer in model.layers)),
+        model_paths=model_paths,
+        layer_paths=layer_paths,
+        stimuli=_make_stimuli(request.table),
+        failed_models=dict(request.failed_models),
+    )
+    _check_bounds(plan, None)
+    return plan
+
+
+def _make_paths(
+    models: Sequence[PlannedModel],
+    layout: str,
+    old_models: Mapping[str, str],
+    old_layers: Mapping[str, Mapping[str, str]],
+    reserved: Sequence[str],
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    if layout == "cube":
+        return {}, {}
+    model_paths = make_path_parts((model.label for model in models), existing=old_models, reserved=reserved)
+    layer_paths = {
+        model.label: make_path_parts((k.label for k in model.layers), existing=old_layers.get(model.label))
+        for model in models
+    }
+    return model_paths, layer_paths
+
+
+def _make_stimuli(table: StimulusTable) -> PlannedStimuli:
+    types = {name: _name_type(column) for name, column in table.columns.items()}
+    return PlannedStimuli(
+        ids=list(table.ids),
+        conditions=list(table.conditions),
+        stems=list(table.stems),
+        files=list(table.files),
+        columns={name: list(column) for name, column in table.columns.items()},
+        column_types=types,
+    )
+
+
+def _name_type(column: Sequence[object]) -> Literal["string", "int64", "float64", "bool"]:
+    first = column[0]
+    if isinstance(first, bool):
+        return "bool"
+    if isinstance(first, int):
+        return "int64"
+    return "float64" if isinstance(first, float) else "string"
+
+
+def flatten_leaves(data: object, at: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (dotted key, value) of every leaf of nested mappings."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from flatten_leaves(value, f"{at}.{key}" if at else str(key))
+    else:
+        yield at, data
+
+
+def _refuse_difference(key: str, held: object, asked: object) -> MismatchError:
+    return MismatchError(
+        f"{key} differs: the store was made with {held!r}, the recipe asks for {asked!r}",
+        hint="give the old value back, or build another store (--store PATH)",
+    )
+
+
+def _compare_leaves(held: object, asked: object, prefix: str) -> None:
+    old, new = dict(flatten_leaves(held, prefix)), dict(flatten_leaves(asked, prefix))
+    for key in [*old, *(key for key in new if key not in old)]:
+        if old.get(key) != new.get(key):
+            raise _refuse_difference(key, old.get(key), new.get(key))
+
+
+def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
+    """Refuse a recipe whose stimuli, replicates or storage settings differ from the store's."""
+
+    def settings(of: Mapping[str, Any]) -> dict[str, Any]:
+        stimuli = {key: value for key, value in of["stimuli"].items() if key not in NEUTRAL_STIMULI_KEYS}
+        storage = {key: value for key, value in of["storage"].items() if key != "layout"}
+        return {"stimuli": stimuli, "replicates": of["replicates"], "storage": storage}
+
+    _compare_leaves(settings(old.recipe), settings(recipe), "")
+    layout = recipe["storage"]["layout"]
+    if layout not in ("auto", old.layout):
+        raise _refuse_difference("storage.layout", old.layout, layout)
+
+
+def _merge_stimuli(table: StimulusTable, old: PlannedStimuli) -> PlannedStimuli:
+    """Return the old rows followed by the new ones; every old one must be named again, unchanged."""
+    row_of = {one: row for row, one in enumerate(table.ids)}
+    lost = [one for one in old.ids if one not in row_of]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise MismatchError(
+            f"stimuli: {lost[0]!r}{more} of the store is not among the {len(table)} stimuli asked for",
+            hint="name every stimulus of the store again (a smaller limit is refused too), or build another store",
+        )
+    known = set(old.ids)
+    kept = [row_of[one] for one in old.ids]
+    added = [row for row, one in enumerate(table.ids) if one not in known]
+    merged = _make_stimuli(table.take([*kept, *added]))
+    _compare_leaves(old.column_types, merged.column_types, "stimuli.columns")
+    compared = [("condition", old.conditions, merged.conditions), ("stem", old.stems, merged.stems)]
+    compared += [(name, column, merged.columns[name]) for name, column in old.columns.items()]  # type: ignore[misc]
+    for name, held, asked in compared:
+        for row, (was, is_now) in enumerate(zip(held, asked, strict=False)):
+            if was != is_now and not (was != was and is_now != is_now):
+                raise _refuse_difference(f"stimuli: {name} of {old.ids[row]!r}", was, is_now)
+    n_old = len(old.ids)
+    columns = {name: [*column, *merged.columns[name][n_old:]] for name, column in old.columns.items()}
+    return merged.model_copy(update={"files": [*old.files, *merged.files[n_old:]], "columns": columns})
+
+
+def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedModel, ...]:
+    asked = {model.label: model for model in request.models}
+    merged = []
+    for held in old.models:
+        model = asked.pop(held.label, None)
+        if model is None:
+            merged.append(held)
+            continue
+        neutral = {"n_stimuli", "segments", "versions", "device", "device_map"}
+        one, other = held.model_dump(exclude=neutral), model.model_dump(exclude=neutral)
+        for dump in (one, other):  # by label, so that the first layer that differs is named, not all of them
+            dump["layers"] = {layer["label"]: layer for layer in dump["layers"]}
+        _compare_leaves(one, other, f"models.{held.label}")
+        segments = held.segments if n_stimuli == held.n_stimuli else (*held.segments, held.n_stimuli)
+        merged.append(held.model_copy(update={"n_stimuli": n_stimuli, "segments": segments, "device": model.device}))
+    new = [model.model_copy(update={"n_stimuli": n_stimuli}) for model in asked.values()]
+    return (*merged, *new)
+
+
+def _check_bounds(plan: Plan, old: Plan | None) -> None:
+    """Refuse what a cube, or the store's fixed task size, cannot take."""
+    fresh = [model for model in plan.models if old is None or old.find_model(model.label) is None]
+    for model in fresh:
+        if plan.layout == "cube" and model.widest_units > CUBE_MAX_UNITS:
+            widest = max(model.layers, key=lambda layer: layer.n_units)
+            raise MismatchError(
+                f"model {model.label!r}, layer {widest.label!r} has {widest.n_units} units; "
+                f"a cube takes {CUBE_MAX_UNITS}",
+                hint="build a store with storage.layout: groups, or reduce the layer",
+            )
+        batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
+        if plan.stimuli_per_task % batch_stimuli:
+            raise MismatchError(
+                f"model {model.label!r}: a batch of {batch_stimuli} stimuli does not divide the store's tasks of "
+                f"{plan.stimuli_per_task}",
+                hint="choose a batch_size that does, or build another store",
+            )
+        buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * ITEM_NBYTES
+        bound = plan.recipe["storage"]["buffer_mb"] * MEGABYTE
+        if old is not None and buffer > bound and plan.stimuli_per_task > batch_stimuli:
+            raise MismatchError(
+                f"model {model.label!r}: a task of the store's {plan.stimuli_per_task} stimuli would hold "
+                f"{buffer} bytes; storage.buffer_mb allows {bound}",
+                hint="build another store for it",
+            )

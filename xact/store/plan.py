@@ -1,0 +1,190 @@
+"""Every array, shard, task and byte of a build, before it happens. Pure: nothing is read, written or loaded here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from xact.store.chunks import ITEM_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape
+
+
+class Record(BaseModel):
+    """A frozen part of a plan that is kept as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class PlannedLayer(Record):
+    """One reduced layer of one model."""
+
+    label: str
+    """In the store: `layer4`, or `layer4@mean` where there are several reductions."""
+    name: str
+    """Of the module; empty for the network's own output."""
+    call: int
+    n_calls: int
+    part: str
+    class_name: str
+    reduction: str
+    k: int
+    seed: int
+    output_shape: tuple[int, ...]
+    """Of one stimulus, before the reduction."""
+    n_units: int
+    unit_axes: tuple[str, ...]
+    unit_shape: tuple[int, ...]
+    layer_index: int
+    """Position in forward order among the model's layers in the store."""
+    depth: float
+    """Position among the network's blocks, 0 to 1."""
+    depth_bin: int
+
+
+class PlannedModel(Record):
+    """One network with all that decides its values."""
+
+    label: str
+    source: str
+    id: str
+    weights: str
+    """As asked: pretrained, random or a path."""
+    base: str
+    weights_record: dict[str, Any]
+    seed: int
+    trained: bool
+    family: str
+    training: str
+    n_parameters: int
+    n_prefix_tokens: int
+    input_shape: tuple[int, ...]
+    """Of one showing: (3, y, x) of a picture, (tokens, words of the vocabulary) of a caption."""
+    transform: dict[str, Any]
+    dtype: str
+    kind: Literal["image", "text"] = "image"
+    """What the network is shown."""
+    quantize: str = ""
+    """How its weights are packed, where they are."""
+    device_map: str = ""
+    """How it is spread over devices, where it is."""
+    device: str
+    """Kind: cpu, cuda or mps."""
+    batch_size: int
+    """Showings (stimuli x replicates) in one forward pass."""
+    versions: dict[str, str]
+    config: dict[str, Any] | None = None
+    """What the architecture was made from, where the registry says it."""
+    layers: tuple[PlannedLayer, ...]
+    n_stimuli: int
+    """Stimuli that were asked of this model so far."""
+    segments: tuple[int, ...] = (0,)
+    """Rows at which batching starts anew: the first row, and the first row of each append."""
+
+    @property
+    def total_units(self) -> int:
+        """Units of one stimulus over all layers."""
+        return sum(layer.n_units for layer in self.layers)
+
+    @property
+    def working_values(self) -> int:
+        """Numbers that one showing makes at once: of a picture four times its largest output; of a caption the logits
+        and all hidden states."""
+        sizes = [math.prod(layer.output_shape) for layer in self.layers]
+        return 4 * max(sizes) if self.kind == "image" else math.prod(self.input_shape) + sum(sizes)
+
+    @property
+    def widest_units(self) -> int:
+        """Units of the widest layer."""
+        return max(layer.n_units for layer in self.layers)
+
+
+class PlannedStimuli(Record):
+    """The labels of every stimulus, in row order."""
+
+    ids: list[str]
+    conditions: list[str]
+    stems: list[str]
+    files: list[str]
+    columns: dict[str, list[str] | list[bool] | list[int] | list[float]]
+    column_types: dict[str, Literal["string", "int64", "float64", "bool"]]
+
+
+class Plan(Record):
+    """All that a store holds once its build is done."""
+
+    xact_format: Literal[1] = 1
+    generation: int
+    """Of the store once this plan is carried out."""
+    layout: Literal["cube", "groups"]
+    codec: Literal["lz4", "zstd", "none"]
+    precision: Literal["full", "bits10"]
+    shard_mb: int
+    stimuli_per_task: int
+    n_replicates: int
+    jitter_names: tuple[str, ...]
+    recipe: dict[str, Any]
+    """With every default."""
+    models: tuple[PlannedModel, ...]
+    layer_labels: tuple[str, ...]
+    """The layer axis of a cube, the layer labels of the catalog."""
+    model_paths: dict[str, str]
+    """{model: path part}, for groups."""
+    layer_paths: dict[str, dict[str, str]]
+    """{model: {layer: path part}}, for groups."""
+    stimuli: PlannedStimuli
+    failed_models: dict[str, str] = {}
+    """{model: error} of networks that could not be loaded under `on_error: skip`."""
+
+    @property
+    def n_stimuli(self) -> int:
+        """Length of the stimulus axis."""
+        return len(self.stimuli.ids)
+
+    @property
+    def n_units(self) -> int:
+        """Length of a cube's unit axis: the widest layer."""
+        return max(model.widest_units for model in self.models)
+
+    def find_model(self, label: str) -> PlannedModel | None:
+        """Return the model of that label, if the store has it."""
+        return next((model for model in self.models if model.label == label), None)
+
+    def count_lane_nbytes(self, model: PlannedModel) -> int:
+        """Return the bytes of one lane: its share of the buffers, and the outputs of a batch under way."""
+        buffer = self.stimuli_per_task * self.n_replicates * model.total_units * ITEM_NBYTES
+        return 2 * buffer + model.batch_size * model.working_values * ITEM_NBYTES
+
+    def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
+        """Return the shard and chunk of the array that holds `layer`."""
+        if self.layout == "cube":
+            return make_cube_shape(
+                stimuli_per_task=self.stimuli_per_task,
+                n_replicates=self.n_replicates,
+                shard_nbytes=self.shard_mb * MEGABYTE,
+            )
+        return make_group_shape(
+            stimuli_per_task=self.stimuli_per_task,
+            n_replicates=self.n_replicates,
+            n_units=layer.n_units,
+            shard_nbytes=self.shard_mb * MEGABYTE,
+        )
+
+    def find_array_path(self, model: str, layer: str) -> str:
+        """Return the path of the array that holds a layer, relative to the store."""
+        if self.layout == "cube":
+            return "activations"
+        return f"{self.model_paths[model]}/{self.layer_paths[model][layer]}/activations"
+
+    def make_shard_keys(self, model: PlannedModel, layer: PlannedLayer, block: int) -> list[tuple[str, slice]]:
+        """Return (path of a shard file, its units) of one layer in one task, in the order of the units."""
+        shape = self.make_block_shape(layer)
+        m, k = 0, 0
+        if self.layout == "cube":
+            m = [one.label for one in self.models].index(model.label)
+            k = self.layer_labels.index(layer.label)
+        path = self.find_array_path(model.label, layer.label)
+        return [
+            (f"{path}/c/{m}/{block}/{k}/0/{u}", slice(u * shape.shard_units, (u + 1) * shape.shard_units))
+            for u in range(-(-layer.n_units // shape.shard_units))
+        ]

@@ -1,0 +1,220 @@
+"""One shard of a Zarr v3 array (the sharding_indexed codec): encode it whole, read parts of it.
+
+A shard is its inner chunks, each compressed and followed by its crc32c, then an index of (offset, nbytes) of every
+inner chunk in C order, followed by the crc32c of the index (Zarr v3 specification, codec `sharding_indexed` 1.0).
+Chunks with nothing but the fill value NaN are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+from xact.errors import StoreError
+from xact.store.chunks import BlockShape
+
+ABSENT = 2**64 - 1
+"""Offset and length in the index that mean: this chunk is all fill value."""
+
+BLOSC = {"lz4": ("lz4", 5, blosc.BITSHUFFLE), "zstd": ("zstd", 3, blosc.SHUFFLE)}
+"""{codec of the recipe: (compressor, level, filter)}: the fast and the small choice for float32 activations."""
+
+SHUFFLE_NAMES = {blosc.BITSHUFFLE: "bitshuffle", blosc.SHUFFLE: "shuffle"}
+
+
+def make_codecs(codec: str, *, chunk: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Return the `codecs` of an activations array's metadata."""
+    inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+    if codec in BLOSC:
+        cname, level, shuffle = BLOSC[codec]
+        settings = {"typesize": 4, "cname": cname, "clevel": level, "shuffle": SHUFFLE_NAMES[shuffle], "blocksize": 0}
+        inner.append({"name": "blosc", "configuration": settings})
+    crc = {"name": "crc32c"}
+    configuration = {
+        "chunk_shape": list(chunk),
+        "codecs": [*inner, crc],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, crc],
+        "index_location": "end",
+    }
+    return [{"name": "sharding_indexed", "configuration": configuration}]
+
+
+def add_crc32c(data: bytes) -> bytes:
+    """Return `data` followed by its crc32c, little endian."""
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes] | None:
+    """Return the pieces of a shard that holds `rows` (stimulus, replicate, unit), or None where all is NaN.
+
+    `rows` may be shorter than the shard along stimulus and unit; the rest is fill value.
+    """
+    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units)
+    index = np.full((*grid, 2), ABSENT, dtype="<u8")
+    pieces: list[bytes] = []
+    offset = 0
+    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
+    for i, j in itertools.product(*map(range, grid)):
+        at = (
+            slice(i * shape.chunk_stimuli, (i + 1) * shape.chunk_stimuli),
+            slice(None),
+            slice(j * shape.chunk_units, (j + 1) * shape.chunk_units),
+        )
+        chunk = rows[at]
+        if chunk.size == 0 or (np.isnan(chunk.flat[0]) and np.isnan(chunk).all()):
+            continue
+        if chunk.shape != full:
+            padded = np.full(full, np.nan, dtype="<f4")
+            padded[: chunk.shape[0], :, : chunk.shape[2]] = chunk
+            chunk = padded
+        piece = _encode_chunk(np.ascontiguousarray(chunk, dtype="<f4"), codec)
+        index[i, j] = offset, len(piece)
+        offset += len(piece)
+        pieces.append(piece)
+    return [*pieces, add_crc32c(index.tobytes())] if pieces else None
+
+
+def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
+    if codec == "none":
+        return add_crc32c(chunk.tobytes())
+    cname, level, shuffle = BLOSC[codec]
+    return add_crc32c(blosc.compress(chunk, cname.encode(), level, shuffle, 0, 4))
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What a reader must know of an array's shards, taken from its metadata."""
+
+    shape: BlockShape
+    codec: str
+    """`none`, or anything else for blosc (whose chunks name their own compressor)."""
+
+    @property
+    def index_nbytes(self) -> int:
+        """Length of the index and its crc32c at the end of a shard."""
+        n_chunks = (self.shape.shard_stimuli // self.shape.chunk_stimuli) * (
+            self.shape.shard_units // self.shape.chunk_units
+        )
+        return 16 * n_chunks + 4
+
+
+def parse_format(metadata: dict[str, Any]) -> ShardFormat:
+    """Return the format that an activations array's metadata describes."""
+    shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    configuration = metadata["codecs"][0]["configuration"]
+    chunk = configuration["chunk_shape"]
+    codecs = [codec["name"] for codec in configuration["codecs"]]
+    return ShardFormat(
+        BlockShape(shard[1], shard[4], chunk[1], chunk[4], chunk[3]), "blosc" if "blosc" in codecs else "none"
+    )
+
+
+def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int, first_unit: int) -> None:
+    """Fill `out` (stimulus, replicate, unit) from one shard, from its row `first_row` and unit `first_unit` on.
+
+    What the shard does not hold becomes NaN, also where there is no file. Raise StoreError for bytes that do not
+    match their checksums.
+    """
+    try:
+        read_rows(file, form, out, rows=np.arange(first_row, first_row + len(out)), first_unit=first_unit)
+    except FileNotFoundError:
+        out[...] = np.nan
+
+
+def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarray, first_unit: int) -> None:
+    """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, from its unit `first_unit` on.
+
+    `rows` are counted from the shard's first and strictly increase. Only the chunks that hold them are read; those
+    that are left out are NaN. Raise StoreError for bytes that do not match their checksums, FileNotFoundError where
+    there is no shard.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is empty, not waited for
+    try:
+        _read_chunks(fd, file, form, out, rows, first_unit)
+    finally:
+        os.close(fd)
+
+
+def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
+    """Yield (block, which of `rows` lie in it, their places in it) of strictly increasing rows, in blocks of `size`."""
+    blocks = rows // size
+    starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
+    for start, stop in itertools.pairwise(starts if len(rows) else []):
+        block = int(blocks[start])
+        yield block, slice(start, stop), rows[start:stop] - block * size
+
+
+def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: np.ndarray, first_unit: int) -> None:
+    shape = form.shape
+    index = _read_index(fd, file, form)
+    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
+    scratch = np.empty((0, 0, 0), dtype="<f4")
+    last_unit = first_unit + out.shape[2]
+    for i, at, within in split_rows(rows, shape.chunk_stimuli):
+        for j in range(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)):
+            unit = j * shape.chunk_units
+            units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
+            part = out[at, :, units.start - first_unit : units.stop - first_unit]
+            if index[i, j, 0] == ABSENT:
+                part[...] = np.nan
+            elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
+                _decode_chunk(fd, file, (i, j), index, form, part)  # whole chunk, in place: no copy
+            else:
+                scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
+                _decode_chunk(fd, file, (i, j), index, form, scratch)
+                part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
+
+
+def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the given rows of a chunk, without a copy where they follow each other."""
+    first, last = int(rows[0]), int(rows[-1])
+    return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
+
+
+def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
+    size = os.fstat(fd).st_size
+    if size < form.index_nbytes:
+        raise _refuse(file, f"{size} bytes cannot hold a shard")
+    data = _read_checked(fd, file, size - form.index_nbytes, form.index_nbytes, what="the index")
+    shape = form.shape
+    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
+    return np.frombuffer(data, dtype="<u8").reshape(grid)
+
+
+def _decode_chunk(
+    fd: int, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
+) -> None:
+    """Fill `out`, contiguous float32 of a whole chunk's shape, from the chunk at (block of stimuli, block of units)."""
+    offset, nbytes = map(int, index[at])
+    what = f"chunk {at[0]}/{at[1]}"
+    data = _read_checked(fd, file, offset, nbytes, what=what)
+    holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
+    if holds != out.nbytes:
+        raise _refuse(file, f"{what} holds {holds} bytes where {out.nbytes} belong")
+    if form.codec == "none":
+        out[...] = np.frombuffer(data, dtype="<f4").reshape(out.shape)
+    else:
+        blosc.decompress(data, out)
+
+
+def _read_checked(fd: int, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
+    """Return `nbytes` less their crc32c; body and checksum are read apart, as the check takes whole `bytes` only."""
+    body, crc = os.pread(fd, max(0, nbytes - 4), offset), os.pread(fd, 4, max(0, offset + nbytes - 4))
+    if len(body) + len(crc) != nbytes:
+        raise _refuse(file, f"{what} ends after the file does")
+    if google_crc32c.value(body) != int.from_bytes(crc, "little"):
+        raise _refuse(file, f"the checksum of {what} does not match its bytes")
+    return body
+
+
+def _refuse(file: Path, found: str) -> StoreError:
+    return StoreError(f"{file}: {found}", hint="xact verify names all that is damaged")

@@ -1,0 +1,251 @@
+"""What a store says about itself: the snapshot in its root's metadata file, and the labels that it names.
+
+Shapes come from the snapshot alone: an append under way may have grown the arrays' own metadata files already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from xact.disk.durable import parse_json, read_sealed_lines, read_whole
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError
+from xact.store.check_metadata import find_attributes_fault, find_fault
+
+FORMAT = 1
+"""The `xact_format` that is read here."""
+
+LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
+"""Dimensions that labels lie on."""
+
+MAX_LABEL_CHUNKS = 1_000_000
+"""Chunks of one label array, far above any real store."""
+
+MAX_LABEL_VALUES = 2**24
+"""Values in one chunk of labels; a build writes 2^19 at most."""
+
+MAX_LABEL_NBYTES = 2**28
+"""Bytes of one chunk of labels once it is decompressed."""
+
+Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)}; text as `<U`."""
+
+Stamp = tuple[int, int, int] | None
+"""Inode, time in ns and size of the root's metadata file; None where there is none."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One published generation of a store."""
+
+    path: Path
+    """Of the store, absolute: a worker process may stand elsewhere."""
+    layout: str
+    """`cube` or `groups`."""
+    metadata: Mapping[str, dict[str, Any]]
+    """{path: metadata} of the labels at the root and in `/catalog`, and of all activations."""
+    coordinates: tuple[str, ...]
+    """Names of the labels at the root, in their order."""
+    token: str
+    """Differs between any two generations of any two stores."""
+
+    def load_labels(self) -> Labels:
+        """Return the labels on stimuli, replicates, models and layers; raise StoreError where one is damaged."""
+        found = dict.fromkeys([*sorted(LABEL_DIMS), *self.coordinates], "")
+        if self.layout == "groups":
+            named = self.metadata.get("catalog", {}).get("attributes", {}).get("coordinates", "")
+            found |= dict.fromkeys(["model", "layer", *named.split()], "catalog/")
+        for path in self.metadata:  # a name with a space cannot stand in the attribute `coordinates`
+            if "/" not in path:
+                found.setdefault(path, "")
+        arrays = {name: f"{group}{name}" for name, group in found.items() if self._is_label(f"{group}{name}")}
+        return {name: self._load(path) for name, path in arrays.items()}
+
+    def _is_label(self, path: str) -> bool:
+        data = self.metadata.get(path, {})
+        return data.get("node_type") == "array" and LABEL_DIMS.issuperset(data["dimension_names"])
+
+    def _load(self, path: str) -> tuple[tuple[str, ...], np.ndarray]:
+        data = self.metadata[path]
+        return tuple(data["dimension_names"]), load_label(self.path, path, data)
+
+
+def open_snapshot(store: str | Path) -> Snapshot:
+    """Read the root of a store; raise StoreError where it is none, is unfinished, or is too new."""
+    with _collector_paused():
+        return _parse_root(Path(store).absolute(), stamp_root(store))
+
+
+def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
+    data = _read_root(path / "zarr.json")
+    attributes = data.get("attributes")
+    if not isinstance(attributes, dict) or "xact_format" not in attributes:
+        raise StoreError(
+            f"{str(path)!r} was not written by xact: its root has no attribute xact_format",
+            hint="open it with xarray.open_zarr, or give the path of an xact store",
+        )
+    if attributes["xact_format"] != FORMAT:
+        raise StoreError(
+            f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads format {FORMAT}",
+            hint="pip install --upgrade xact",
+        )
+    if not attributes.get("xact_generation"):
+        raise StoreError(
+            f"the store {str(path)!r} is not finished: nothing is published yet",
+            hint=RUN_AGAIN,
+        )
+    try:
+        metadata = data["consolidated_metadata"]["metadata"]
+        kept = {at: one for at, one in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
+    except (KeyError, TypeError, AttributeError):
+        raise _refuse_root(path, "it has no consolidated snapshot") from None
+    layout = attributes.get("xact_layout")
+    fault = find_attributes_fault(attributes) or (None if layout in ("cube", "groups") else f"layout {layout!r:.60}")
+    if fault is None:
+        faults = ((at, find_fault(at, one)) for at, one in kept.items())
+        fault = next((f"{at!r:.60}: {found}" for at, found in faults if found is not None), None)
+    if fault is not None:
+        raise _refuse_root(path, fault)
+    return Snapshot(path, str(layout), kept, tuple(attributes.get("coordinates", "").split()), f"{path} {stamp}")
+
+
+def _refuse_root(path: Path, fault: str) -> StoreError:
+    return StoreError(f"{path / 'zarr.json'} is damaged: {fault}", hint=f"xact verify {path} names what is damaged")
+
+
+def stamp_root(store: str | Path) -> Stamp:
+    """Return what changes whenever a store is published anew; None where there is no store."""
+    try:
+        found = Path(store, "zarr.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _read_root(file: Path) -> dict[str, Any]:
+    try:
+        data = parse_json(read_whole(file))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStoreError(f"there is no xact store at {str(file.parent)!r}", hint="give the path of a store") from None
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise StoreError(f"{file} is damaged: it is not JSON", hint=f"xact verify {file.parent} says more")
+    return data
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keep the garbage collector off: thousands of new dictionaries set it off again and again, twice the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Return the whole of one label array, every chunk checked; raise StoreError naming the file that is damaged."""
+    shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    is_text = metadata["data_type"] == "string"
+    kind = np.dtype(object if is_text else metadata["data_type"])
+    if [codec["name"] for codec in metadata["codecs"][1:]] != ["zstd", "crc32c"]:
+        raise StoreError(
+            f"{store / path}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact"
+        )
+    lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
+    if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
+        raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
+    parts = {}  # all of them before there is a whole: a shape that lies finds no chunk
+    for at in np.ndindex(*lengths):
+        last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
+        n_used = int(np.ravel_multi_index(last, chunk)) + 1
+        parts[at] = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, chunk, n_used)
+    whole = np.empty(shape, dtype=kind)
+    for at, part in parts.items():
+        start = [i * size for i, size in zip(at, chunk, strict=True)]
+        here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
+        here[...] = part[tuple(map(slice, here.shape))]
+    whole = whole.astype(str) if is_text else whole
+    whole.flags.writeable = False  # shared by all that is opened later
+    return whole
+
+
+def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int) -> np.ndarray:
+    """Return one chunk of labels; of texts the first `n_used` only, as decoding the empty rest takes as long."""
+    n_values = prod(chunk)
+    hint = f"xact verify {store} names all that is damaged or missing"
+    try:
+        data = read_whole(file)
+    except OSError as error:
+        raise StoreError(f"the labels in {file} cannot be read: {error.strerror}", hint=hint) from None
+    body = data[:-4]
+    if len(data) < 4 or google_crc32c.value(body) != struct.unpack("<I", data[-4:])[0]:
+        raise StoreError(f"the labels in {file} do not match their checksum", hint=hint)
+    try:
+        if _count_decompressed(body) > MAX_LABEL_NBYTES:
+            raise ValueError
+        raw = Zstd().decode(body)
+        n_said = int.from_bytes(raw[:4], "little") if kind.hasobject else len(raw) // kind.itemsize
+        if n_said != n_values:
+            raise ValueError
+        if not kind.hasobject:
+            return np.frombuffer(raw, kind.newbyteorder("<")).reshape(chunk)
+        values = np.empty(n_values, dtype=object)
+        values[:n_used] = VLenUTF8().decode(n_used.to_bytes(4, "little") + raw[4:])
+        return values.reshape(chunk)
+    except (ValueError, RuntimeError):
+        raise StoreError(f"the labels in {file} are not {n_values} values of type {kind}", hint=hint) from None
+
+
+def _count_decompressed(body: bytes) -> int:
+    """Return the bytes that a zstd frame says it holds; ValueError where it does not say (RFC 8878, 3.1.1.1)."""
+    if len(body) < 14:  # magic 4, descriptor 1, window 0 or 1, dictionary 0 to 4, size 0 to 8: shorter holds no label
+        raise ValueError("no zstd frame")
+    flags = body[4]
+    is_single, size_code = bool(flags & 0x20), flags >> 6
+    n_size = (1 if is_single else 0) if size_code == 0 else 2**size_code
+    if n_size == 0:
+        raise ValueError("the frame does not say how much it holds")
+    start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
+    return int.from_bytes(body[start : start + n_size], "little") + (256 if n_size == 2 else 0)
+
+
+def find_absent_shards(store: Path) -> frozenset[str]:
+    """Return the paths of the shards that the newest manifest says were all NaN, so that no file was written.
+
+    Raise StoreError where there is no manifest, or where it is not the one that was written.
+    """
+    numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
+    files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
+    if not files:
+        raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
+    newest = files[max(files)]
+    return _read_absent(newest, newest.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_absent(file: Path, mtime_ns: int) -> frozenset[str]:
+    del mtime_ns  # only tells one manifest from the next
+    lines = (line for line in read_sealed_lines(file) if b'"absent"' in line)
+    try:
+        tables = [dict(parse_json(line)).get("shards", {}) for line in lines]
+        return frozenset(key for shards in tables for key, written in shards.items() if written == "absent")
+    except (ValueError, TypeError, AttributeError):
+        raise StoreError(f"{file} is damaged: a line is no JSON of names and values") from None

@@ -1,0 +1,167 @@
+"""Every byte of a store against its manifest: what is damaged, missing, or there without having been written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from xact.disk.digest import Listing, hash_files, list_files
+from xact.disk.durable import PARTIAL, Written
+from xact.errors import StoreError
+from xact.store.expected import ROOT, Expected, UnderWay, find_expected, read_root_generation
+from xact.store.findings import Fault, Findings
+from xact.store.shards import read_shard
+
+
+def verify_store(store: Path) -> Findings:
+    """Compare every file of a store with its manifest; raise StoreError where there is no store.
+
+    What an append under way wrote is compared with its journal. Nothing outside the store is read.
+    """
+    expected = find_expected(store, list_files(store))
+    listing = list_files(store)  # after the journal: a build may be writing
+    faults = [*expected.faults, *_check_others(listing)]
+    hashes: Mapping[str, Written | str] = {}
+    if expected.is_comparable:
+        known = expected.files.keys() | _list_under_way(expected.under_way)
+        before = read_root_generation(store, listing)
+        hashes = hash_files(store, sorted(key for key in listing.files if key in known))
+        if read_root_generation(store, listing) != before:
+            raise StoreError(f"the store {str(store)!r} was published anew while it was read", hint="verify it again")
+        faults += _check_all(store, listing, expected, hashes)
+    nbytes = sum(found.nbytes for found in hashes.values() if isinstance(found, Written))
+    notes = _make_notes(listing, expected)
+    state = _describe_state(expected)
+    return Findings(state, bool(expected.generation), _sort_faults(faults), notes, len(hashes), nbytes)
+
+
+def _sort_faults(faults: list[Fault]) -> list[Fault]:
+    """Return one fault for each file, the first that was found."""
+    first: dict[str, Fault] = {}
+    for fault in faults:
+        first.setdefault(fault.file, fault)
+    return sorted(first.values(), key=lambda fault: fault.file)
+
+
+def _list_under_way(under_way: UnderWay | None) -> set[str]:
+    return {*under_way.shards, *under_way.pending, *under_way.made} if under_way else set()
+
+
+def _check_others(listing: Listing) -> Iterator[Fault]:
+    for key, kind in listing.others.items():
+        yield Fault(key, f"is {kind}: a store holds plain files and folders, and nothing else is followed")
+
+
+def _check_all(
+    store: Path, listing: Listing, expected: Expected, hashes: Mapping[str, Written | str]
+) -> Iterator[Fault]:
+    owners = {w.sha256: key for key, w in expected.files.items() if w is not None}
+    under_way = expected.under_way
+    for key in expected.files.keys() | listing.files.keys() | (under_way.shards.keys() if under_way else set()):
+        if key in listing.others:
+            continue
+        found = hashes.get(key)
+        is_known = key in expected.files
+        want = expected.files.get(key)
+        if under_way is not None and key in under_way.shards:
+            is_known, want = True, under_way.shards[key]
+        elif under_way is not None and _is_under_way(store, key, under_way, found, want, is_known=is_known):
+            continue
+        if key not in listing.files:
+            if want is not None:
+                yield Fault(key, f"is missing ({want.nbytes} bytes)")
+        elif not is_known:
+            if not expected.owns(key):
+                yield Fault(key, "is extra: nothing in the manifest names it")
+        elif want is None:
+            yield Fault(key, "is there, though all was NaN and nothing was written")
+        elif isinstance(found, str):
+            yield Fault(key, f"cannot be read: {found}")
+        elif found is not None and found != want:
+            yield Fault(key, _describe(key, found, want, owners))
+
+
+def _describe(key: str, found: Written, want: Written, owners: Mapping[str, str]) -> str:
+    """Return how the bytes of a file differ from those that were written."""
+    owner = owners.get(found.sha256, key)
+    if found.nbytes == 0:
+        return f"is empty ({want.nbytes} bytes were written)"
+    if owner != key:
+        return f"holds the bytes of {owner}"
+    if found.nbytes < want.nbytes:
+        return f"has {found.nbytes} of {want.nbytes} bytes"
+    if found.nbytes > want.nbytes:
+        return f"has {found.nbytes} bytes where {want.nbytes} were written"
+    return f"holds other bytes than were written (sha256 {found.sha256[:16]}… in place of {want.sha256[:16]}…)"
+
+
+def _is_under_way(
+    store: Path,
+    key: str,
+    under_way: UnderWay,
+    found: Written | str | None,
+    want: Written | None,
+    *,
+    is_known: bool,
+) -> bool:
+    """Return whether a file is as the generation under way may have left it: old, new, or not there yet."""
+    if not isinstance(found, Written):
+        return found is None and not is_known and (key in under_way.pending or key in under_way.made)
+    if is_known and found == want:
+        return True
+    if key in under_way.pending:
+        return _is_sound_shard(store / key, under_way, key)
+    if key in under_way.unhashed:
+        return _is_sound_file(store / key)
+    return found.sha256 in under_way.made.get(key, ())
+
+
+def _is_sound_shard(file: Path, under_way: UnderWay, key: str) -> bool:
+    """Return whether every chunk of a shard matches its own checksum."""
+    pending = under_way.pending[key]
+    try:
+        read_shard(file, pending.form, np.empty(pending.shape, dtype=np.float32), first_row=0, first_unit=0)
+    except (StoreError, OSError, ValueError, RuntimeError):  # a codec says in its own way what it cannot decode
+        return False
+    return True
+
+
+def _is_sound_file(file: Path) -> bool:
+    """Return whether labels match their checksum, or metadata is JSON."""
+    data = file.read_bytes()
+    if file.name == ROOT:
+        try:
+            return isinstance(json.loads(data), dict)
+        except (ValueError, RecursionError):
+            return False
+    return len(data) > 4 and google_crc32c.value(data[:-4]) == int.from_bytes(data[-4:], "little")
+
+
+def _describe_state(expected: Expected) -> str:
+    if not expected.generation:
+        return "not finished: nothing is published yet"
+    state = f"generation {expected.generation}"
+    if not expected.is_comparable:
+        return f"{state}, nothing to compare with"
+    return f"{state}, generation {expected.under_way.generation} under way" if expected.under_way else state
+
+
+def _make_notes(listing: Listing, expected: Expected) -> list[str]:
+    notes = []
+    if expected.under_way is not None:
+        n_journaled, n_pending = (
+            sum(key in listing.files for key in keys)
+            for keys in (expected.under_way.shards, expected.under_way.pending)
+        )
+        notes.append(
+            f"generation {expected.under_way.generation} is being built, or was stopped: {n_journaled} shards in its "
+            f"journal were compared with it, {n_pending} that are not in it yet with their own checksums"
+        )
+    n_partial = sum(key.endswith(PARTIAL) for key in listing.files)
+    if n_partial:
+        notes.append(f"{n_partial} files are half written ({PARTIAL}); the next build removes them")
+    return notes

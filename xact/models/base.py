@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from xact.errors import NameNotFoundError, make_nearest_text
-from xact.models.load import find_matrix, show_batch
 from xact.recipe.resolve import ModelSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from xact.models.text_batch import Encoded
+
+
+def show_batch(module: nn.Module, pictures: Tensor) -> object:
+    """Return what a network returns for a batch of pictures."""
+    return module(pictures)
+
+
+def find_matrix(output: object) -> Tensor | None:
+    """Return an output that is one vector for each picture, (picture, class)."""
+    return output if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
 from xact.labels import Kind
@@ -24,16 +23,6 @@ from xact.recipe.sources import DISTRIBUTIONS
 
 if TYPE_CHECKING:
     pass
-
-
-def show_batch(module: nn.Module, pictures: Tensor) -> object:
-    """Return what a network returns for a batch of pictures."""
-    return module(pictures)
-
-
-def find_matrix(output: object) -> Tensor | None:
-    """Return an output that is one vector for each picture, (picture, class)."""
-    return output if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 TEXT_SOURCES = {"transformers": "xact.models.sources.language"}

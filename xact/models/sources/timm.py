@@ -14,10 +14,9 @@ import timm.models
 from torch import nn
 
 from xact.errors import WeightsError
-from xact.models.base import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Transform, Weights, find_matrix, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file
 from xact.models.hub import find_at_url, find_on_hub
-from xact.models.load import find_matrix
 from xact.models.outline import make_outline
 from xact.models.tokens import count_prefix_tokens
 from xact.recipe.resolve import ModelSpec

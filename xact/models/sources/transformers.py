@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights
+from xact.models.base import Network, Transform, Weights, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
-from xact.models.load import find_matrix
 from xact.models.outline import make_outline
 from xact.models.transforms import check_declared
 from xact.recipe.resolve import ModelSpec

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
-from warm import Warm, open_warm
-
-RECIPES = Path(__file__).parent.parent / "recipes"
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # a dataclass looks there for its module
-    spec.loader.exec_module(module)
-    return module
+from support.recipes import load_script
+from support.warm import Warm, open_warm
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
-from stores import make_model, make_store_plan, make_table, write_store
+from support.stores import make_model, make_store_plan, make_table, write_store
 
 from xact.files.export import export
 from xact.reading.xarray import open_layer

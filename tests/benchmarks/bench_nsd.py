@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the table is made as in the tests
-from dataset_trees import make_nsd
+from support.dataset_trees import make_nsd
 
 from xact.recipe.stimuli_schema import NsdStimuli
 from xact.stimuli.open import open_stimuli

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
-from stores import make_model, make_store_plan, make_table, write_store
+from support.stores import make_model, make_store_plan, make_table, write_store
 
 from xact.reading.catalog import _read_catalog
 from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer

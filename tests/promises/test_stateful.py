@@ -1,0 +1,209 @@
+"""One store under builds, kills, appends, refusals and damage in any order holds what a plain forward pass gives."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from PIL import Image
+from support import faults
+from torchvision.transforms import functional as F
+
+import xact
+from xact.disk.locks import hold_lock
+from xact.errors import MismatchError, StoreError, XactError
+from xact.files.verify import verify
+
+MODELS = ("one", "two", "three")
+STIMULI = ("a/p00", "a/p01", "a/p02", "b/p00", "b/p01")
+LAYERS = {"0": 0, "2": 2, "5": 5}
+
+CHANGES = {
+    # what is set: the key that the refusal names
+    "storage.codec=none": "storage.codec",
+    "replicates.seed=3": "replicates.seed",
+    "stimuli.border=0.1": "stimuli.border",
+    "compute.batch_size=2": "models.one.batch_size",
+    "reduce=mean": "models.one.layers",
+    "models.0.seed=9": "seed differs",
+    "stimuli.limit=1": "stimuli: 'a/p01'",
+}
+
+Held = tuple[int, int]
+"""How many models and stimuli, in the order of the lists above."""
+
+
+def run_forward(stimuli: Path) -> dict[tuple[str, str, str], np.ndarray]:
+    """Return {(model, stimulus, layer): units} of one picture at a time."""
+    made: dict[str, object] = {}
+    exec(faults.NETWORK, made)  # noqa: S102  the test's own network
+    values = {}
+    for seed, model in enumerate(MODELS):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = made["make"]().eval()
+        for stimulus in STIMULI:
+            picture = Image.open(stimuli / f"{stimulus}.png").convert("RGB").resize((16, 16))
+            x = F.pil_to_tensor(picture)[None].float() / 255
+            for i, module in enumerate(network):
+                with torch.inference_mode():
+                    x = module(x)
+                if str(i) in LAYERS:
+                    values[model, stimulus, str(i)] = x[0].flatten().numpy().copy()
+    return values
+
+
+class OneStore(RuleBasedStateMachine):
+    """What is asked for only grows; `published` is what readers must see, or one of two where a kill came between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp())
+        self.store = self.folder / "out" / "store.zarr"
+        self.published: set[Held | None] = {None}
+        self.seen: dict[tuple[str, str], bytes] = {}
+
+    @initialize(layout=st.sampled_from(["cube", "groups"]))
+    def begin(self, layout: str) -> None:
+        sys.modules.pop("tiny_network", None)
+        self.layout = layout
+        self.asked: Held = (1, 2)
+        self.ask()
+        self.true = run_forward(self.folder / "stimuli")
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def ask(self) -> None:
+        n_models, n_stimuli = self.asked
+        self.recipe = faults.make_site(self.folder, layout=self.layout, labels=MODELS[:n_models], limit=n_stimuli)
+
+    def is_begun(self) -> bool:
+        return any(self.store.glob(".xact/plan-*.json"))
+
+    def read_files(self) -> dict[str, bytes]:
+        """Return what lies in the store but the lock, whose files say no more than who held it last."""
+        own = ("lock", "holder.json", "holder.json.partial")
+        files = (file for file in self.store.rglob("*") if file.is_file() and file.name not in own)
+        return {str(file.relative_to(self.store)): file.read_bytes() for file in files}
+
+    @precondition(lambda self: self.asked[0] < len(MODELS))
+    @rule()
+    def add_a_model(self) -> None:
+        self.asked = self.asked[0] + 1, self.asked[1]
+        self.ask()
+
+    @precondition(lambda self: self.asked[1] < len(STIMULI))
+    @rule(n=st.integers(1, 2))
+    def add_stimuli(self, n: int) -> None:
+        self.asked = self.asked[0], min(len(STIMULI), self.asked[1] + n)
+        self.ask()
+
+    @rule()
+    def build(self) -> None:
+        assert xact.build(self.recipe, allow_code=True).is_complete
+        self.published = {self.asked}
+
+    @rule(point=st.integers(0, 150), when=st.sampled_from(["before", "middle", "after"]))
+    def kill(self, point: int, when: str) -> None:
+        code, _ = faults.run_child(self.folder, fault=faults.Fault(point, when, "KILL"))
+        assert code in (0, -9), (self.folder / "stderr").read_text()
+        self.published = {self.asked} if code == 0 else {*self.published, self.asked}
+
+    @precondition(is_begun)
+    @rule(change=st.sampled_from(sorted(CHANGES)))
+    def change_a_leaf(self, change: str) -> None:
+        files = self.read_files()
+        with pytest.raises(MismatchError) as caught:
+            xact.build(self.recipe, settings=[change], allow_code=True)
+        assert CHANGES[change] in str(caught.value)
+        assert self.read_files() == files
+
+    @precondition(lambda self: self.store.exists())
+    @rule()
+    def build_beside_another(self) -> None:
+        files = self.read_files()
+        with hold_lock(self.store / ".xact"), pytest.raises(XactError, match="is being built by"):
+            xact.build(self.recipe, allow_code=True)
+        assert self.read_files() == files
+
+    @precondition(lambda self: self.published == {self.asked})
+    @rule(where=st.floats(0, 1, exclude_max=True), at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+    def damage_a_byte(self, where: float, at: float, bit: int) -> None:
+        files = sorted(key for key, data in self.read_files().items() if data and not key.startswith(".xact/"))
+        key = files[int(where * len(files))]
+        old = (self.store / key).read_bytes()
+        new = bytearray(old)
+        new[int(at * len(old))] ^= 1 << bit
+        (self.store / key).write_bytes(new)
+        try:
+            found = [fault.file for fault in verify(self.store).findings.faults]
+        finally:
+            (self.store / key).write_bytes(old)
+        assert found == [key]
+
+    @precondition(is_begun)
+    @rule()
+    def verify_what_is_whole(self) -> None:
+        assert verify(self.store).findings.faults == []
+
+    @invariant()
+    def readers_see_a_whole_store_or_none(self) -> None:
+        if not hasattr(self, "true"):
+            return
+        try:
+            acts = xact.open_activations(self.store).compute(scheduler="synchronous")
+        except StoreError:
+            assert None in self.published
+            return
+        models, stimuli = acts.model.values.tolist(), acts.stimulus.values.tolist()
+        held = len(models), len(stimuli)
+        assert held in self.published
+        assert (tuple(models), tuple(stimuli)) == (MODELS[: held[0]], STIMULI[: held[1]])
+        self.published = {held}
+        for model in models:
+            for stimulus in stimuli:
+                found = acts.sel(model=model, stimulus=stimulus)
+                bits = found.values.tobytes()
+                assert self.seen.setdefault((model, stimulus), bits) == bits  # replicates and all, for ever
+                for layer in LAYERS:
+                    true = self.true[model, stimulus, layer]
+                    ours = found.sel(layer=layer).values[0, : len(true)]
+                    assert np.abs(ours - true).max() <= 1e-5 * np.abs(true).max()
+                    assert np.isnan(found.sel(layer=layer).values[:, len(true) :]).all()
+
+
+SETTINGS = settings(
+    stateful_step_count=8,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+
+def test_a_store_holds_what_it_must_whatever_is_done_to_it():
+    faults.load_heavy()
+    run_state_machine_as_test(OneStore, settings=settings(SETTINGS, max_examples=6))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_a_store_holds_what_it_must_in_200_histories():
+    faults.load_heavy()
+    run_state_machine_as_test(OneStore, settings=settings(SETTINGS, max_examples=200, stateful_step_count=16))

@@ -1,0 +1,253 @@
+"""Captions: their ids, their order, their texts, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from support.dataset_trees import (
+    BOLD_FIRST,
+    THINGS_RANKED,
+    make_bold5000,
+    make_captions,
+    make_nsd,
+    make_things,
+    write_rows,
+)
+from support.pictures import write_recipe
+
+import xact
+from xact.errors import RecipeError, RequestError
+from xact.recipe.stimuli_schema import CaptionsStimuli, NsdStimuli
+from xact.stimuli.base import Chosen, hash_stimulus
+from xact.stimuli.open import open_stimuli
+
+
+@pytest.fixture(autouse=True)
+def no_roots(monkeypatch):
+    for variable in ("NSD_DATASET", "BOLD_DATASET", "THINGS_DATASET"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def open_captions(folder: Path, **keys: object) -> Chosen:
+    return open_stimuli(CaptionsStimuli(source="captions", **keys), folder)
+
+
+def open_text(folder: Path, text: str, **keys: object) -> Chosen:
+    (folder / "c.csv").write_text(text, encoding="utf-8")
+    return open_captions(folder, file="c.csv", **keys)
+
+
+def read_all(source: Chosen) -> dict[str, list[str]]:
+    """{stimulus: its captions}."""
+    return {one: bytes(source.read(row)).decode().split("\0") for row, one in enumerate(source.table.ids)}
+
+
+# the trap: COCO's captions lie in the order of coco_id
+
+
+@pytest.mark.parametrize("keys", [{"file": "annotations/coco_captions.csv"}, {"dataset": "nsd", "root": "."}])
+def test_coco_s_captions_are_paired_with_nsd_by_id_and_put_into_its_order(keys, tmp_path):
+    make_nsd(tmp_path, n=12, has_captions=True)
+    source = open_captions(tmp_path, **keys)
+    pictures = open_stimuli(NsdStimuli(source="nsd", root="."), tmp_path)
+    assert source.table.ids == pictures.table.ids
+    assert read_all(source) == {f"nsd_{i:05d}": [f"Picture {i}, said the first."] for i in range(12)}
+    assert source.table.columns["coco_id"] == pictures.table.columns["cocoId"]
+    assert source.table.columns["nsd_id"] == list(range(12))
+    assert list(source.table.columns) == ["nsd_id", "coco_id", "cocoSplit"]
+    assert source.table.files[0] == "coco_captions.csv[11]"
+
+
+def test_the_root_of_nsd_may_come_from_the_environment(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match=r"nsd is not known: no stimuli.root, no NSD_DATASET"):
+        open_captions(tmp_path, dataset="nsd")
+    with pytest.raises(RequestError, match=r"no stimuli.file"):
+        open_captions(tmp_path)
+    make_nsd(tmp_path / "n", n=3, has_captions=True)
+    monkeypatch.setenv("NSD_DATASET", str(tmp_path / "n"))
+    assert open_captions(tmp_path, dataset="nsd").table.ids == ["nsd_00000", "nsd_00001", "nsd_00002"]
+
+
+def test_each_caption_may_be_a_stimulus_or_a_replicate(tmp_path):
+    make_nsd(tmp_path, n=3, has_captions=True)
+    first = open_captions(tmp_path, dataset="nsd", root=".")
+    assert (first.kind, first.n_replicates) == ("text", 1)
+
+    alone = open_captions(tmp_path, dataset="nsd", root=".", captions="stimuli")
+    assert alone.n_replicates == 1
+    assert read_all(alone) == {
+        f"nsd_{i:05d}#{k}": [text] for i in range(3) for k, text in enumerate(make_captions(i).split(";"))
+    }
+    assert alone.table.stems[:4] == ["nsd_00000"] * 3 + ["nsd_00001"]
+    assert alone.table.columns["caption_index"] == [0, 1, 2] * 3
+    assert alone.table.columns["coco_id"] == [10_000] * 3 + [9_999] * 3 + [9_998] * 3
+    chosen = open_captions(tmp_path, dataset="nsd", root=".", captions="stimuli", where="caption_index == 2", limit=2)
+    assert read_all(chosen) == {f"nsd_{i:05d}#2": [f"Picture {i}, said the third."] for i in range(2)}
+
+    together = open_captions(tmp_path, dataset="nsd", root=".", captions="replicates")
+    assert together.n_replicates == 3
+    assert read_all(together) == {f"nsd_{i:05d}": make_captions(i).split(";") for i in range(3)}
+    data = make_captions(1).replace(";", "\0").encode()
+    assert together.read(1) == data
+    assert hash_stimulus(together.read(1)) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_plain_caption_is_never_split_and_no_text_is_changed(tmp_path):
+    source = open_text(tmp_path, 'id,caption\n001,"A cat; a dog. "\nNA," é, 1"\n1e3,2\n')
+    assert read_all(source) == {"001": ["A cat; a dog. "], "NA": [" é, 1"], "1e3": ["2"]}
+    joined = open_text(tmp_path, "id,captions\nx,one ; two\n", captions="stimuli")
+    assert read_all(joined) == {"x#0": ["one "], "x#1": [" two"]}
+    named = open_text(tmp_path, "id,captions,words\nx,a;b,c;d\n", caption="captions")
+    assert read_all(named) == {"x": ["a;b"]}
+    assert named.table.columns == {"words": ["c;d"]}
+    numbers = open_text(tmp_path, "id,caption\nx,1\ny,2\n")
+    assert read_all(numbers) == {"x": ["1"], "y": ["2"]}
+
+
+def test_a_table_that_was_kept_from_running_in_a_spreadsheet_gives_its_texts_as_they_were(tmp_path):
+    text = "id,caption,'=note\n'-1,'=SUM(A1),'@me\nb,'tis a dog,'' +1\nc,''+5,'quoted'\n"
+    source = open_text(tmp_path, text)
+    assert read_all(source) == {"-1": ["=SUM(A1)"], "b": ["'tis a dog"], "c": ["'+5"]}
+    assert source.table.columns == {"=note": ["@me", "' +1", "'quoted'"]}
+    pd.DataFrame({"id": ["a"], "caption": ["'=1"]}).to_parquet(tmp_path / "c.parquet")  # no spreadsheet opens it
+    assert read_all(open_captions(tmp_path, file="c.parquet")) == {"a": ["'=1"]}
+
+
+def test_a_stamp_tells_another_caption_of_the_same_length(tmp_path):
+    one = open_text(tmp_path, "id,caption\nx,cat\ny,dog\n")
+    stamps = [one.stamp(row) for row in range(2)]
+    assert stamps[0].nbytes == stamps[1].nbytes == 3
+    assert stamps[0] != stamps[1]
+    other = open_text(tmp_path, "id,caption,more\nx,cat,1\ny,cow,2\n")
+    assert [other.stamp(row) == stamps[row] for row in range(2)] == [True, False]
+
+
+# ids
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "keys", "expected"),
+    [
+        ("stimulus,id,nsd_id", "a,b,3", {}, "a"),
+        ("name,id", "a,b", {}, "b"),
+        ("image_name,name", "x/cat.JPEG,b", {}, "cat"),
+        ("name", "cat.v2", {}, "cat.v2"),
+        ("nsd_id,coco_id", "17,4", {}, "nsd_00017"),
+        ("nsd_id", "00017", {}, "nsd_00017"),
+        ("coco_id,nsd_id", "4,17", {"id": "coco_id"}, "4"),
+        ("id", "17", {"dataset": "nsd"}, "nsd_00017"),
+        ("stimulus", "nsd_00017", {"dataset": "nsd"}, "nsd_00017"),
+        ("picture", "7", {"id": "picture"}, "7"),
+        ("Stimulus", "7", {"rename": {"Stimulus": "stimulus"}}, "7"),
+        ("things_id,image_name", "3,bat_01b.jpg", {}, "bat_01b"),
+        ("bold_id,name", "3,airport1", {}, "airport1"),
+        ("image_name,bold_id", "airport1.jpg,8", {"dataset": "bold5000"}, "airport1"),
+    ],
+)
+def test_the_id_comes_from_the_named_column_or_the_first_known_one(header, cells, keys, expected, tmp_path):
+    source = open_text(tmp_path, f"{header},caption\n{cells},A picture.\n", **keys)
+    assert source.table.ids == source.table.stems == [expected]
+
+
+def test_things_ids_are_looked_up_in_the_data_set_and_give_its_order(tmp_path, monkeypatch):
+    make_things(tmp_path / "things")
+    monkeypatch.setenv("THINGS_DATASET", str(tmp_path / "things"))
+    rows = "".join(f"{i},About {name}.\n" for i, name in reversed([*enumerate(THINGS_RANKED)]))
+    assert list(read_all(open_text(tmp_path, "things_id,caption\n" + rows)).items()) == [
+        (name, [f"About {name}."]) for name in THINGS_RANKED
+    ]
+    with pytest.raises(RequestError, match=r"the column 'things_id' of .* names no image of things in row 1: '7'"):
+        open_text(tmp_path, "things_id,caption\n7,x\n")
+
+
+def test_names_of_bold5000_are_put_into_the_order_of_first_presentation(tmp_path):
+    make_bold5000(tmp_path / "bold")
+    rows = "".join(f"{name}.jpg,About {name}.\n" for name in sorted(BOLD_FIRST))
+    source = open_text(tmp_path, "image_name,caption\n" + rows, dataset="bold5000", root="bold")
+    assert read_all(source) == {name: [f"About {name}."] for name in BOLD_FIRST}
+    assert source.table.ids == list(BOLD_FIRST)
+    with pytest.raises(RequestError, match=r"names no image of bold5000 in row 1: 'airport2' \(nearest: airport1"):
+        open_text(tmp_path, "image_name,caption\nairport2.jpg,x\n", dataset="bold5000", root="bold")
+
+
+def test_without_its_data_set_a_number_alone_gives_no_id(tmp_path):
+    for key, variable in (("things_id", "THINGS_DATASET"), ("bold_id", "BOLD_DATASET")):
+        with pytest.raises(RequestError, match=variable):
+            open_text(tmp_path, f"{key},caption\n3,x\n")
+
+
+def test_rows_of_no_data_set_stay_in_their_order_with_their_columns(tmp_path):
+    write_rows(tmp_path / "x", [])
+    pd.DataFrame(
+        {"id": [2, 1], "caption": ["b", "a"], "condition": ["q", "p"], "caption_model": ["M", "N"], "score": [0.5, 1]}
+    ).to_parquet(tmp_path / "c.parquet")
+    table = open_captions(tmp_path, file="c.parquet").table
+    assert table.ids == ["2", "1"]
+    assert table.conditions == ["q", "p"]
+    assert table.columns == {"caption_model": ["M", "N"], "score": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("text", "keys", "message"),
+    [
+        ("picture,caption\na,x\n", {}, r"have no column of ids \(they have picture, caption\)"),
+        ("id,text\na,x\n", {}, "have no column 'caption' or 'captions'"),
+        ("id,caption,captions\na,x,y\n", {}, "have both columns 'caption' and 'captions'"),
+        ("id,caption\na,x\n", {"id": "di"}, r"has no column 'di' \(nearest: id"),
+        ("id,caption\na,x\n", {"caption": "captoin"}, r"has no column 'captoin' \(nearest: caption"),
+        ("id,caption\na,x\nb,  \n", {}, r"column 'caption' of .* has an empty caption in row 2 \('b'\)"),
+        ("id,captions\na,;x\n", {}, r"an empty caption in row 1 \('a'\)"),
+        ("id,captions\na,x;\n", {"captions": "stimuli"}, r"an empty caption in row 1 \('a'\)"),
+        ("id,caption\na,x;y\n", {"captions": "stimuli"}, "captions: stimuli needs a column 'captions'"),
+        ("id,captions\na,x;y\nb,z\n", {"captions": "replicates"}, "'a' has 2, 'b' has 1"),
+        ("nsd_id,caption\n17,x\n017,y\n", {}, "the stimulus id 'nsd_00017' stands twice .*c.csv"),
+        ("nsd_id,caption\n73000,x\n", {}, r"holds no nsdId in row 1: '73000'"),
+        ("nsd_id,caption\n1.5,x\n", {}, "the column 'nsd_id' of .* holds 1.5: not text, not integers"),
+        ("id,caption\ncat,x\n", {"dataset": "nsd"}, "the column 'id' of .* holds no number in row 1: 'cat'"),
+        ("nsd_id,caption\n1,x\n", {"dataset": "things"}, "the column 'nsd_id' of .* is not of the data set 'things'"),
+        ("id,caption,model\na,x,M\n", {}, "column 'model' of .* has a reserved name"),
+        ("id,caption\n", {}, "holds no stimuli"),
+    ],
+)
+def test_captions_that_are_unclear_are_refused(text, keys, message, tmp_path):
+    with pytest.raises(RequestError, match=message) as caught:
+        open_text(tmp_path, text, **keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reserved_column_is_renamed_by_the_recipe(tmp_path):
+    source = open_text(tmp_path, "id,caption,model\na,x,M\n", rename={"model": "caption_model"})
+    assert source.table.columns == {"caption_model": ["M"]}
+
+
+# pictures and words
+
+
+@pytest.mark.parametrize(
+    ("keys", "extra", "message"),
+    [
+        (", mask_alpha: black", "", "'mask_alpha' is for pictures, captions have no pixels"),
+        (", border: 0.1", "", "'border' is for pictures, captions have no pixels"),
+        ("", "replicates: {count: 2, jitter: {kind: color}}\n", "replicates.jitter is for pictures"),
+    ],
+)
+def test_what_only_pictures_have_is_refused_of_captions(keys, extra, message, tmp_path):
+    text = f"store: s.zarr\nstimuli: {{source: captions, file: c.csv{keys}}}\nmodels: [ResNet50]\n{extra}"
+    with pytest.raises(RecipeError, match=message):
+        xact.build(write_recipe(tmp_path, text))
+
+
+def test_a_network_for_pictures_refuses_captions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.csv").write_text("id,caption\na,x\n")
+    recipe = write_recipe(
+        tmp_path,
+        "store: s.zarr\nstimuli: {source: captions, file: c.csv}\n"
+        "models: [{label: r18, source: torchvision, id: resnet18, weights: random}]\n",
+    )
+    with pytest.raises(RequestError, match=r"model 'r18' .*is shown pictures; the stimuli are captions"):
+        xact.build(recipe)
+    assert not (tmp_path / "s.zarr").exists()

@@ -1,0 +1,385 @@
+"""What `columns`, `fields`, `where` and `limit` do to the stimuli of any source, and what they refuse in one line."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from support.pictures import write_pictures, write_recipe
+
+import xact
+from xact.building.run import Outcome
+from xact.cli.main import main
+from xact.errors import MismatchError, RequestError
+from xact.labels import Column, StimulusTable
+from xact.recipe.stimuli_schema import FolderStimuli, Regex, TableStimuli
+from xact.stimuli.base import Chosen
+from xact.stimuli.choose import choose_rows
+from xact.stimuli.fields import load_fields
+from xact.stimuli.open import open_stimuli
+from xact.stimuli.where import find_rows
+
+COLUMNS: dict[str, Column] = {
+    "category": ["dog", "cat", "owl"],
+    "split": ["train", "train", "test"],
+    "n": [1, 2, 3],
+    "rating": [1.5, math.nan, 2.0],
+    "is_real": [True, False, True],
+    "class": ["x", "y", "it's 100 %"],
+    "größe": [1, 2, 3],
+}
+
+
+# where
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("category in ['dog', 'cat'] and split == 'train'", [0, 1]),
+        ("category not in ('dog', 'cat') or n == 1", [0, 2]),
+        ("not split == 'train'", [2]),
+        ("n >= 2", [1, 2]),
+        ("1 < n <= 3", [1, 2]),
+        ("-1 < n < +2", [0]),
+        ("n == 2.0", [1]),
+        ("n == 0x2", [1]),
+        ("2 == n", [1]),
+        ("n < rating", [0]),
+        ("rating < 9", [0, 2]),
+        ("rating != 1.5", [1, 2]),
+        ("rating not in [1.5]", [1, 2]),
+        ("rating == rating", [0, 2]),
+        ("is_real", [0, 2]),
+        ("not is_real", [1]),
+        ("is_real == False and True", [1]),
+        ("category < 'd'", [1]),
+        ("column['class'] == 'x'", [0]),
+        ('column["class"] == "it\'s 100 %"', [2]),
+        ("größe == 3 or größe == 1", [0, 2]),
+        ("\n  split == 'train'\n  and n > 1\n", [1]),
+        ("n in []", []),
+        (f"n in {[*range(2, 10_000)]}", [1, 2]),
+        ("(" * 60 + "n == 1" + ")" * 60, [0]),
+    ],
+)
+def test_where_leaves_the_rows_of_which_it_is_true(text, rows):
+    assert find_rows(text, COLUMNS) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("n == '1'", 6, r"compares the column 'n' \(a number\) with '1' \(text\)"),
+        ("category == 1", 13, r"compares the column 'category' \(text\) with 1 \(a number\)"),
+        ("is_real == 1", 12, r"compares the column 'is_real' \(true or false\) with 1 \(a number\)"),
+        ("category in ['dog', 1]", 21, r"compares the column 'category' \(text\) with 1"),
+        ("category == n", 13, r"compares the column 'category' \(text\) with the column 'n'"),
+        ("is_real > False", 11, "orders true and false"),
+        ("n", 1, "not a comparison"),
+        ("n == 1 and category", 12, "not a comparison"),
+        ("categry == 'dog'", 1, r"'categry' is no column \(nearest: category\)"),
+        ("größe == 1 and zzz == 1", 16, r"'zzz' is no column \(there are category, split"),
+        ("column[n] == 1", 1, "is not allowed"),
+        ("n == 1 if is_real else n == 2", 1, "is not allowed"),
+        ("'o' in category", 8, "stands after `in` and is not a list"),
+        ("n is 1", 1, "compares with `is`"),
+        ("n == None", 6, "'None' is not allowed"),
+        ("category == b'dog'", 13, "is not allowed"),
+        ("n == 1j", 6, "is not allowed"),
+        ("n == --1", 6, "is not allowed"),
+        ("n + 1 == 2", 1, "'n [+] 1' is not allowed"),
+        ("2 ** 10 ** 10 == n", 1, "is not allowed"),
+        ("n == ", 1, "is not an expression"),
+        ("n = 1", 3, "is not an expression"),
+        ("n == 1; import os", 7, "is not an expression"),
+        ("category == '\\d'", 13, "invalid escape sequence"),
+        ("", 1, "is not an expression"),
+    ],
+)
+def test_where_says_the_place_of_what_it_refuses(text, place, problem):
+    with pytest.raises(RequestError, match=rf"^stimuli.where, character {place}: .*{problem}") as caught:
+        find_rows(text, COLUMNS)
+    assert caught.value.hint
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch hacked')",
+        "open('hacked', 'w')",
+        "exec('x = 1')",
+        "category.__class__.__mro__[1].__subclasses__() == 1",
+        "().__class__ == 1",
+        "category.upper() == 'DOG'",
+        "[n for n in [1]]",
+        "{n: 1 for n in [1]} == 1",
+        "all(x for x in n)",
+        "(lambda: n)() == 1",
+        "(m := 1) == 1",
+        "f'{category!r}' == 'x'",
+        "n[0] == 1",
+        "n in [*n]",
+        "n in [open('hacked', 'w')]",
+        "(yield) == 1",
+        "await n",
+        "column['__class__'] == 1",
+        "__builtins__ == 1",
+        "(" * 5000 + "n == 1" + ")" * 5000,
+        "not " * 20_000 + "is_real",
+        "-" * 90_000 + "1 == n",
+        "[" * 90_000,
+        "n == " + "9" * 50_000,
+        "n == 1 or " * 9_000 + "n.x == 1",
+        "a" * 200_000,
+        "n == 1\0",
+        "is_real == " * 3 + "not " * 60 + "is_real",
+        "not (" * 55 + "is_real" + ")" * 55,
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_hostile_where_is_refused_in_one_line_and_runs_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("eval", "exec", "open"):
+        monkeypatch.setattr(builtins, name, lambda *_: pytest.fail("something ran"))
+    with pytest.raises(RequestError, match=r"^stimuli.where") as caught:
+        find_rows(text, COLUMNS)
+    monkeypatch.undo()
+    assert "\n" not in f"{caught.value}{caught.value.hint}"
+    assert len(str(caught.value)) < 300
+    assert list(tmp_path.iterdir()) == []
+
+
+# fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "stems", "expected", "reason"),
+    [
+        (
+            "{object}_{angle}",
+            ["mug_45", "fish_0"],
+            {"object": ["mug", "fish"], "angle": [45, 0]},
+            "text up to a literal",
+        ),
+        (
+            "{object}_{angle:3}",
+            ["mug_045", "a_b_000"],
+            {"object": ["mug", "a_b"], "angle": ["045", "000"]},
+            "codes stay",
+        ),
+        ("{role:1}{set}", ["tab", "dcd"], {"role": ["t", "d"], "set": ["ab", "cd"]}, "a length, then the rest"),
+        ("{set}{size:2}", ["ab10", "c20"], {"set": ["ab", "c"], "size": [10, 20]}, "the rest, then a length"),
+        ("img.{x}-{{{y}}}", ["img.1-{2}"], {"x": [1], "y": [2]}, "a literal is no pattern; doubled braces"),
+        ("{v}", ["1.5", "2"], {"v": [1.5, 2.0]}, "a whole stem"),
+        (
+            Regex(regex=r"(?P<a>\w+?)_?(?P<b>\d*)"),
+            ["mug_45", "fish"],
+            {"a": ["mug", "fish"], "b": [45.0, math.nan]},
+            "",
+        ),
+        (Regex(regex=r"(x|y)(?P<n>\d)(?P<m>z)?"), ["x1", "y2z"], {"n": [1, 2], "m": ["", "z"]}, "no name, no column"),
+    ],
+)
+def test_fields_make_columns_of_the_parts_of_stems(fields, stems, expected, reason):
+    found = load_fields(fields, stems)
+    assert {name: [*map(repr, cells)] for name, cells in found.items()} == {
+        name: [*map(repr, cells)] for name, cells in expected.items()
+    }, reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "stem", "message"),
+    [
+        ("{object}_{angle}", "mug45", r"the stem 'mug45' does not match '\{object\}_\{angle\}'"),
+        ("{object}_{angle:3}", "mug_45", "does not match"),
+        ("{object}_{angle}", "my_mug_45", r"can be read in two ways, .*'my'.*'my_mug'"),
+        ("{a}{b}", "xy", "where 'a' ends and 'b' begins cannot be told"),
+        ("{a}{b:2}{c}", "wxyz", "where 'b' ends and 'c' begins cannot be told"),
+        ("{a}_{a}", "x_y", "the field 'a' stands twice"),
+        ("name", "name", "names no field"),
+        ("{a", "x", "is no template"),
+        ("{}", "x", "the field '' of '{}' is none"),
+        ("{a:0}", "x", "the field 'a' of '{a:0}' is none"),
+        ("{a!r}", "x", "is none"),
+        ("{a.__class__}", "x", "is none"),
+        ("{a:{b}}", "x", "is none"),
+        (Regex(regex="(?P<a>"), "x", "is no regular expression"),
+        (Regex(regex="(x)"), "x", "has no named group"),
+        (Regex(regex="(?P<a>x)"), "xy", "the stem 'xy' does not match"),
+    ],
+)
+def test_fields_without_one_reading_are_refused(fields, stem, message):
+    with pytest.raises(RequestError, match=rf"^stimuli.fields: .*{message}") as caught:
+        load_fields(fields, [stem])
+    assert "{name}" in str(caught.value.hint)
+
+
+# columns
+
+
+def put(root: Path, *names: str) -> None:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2), (i, 0, 0)).save(root / name)
+
+
+def open_folder(folder: Path, **keys: object) -> Chosen:
+    return open_stimuli(FolderStimuli(source="folder", **keys), folder)
+
+
+def test_tables_of_labels_are_paired_by_stem_or_by_stimulus_never_by_row(tmp_path):
+    put(tmp_path, "x/b.png", "x/a.png", "y/a.png")
+    (tmp_path / "ratings.csv").write_text("rating,stem\n2.5,b\n1,a\n")
+    pd.DataFrame({"stimulus": ["y/a", "x/b", "x/a"], "n": [3, 2, 1], "ok": [True, False, True]}).to_parquet(
+        tmp_path / "more.parquet"
+    )
+    source = open_folder(tmp_path, folders=["*/"], columns=["ratings.csv", "more.parquet"])
+    assert source.table.ids == ["x/a", "x/b", "y/a"]
+    assert source.table.columns == {"rating": [1.0, 2.5, 1.0], "n": [1, 2, 3], "ok": [True, False, True]}
+    assert source.notes == []
+    assert open_folder(tmp_path, folders=["*/"], columns="ratings.csv").table.columns == {"rating": [1.0, 2.5, 1.0]}
+
+
+def test_keys_are_text_as_written(tmp_path):
+    put(tmp_path, "001.png", "1.png")
+    (tmp_path / "t.csv").write_text("stem,word\n1,one\n001,code\n")
+    assert open_folder(tmp_path, columns="t.csv").table.columns == {"word": ["code", "one"]}
+
+
+def test_rows_of_stimuli_that_are_not_there_are_left_and_said(tmp_path, capsys):
+    write_pictures(tmp_path / "s", 2)
+    (tmp_path / "t.csv").write_text("stem,word\np00,a\np01,b\nq,c\n")
+    recipe = write_recipe(
+        tmp_path,
+        f"store: {tmp_path}/store.zarr\nstimuli: {{source: folder, root: s, columns: t.csv}}\n"
+        "models: [{label: r18, source: torchvision, id: resnet18, weights: random, layers: [logits]}]\n"
+        "compute: {device: cpu, workers: 1}\n",
+    )
+    said = "t.csv: 1 of its 3 rows are of no stimulus and were left"
+    assert open_folder(tmp_path, root="s", columns="t.csv").notes == [said]
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", str(recipe)])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stem,n\na,1\n", r"has no row for 1 of the stimuli: stem 'b'"),
+        ("stem,n\na,1\nb,2\na,3\n", r"the stem 'a' stands twice in"),
+        ("stimulus,stem,n\na,a,1\n", r"has both columns stimulus and stem"),
+        ("name,n\na,1\n", r"has neither column stimulus and stem"),
+        ("stem,model\na,1\nb,2\n", r"column 'model' of .*t.csv has a reserved name"),
+        ("stem,file\na,1\nb,2\n", r"column 'file' of .*t.csv has a reserved name"),
+        ("stem,known\na,1\nb,2\n", r"the column 'known' of .*t.csv is there already"),
+        ("stem,n\na,1\n,2\n", r"the column 'stem' of .*t.csv' has no value in row 2"),
+    ],
+)
+def test_tables_of_labels_that_do_not_fit_are_refused(text, message, tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "own.csv").write_text("path,known\na.png,1\nb.png,2\n")
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(RequestError, match=message) as caught:
+        open_stimuli(TableStimuli(source="table", file="own.csv", columns="t.csv"), tmp_path)
+    assert "rename:" not in str(caught.value.hint)
+
+
+# all of them together
+
+
+def test_columns_come_first_then_fields_then_where_then_limit(tmp_path):
+    put(tmp_path, "mug_90.png", "mug_0.png", "fish_0.png", "fish_90.png")
+    (tmp_path / "t.csv").write_text("stem,seen\nmug_0,yes\nmug_90,no\nfish_0,yes\nfish_90,yes\n")
+    keys = {"columns": "t.csv", "fields": "{object}_{angle}", "where": "seen == 'yes' and angle >= 0"}
+    table = open_folder(tmp_path, **keys).table
+    assert table.ids == ["fish_0", "fish_90", "mug_0"]
+    assert table.columns == {"seen": ["yes"] * 3, "object": ["fish", "fish", "mug"], "angle": [0, 90, 0]}
+    assert open_folder(tmp_path, **keys, limit=2).table.ids == ["fish_0", "fish_90"]
+    assert open_folder(tmp_path, where="condition == 'root' and file == 'mug_0.png'").table.ids == ["mug_0"]
+    assert open_folder(tmp_path, where="stem in ['fish_90'] or stimulus == 'mug_90'").table.ids == ["fish_90", "mug_90"]
+    with pytest.raises(RequestError, match=r"the column 'seen' of stimuli.fields is there already"):
+        open_folder(tmp_path, columns="t.csv", fields="{object}_{seen}")
+
+
+def test_a_limit_counts_the_stimuli_that_where_leaves(tmp_path):
+    put(tmp_path, *(f"p_{i}.png" for i in range(6)))
+    keys = {"fields": "{p}_{n}", "where": "n in [1, 3, 5]"}
+    for limit, stems in ((1, ["p_1"]), (2, ["p_1", "p_3"]), (4, ["p_1", "p_3", "p_5"])):
+        assert open_folder(tmp_path, **keys, limit=limit).table.stems == stems
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("stimulus", "c/two"), ("condition", "c"), ("stem", "two"), ("file", "c/two.png")]
+)
+def test_where_takes_the_labels_of_the_stimuli_whatever_a_column_of_their_name_holds(name, value):
+    table = StimulusTable(
+        ids=["a/one", "c/two"],
+        conditions=["a", "c"],
+        stems=["one", "two"],
+        files=["a/one.png", "c/two.png"],
+        columns={name: [value, "other"]},
+    )
+    block = FolderStimuli(source="folder", where=f"{name} == {value!r}")
+    assert list(choose_rows(table, block)) == [1]
+
+
+def test_reading_follows_the_rows_that_were_chosen(tmp_path):
+    put(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    source = open_folder(tmp_path, where="stem in ['d', 'b']")
+    for row, name in enumerate(["b.png", "d.png"]):
+        assert source.read(row) == (tmp_path / name).read_bytes()
+        assert source.stamp(row).mtime_ns == (tmp_path / name).stat().st_mtime_ns
+
+
+def test_all_labels_are_checked_but_only_what_is_chosen_has_to_be_there(tmp_path):
+    put(tmp_path, "a.png", "b.png")
+    (tmp_path / "t.csv").write_text("path,n\na.png,1\nb.png,2\ngone.png,3\n")
+    block = {"source": "table", "file": "t.csv"}
+    assert open_stimuli(TableStimuli(**block, where="n < 3"), tmp_path).table.ids == ["a", "b"]
+    with pytest.raises(RequestError, match=r"1 of the 2 files .* the first is 'gone.png', the stimulus 'gone'"):
+        open_stimuli(TableStimuli(**block, where="n > 1"), tmp_path)
+    (tmp_path / "t.csv").write_text("path,n\na.png,1\na.png,2\n")
+    with pytest.raises(RequestError, match="stands twice"):
+        open_stimuli(TableStimuli(**block, where="n == 1"), tmp_path)
+
+
+# the store
+
+
+def test_a_wider_where_appends_and_a_changed_label_of_an_old_row_is_refused(tmp_path):
+    write_pictures(tmp_path / "s", 6)
+    labels = [f"p{i:02d},{i},{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["stem,n,word", *labels]))
+
+    def build(where: str, columns: str = "t.csv", extra: str = "") -> Outcome:
+        text = (
+            f"store: {tmp_path}/store.zarr\n"
+            f'stimuli: {{source: folder, root: s, columns: {columns}, where: "{where}"{extra}}}\n'
+            "models: [{label: r18, source: torchvision, id: resnet18, weights: random, layers: [logits]}]\n"
+            "transform: {resize: 32, mean: [0, 0, 0], std: [1, 1, 1]}\n"
+            "compute: {device: cpu, batch_size: 2, workers: 1}\n"
+        )
+        return xact.build(write_recipe(tmp_path, text))
+
+    assert build("n < 3").n_captured == 3
+    assert build("n < 5").n_captured == 2
+    assert build("n in [4, 3, 2, 1, 0]").n_captured == 0
+    (tmp_path / "other.csv").write_text("\n".join(["stem,n,word", *reversed(labels)]))
+    assert build("n < 5", "other.csv").n_captured == 0
+    acts = xact.open_activations(tmp_path / "store.zarr")
+    assert acts.n.values.tolist() == [0, 1, 2, 3, 4]
+    assert acts.word.values.tolist() == ["a", "b", "a", "b", "a"]
+    with pytest.raises(MismatchError, match=r"stimuli: 'p04' of the store is not among the 4"):
+        build("n < 4")
+    with pytest.raises(MismatchError, match=r"stimuli.columns.k differs"):
+        build("n < 5", extra=", fields: '{k}'")
+    (tmp_path / "t.csv").write_text("\n".join(["stem,n,word", *labels]).replace("p01,1,b", "p01,1,a"))
+    with pytest.raises(MismatchError, match=r"stimuli: word of 'p01' differs: .*'b'.*'a'"):
+        build("n < 5")

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from xact.building.prepare import survey
-from xact.building.run import carry_out
+from xact.building.run import build_store
 from xact.models.load import find_weights, load_network
 from xact.recipe.load import load_recipe
 from xact.recipe.resolve import resolve_models
@@ -80,11 +80,11 @@ def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
     shutil.rmtree(store, ignore_errors=True)
     loaded = load_recipe(recipe)
     started = time.perf_counter()
-    site = survey(loaded, store, allow_code=False, fetch=True)
-    carry_out(site, progress=lambda _: None)
+    prepared = survey(loaded, store, allow_code=False, fetch=True)
+    build_store(prepared, progress=lambda _: None)
     seconds = time.perf_counter() - started
-    loading = sum(found["load_seconds"] for found in site.state.networks.values())
-    nbytes = sum(w.nbytes for record in site.state.tasks.values() for w in record.shards.values() if w)
+    loading = sum(found["load_seconds"] for found in prepared.state.networks.values())
+    nbytes = sum(w.nbytes for record in prepared.state.tasks.values() for w in record.shards.values() if w)
     return n_images / (seconds - loading), nbytes
 
 

@@ -191,9 +191,9 @@ def assert_equal_stores(one: Path, other: Path) -> None:
 
 
 def test_each_row_holds_its_own_caption_though_batches_are_sorted_by_length(made, folder):
-    site = survey(load_recipe(made), made.with_suffix(".zarr"), allow_code=False, fetch=True)
-    rows = [row for task in site.tasks["llama"] for batch in task.batches for row in batch.rows]
-    assert len(site.tasks["llama"]) > 1
+    prepared = survey(load_recipe(made), made.with_suffix(".zarr"), allow_code=False, fetch=True)
+    rows = [row for task in prepared.tasks["llama"] for batch in task.batches for row in batch.rows]
+    assert len(prepared.tasks["llama"]) > 1
     assert sorted(rows) == list(range(40))
     assert rows != sorted(rows)
     assert xact.build(made).is_complete

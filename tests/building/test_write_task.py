@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.stores import make_model, make_store_plan, make_table
 
-from xact.building.write_task import finish_task, round_mantissa
+from xact.building.write_task import round_mantissa, write_task
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
 from xact.store.tasks import Batch, Task
@@ -88,7 +88,7 @@ def test_the_record_counts_what_is_not_finite_in_the_rows_captured_and_has_no_sc
     values[1, 0, 4] = -np.inf
     values[2] = np.nan  # failed
     values[3] = np.nan  # kept as the store has it
-    record = finish_task(
+    record = write_task(
         tmp_path, plan, plan.models[0], make_result(values, rows=frozenset({0, 1, 2}), failed={2: "broken"})
     )
     assert record.n_nonfinite == {"x": 3}
@@ -99,5 +99,5 @@ def test_the_record_counts_what_is_not_finite_in_the_rows_captured_and_has_no_sc
 def test_a_layer_whose_numbers_are_finite_has_none_to_count_though_their_sum_is_not(tmp_path):
     plan = make_store_plan([make_model("m", {"x": (5,)})], make_table(4), layout="cube")
     values = np.full((4, 1, 5), 3e38, dtype=np.float32)
-    record = finish_task(tmp_path, plan, plan.models[0], make_result(values, rows=frozenset(range(4)), failed={}))
+    record = write_task(tmp_path, plan, plan.models[0], make_result(values, rows=frozenset(range(4)), failed={}))
     assert record.n_nonfinite == {}

@@ -23,7 +23,7 @@ from support.tiny_pixtral import write_pixtral
 from transformers.utils import logging
 
 import xact.cli.main
-from xact.caption.engines.base import Settings, find_weights, open_engine
+from xact.caption.engines.base import Settings, find_captioner_weights, open_engine
 from xact.caption.prompts import PROMPTS, make_reminder
 from xact.caption.run import caption, make_seed
 from xact.errors import MismatchError, RequestError, StimulusError, WeightsError, WorkError
@@ -147,7 +147,7 @@ def test_a_batch_of_pictures_of_several_sizes_says_what_each_says_alone(tmp_path
         write_pictures(tmp_path / str(i), 1, seed=i, size=size)
         pictures.append(Image.open(tmp_path / str(i) / "p00.png"))
     settings = Settings(str(network), "cpu", "float32", N_TOKENS, 0.0)
-    captioner = open_engine("transformers").load_captioner(settings, find_weights(str(network), tmp_path))
+    captioner = open_engine("transformers").load_captioner(settings, find_captioner_weights(str(network), tmp_path))
     alone = [captioner.answer([picture], "a cat", seed=0)[0] for picture in pictures]
     assert captioner.answer(pictures, "a cat", seed=0) == alone
     assert len(set(alone)) == 4
@@ -156,7 +156,7 @@ def test_a_batch_of_pictures_of_several_sizes_says_what_each_says_alone(tmp_path
 def answer(folder: Path, stimuli: Path, temperature: float) -> list[str]:
     """What the engine says of each picture alone, drawn from the seed 5."""
     settings = Settings(str(folder), "cpu", "float32", N_TOKENS, temperature)
-    captioner = open_engine("transformers").load_captioner(settings, find_weights(str(folder), stimuli))
+    captioner = open_engine("transformers").load_captioner(settings, find_captioner_weights(str(folder), stimuli))
     pictures = [Image.open(file).convert("RGB") for file in sorted(stimuli.iterdir())]
     return [captioner.answer([picture], "a cat", seed=5)[0].text.strip() for picture in pictures]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from xact.capture.engine import Job, Shown, TaskResult, copy_flat, run_job
+from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, copy_flat, run_job
 from xact.capture.hooks import Capture, Wanted
 from xact.capture.layers import Output
 from xact.capture.reduce import Reduction
@@ -39,11 +39,11 @@ def make_picture(row: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(row).normal(size=(2, 3, 8, 8)).astype(np.float32))
 
 
-def show(row: int) -> Shown:
+def show(row: int) -> LoadedStimulus:
     if row == 6:
         raise StimulusError("row 6 is broken")
     sha256 = hashlib.sha256(str(row).encode()).hexdigest()
-    return Shown(make_picture(row), FileStamp(1, row), sha256, are_equal=False)
+    return LoadedStimulus(make_picture(row), FileStamp(1, row), sha256, are_equal=False)
 
 
 def make_module() -> nn.Module:
@@ -51,13 +51,13 @@ def make_module() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(180, 7)).eval()
 
 
-def make_job(*, skip_failed: bool = False) -> Job:
+def make_job(*, skip_failed: bool = False) -> CaptureJob:
     module = make_module()
     wanted = [
         Wanted("0", Output("0", "Conv2d", 0, 1, "", (5, 6, 6), 1), Reduction("flatten"), 180),
         Wanted("logits", Output("", "Sequential", 0, 1, "", (7,), 1), Reduction("mean"), 7),
     ]
-    return Job(
+    return CaptureJob(
         model="toy",
         wanted=wanted,
         make_recorder=partial(Capture, Net(module), wanted, n_prefix=0, model="toy"),
@@ -93,11 +93,11 @@ def collect(n_rows: int, start, *, skip_failed: bool = False) -> tuple[list[np.n
     return rows, {row: error for result in found.values() for row, error in result.failed.items()}
 
 
-def run(job, tasks, finish, *, n_lanes=1, exhibit=show, load_rows=lambda _task, _buffers: None, strategy="lanes"):
+def run(job, tasks, finish, *, n_lanes=1, load_stimulus=show, load_rows=lambda _task, _buffers: None, strategy="lanes"):
     run_job(
         job,
         tasks,
-        exhibit=exhibit,
+        load_stimulus=load_stimulus,
         load_rows=load_rows,
         finish=finish,
         progress=lambda _n: None,

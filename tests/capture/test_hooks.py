@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from xact.capture.engine import Job, Shown, run_job
+from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
 from xact.capture.hooks import Capture, Wanted, copy_module, find_part
 from xact.capture.layers import select_layers
 from xact.capture.probe import probe
@@ -799,7 +799,9 @@ def run_lanes(network, wanted, n_lanes):
     rows = {one.label: np.zeros((N_ROWS, one.n_units), dtype=np.float32) for one in wanted}
 
     def show(row):
-        return Shown(make_batch(1, seed=row), FileStamp(1, 1), hashlib.sha256(b"").hexdigest(), are_equal=False)
+        return LoadedStimulus(
+            make_batch(1, seed=row), FileStamp(1, 1), hashlib.sha256(b"").hexdigest(), are_equal=False
+        )
 
     def finish(result):
         for one, buffer in zip(wanted, result.buffers, strict=True):
@@ -816,7 +818,7 @@ def run_lanes(network, wanted, n_lanes):
         )
         for block, at in enumerate(range(0, N_ROWS, 4))
     ]
-    job = Job(
+    job = CaptureJob(
         model="toy",
         wanted=wanted,
         make_recorder=partial(Capture, network, wanted, n_prefix=0, model="toy"),
@@ -830,7 +832,7 @@ def run_lanes(network, wanted, n_lanes):
     run_job(
         job,
         tasks,
-        exhibit=show,
+        load_stimulus=show,
         load_rows=lambda *_: None,
         finish=finish,
         progress=lambda _: None,

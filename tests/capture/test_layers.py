@@ -66,7 +66,7 @@ def select(wanted, outputs, **aliases):
 def number(pattern, *counts):
     """Names by hand: `layer{}.{}` with counts (2, 2) gives layer1.0 layer1.1 layer2.0 layer2.1."""
     first = 1 if "layer{" in pattern else 0
-    return [pattern.format(stage + first, block) for stage, n in enumerate(counts) for block in range(n)]
+    return [pattern.format(prepared + first, block) for prepared, n in enumerate(counts) for block in range(n)]
 
 
 BLOCKS = {
@@ -283,7 +283,7 @@ def test_blocks_that_return_tuples_ask_for_the_part_and_a_glob_can_name_it():
     with pytest.raises(RequestError, match=r"name the part \(encoder\.layers\.0\.blocks\.0\[0\]\)"):
         select("blocks", outputs)
     assert select(["encoder.layers.*.blocks.*[0]"], outputs) == [
-        f"encoder.layers.{stage}.blocks.{block}[0]" for stage, block in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
+        f"encoder.layers.{prepared}.blocks.{block}[0]" for prepared, block in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
     ]
 
 

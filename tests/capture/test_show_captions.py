@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from xact.capture.show_captions import Texts
-from xact.capture.show_pictures import Holdings
+from xact.capture.show_captions import CaptionLoader
+from xact.capture.show_pictures import StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import StimulusError
 from xact.labels import StimulusTable
@@ -58,9 +58,9 @@ def count_words(text: str) -> Encoded:
     return Encoded([len(word) for word in text.split()], len(text), is_cut=False)
 
 
-def make_texts(template: str = "{caption}") -> Texts:
-    holdings = Holdings(Lines(DATA), list(DATA), ROWS, {})
-    return Texts(holdings, Tokenizer(count_words, 99, {}), template, n_replicates=2)
+def make_texts(template: str = "{caption}") -> CaptionLoader:
+    stimuli = StimuliByRow(Lines(DATA), list(DATA), ROWS, {})
+    return CaptionLoader(stimuli, Tokenizer(count_words, 99, {}), template, n_replicates=2)
 
 
 def test_captions_stand_in_their_order_each_in_the_template():

@@ -16,7 +16,7 @@ from support.lab import write_lab
 from torchvision.transforms import functional as F
 
 import xact
-from xact.capture.show_pictures import Gallery, Holdings, draw_all_amounts
+from xact.capture.show_pictures import PictureLoader, StimuliByRow, draw_all_amounts
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
 from xact.labels import StimulusTable
@@ -63,16 +63,18 @@ STORED = ["c", "a", "d"]
 """The stimuli of the store, in an order that is not the source's."""
 
 
-def make_holdings(known: Mapping[int, tuple[FileStamp, str]] | None = None, *, pixels=PIXELS) -> Holdings:
-    return Holdings(Arrays(pixels), STORED, {"a": 0, "b": 1, "c": 2, "d": 3}, known or {})
+def make_holdings(known: Mapping[int, tuple[FileStamp, str]] | None = None, *, pixels=PIXELS) -> StimuliByRow:
+    return StimuliByRow(Arrays(pixels), STORED, {"a": 0, "b": 1, "c": 2, "d": 3}, known or {})
 
 
-def make_gallery(replicates: Replicates = SHIFTED, *, border: float = 0.0, pixels=PIXELS, **changes: object) -> Gallery:
+def make_gallery(
+    replicates: Replicates = SHIFTED, *, border: float = 0.0, pixels=PIXELS, **changes: object
+) -> PictureLoader:
     """Make a gallery whose transform gives the pixels as they are, (channel, y, x)."""
     transform = Transform(lambda picture: torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(), {})
     height, width = (side + 2 * round(border * side) for side in (SIZE[1], SIZE[0]))
     fields = {"transform": transform, "input_shape": (3, height, width)} | changes
-    return Gallery(make_holdings(pixels=pixels), replicates, "black", border, **fields)
+    return PictureLoader(make_holdings(pixels=pixels), replicates, "black", border, **fields)
 
 
 def draw_by_hand(seed: int, stimulus: str, replicate: int, reach: float) -> tuple[float, float]:
@@ -103,7 +105,7 @@ def shift_by_hand(pixels: np.ndarray, dx: float, dy: float) -> np.ndarray:
 def test_a_row_of_the_store_is_the_stimulus_of_its_label_wherever_the_source_has_it():
     gallery = make_gallery(Replicates())
     for row, name in enumerate(STORED):
-        found, shown = gallery.holdings.find(row), gallery(row)
+        found, shown = gallery.stimuli.find(row), gallery(row)
         at = list(PIXELS).index(name)
         assert np.array_equal(found.data, PIXELS[name])
         assert found.name == f"file of {name}.png"

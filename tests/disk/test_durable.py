@@ -18,9 +18,9 @@ from xact.disk.durable import (
     Written,
     append_line,
     make_folder,
-    place_file,
     read_lines,
     remove_file,
+    replace_file,
     sweep_partial,
     sync_folder,
     write_file,
@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
 
 
 def test_what_is_written_is_what_the_hash_says(tmp_path):
-    written = place_file(tmp_path / "new" / "folders" / "file", PIECES)
+    written = replace_file(tmp_path / "new" / "folders" / "file", PIECES)
     data = (tmp_path / "new" / "folders" / "file").read_bytes()
     assert written == Written(len(data), hashlib.sha256(data).hexdigest())
     assert data == NEW

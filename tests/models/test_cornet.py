@@ -17,7 +17,7 @@ from xact.capture.hooks import Capture
 from xact.capture.job import make_wanted
 from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
-from xact.models.checkpoints import hash_file
+from xact.models.checkpoints import hash_checkpoint
 from xact.models.sources import cornet
 from xact.recipe.resolve import resolve_model
 
@@ -180,7 +180,7 @@ def test_a_file_that_does_not_fit_names_the_tensors(state, tmp_path, change, tex
 
 
 def test_the_published_file_is_downloaded_once_and_its_hash_checked(published_file, tmp_path, monkeypatch):
-    there = tmp_path / f"cornet_s-{hash_file(published_file)[:8]}.pth"
+    there = tmp_path / f"cornet_s-{hash_checkpoint(published_file)[:8]}.pth"
     there.symlink_to(published_file)
     monkeypatch.setattr(cornet, "URL", there.as_uri())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -191,7 +191,7 @@ def test_the_published_file_is_downloaded_once_and_its_hash_checked(published_fi
         "kind": "pretrained",
         "tag": "cornet_s",
         "url": there.as_uri(),
-        "files": {there.name: hash_file(published_file)},
+        "files": {there.name: hash_checkpoint(published_file)},
     }
     there.unlink()
     assert models.find_weights(make_spec()).files == (here,)

@@ -22,7 +22,7 @@ from torch import nn
 
 from xact.errors import NameNotFoundError, RequestError, WeightsError, XactError
 from xact.models import load as models
-from xact.models.checkpoints import hash_file, load_state_dict, load_strictly
+from xact.models.checkpoints import hash_checkpoint, load_state_dict, load_strictly
 from xact.models.hub import find_at_url, find_on_hub
 from xact.recipe.resolve import ModelSpec
 
@@ -323,7 +323,7 @@ def test_a_local_file_gives_its_own_tensors(tmp_path, source, model_id, ending):
     torch.save(state, path) if ending == "pt" else save_file(state, path)
     spec = make_spec(source, model_id, path)
     weights = models.find_weights(spec)
-    assert weights.record == {"kind": "local", "name": path.name, "files": {path.name: hash_file(path)}}
+    assert weights.record == {"kind": "local", "name": path.name, "files": {path.name: hash_checkpoint(path)}}
     loaded = models.load_network(spec, weights).module.state_dict()
     assert [name for name in loaded if not torch.equal(loaded[name], state[name])] == []
 
@@ -392,13 +392,13 @@ def test_weights_on_the_hub_are_found_in_the_cache_and_loaded_as_timm_loads_them
     path = repo / "snapshots" / revision / "model.safetensors"
     save_file(module.state_dict(), path)
     (repo / "blobs").mkdir()
-    blob = path.rename(repo / "blobs" / hash_file(path))
+    blob = path.rename(repo / "blobs" / hash_checkpoint(path))
     path.symlink_to(blob)
     spec = make_spec("timm", "test_vit.r160_in1k", "pretrained")
     weights = models.find_weights(spec)
     assert weights.record["revision"] == revision
     assert weights.record["hub"] == "timm/test_vit.r160_in1k"
-    assert weights.record["files"] == {"model.safetensors": hash_file(path)}
+    assert weights.record["files"] == {"model.safetensors": hash_checkpoint(path)}
     assert_same_state(models.load_network(spec, weights).module, module)
     state = module.state_dict()
     del state["norm.weight"]
@@ -557,7 +557,7 @@ def test_a_transformers_network_of_the_hub_is_found_in_the_cache(tmp_path, monke
     weights = models.find_weights(spec)
     assert (len(weights.files) > 1) == (shard_size == "20KB")
     assert (weights.record["hub"], weights.record["revision"]) == ("some/vit", revision)
-    assert weights.record["files"] == {file.name: hash_file(file) for file in weights.files}
+    assert weights.record["files"] == {file.name: hash_checkpoint(file) for file in weights.files}
     assert_same_state(models.load_network(spec, weights).module, library)
     assert models.make_transform(spec).apply(make_picture()).shape == (3, 32, 32)
 
@@ -756,7 +756,7 @@ def test_the_script_places_the_file_once_and_mends_a_damaged_one(mobilenet_weigh
     source = script.find_packaged_file()
     assert script.place_file(source, tmp_path / "hub")
     target = tmp_path / "hub" / mobilenet_weights.name
-    assert hash_file(target) == hash_file(source)
+    assert hash_checkpoint(target) == hash_checkpoint(source)
     assert not script.place_file(source, tmp_path / "hub")
     target.write_bytes(b"cut")
     assert script.place_file(source, tmp_path / "hub")
@@ -1018,7 +1018,7 @@ def test_own_code_brings_its_transform_or_needs_a_block(code_folder):
     spec = make_spec("python", "own_code:with_transform", folder=code_folder)
     transform = models.make_transform(spec)
     assert torch.equal(transform.apply(make_picture((5, 4))), torch.full((3, 2, 2), 5.0))
-    assert transform.record["sha256"] == hash_file(code_folder / "own_code.py")
+    assert transform.record["sha256"] == hash_checkpoint(code_folder / "own_code.py")
     with pytest.raises(RequestError, match="declares no transform"):
         models.make_transform(replace(spec, id="own_code:tiny"))
 

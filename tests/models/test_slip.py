@@ -17,7 +17,7 @@ from torchvision import transforms
 from xact.building.survey import find_versions, survey_model
 from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
-from xact.models.checkpoints import hash_file, load_state_dict
+from xact.models.checkpoints import hash_checkpoint, load_state_dict
 from xact.models.sources import slip
 from xact.recipe.resolve import resolve_model
 
@@ -231,7 +231,7 @@ def test_the_published_file_is_downloaded_once(published_file, tmp_path, monkeyp
         "kind": "pretrained",
         "tag": "slip_small_100ep",
         "url": published_file.as_uri(),
-        "files": {here.name: hash_file(published_file)},
+        "files": {here.name: hash_checkpoint(published_file)},
     }
     monkeypatch.setattr(slip, "URL", "https://nowhere.invalid/slip_small_100ep.pt")
     assert models.find_weights(make_spec()).files == (here,)

@@ -23,10 +23,10 @@ CASES = {
 
 def make_case(folder: Path, *, layout: str, before: bool = False) -> None:
     if before:
-        recipe = faults.make_site(folder, layout=layout, labels=("one",), limit=3)
+        recipe = faults.write_case(folder, layout=layout, labels=("one",), limit=3)
         xact.build(recipe, allow_code=True)
         (folder / "out" / "store.zarr").rename(folder / "before.zarr")
-    faults.make_site(folder, layout=layout)
+    faults.write_case(folder, layout=layout)
 
 
 class Driver:

@@ -188,7 +188,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         sys.modules.pop("tiny_network", None)  # of another test
-        faults.make_site(folder, layout="groups")
+        faults.write_case(folder, layout="groups")
         text = RECIPE.format(store=folder / "out" / "store.zarr", root=folder / "stimuli")
         self.recipe = folder / "recipe.yml"
         self.text = text
@@ -253,114 +253,114 @@ def read_files(store: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Site:
+def prepared(tmp_path_factory) -> Site:
     return Site(tmp_path_factory.mktemp("site"))
 
 
-def check_refused(site: Site, store: Path, whole: str, said: str, *changes: str) -> None:
+def check_refused(prepared: Site, store: Path, whole: str, said: str, *changes: str) -> None:
     """The change is refused naming it, changes no byte, and the old recipe goes on to the undisturbed store."""
     files = read_files(store)
     with pytest.raises((MismatchError, RequestError), match=said) as caught:
-        site.build(*changes)
+        prepared.build(*changes)
     assert "\n" not in str(caught.value)
     assert read_files(store) == files
-    assert site.build().is_complete
+    assert prepared.build().is_complete
     assert faults.digest_store(store) == whole
 
 
 @pytest.mark.parametrize("leaf", REFUSED)
-def test_a_leaf_that_decides_values_is_refused_by_name(leaf, site):
+def test_a_leaf_that_decides_values_is_refused_by_name(leaf, prepared):
     before, change, said = REFUSED[leaf]
-    check_refused(site, *site.find_killed(before), said, change)
+    check_refused(prepared, *prepared.find_killed(before), said, change)
 
 
 @pytest.mark.parametrize("leaf", [leaf for leaf in SELECTS if SELECTS[leaf][1]])
-def test_a_leaf_that_takes_a_stimulus_or_its_label_away_is_refused_by_name(leaf, site):
+def test_a_leaf_that_takes_a_stimulus_or_its_label_away_is_refused_by_name(leaf, prepared):
     before, change, said, _ = SELECTS[leaf]
-    check_refused(site, *site.find_killed(before), said, change)
+    check_refused(prepared, *prepared.find_killed(before), said, change)
 
 
 @pytest.mark.parametrize("leaf", [*SELECTS, *NEUTRAL])
-def test_a_neutral_leaf_alters_no_bit(leaf, site):
+def test_a_neutral_leaf_alters_no_bit(leaf, prepared):
     before, *_, change = SELECTS.get(leaf) or NEUTRAL[leaf]
-    store, whole = site.find_killed(before)
-    assert site.build(change.replace("STORE", str(store))).is_complete
+    store, whole = prepared.find_killed(before)
+    assert prepared.build(change.replace("STORE", str(store))).is_complete
     assert faults.digest_store(store) == whole
 
 
 @pytest.mark.parametrize("leaf", ADDS)
-def test_a_leaf_that_names_a_model_adds_one_and_alters_no_bit_of_the_first(leaf, site):
+def test_a_leaf_that_names_a_model_adds_one_and_alters_no_bit_of_the_first(leaf, prepared):
     import xarray as xr
 
     before, change = ADDS[leaf]
-    store, _ = site.find_killed(before)
-    site.build()
+    store, _ = prepared.find_killed(before)
+    prepared.build()
     whole = {path: data.load() for path, data in xr.open_groups(store, engine="zarr").items() if path.count("/") == 2}
-    store, _ = site.find_killed(before)
-    site.build(change)
-    site.build()
+    store, _ = prepared.find_killed(before)
+    prepared.build(change)
+    prepared.build()
     found = xr.open_groups(store, engine="zarr")
     assert len([path for path in found if path.count("/") == 2]) == 2 * len(whole)
     for path, data in whole.items():
         assert found[path].activations.values.tobytes() == data.activations.values.tobytes()
 
 
-def test_another_kind_of_device_is_refused_unless_it_is_said_and_its_index_is_neutral(site):
-    store, whole = site.find_killed("")
+def test_another_kind_of_device_is_refused_unless_it_is_said_and_its_index_is_neutral(prepared):
+    store, whole = prepared.find_killed("")
     (plan,) = (store / ".xact").glob("plan-*.json")
     held = json.loads(plan.read_text())
     held["models"][0]["device"] = "mps"
     plan.write_text(json.dumps(held))
     for change in ([], ["models.0.device=cpu"]):  # neither was said on the command line as --device
         with pytest.raises(XactError, match=r"models\.one\.device differs: the store was made on 'mps'"):
-            site.build(*change)
-    assert site.build(device="cpu").is_complete
+            prepared.build(*change)
+    assert prepared.build(device="cpu").is_complete
     assert faults.digest_store(store) == whole
     assert get_kind("cuda:1") == get_kind("cuda")
 
 
-def test_one_byte_of_a_stimulus_is_refused_by_name(site):
-    store, whole = site.find_killed("")
-    picture = site.folder / "stimuli" / "a" / "p00.png"
+def test_one_byte_of_a_stimulus_is_refused_by_name(prepared):
+    store, whole = prepared.find_killed("")
+    picture = prepared.folder / "stimuli" / "a" / "p00.png"
     old = picture.read_bytes()
     picture.write_bytes(old + b"\0")
     try:
         with pytest.raises(MismatchError, match="stimulus 'a/p00'"):
-            site.build()
+            prepared.build()
     finally:
         picture.write_bytes(old)
-    assert site.build().is_complete
+    assert prepared.build().is_complete
     assert faults.digest_store(store) == whole
 
 
-def test_one_weight_is_refused_by_name(site):
+def test_one_weight_is_refused_by_name(prepared):
     before = "models=[{label: one, source: python, id: 'tiny_network:make', weights: w.pt}]"
-    store, whole = site.find_killed(before)
-    old = (site.folder / "w.pt").read_bytes()
-    state = torch.load(site.folder / "w.pt")
+    store, whole = prepared.find_killed(before)
+    old = (prepared.folder / "w.pt").read_bytes()
+    state = torch.load(prepared.folder / "w.pt")
     state["0.weight"][0, 0, 0, 0] += 1e-3
-    torch.save(state, site.folder / "w.pt")
+    torch.save(state, prepared.folder / "w.pt")
     try:
         with pytest.raises(MismatchError, match=r"models\.one\.weights"):
-            site.build()
+            prepared.build()
     finally:
-        (site.folder / "w.pt").write_bytes(old)
-    assert site.build().is_complete
+        (prepared.folder / "w.pt").write_bytes(old)
+    assert prepared.build().is_complete
     assert faults.digest_store(store) == whole
 
 
 @pytest.mark.parametrize("before", ["", BLOCK])
-def test_the_code_of_a_network_is_refused_by_name_though_its_tensors_are_the_same(before, site):
-    store, whole = site.find_killed(before)
-    file = site.folder / "tiny_network.py"
+def test_the_code_of_a_network_is_refused_by_name_though_its_tensors_are_the_same(before, prepared):
+    store, whole = prepared.find_killed(before)
+    file = prepared.folder / "tiny_network.py"
     old = file.read_text()
     file.write_text(old.replace("nn.ReLU()", "nn.Tanh()"))
     try:
-        code, _ = faults.run_child(site.folder)  # a process of its own: the module is imported anew
-        said = (site.folder / "stderr").read_text()
+        code, _ = faults.run_child(prepared.folder)  # a process of its own: the module is imported anew
+        said = (prepared.folder / "stderr").read_text()
     finally:
         file.write_text(old)
     assert code == 2, said
     assert said.startswith("error: models.one.")
-    assert site.build().is_complete
+    assert prepared.build().is_complete
     assert faults.digest_store(store) == whole

@@ -244,7 +244,7 @@ STUDIES = {
 def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys, remembered_surveys):
     from xact.recipe.registry.load import load_registry
 
-    folders, n_pictures, n_units, layout = STUDIES[name]
+    folders, n_rows_left, n_units, layout = STUDIES[name]
     for folder in folders:
         (tmp_path / "stimuli" / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30)).save(tmp_path / "stimuli" / folder / "one.png")
@@ -258,7 +258,7 @@ def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys,
     plan = json.loads(capsys.readouterr().out)
     assert [model["model"] for model in plan["models"]] == registry.sets[of].models
     assert sum(model["n_units"] for model in plan["models"]) == n_units
-    assert (plan["layout"], plan["n_stimuli"]) == (layout, n_pictures)
+    assert (plan["layout"], plan["n_stimuli"]) == (layout, n_rows_left)
     assert max(model["device_nbytes"] for model in plan["models"]) < 48e9
     assert [path.name for path in tmp_path.iterdir()] == ["stimuli"]
 

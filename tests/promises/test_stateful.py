@@ -91,7 +91,7 @@ class OneStore(RuleBasedStateMachine):
 
     def ask(self) -> None:
         n_models, n_stimuli = self.asked
-        self.recipe = faults.make_site(self.folder, layout=self.layout, labels=MODELS[:n_models], limit=n_stimuli)
+        self.recipe = faults.write_case(self.folder, layout=self.layout, labels=MODELS[:n_models], limit=n_stimuli)
 
     def is_begun(self) -> bool:
         return any(self.store.glob(".xact/plan-*.json"))

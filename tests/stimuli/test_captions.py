@@ -21,7 +21,7 @@ from support.pictures import write_recipe
 import xact
 from xact.errors import RecipeError, RequestError
 from xact.recipe.stimuli_schema import CaptionsStimuli, NsdStimuli
-from xact.stimuli.base import Chosen, hash_stimulus
+from xact.stimuli.base import ChosenStimuli, hash_stimulus
 from xact.stimuli.open import open_stimuli
 
 
@@ -31,16 +31,16 @@ def no_roots(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-def open_captions(folder: Path, **keys: object) -> Chosen:
+def open_captions(folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(CaptionsStimuli(source="captions", **keys), folder)
 
 
-def open_text(folder: Path, text: str, **keys: object) -> Chosen:
+def open_text(folder: Path, text: str, **keys: object) -> ChosenStimuli:
     (folder / "c.csv").write_text(text, encoding="utf-8")
     return open_captions(folder, file="c.csv", **keys)
 
 
-def read_all(source: Chosen) -> dict[str, list[str]]:
+def read_all(source: ChosenStimuli) -> dict[str, list[str]]:
     """{stimulus: its captions}."""
     return {one: bytes(source.read(row)).decode().split("\0") for row, one in enumerate(source.table.ids)}
 

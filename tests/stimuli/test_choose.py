@@ -17,7 +17,7 @@ from xact.cli.main import main
 from xact.errors import MismatchError, RequestError
 from xact.labels import Column, StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli, Regex, TableStimuli
-from xact.stimuli.base import Chosen
+from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.choose import choose_rows
 from xact.stimuli.fields import load_fields
 from xact.stimuli.open import open_stimuli
@@ -229,7 +229,7 @@ def put(root: Path, *names: str) -> None:
         Image.new("RGB", (3, 2), (i, 0, 0)).save(root / name)
 
 
-def open_folder(folder: Path, **keys: object) -> Chosen:
+def open_folder(folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(FolderStimuli(source="folder", **keys), folder)
 
 

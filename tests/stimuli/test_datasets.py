@@ -23,7 +23,7 @@ from support.dataset_trees import (
 import xact
 from xact.errors import RequestError, StimulusError
 from xact.recipe.stimuli_schema import Bold5000Stimuli, NsdStimuli, ThingsStimuli
-from xact.stimuli.base import Chosen
+from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.open import open_stimuli
 
 BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}
@@ -37,7 +37,7 @@ def no_roots(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-def open_dataset(source: str, folder: Path, **keys: object) -> Chosen:
+def open_dataset(source: str, folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(BLOCKS[source](source=source, **{"root": ".", **keys}), folder)
 
 

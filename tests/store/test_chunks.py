@@ -13,7 +13,7 @@ from xact.store.chunks import (
     CHUNK_NBYTES,
     CUBE_CHUNK_UNITS,
     CUBE_MAX_UNITS,
-    ITEM_NBYTES,
+    FLOAT32_NBYTES,
     MAX_STIMULI_PER_TASK,
     BlockShape,
     choose_stimuli_per_task,
@@ -57,7 +57,7 @@ def test_a_task_is_whole_batches_within_every_bound_that_one_batch_keeps(
 ):
     total = widest + more
     n = choose(batch=batch, replicates=replicates, total=total, widest=widest, buffer_mb=buffer, shard_mb=shard)
-    row = ITEM_NBYTES * replicates
+    row = FLOAT32_NBYTES * replicates
     assert n % batch == 0
     assert n >= batch
     if n > batch:
@@ -69,7 +69,7 @@ def test_a_task_is_whole_batches_within_every_bound_that_one_batch_keeps(
 @given(batch=BATCHES, replicates=REPLICATES, widest=UNITS)
 def test_a_task_is_at_most_5_percent_and_a_batch_smaller_than_its_bounds_allow(batch, replicates, widest):
     n = choose(batch=batch, replicates=replicates, total=widest, widest=widest)
-    row = ITEM_NBYTES * replicates
+    row = FLOAT32_NBYTES * replicates
     most = min(512, 256 * MB // (row * widest), 64 * MB // (row * max(widest, CUBE_CHUNK_UNITS)))
     assert n >= max(batch, 0.9 * most - batch)
 
@@ -78,7 +78,7 @@ def test_a_task_is_at_most_5_percent_and_a_batch_smaller_than_its_bounds_allow(b
 def test_the_blocks_of_a_cube_are_whole_and_bounded(stimuli, replicates, shard):
     shape = make_cube_shape(stimuli_per_task=stimuli, n_replicates=replicates, shard_nbytes=shard * MB)
     assert_whole(shape, stimuli=stimuli, replicates=replicates)
-    row = ITEM_NBYTES * replicates
+    row = FLOAT32_NBYTES * replicates
     assert 256 <= shape.chunk_units <= 1024
     assert shape.shard_units <= CUBE_MAX_UNITS
     assert row * math.prod(shape.chunk[:3]) * shape.chunk_units <= max(CHUNK_NBYTES, row * CUBE_CHUNK_UNITS)
@@ -90,7 +90,7 @@ def test_the_blocks_of_a_cube_are_whole_and_bounded(stimuli, replicates, shard):
 def test_the_blocks_of_a_group_are_whole_and_bounded(stimuli, replicates, units, shard):
     shape = make_group_shape(stimuli_per_task=stimuli, n_replicates=replicates, n_units=units, shard_nbytes=shard * MB)
     assert_whole(shape, stimuli=stimuli, replicates=replicates)
-    row = ITEM_NBYTES * replicates
+    row = FLOAT32_NBYTES * replicates
     assert row * shape.chunk_stimuli * shape.chunk_units <= CHUNK_NBYTES
     assert shape.chunk_units <= units
     if row * stimuli * shape.chunk_units <= shard * MB:
@@ -102,7 +102,7 @@ def test_the_blocks_of_a_group_are_whole_and_bounded(stimuli, replicates, units,
 @given(batch=st.integers(1, 64), replicates=st.integers(1, 32), widest=UNITS, shard=SHARD_MB, is_cube=st.booleans())
 def test_shards_keep_shard_mb_where_one_batch_allows(batch, replicates, widest, shard, is_cube):
     n = choose(batch=batch, replicates=replicates, total=widest, widest=widest, shard_mb=shard)
-    row = ITEM_NBYTES * replicates
+    row = FLOAT32_NBYTES * replicates
     if is_cube:
         shape = make_cube_shape(stimuli_per_task=n, n_replicates=replicates, shard_nbytes=shard * MB)
     else:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.stores import make_layer, make_model, make_table
 
 from xact.errors import MismatchError, RequestError
-from xact.store.chunks import ITEM_NBYTES
+from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
 from xact.store.plan import Plan
 from xact.store.tasks import count_batch_stimuli, make_batches, make_tasks
@@ -500,7 +500,7 @@ def test_a_batch_that_does_not_divide_the_stores_tasks_is_refused():
 def test_a_model_that_would_break_the_memory_bound_at_the_stores_task_size_is_refused():
     plan = make_first(make_table(3))
     large = make_model("large", {"conv": (800_000,)})
-    nbytes = plan.stimuli_per_task * 2 * 800_000 * ITEM_NBYTES
+    nbytes = plan.stimuli_per_task * 2 * 800_000 * FLOAT32_NBYTES
     with pytest.raises(MismatchError, match=rf"model 'large': .* would hold {nbytes} bytes; .* allows 256000000"):
         plan_again(make_request(make_table(3), (large,)), plan)
 

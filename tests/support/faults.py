@@ -4,7 +4,7 @@
     FOLDER replay N SEED     N power cuts
     FOLDER kill N SEED       N kills at random times, up to four in one build
 
-FOLDER is what `make_site` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON line
+FOLDER is what `write_case` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON line
 a build, the first that of a build which nothing disturbed, and an empty line at the end. Everything heavy is imported
 once; each build is a forked child that runs the real command with the operations of `os` on files watched.
 """
@@ -153,7 +153,7 @@ class Watch:
         self.trace.append(note)
 
 
-def make_site(folder: Path, *, layout: str, labels: Sequence[str] = ("one", "two"), limit: int = 5) -> Path:
+def write_case(folder: Path, *, layout: str, labels: Sequence[str] = ("one", "two"), limit: int = 5) -> Path:
     """Make stimuli, a network and a recipe for a store `folder/out/store.zarr`; return the recipe."""
     from support.pictures import write_pictures
 

@@ -12,10 +12,10 @@ from xact.errors import RequestError, WorkError
 from xact.recipe.load import UNTRAINED, load_recipe
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.yaml_text import parse_assignment
-from xact.store.hold import hold_place
+from xact.store.hold import hold_store
 
 if TYPE_CHECKING:
-    from xact.building.prepare import Site
+    from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
 
 Override = tuple[str, Any, str]
@@ -38,8 +38,8 @@ def build(
     limit: int | None = None,
     settings: Sequence[str] = (),
     allow_code: bool = False,
-    confirm: Callable[[Site], bool] = lambda _: True,
-    watch: Callable[[Site], Callable[[int], None]] = lambda _: lambda _n: None,
+    confirm: Callable[[PreparedBuild], bool] = lambda _: True,
+    watch: Callable[[PreparedBuild], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> Outcome:
     """Build the store that a recipe describes, or what of it is missing.
 
@@ -62,12 +62,12 @@ def build(
         settings=settings,
     )
     loaded = load_recipe(recipe, overrides)
-    with open_site(loaded, allow_code=allow_code) as site:
-        from xact.building.run import carry_out
+    with open_build(loaded, allow_code=allow_code) as prepared:
+        from xact.building.run import build_store
 
-        if not site.nothing_to_do and not confirm(site):
+        if not prepared.nothing_to_do and not confirm(prepared):
             raise WorkError("nothing was built: the answer was no")
-        return carry_out(site, progress=watch(site))
+        return build_store(prepared, progress=watch(prepared))
 
 
 def make_overrides(
@@ -112,10 +112,10 @@ def _list(names: str | Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def open_site(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[Site]:
+def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBuild]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = expand_path(loaded.recipe.store)
-    with hold_place(store):
+    with hold_store(store):
         from xact.building.prepare import (
             survey,  # torch and its kin: only now, so that a second builder is refused at once
         )

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xact.building.prepare import Site
+from xact.building.prepare import PreparedBuild
 from xact.models.device import count_lanes, count_workers, find_device_memory
-from xact.store.chunks import ITEM_NBYTES
+from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
 
 CONFIRM_NBYTES = 10**9
@@ -80,24 +80,24 @@ class Estimate:
         return asdict(self)
 
 
-def estimate(site: Site) -> Estimate:
+def estimate(prepared: PreparedBuild) -> Estimate:
     """Return what is still to be done at a site, and its cost."""
-    plan = site.plan
-    workers = count_workers(site.loaded.recipe.compute.workers)
+    plan = prepared.plan
+    workers = count_workers(prepared.loaded.recipe.compute.workers)
     models = tuple(
         estimate_model(
             plan,
             model,
-            sum(len(task.rows) for task in site.tasks[model.label]),
+            sum(len(task.rows) for task in prepared.tasks[model.label]),
             workers,
-            device_memory=find_device_memory(_name_device(site, model)),
+            device_memory=find_device_memory(_name_device(prepared, model)),
         )
         for model in plan.models
-        if model.label in site.tasks
+        if model.label in prepared.tasks
     )
-    existing = next(folder for folder in (site.store, *site.store.absolute().parents) if folder.is_dir())
+    existing = next(folder for folder in (prepared.store, *prepared.store.absolute().parents) if folder.is_dir())
     return Estimate(
-        store=str(site.store),
+        store=str(prepared.store),
         layout=plan.layout,
         n_stimuli=plan.n_stimuli,
         n_replicates=plan.n_replicates,
@@ -110,9 +110,9 @@ def estimate(site: Site) -> Estimate:
     )
 
 
-def _name_device(site: Site, model: PlannedModel) -> str:
+def _name_device(prepared: PreparedBuild, model: PlannedModel) -> str:
     """Return the device a model will run on, with the index that the recipe gives it."""
-    asked = site.specs[model.label].device
+    asked = prepared.specs[model.label].device
     return model.device if asked == "auto" else asked
 
 
@@ -125,14 +125,16 @@ def estimate_model(
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
     n_blocks = math.ceil(n_left / plan.stimuli_per_task)
     n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in model.layers)
-    batch = model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * ITEM_NBYTES
+    batch = (
+        model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * FLOAT32_NBYTES
+    )
     return ModelEstimate(
         model=model.label,
         n_layers=len(model.layers),
         n_units=model.total_units,
         n_parameters=model.n_parameters,
         n_stimuli_left=n_left,
-        nbytes=n_left * plan.n_replicates * model.total_units * ITEM_NBYTES,
+        nbytes=n_left * plan.n_replicates * model.total_units * FLOAT32_NBYTES,
         n_files=n_blocks * n_shards,
         host_nbytes=weights + n_lanes * (lane + batch),
         device_nbytes=weights + (n_lanes if model.device == "cpu" else 1) * batch,

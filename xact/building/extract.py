@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import survey_model
 from xact.capture.engine import TaskResult, run_job
-from xact.capture.job import make_holdings, set_stage
+from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.show_pictures import draw_amounts
 from xact.complaints import make_complaint
 from xact.disk.digest import FileStamp
@@ -127,7 +127,7 @@ def extract(
     surveyed = survey_model(spec, n_stimuli=len(stimuli), held=None)
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
-    blocks = run_in_memory(plan, surveyed, spec, recipe, source)
+    blocks = collect_blocks(plan, surveyed, spec, recipe, source)
     return {
         layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
         for i, layer in enumerate(surveyed.layers)
@@ -161,7 +161,7 @@ def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequ
 def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:
     """Return what was given as a source of the kind that the network is shown."""
     if spec.kind == "image":
-        return Pictures(stimuli, make_table(stimuli))
+        return Pictures(stimuli, make_image_table(stimuli))
     captions = [caption for caption in stimuli if isinstance(caption, str)]
     if len(captions) < len(stimuli):
         raise RequestError(f"model {spec.label!r} is a language model: its stimuli are captions, each a str")
@@ -169,32 +169,32 @@ def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> P
     return Captions(captions, StimulusTable(ids, ["all"] * len(ids), ids, [""] * len(ids)))
 
 
-def run_in_memory(
+def collect_blocks(
     plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures | Captions
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     network = load_network(spec, find_weights(spec))
-    holdings = make_holdings(source, source.table.ids, {})
-    stage = set_stage(plan, model, spec, network, recipe, holdings)
+    stimuli = order_stimuli(source, source.table.ids, {})
+    prepared = prepare_job(plan, model, spec, network, recipe, stimuli)
     blocks: dict[int, list[np.ndarray]] = {}
 
     def finish(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
     run_job(
-        stage.job,
-        list_tasks(plan, model, spec, State(), holdings),
-        exhibit=stage.exhibit,
+        prepared.job,
+        list_tasks(plan, model, spec, State(), stimuli),
+        load_stimulus=prepared.load_stimulus,
         load_rows=lambda _task, _buffers: None,
         finish=finish,
         progress=lambda _n: None,
-        n_lanes=stage.n_lanes,
-        n_workers=stage.n_workers,
+        n_lanes=prepared.n_lanes,
+        n_workers=prepared.n_workers,
     )
     return blocks
 
 
-def make_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
+def make_image_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
     """Return the labels of images: a path as given, without its extension; an array by its position, five digits."""
     ids = [
         f"{i:05d}" if isinstance(image, np.ndarray) else str(Path(image).with_suffix(""))

@@ -17,7 +17,7 @@ import numpy as np
 
 from xact.building.provenance import make_provenance
 from xact.building.run import Outcome
-from xact.building.write_task import finish_task
+from xact.building.write_task import write_task
 from xact.capture.engine import TaskResult
 from xact.disk.digest import hash_file
 from xact.disk.durable import sweep_partial
@@ -28,7 +28,7 @@ from xact.labels import check_label
 from xact.recipe.registry.entry import Entry
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import Storage
-from xact.store.hold import hold_place
+from xact.store.hold import hold_store
 from xact.store.journal import Journal, State, load_state, remove_older, write_plan
 from xact.store.layout import make_metadata, make_tree
 from xact.store.merge import Request, make_plan
@@ -68,19 +68,19 @@ def import_files(
     models, and returns what is told how many more are done. Raise RequestError, StoreError or WorkError.
     """
     paths = [expand_path(file) for file in files]
-    place = expand_path(store)
-    with closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old, hold_place(place):
+    path = expand_path(store)
+    with closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old, hold_store(path):
         notes = list(old.notes)
         plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
-        state = load_state(place)
+        state = load_state(path)
         if state.plan is not None and state.plan.model_dump_json() != plan.model_dump_json():
             raise MismatchError(
-                f"the store {str(place)!r} was made of something else than these files", hint="give another --store"
+                f"the store {str(path)!r} was made of something else than these files", hint="give another --store"
             )
-        outcome = Outcome(place, plan.layout, warnings=notes)
+        outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
-            _carry_out(place, plan, state, old, outcome, watch)
-        remove_older(place, plan.generation)
+            _write_tasks(path, plan, state, old, outcome, watch)
+        remove_older(path, plan.generation)
         return outcome
 
 
@@ -166,7 +166,7 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
     )
 
 
-def _carry_out(
+def _write_tasks(
     store: Path,
     plan: Plan,
     state: State,
@@ -188,7 +188,7 @@ def _carry_out(
             _add(journal, state, {"network": model.label, "imported_as": old_model.label, **old_model.found})
         for task in tasks[model.label]:
             result = _read_task(old, old_model, model, task, plan.n_replicates)
-            record = finish_task(store, plan, model, result)
+            record = write_task(store, plan, model, result)
             _add(journal, state, record.to_line())
             outcome.n_captured += len(task.rows)
             tell(len(task.rows))

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from xact.building.survey import survey_model
-from xact.capture.job import make_holdings, make_texts
-from xact.capture.show_pictures import Holdings, draw_amounts
+from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.show_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models.base import Weights
 from xact.models.load import check_allowed, check_gate, find_weights
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
-from xact.stimuli.base import Chosen, StimulusSource
+from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.store.journal import State, load_state
 from xact.store.merge import Request, compare_settings, make_plan
@@ -24,12 +24,12 @@ from xact.store.tasks import Task, make_tasks
 
 
 @dataclass(frozen=True)
-class Site:
+class PreparedBuild:
     """A recipe, looked at: the stimuli listed, the networks surveyed, the plan laid over what the store holds."""
 
     store: Path
     loaded: LoadedRecipe
-    source: Chosen
+    source: ChosenStimuli
     specs: Mapping[str, ModelSpec]
     weights: Mapping[str, Weights]
     """{model: weights that were found}."""
@@ -40,17 +40,17 @@ class Site:
     """{model: what is still to be done}, for the models asked for."""
 
     @property
-    def n_pictures(self) -> int:
+    def n_rows_left(self) -> int:
         """Rows still to be captured, over all models."""
         return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
 
     @property
     def nothing_to_do(self) -> bool:
         """Whether the store already holds all that is asked for."""
-        return self.state.is_committed and self.n_pictures == 0 and self.plan.generation == self.state.committed
+        return self.state.is_committed and self.n_rows_left == 0 and self.plan.generation == self.state.committed
 
 
-def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> Site:
+def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> PreparedBuild:
     """List the stimuli, survey every network, and lay the plan over what the store holds; touch nothing.
 
     `fetch` also finds (or downloads) the weights, so that a model whose weights cannot be had is known before the
@@ -94,15 +94,15 @@ def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) 
         failed_models=failed,
     )
     plan = make_plan(request, state.plan, is_committed=state.is_committed)
-    holdings = make_holdings(source, plan.stimuli.ids, {})
+    stimuli = order_stimuli(source, plan.stimuli.ids, {})
     tasks = {
-        m.label: list_tasks(plan, m, specs[m.label], state, holdings if fetch else None)
+        m.label: list_tasks(plan, m, specs[m.label], state, stimuli if fetch else None)
         for m in plan.models
         if m.label in specs and m.label not in failed
     }
     if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
-    return Site(store, loaded, source, specs, weights, state, plan, tasks)
+    return PreparedBuild(store, loaded, source, specs, weights, state, plan, tasks)
 
 
 def _compare_settings(recipe: Mapping[str, Any], state: State, store: Path) -> None:
@@ -146,17 +146,19 @@ def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedReci
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"replicates": replicates}))
 
 
-def list_tasks(plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, holdings: Holdings | None) -> list[Task]:
+def list_tasks(
+    plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, stimuli: StimuliByRow | None
+) -> list[Task]:
     """Return what is still to be done of a model; the batches of captions are sorted by length.
 
-    Without `holdings` nothing is read, and captions are in the order of their rows.
+    Without `stimuli` nothing is read, and captions are in the order of their rows.
     """
     done = state.find_done(model.label)
     tasks = list(make_tasks(plan, model, done))
-    if model.kind == "image" or not tasks or holdings is None:
+    if model.kind == "image" or not tasks or stimuli is None:
         return tasks
-    texts = make_texts(spec, holdings, plan.n_replicates)
-    lengths = [texts.count_tokens(row) for row in range(plan.n_stimuli)]
+    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
+    lengths = [captions.count_tokens(row) for row in range(plan.n_stimuli)]
     return list(make_tasks(plan, model, done, lengths=lengths))
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from xact.building.prepare import Site, list_tasks
+from xact.building.prepare import PreparedBuild, list_tasks
 from xact.building.provenance import check_network, check_versions, hash_tensors, make_provenance
-from xact.building.write_task import finish_task, load_rows
+from xact.building.write_task import load_rows, write_task
 from xact.capture.engine import TaskResult, run_job
-from xact.capture.job import make_holdings, set_stage
+from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.show_pictures import draw_all_amounts
 from xact.disk.durable import sweep_partial
 from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
@@ -44,71 +44,71 @@ class Outcome:
     """Those asked for that have every row, where not every model of the store has; None where all have."""
 
 
-def carry_out(site: Site, *, progress: Callable[[int], None]) -> Outcome:
+def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
     """Do all that is still to be done and publish it; the caller holds the store's lock."""
-    outcome = Outcome(site.store, site.plan.layout, failed_models=dict(site.plan.failed_models))
-    outcome.warnings += site.source.notes
-    sweep_partial(site.store)
-    check_finished_stimuli(site)
-    if site.nothing_to_do:
-        return _close(site, outcome)
-    plan, state = site.plan, site.state
-    write_plan(site.store, plan)
+    outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
+    outcome.warnings += prepared.source.notes
+    sweep_partial(prepared.store)
+    check_finished_stimuli(prepared)
+    if prepared.nothing_to_do:
+        return _close(prepared, outcome)
+    plan, state = prepared.plan, prepared.state
+    write_plan(prepared.store, plan)
     state.plan = plan
-    jitter = draw_all_amounts(site.loaded.recipe.replicates, plan.stimuli.ids)
+    jitter = draw_all_amounts(prepared.loaded.recipe.replicates, plan.stimuli.ids)
     tree = make_tree(plan, state, jitter, final=False)
-    create(site.store, plan, tree, make_metadata(plan, tree, {}))
-    journal = Journal(site.store, plan.generation)
+    create(prepared.store, plan, tree, make_metadata(plan, tree, {}))
+    journal = Journal(prepared.store, plan.generation)
     for model in plan.models:
-        if site.tasks.get(model.label):
+        if prepared.tasks.get(model.label):
             try:
-                site = run_in_memory(site, model, journal, outcome, progress)
+                prepared = run_model(prepared, model, journal, outcome, progress)
             except (CaptureError, WeightsError) as error:
-                if site.loaded.recipe.on_error == "stop":
+                if prepared.loaded.recipe.on_error == "stop":
                     raise
                 outcome.failed_models[model.label] = str(error)
-    plan = site.plan
+    plan = prepared.plan
     tree = make_tree(plan, state, jitter, final=True)
     metadata = make_metadata(plan, tree, make_provenance(plan, state, outcome.failed_models))
     complete = (
         all(all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task)) for m in plan.models)
         and not outcome.failed_models
     )
-    publish(site.store, state, tree, metadata, complete=complete)
-    return _close(site, outcome)
+    publish(prepared.store, state, tree, metadata, complete=complete)
+    return _close(prepared, outcome)
 
 
-def _close(site: Site, outcome: Outcome) -> Outcome:
-    site.source.close()
-    for record in site.state.tasks.values():
-        if record.model in site.specs:
+def _close(prepared: PreparedBuild, outcome: Outcome) -> Outcome:
+    prepared.source.close()
+    for record in prepared.state.tasks.values():
+        if record.model in prepared.specs:
             for row, error in record.failed.items():
-                outcome.failed_stimuli.setdefault(site.plan.stimuli.ids[row], error)
+                outcome.failed_stimuli.setdefault(prepared.plan.stimuli.ids[row], error)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
-    plan, state = site.plan, site.state
+    plan, state = prepared.plan, prepared.state
     whole = [m.label for m in plan.models if all(state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task))]
     if len(whole) < len(plan.models):
-        outcome.whole_models = tuple(label for label in whole if label in site.specs)
-    remove_older(site.store, site.state.committed)
+        outcome.whole_models = tuple(label for label in whole if label in prepared.specs)
+    remove_older(prepared.store, prepared.state.committed)
     return outcome
 
 
-def check_finished_stimuli(site: Site) -> None:
+def check_finished_stimuli(prepared: PreparedBuild) -> None:
     """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
-    row_of = {stimulus: row for row, stimulus in enumerate(site.source.table.ids)}
-    for row, (stamp, sha256) in site.state.stamps.items():
-        stimulus = site.plan.stimuli.ids[row]
+    row_of = {stimulus: row for row, stimulus in enumerate(prepared.source.table.ids)}
+    for row, (stamp, sha256) in prepared.state.stamps.items():
+        stimulus = prepared.plan.stimuli.ids[row]
         at = row_of[stimulus]
-        if site.source.stamp(at) != stamp and hash_stimulus(site.source.read(at)) != sha256:
+        if prepared.source.stamp(at) != stamp and hash_stimulus(prepared.source.read(at)) != sha256:
             raise MismatchError(
-                f"stimulus {stimulus!r} ({site.source.table.files[at]}) is not the file that the store has values of",
+                f"stimulus {stimulus!r} ({prepared.source.table.files[at]}) is not the file that the store has values of",
                 hint="put the old file back, or build another store",
             )
 
 
-def run_in_memory(
-    site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
-) -> Site:
+def run_model(
+    prepared: PreparedBuild, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
+) -> PreparedBuild:
     """Run one network, where the recipe allows it with half the batch until the device has the memory.
 
     Return the site as it was carried out. Once a task of the model is done its batch stays: all its values come from
@@ -116,38 +116,38 @@ def run_in_memory(
     """
     while True:
         try:
-            run_model(site, model, journal, outcome, progress)
-            return site
+            _run_all_tasks(prepared, model, journal, outcome, progress)
+            return prepared
         except DeviceMemoryError as error:
-            smaller = halve_batch(site.plan, model)
-            is_allowed = site.loaded.recipe.compute.on_out_of_memory == "halve"
-            if not is_allowed or smaller is None or site.state.find_done(model.label):
+            smaller = halve_batch(prepared.plan, model)
+            is_allowed = prepared.loaded.recipe.compute.on_out_of_memory == "halve"
+            if not is_allowed or smaller is None or prepared.state.find_done(model.label):
                 raise
             outcome.warnings.append(f"{error}: it was shown {smaller.batch_size} at a time")
-        site, model = replan(site, smaller), smaller
+        prepared, model = replan(prepared, smaller), smaller
 
 
-def replan(site: Site, model: PlannedModel) -> Site:
+def replan(prepared: PreparedBuild, model: PlannedModel) -> PreparedBuild:
     """Return the site with this model in place of the one of its label, its tasks made anew; the plan is written."""
-    models = tuple(model if one.label == model.label else one for one in site.plan.models)
-    plan = site.plan.model_copy(update={"models": models})
-    write_plan(site.store, plan)
-    site.state.plan = plan
-    holdings = make_holdings(site.source, plan.stimuli.ids, {})
-    tasks = list_tasks(plan, model, site.specs[model.label], site.state, holdings)
-    return replace(site, plan=plan, tasks={**site.tasks, model.label: tasks})
+    models = tuple(model if one.label == model.label else one for one in prepared.plan.models)
+    plan = prepared.plan.model_copy(update={"models": models})
+    write_plan(prepared.store, plan)
+    prepared.state.plan = plan
+    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, {})
+    tasks = list_tasks(plan, model, prepared.specs[model.label], prepared.state, stimuli)
+    return replace(prepared, plan=plan, tasks={**prepared.tasks, model.label: tasks})
 
 
-def run_model(
-    site: Site, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
+def _run_all_tasks(
+    prepared: PreparedBuild, model: PlannedModel, journal: Journal, outcome: Outcome, progress: Callable[[int], None]
 ) -> None:
     """Load one network and run all its tasks."""
-    plan, state, spec = site.plan, site.state, site.specs[model.label]
+    plan, state, spec = prepared.plan, prepared.state, prepared.specs[model.label]
     held = state.networks.get(model.label)
     if state.find_done(model.label):
         check_versions(model)
     started = time.monotonic()
-    network = load_network(spec, site.weights[model.label])
+    network = load_network(spec, prepared.weights[model.label])
     found = {
         "tensors_sha256": hash_tensors(network),
         "code": dict(network.code),
@@ -159,13 +159,18 @@ def run_model(
         state.take(line)
     else:
         check_network(model, held, found)
-    stage = set_stage(
-        plan, model, spec, network, site.loaded.recipe, make_holdings(site.source, plan.stimuli.ids, state.stamps)
+    stage = prepare_job(
+        plan,
+        model,
+        spec,
+        network,
+        prepared.loaded.recipe,
+        order_stimuli(prepared.source, plan.stimuli.ids, state.stamps),
     )
     lock = threading.Lock()
 
     def finish(result: TaskResult) -> None:
-        record = finish_task(site.store, plan, model, result)
+        record = write_task(prepared.store, plan, model, result)
         with lock:
             fresh = {row: stamp for row, stamp in result.stamps.items() if row not in state.stamps}
             stimuli = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
@@ -177,9 +182,9 @@ def run_model(
 
     run_job(
         stage.job,
-        site.tasks[model.label],
-        exhibit=stage.exhibit,
-        load_rows=lambda task, buffers: load_rows(site.store, plan, model, task, buffers),
+        prepared.tasks[model.label],
+        load_stimulus=stage.load_stimulus,
+        load_rows=lambda task, buffers: load_rows(prepared.store, plan, model, task, buffers),
         finish=finish,
         progress=progress,
         n_lanes=stage.n_lanes,

@@ -34,7 +34,7 @@ from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
 
-DRESS_REHEARSAL = ((64, 48), (333, 640))
+TRIAL_SIZES = ((64, 48), (333, 640))
 """Sizes (width, height) of pictures on which a transform must give one and the same shape."""
 
 
@@ -158,7 +158,7 @@ def count_parameters(module: nn.Module) -> int:
 
 def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
     """Return the shape (3, y, x) that a transform gives; refuse one whose shape depends on the picture."""
-    shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in DRESS_REHEARSAL}
+    shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in TRIAL_SIZES}
     if len(shapes) != 1:
         raise RequestError(
             f"model {model!r}: its transform gives pictures of several shapes ({sorted(shapes)})",

@@ -17,7 +17,7 @@ from xact.store.tasks import Task
 from xact.store.write import write_shards
 
 
-def finish_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult) -> TaskRecord:
+def write_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult) -> TaskRecord:
     """Write the shards of a task and return its record."""
     n_nonfinite: dict[str, int] = {}
     rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]

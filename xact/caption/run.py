@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.caption.engines.base import Captioner, Engine, Settings, find_weights, open_engine
+from xact.caption.engines.base import Captioner, Engine, Settings, find_captioner_weights, open_engine
 from xact.caption.prompts import Judged, Prompt, find_prompt, judge, make_listable, make_reminder
 from xact.caption.table import (
     CaptionTable,
@@ -41,7 +41,7 @@ UNREADABLE = "unreadable: "
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaptionOutcome:
     """How a run ended."""
 
     output: Path
@@ -53,7 +53,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptionJob:
     """What one run is asked for."""
 
     loaded: LoadedRecipe
@@ -99,7 +99,7 @@ def caption(
     output: str | Path | None = None,
     limit: int | None = None,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
-) -> Outcome:
+) -> CaptionOutcome:
     """Write the captions of a recipe's pictures, or those that are missing.
 
     Arguments beat the recipe. `watch(n)` is told how many stimuli are missing and returns what is told of each batch.
@@ -107,12 +107,12 @@ def caption(
     """
     job = make_job(load_recipe(recipe, _make_overrides(prompt, output, limit), schema=CaptionRecipe))
     try:
-        return _carry_out(job, watch)
+        return _ask_all(job, watch)
     finally:
         job.source.close()
 
 
-def make_job(loaded: LoadedRecipe) -> Job:
+def make_job(loaded: LoadedRecipe) -> CaptionJob:
     """Return what a recipe asks for; everything is checked that needs neither weights nor the table."""
     recipe = loaded.recipe
     asked = recipe.caption
@@ -132,7 +132,7 @@ def make_job(loaded: LoadedRecipe) -> Job:
     )
     engine.check(settings)
     source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder)
-    return Job(
+    return CaptionJob(
         loaded=loaded,
         prompt=prompt,
         output=output,
@@ -157,7 +157,7 @@ def _make_overrides(prompt: str | None, output: str | Path | None, limit: int | 
     return overrides
 
 
-def _carry_out(job: Job, watch: Callable[[int], Callable[[int], None]]) -> Outcome:
+def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> CaptionOutcome:
     held = _load_record(job)
     _compare(held, job.make_record(), job.output)
     with open_table(job.output, job.review_file, job.layout) as table:
@@ -177,14 +177,14 @@ def _carry_out(job: Job, watch: Callable[[int], Callable[[int], None]]) -> Outco
                 if fresh:
                     run.add_batch(captioner, batch, fresh)
                     tell(len(fresh))
-        return Outcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
+        return CaptionOutcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
 
 
 @dataclass(frozen=True)
 class Run:
     """A table of captions while answers are added to it."""
 
-    job: Job
+    job: CaptionJob
     table: CaptionTable
 
     def find_missing(self) -> set[int]:
@@ -264,9 +264,9 @@ def _make_batches(n_stimuli: int, batch_size: int) -> Iterator[range]:
         yield range(start, min(start + batch_size, n_stimuli))
 
 
-def _load_captioner(job: Job, held: Mapping[str, Any] | None) -> Captioner:
+def _load_captioner(job: CaptionJob, held: Mapping[str, Any] | None) -> Captioner:
     """Find the weights, compare them with those of the rows that are there, load them, and record how rows are made."""
-    weights = find_weights(job.settings.model, job.loaded.folder)
+    weights = find_captioner_weights(job.settings.model, job.loaded.folder)
     versions = {name: importlib.metadata.version(name) for name in job.engine.LIBRARIES}
     record = job.make_record() | {"weights": weights.record, "versions": versions}
     _compare(held, record, job.output)
@@ -276,7 +276,7 @@ def _load_captioner(job: Job, held: Mapping[str, Any] | None) -> Captioner:
     return captioner
 
 
-def _load_record(job: Job) -> dict[str, Any] | None:
+def _load_record(job: CaptionJob) -> dict[str, Any] | None:
     """Return how the rows that are there were made; None where nothing says so, and where there are none."""
     if not job.record_file.exists():
         return None

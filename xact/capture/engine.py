@@ -35,7 +35,7 @@ Strategy = Literal["lanes", "ahead"]
 
 
 @dataclass(frozen=True)
-class Shown:
+class LoadedStimulus:
     """One stimulus, ready for the network."""
 
     content: Any
@@ -46,10 +46,10 @@ class Shown:
     """All replicates came out equal though jitter was asked for."""
 
 
-class Exhibit(Protocol):
+class StimulusLoader(Protocol):
     """Prepares the stimulus of a row; called from many threads."""
 
-    def __call__(self, row: int) -> Shown:
+    def __call__(self, row: int) -> LoadedStimulus:
         """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
 
 
@@ -118,7 +118,7 @@ class BufferPool:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptureJob:
     """What the engine needs to run one network over its tasks."""
 
     model: str
@@ -137,10 +137,10 @@ class Job:
 
 
 def run_job(
-    job: Job,
+    job: CaptureJob,
     tasks: Iterable[Task],
     *,
-    exhibit: Exhibit,
+    load_stimulus: StimulusLoader,
     load_rows: Callable[[Task, Sequence[np.ndarray]], None],
     finish: Callable[[TaskResult], None],
     progress: Callable[[int], None],
@@ -156,7 +156,7 @@ def run_job(
     """
     strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
-        run = _Run(job, tasks, exhibit, load_rows, finish, progress, n_lanes)
+        run = _Run(job, tasks, load_stimulus, load_rows, finish, progress, n_lanes)
         if strategy == "lanes":
             run.start([run.run_lane] * n_lanes)
         else:
@@ -169,16 +169,16 @@ class _Run:
 
     def __init__(
         self,
-        job: Job,
+        job: CaptureJob,
         tasks: Iterable[Task],
-        exhibit: Exhibit,
+        load_stimulus: StimulusLoader,
         load_rows: Callable[[Task, Sequence[np.ndarray]], None],
         finish: Callable[[TaskResult], None],
         progress: Callable[[int], None],
         n_lanes: int,
     ) -> None:
         self.job = job
-        self.exhibit = exhibit
+        self.load_stimulus = load_stimulus
         self.load_rows = load_rows
         self.finish = finish
         self.progress = progress
@@ -275,7 +275,7 @@ class _Run:
         contents: list[Any] = []
         for row in batch.rows:
             try:
-                shown = self.exhibit(row)
+                shown = self.load_stimulus(row)
             except StimulusError as error:
                 if not self.job.skip_failed:
                     raise
@@ -366,9 +366,9 @@ def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replic
     if isinstance(rows, range) and opened.task.rows.issuperset(rows):
         copy_flat(target[rows.start - start : rows.stop - start].flatten(0, 1), units)
         return
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row in opened.task.rows:
-            copy_flat(target[row - start], units[place * n_replicates : (place + 1) * n_replicates])
+            copy_flat(target[row - start], units[index * n_replicates : (index + 1) * n_replicates])
 
 
 def copy_flat(target: Tensor, units: Tensor) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from xact.capture.engine import Exhibit, Job, Recorder
+from xact.capture.engine import CaptureJob, Recorder, StimulusLoader
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, Wanted, find_device
 from xact.capture.layers import Output
 from xact.capture.reduce import Reduction
-from xact.capture.show_captions import Texts
-from xact.capture.show_pictures import Gallery, Holdings, collate_pictures
+from xact.capture.show_captions import CaptionLoader
+from xact.capture.show_pictures import PictureLoader, StimuliByRow, collate_pictures
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
 from xact.models.base import Network
@@ -30,29 +30,31 @@ from xact.store.plan import Plan, PlannedModel
 
 
 @dataclass(frozen=True)
-class Stage:
+class PreparedJob:
     """What the engine needs to run one network."""
 
-    job: Job
-    exhibit: Exhibit
+    job: CaptureJob
+    load_stimulus: StimulusLoader
     n_lanes: int
     n_workers: int
 
 
-def make_holdings(source: StimulusSource, ids: Sequence[str], known: Mapping[int, tuple[FileStamp, str]]) -> Holdings:
+def order_stimuli(
+    source: StimulusSource, ids: Sequence[str], known: Mapping[int, tuple[FileStamp, str]]
+) -> StimuliByRow:
     """Return the stimuli of a source in the rows of a store."""
-    return Holdings(source, ids, {stimulus: row for row, stimulus in enumerate(source.table.ids)}, known)
+    return StimuliByRow(source, ids, {stimulus: row for row, stimulus in enumerate(source.table.ids)}, known)
 
 
-def set_stage(
-    plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, holdings: Holdings
-) -> Stage:
+def prepare_job(
+    plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, stimuli: StimuliByRow
+) -> PreparedJob:
     """Put a network where it runs, and get its stimuli ready."""
-    device = place_network(network, model, spec)
+    device = move_network(network, model, spec)
     wanted = make_wanted(model)
     show = {"image": _show_pictures, "text": _show_captions}[model.kind]
-    shown = show(plan, model, spec, network, recipe, holdings, device)
-    job = Job(
+    shown = show(plan, model, spec, network, recipe, stimuli, device)
+    job = CaptureJob(
         model=model.label,
         wanted=wanted,
         make_recorder=partial(shown.make_recorder, wanted),
@@ -65,15 +67,15 @@ def set_stage(
     )
     n_workers = count_workers(recipe.compute.workers)
     lanes = 1 if network.is_placed else n_workers
-    return Stage(
+    return PreparedJob(
         job=job,
-        exhibit=shown.exhibit,
+        load_stimulus=shown.load_stimulus,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )
 
 
-def place_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
+def move_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
     """Put a network where it runs, in its number format; return the device that its batches go to."""
     if network.is_placed:
         embedding = getattr(network.module, "get_input_embeddings", lambda: network.module)()
@@ -101,16 +103,16 @@ def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
             raise CaptureError(f"model {model!r}: a weight of {name!r} overflows {str(dtype).removeprefix('torch.')}")
 
 
-def make_texts(spec: ModelSpec, holdings: Holdings, n_replicates: int) -> Texts:
+def make_caption_loader(spec: ModelSpec, stimuli: StimuliByRow, n_replicates: int) -> CaptionLoader:
     """Return the captions of a store, ready for one language model."""
-    return Texts(holdings, make_tokenizer(spec), spec.template, n_replicates)
+    return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates)
 
 
 @dataclass(frozen=True)
 class _Showing:
     """What is different between pictures and captions."""
 
-    exhibit: Exhibit
+    load_stimulus: StimulusLoader
     make_recorder: Callable[[Sequence[Wanted]], Recorder]
     collate: Callable[[Sequence[Any]], Any]
 
@@ -121,13 +123,13 @@ def _show_pictures(
     spec: ModelSpec,
     network: Network,
     recipe: Recipe,
-    holdings: Holdings,
+    stimuli: StimuliByRow,
     device: str,
 ) -> _Showing:
     pictures = get_pictures(recipe.stimuli, model.label)
     return _Showing(
-        exhibit=Gallery(
-            holdings=holdings,
+        load_stimulus=PictureLoader(
+            stimuli=stimuli,
             replicates=recipe.replicates,
             mask_alpha=pictures.mask_alpha,
             border=pictures.border,
@@ -145,16 +147,16 @@ def _show_captions(
     spec: ModelSpec,
     network: Network,
     _recipe: Recipe,
-    holdings: Holdings,
+    stimuli: StimuliByRow,
     _device: str,
 ) -> _Showing:
-    texts = make_texts(spec, holdings, plan.n_replicates)
+    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
     return _Showing(
-        exhibit=texts,
+        load_stimulus=captions,
         make_recorder=partial(
             TextCapture, network, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
         ),
-        collate=texts.collate,
+        collate=captions.collate,
     )
 
 

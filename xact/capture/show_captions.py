@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xact.capture.engine import Shown
-from xact.capture.show_pictures import Found, Holdings
+from xact.capture.engine import LoadedStimulus
+from xact.capture.show_pictures import ReadStimulus, StimuliByRow
 from xact.errors import StimulusError
 from xact.models.base import Tokenizer
 from xact.models.text_batch import Encoded, TextBatch, pad
@@ -18,21 +18,21 @@ FAILED = Encoded((0,), 1, is_cut=False)
 
 
 @dataclass(frozen=True)
-class Texts:
+class CaptionLoader:
     """Captions by row of the store; called from many threads."""
 
-    holdings: Holdings
+    stimuli: StimuliByRow
     tokenizer: Tokenizer
     template: str
     n_replicates: int
     """Captions of each stimulus."""
 
-    def __call__(self, row: int) -> Shown:
+    def __call__(self, row: int) -> LoadedStimulus:
         """Return the captions of one stimulus; StimulusError where they cannot be read."""
-        found = self.holdings.find(row)
+        found = self.stimuli.find(row)
         captions = split_captions(found, n_captions=self.n_replicates)
         encoded = [self.tokenizer.encode(self.template.replace("{caption}", caption)) for caption in captions]
-        return Shown(encoded, found.stamp, found.sha256, are_equal=False)
+        return LoadedStimulus(encoded, found.stamp, found.sha256, are_equal=False)
 
     def count_tokens(self, row: int) -> int:
         """Return the tokens of a stimulus's longest caption, 0 where they cannot be read."""
@@ -49,7 +49,7 @@ class Texts:
         )
 
 
-def split_captions(found: Found, *, n_captions: int) -> list[str]:
+def split_captions(found: ReadStimulus, *, n_captions: int) -> list[str]:
     """Return the captions of one stimulus; StimulusError where they are no text, or not so many."""
     if isinstance(found.data, np.ndarray):
         raise StimulusError(f"{found.name!r} is an array, not text")

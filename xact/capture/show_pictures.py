@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xact.capture.engine import Shown
+from xact.capture.engine import LoadedStimulus
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
 from xact.models.base import Transform
@@ -20,7 +20,7 @@ from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
 
 
 @dataclass(frozen=True)
-class Found:
+class ReadStimulus:
     """One stimulus as its source has it."""
 
     name: str
@@ -30,7 +30,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class StimuliByRow:
     """Stimuli by row of the store, as they lie; read from many threads."""
 
     source: StimulusSource
@@ -41,7 +41,7 @@ class Holdings:
     known: Mapping[int, tuple[FileStamp, str]]
     """{row of the store: (stamp, sha256)} of stimuli that were shown before."""
 
-    def find(self, row: int) -> Found:
+    def find(self, row: int) -> ReadStimulus:
         """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
         at = self.row_of[self.ids[row]]
         stamp = self.source.stamp(at)
@@ -52,24 +52,24 @@ class Holdings:
             raise MismatchError(
                 f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
-        return Found(self.source.table.files[at], data, stamp, sha256)
+        return ReadStimulus(self.source.table.files[at], data, stamp, sha256)
 
 
 @dataclass(frozen=True)
-class Gallery:
+class PictureLoader:
     """Pictures by row, ready for one network; called from many threads."""
 
-    holdings: Holdings
+    stimuli: StimuliByRow
     replicates: Replicates
     mask_alpha: str
     border: float
     transform: Transform
     input_shape: tuple[int, ...]
 
-    def __call__(self, row: int) -> Shown:
+    def __call__(self, row: int) -> LoadedStimulus:
         """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be shown."""
-        found = self.holdings.find(row)
-        stimulus = self.holdings.ids[row]
+        found = self.stimuli.find(row)
+        stimulus = self.stimuli.ids[row]
         amounts = draw_amounts(self.replicates, stimulus)
         pictures = make_pictures(
             found.data,
@@ -83,7 +83,7 @@ class Gallery:
         if tuple(tensors.shape[1:]) != self.input_shape:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
-        return Shown(tensors, found.stamp, found.sha256, are_equal)
+        return LoadedStimulus(tensors, found.stamp, found.sha256, are_equal)
 
 
 def collate_pictures(

@@ -38,8 +38,8 @@ def run_build(options: argparse.Namespace) -> int:
                 options.recipe,
                 **get_overrides(options),
                 allow_code=options.allow_code,
-                confirm=lambda site: confirm(site, yes=options.yes),
-                watch=lambda site: progress.start(site.n_pictures),
+                confirm=lambda prepared: confirm(prepared, yes=options.yes),
+                watch=lambda prepared: progress.start(prepared.n_rows_left),
             )
         return show_outcome(outcome)
 
@@ -51,15 +51,15 @@ def run_plan(options: argparse.Namespace) -> int:
     from xact.building.prepare import survey
     from xact.disk.paths import expand_path
     from xact.recipe.load import load_recipe
-    from xact.store.hold import check_place
+    from xact.store.hold import check_store_path
 
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = expand_path(loaded.recipe.store)
-    check_place(store)
-    site = survey(loaded, store, allow_code=options.allow_code, fetch=False)
-    for note in site.source.notes:
+    check_store_path(store)
+    prepared = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    for note in prepared.source.notes:
         sys.stderr.write(f"warning: {note}\n")
-    estimated = estimate(site)
+    estimated = estimate(prepared)
     if options.json:
         sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:
@@ -70,7 +70,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 def run_models(options: argparse.Namespace) -> int:
     """List the registry, a set of it, or one network in full."""
-    from xact.recipe.registry.listing import describe_model, list_models, make_table, show_model
+    from xact.recipe.registry.listing import describe_model, list_models, make_text_table, show_model
     from xact.recipe.registry.load import load_registry
 
     registry = load_registry()
@@ -82,7 +82,7 @@ def run_models(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(found, indent=1) + "\n")
         return 0
-    show_table(make_table(found))
+    show_table(make_text_table(found))
     if options.name is None:
         sys.stdout.write(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
     return 0

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from xact.building.estimate import Estimate
-    from xact.building.prepare import Site
+    from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
 
 
-def confirm(site: Site, *, yes: bool) -> bool:
+def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
     """Print the plan; ask, on a terminal, before a build that is large or has no room."""
     from xact.building.estimate import estimate
 
-    estimated = estimate(site)
+    estimated = estimate(prepared)
     show_estimate(estimated)
     show_warnings(estimated.warnings)
     if estimated.nbytes > estimated.free_nbytes:

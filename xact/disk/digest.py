@@ -18,7 +18,7 @@ READ_NBYTES = 4 * 2**20
 
 
 @dataclass
-class Listing:
+class FolderListing:
     """All that lies in a folder and below it."""
 
     files: dict[str, int] = field(default_factory=dict)
@@ -27,9 +27,9 @@ class Listing:
     """{path: what it is} of links, pipes and folders that cannot be read."""
 
 
-def list_files(folder: Path) -> Listing:
+def list_files(folder: Path) -> FolderListing:
     """Return all that lies below `folder`; what goes away meanwhile is left out."""
-    listing = Listing()
+    listing = FolderListing()
     waiting = [""]
     while waiting:
         at = waiting.pop()
@@ -51,11 +51,11 @@ def list_files(folder: Path) -> Listing:
             elif stat.S_ISREG(found.st_mode):
                 listing.files[key] = found.st_size
             else:
-                listing.others[key] = name_kind(found.st_mode)
+                listing.others[key] = name_file_kind(found.st_mode)
     return listing
 
 
-def name_kind(mode: int) -> str:
+def name_file_kind(mode: int) -> str:
     """Return what a file that is not a regular one is, in words."""
     kinds = {
         stat.S_IFLNK: "a link",
@@ -74,7 +74,7 @@ def open_regular(file: Path) -> int:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
-        raise StoreError(f"{file} is {name_kind(mode)}, not a file")
+        raise StoreError(f"{file} is {name_file_kind(mode)}, not a file")
     return fd
 
 

@@ -35,12 +35,12 @@ class Written:
 
 def write_file(path: Path, pieces: Sequence[bytes]) -> Written:
     """Write `pieces` as the whole of `path`: beside, hash, fsync, rename, fsync the folder."""
-    written = place_file(path, pieces)
+    written = replace_file(path, pieces)
     sync_folder(path.parent)
     return written
 
 
-def place_file(path: Path, pieces: Sequence[bytes]) -> Written:
+def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
     """Do as `write_file`, but leave the folder to a later `sync_folder`."""
     beside = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()

@@ -26,7 +26,7 @@ HOMES = {
 """{ending of a file: module}; a folder is a store."""
 
 
-class Kind(Protocol):
+class Describer(Protocol):
     """What each of these files gives."""
 
     def describe(self, path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -36,16 +36,16 @@ class Kind(Protocol):
         """Return a description as text for a terminal."""
 
 
-def load_kind(path: str | Path) -> Kind:
+def load_kind(path: str | Path) -> Describer:
     """Return the module that describes what lies at `path`; refuse a file of no known ending."""
-    place = expand_path(path)
-    if place.is_file() and place.suffix not in HOMES:
+    path = expand_path(path)
+    if path.is_file() and path.suffix not in HOMES:
         raise RequestError(
             f"{str(path)!r} is no store, and its ending is not one of {' '.join(HOMES)}",
             hint="give the folder of a store, or a file of one of these endings",
         )
-    home = HOMES[place.suffix] if place.is_file() else "xact.store.describe"
-    return cast(Kind, importlib.import_module(home))
+    home = HOMES[path.suffix] if path.is_file() else "xact.store.describe"
+    return cast(Describer, importlib.import_module(home))
 
 
 def make_plain(value: Any) -> Any:  # noqa: ANN401  any attribute

@@ -22,7 +22,7 @@ from xact.errors import RUN_AGAIN, RequestError, StoreError
 from xact.files.atomic import check_room, check_targets, write_beside
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
 from xact.reading.disk_arrays import LayerArray
-from xact.store.chunks import ITEM_NBYTES
+from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.shards import split_rows
 
 FORMATS: Mapping[str, str] = {
@@ -72,33 +72,33 @@ class Format(Protocol):
     OPTIONS: Mapping[str, Any]
     """{option that it takes beside the shared ones: its default}."""
 
-    def plan_files(self, chosen: Chosen, options: Options) -> Sequence[ExportFile]:
+    def plan_files(self, chosen: Selection, options: Options) -> Sequence[ExportFile]:
         """Return the files to write; refuse, before anything is written, what the format cannot hold."""
         ...
 
 
 @dataclass(frozen=True)
-class ChosenLayer:
+class SelectedLayer:
     """One layer of one model, all its stimuli."""
 
     label: str
-    place: int
+    axis_index: int
     """Along the layer axis of the labels."""
     array: LayerArray
 
 
 @dataclass(frozen=True)
-class ChosenModel:
+class SelectedModel:
     """One model with those of its layers that are exported, in forward order."""
 
     label: str
-    place: int
+    axis_index: int
     """Along the model axis of the labels."""
-    layers: tuple[ChosenLayer, ...]
+    layers: tuple[SelectedLayer, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class ExportBlock:
     """The values of some layers, for consecutive ones of the chosen rows."""
 
     at: slice
@@ -109,11 +109,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The part of a store that is exported; all its rows are there."""
 
     catalog: Catalog
-    models: tuple[ChosenModel, ...]
+    models: tuple[SelectedModel, ...]
     rows: np.ndarray
     """Stimuli, in the order of the store."""
     replicates: str
@@ -141,26 +141,26 @@ class Chosen:
             found.setdefault(condition, []).append(row)
         return {condition: np.array(rows, dtype=np.intp) for condition, rows in found.items()}
 
-    def count_nbytes(self, layers: Sequence[ChosenLayer]) -> int:
+    def count_nbytes(self, layers: Sequence[SelectedLayer]) -> int:
         """Return the bytes of one stimulus over some layers, float32."""
-        return ITEM_NBYTES * self.n_replicates * sum(layer.array.n_units for layer in layers)
+        return FLOAT32_NBYTES * self.n_replicates * sum(layer.array.n_units for layer in layers)
 
-    def read_blocks(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[Block]:
+    def read_blocks(self, layers: Sequence[SelectedLayer], rows: np.ndarray) -> Iterator[ExportBlock]:
         """Yield all values of some layers, block by block; the next one is read while the last one is written."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
             ahead: tuple[slice, np.ndarray, list[Future[np.ndarray]]] | None = None
             for at, block in self.split_rows(layers, rows):
                 reading = at, block, [pool.submit(self.load, layer, block) for layer in layers]
                 if ahead is not None:
-                    yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                    yield ExportBlock(ahead[0], ahead[1], [one.result() for one in ahead[2]])
                 ahead = reading
             if ahead is not None:
-                yield Block(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                yield ExportBlock(ahead[0], ahead[1], [one.result() for one in ahead[2]])
 
-    def split_rows(self, layers: Sequence[ChosenLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def split_rows(self, layers: Sequence[SelectedLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards or chunks, bounded."""
         form = layers[0].array.form.shape
-        row_nbytes = ITEM_NBYTES * form.n_replicates * sum(layer.array.n_units for layer in layers)
+        row_nbytes = FLOAT32_NBYTES * form.n_replicates * sum(layer.array.n_units for layer in layers)
         size = max(1, BLOCK_NBYTES // row_nbytes)
         for whole in (form.shard_stimuli, form.chunk_stimuli):
             if size > whole:
@@ -175,7 +175,7 @@ class Chosen:
         recipe, provenance = (json.loads(said.get(name, "{}")) for name in ("recipe", "provenance"))
         return {"recipe": recipe, "models": provenance.get("models", {})}
 
-    def load(self, layer: ChosenLayer, rows: np.ndarray) -> np.ndarray:
+    def load(self, layer: SelectedLayer, rows: np.ndarray) -> np.ndarray:
         """Return values (stimulus, replicate, unit), float32; replicates are averaged in float64."""
         array = layer.array
         n = array.shape[1]
@@ -251,7 +251,7 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str) -> Chosen:
+def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str) -> Selection:
     """Return the part of a store that is asked for; refuse names and rows that are not there."""
     places = catalog.find_models(models)
     wanted = set(catalog.find_layers(layers, places))
@@ -262,14 +262,14 @@ def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, re
     for m in places:
         label = str(catalog.models[m])
         found = [
-            ChosenLayer(str(catalog.layers[k]), k, array)
+            SelectedLayer(str(catalog.layers[k]), k, array)
             for k in catalog.order_layers(m)
             if k in wanted and (array := catalog.find_array(m, k, known[m])) is not None
         ]
         if not found:
             raise RequestError(f"model {label!r} has none of the layers asked for", hint="leave it out (--models)")
-        chosen.append(ChosenModel(label, m, tuple(found)))
-    return Chosen(catalog, tuple(chosen), rows, replicates)
+        chosen.append(SelectedModel(label, m, tuple(found)))
+    return Selection(catalog, tuple(chosen), rows, replicates)
 
 
 def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:

@@ -12,7 +12,7 @@ READ_VALUES = 2**22
 """Values looked at at a time."""
 
 
-def _check_finite(shape: tuple[int, ...], read: Callable[[slice], Any]) -> Iterator[str]:
+def check_finite(shape: tuple[int, ...], read: Callable[[slice], Any]) -> Iterator[str]:
     """Yield how many values are not finite, reading some rows of the first axis at a time."""
     step = max(1, READ_VALUES // max(1, math.prod(shape[1:])))
     n_bad = 0

@@ -61,11 +61,11 @@ class Report:
 def verify(path: str | Path) -> Report:
     """Look at every byte of a store (a folder) or an export (a file); raise StoreError where there is neither."""
     started = time.monotonic()
-    place = expand_path(path)
-    if place.is_file():
-        findings = verify_export(place)
-    elif place.is_dir():
-        findings = verify_store(place)
+    path = expand_path(path)
+    if path.is_file():
+        findings = verify_export(path)
+    elif path.is_dir():
+        findings = verify_store(path)
     else:
         raise NoStoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
     return Report(str(path), findings, time.monotonic() - started)

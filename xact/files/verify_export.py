@@ -9,9 +9,9 @@ from pathlib import Path
 from xact.disk.digest import hash_file
 from xact.errors import RequestError, XactError, make_nearest_text
 from xact.files.atomic import SIDE
-from xact.files.hdf5.verify import _check_hdf5
-from xact.files.netcdf.verify import _check_netcdf
-from xact.files.torch.verify import _check_torch
+from xact.files.hdf5.verify import check_hdf5
+from xact.files.netcdf.verify import check_netcdf
+from xact.files.torch.verify import check_torch
 from xact.store.findings import Fault, Findings
 
 
@@ -57,8 +57,8 @@ def _compare(file: Path, side: Path) -> Iterator[str]:
 
 
 CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".h5": _check_hdf5,
-    ".hdf5": _check_hdf5,
-    ".pt": _check_torch,
-    ".nc": _check_netcdf,
+    ".h5": check_hdf5,
+    ".hdf5": check_hdf5,
+    ".pt": check_torch,
+    ".nc": check_netcdf,
 }

@@ -38,7 +38,7 @@ WEIGHT_NAMES = (
 """Names of the weights in a folder of transformers, in the library's own order; an index names its shards."""
 
 
-def hash_file(path: Path) -> str:
+def hash_checkpoint(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -53,7 +53,7 @@ def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dic
         )
     files = list_folder_weights(path, label=label) if path.is_dir() else [path]
     try:
-        hashes = {file.name: hash_file(file) for file in files}
+        hashes = {file.name: hash_checkpoint(file) for file in files}
     except OSError as error:
         raise WeightsError(f"model {label!r}: {path} cannot be read: {error.strerror}") from error
     return tuple(files), {"kind": "local", "name": path.name, "files": hashes}

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 
 from xact.errors import WeightsError
-from xact.models.checkpoints import WEIGHT_NAMES, hash_file
+from xact.models.checkpoints import WEIGHT_NAMES, hash_checkpoint
 
 PROBE_SECONDS = 10.0
 """How long one silent connection is waited for."""
@@ -129,7 +129,7 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
             raise _make_unreachable_error(label, path.name, folder, url, error, HINT) from error
         except RuntimeError as error:  # torch's own word for a hash that differs
             raise WeightsError(f"model {label!r}: {path.name} from {url} is damaged: {error}") from error
-    elif hash_prefix and not hash_file(path).startswith(hash_prefix):
+    elif hash_prefix and not hash_checkpoint(path).startswith(hash_prefix):
         raise WeightsError(
             f"model {label!r}: {path.name} in {folder} is damaged: its sha256 does not begin {hash_prefix}",
             hint="remove it; it is downloaded again",
@@ -145,7 +145,7 @@ def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], di
     match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = download_url(url, folder, label=label, hash_prefix=match.group(1) if match else None)
-    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: hash_file(path)}}
+    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: hash_checkpoint(path)}}
 
 
 def _make_unreachable_error(
@@ -195,7 +195,7 @@ def _list_network_errors() -> tuple[type[Exception], ...]:
 
 def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:
     depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME, a link to …/blobs/SHA256 where the file is large
-    sha256, blob = hash_file(path), path.resolve().name
+    sha256, blob = hash_checkpoint(path), path.resolve().name
     if SHA256.match(blob) and blob != sha256:
         raise WeightsError(
             f"model {label!r}: {name} of {repo} in {path.parent} is damaged: its sha256 is not the hub's",

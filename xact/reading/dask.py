@@ -15,7 +15,7 @@ import dask.array as da
 import numpy as np
 
 from xact.reading.disk_arrays import LayerArray, Pick, StackArray
-from xact.store.chunks import ITEM_NBYTES
+from xact.store.chunks import FLOAT32_NBYTES
 
 BLOCK_NBYTES = 64 * 2**20
 """Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
@@ -176,7 +176,7 @@ def choose_block_rows(array: LayerArray | StackArray) -> int:
     else:
         form = next(cell.form for row in array.cells for cell in row if cell is not None)
         n_stimuli, n_units, n_cells = array.shape[1], array.shape[4], array.shape[0] * array.shape[2]
-    row_nbytes = ITEM_NBYTES * form.shape.n_replicates * n_units
+    row_nbytes = FLOAT32_NBYTES * form.shape.n_replicates * n_units
     layer_nbytes = n_stimuli * row_nbytes
     nbytes = max(BLOCK_NBYTES, min(layer_nbytes * n_cells // MAX_BLOCKS, LARGEST_BLOCK_NBYTES))
     if layer_nbytes <= nbytes:

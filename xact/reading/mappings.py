@@ -20,7 +20,7 @@ import numpy as np
 from xact.errors import StoreError
 from xact.reading.trees.base import Tree, open_tree
 
-ITEM_NBYTES = 10 * 2**20
+MAX_CACHED_ARRAY_NBYTES = 10 * 2**20
 """Arrays of fewer bytes than this are cached."""
 
 CACHE_NBYTES = 256 * 2**20
@@ -29,7 +29,7 @@ CACHE_NBYTES = 256 * 2**20
 ENTRY_NBYTES = 512
 """What an array costs in the cache beside its values: objects, key and place, measured, rounded up."""
 
-Key = tuple[str, ...]
+CacheKey = tuple[str, ...]
 """(model, stimulus, layer), or the beginning of one."""
 
 Value = TypeVar("Value")
@@ -88,10 +88,10 @@ class ArrayCache:
     def begin(self) -> None:
         """Begin with no arrays and a lock that nobody holds."""
         self.nbytes = 0
-        self._arrays: OrderedDict[Key, np.ndarray] = OrderedDict()
+        self._arrays: OrderedDict[CacheKey, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, key: Key) -> np.ndarray | None:
+    def find(self, key: CacheKey) -> np.ndarray | None:
         """Return a copy of an array, None where it is not in the cache."""
         with self._lock:
             if key not in self._arrays:
@@ -99,9 +99,9 @@ class ArrayCache:
             self._arrays.move_to_end(key)
             return self._arrays[key].copy()
 
-    def keep(self, key: Key, values: np.ndarray) -> None:
+    def keep(self, key: CacheKey, values: np.ndarray) -> None:
         """Keep a copy of an array unless it is large, and drop others until all fit."""
-        if values.nbytes >= ITEM_NBYTES:
+        if values.nbytes >= MAX_CACHED_ARRAY_NBYTES:
             return
         with self._lock:
             self._drop(key)
@@ -110,13 +110,13 @@ class ArrayCache:
             while self.nbytes > self.max_nbytes:
                 self._drop(next(iter(self._arrays)))
 
-    def clear(self, at: Key = ()) -> None:
+    def clear(self, at: CacheKey = ()) -> None:
         """Drop all arrays, or those of one model or one stimulus."""
         with self._lock:
             for key in [key for key in self._arrays if key[: len(at)] == at]:
                 self._drop(key)
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: CacheKey) -> None:
         if (dropped := self._arrays.pop(key, None)) is not None:
             self.nbytes -= dropped.nbytes + ENTRY_NBYTES
 
@@ -139,7 +139,7 @@ os.register_at_fork(after_in_child=_empty_caches)
 class Level(Mapping[str, Value]):
     """One level of the nesting: names, and what lies under them."""
 
-    def __init__(self, tree: Tree, cache: ArrayCache, at: Key = ()) -> None:
+    def __init__(self, tree: Tree, cache: ArrayCache, at: CacheKey = ()) -> None:
         self._tree = tree
         self._cache = cache
         self._at = at

@@ -15,7 +15,7 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-def name_kind(value: object) -> str:
+def name_yaml_kind(value: object) -> str:
     """Return `text`, `list` or `mapping`: the branch of a union that a value takes."""
     if isinstance(value, str):
         return "text"

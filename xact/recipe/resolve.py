@@ -90,7 +90,7 @@ def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[Mo
         for one in _expand_set(entry, registry.sets.get(entry.base or ""), where=f"models.{number}"):
             for spec in _resolve_entry(one, loaded, registry, where=f"models.{number}"):
                 own_kind: Kind = "text" if spec.training == "language" else "image"
-                spec = _show(spec, one, loaded.recipe, kind or own_kind)
+                spec = _fit_to_stimuli(spec, one, loaded.recipe, kind or own_kind)
                 if spec.label in specs and specs[spec.label] != spec:
                     raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
                 specs[spec.label] = spec
@@ -109,7 +109,7 @@ def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> Model
     return specs[0]
 
 
-def _show(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
+def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
     """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
     text_keys = [key for key in ("template", "max_tokens", "device_map", "quantize") if getattr(entry, key) is not None]
     if kind == "image":

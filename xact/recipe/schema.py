@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from xact.recipe.blocks import Block, Text, name_kind
+from xact.recipe.blocks import Block, Text, name_yaml_kind
 from xact.recipe.sources import SourceName
 from xact.recipe.stimuli_schema import Stimuli
 
@@ -111,23 +111,24 @@ class Resize(Block):
 
 ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
 
-Reduction = Annotated[
-    Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(name_kind)
+ReductionChoice = Annotated[
+    Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(name_yaml_kind)
 ]
-Reductions = Annotated[
+ReductionsChoice = Annotated[
     Annotated[ReductionName, Tag("text")]
     | Annotated[Projection, Tag("mapping")]
-    | Annotated[list[Reduction], Field(min_length=1), Tag("list")],
-    Discriminator(name_kind),
+    | Annotated[list[ReductionChoice], Field(min_length=1), Tag("list")],
+    Discriminator(name_yaml_kind),
 ]
-Layers = Annotated[
+LayersChoice = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[list[str], Field(min_length=1), Tag("list")]
     | Annotated[Depths, Tag("mapping")],
-    Discriminator(name_kind),
+    Discriminator(name_yaml_kind),
 ]
-Transform = Annotated[
-    Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_kind)
+TransformChoice = Annotated[
+    Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")],
+    Discriminator(name_yaml_kind),
 ]
 
 
@@ -147,9 +148,9 @@ class ModelEntry(Block):
     """Of random weights."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Several untrained twins, labelled `label@random-SEED`."""
-    layers: Layers | None = None
-    reduce: Reductions | None = None
-    transform: Transform | None = None
+    layers: LayersChoice | None = None
+    reduce: ReductionsChoice | None = None
+    transform: TransformChoice | None = None
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
     device: Device | None = None
@@ -178,7 +179,9 @@ class ModelEntry(Block):
         return self
 
 
-ModelItem = Annotated[Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_kind)]
+ModelItem = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_yaml_kind)
+]
 
 
 class Compute(Block):
@@ -243,11 +246,11 @@ class Recipe(Block):
     models: list[ModelItem] = Field(min_length=1)
     registry: Text | None = None
     """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
-    layers: Layers | None = None
+    layers: LayersChoice | None = None
     """For every model that does not set its own; left out, the model's own default."""
-    reduce: Reductions | None = None
+    reduce: ReductionsChoice | None = None
     """For every model that does not set its own; left out, the model's own default."""
-    transform: Transform = "weights"
+    transform: TransformChoice = "weights"
     compute: Compute = Compute()
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"

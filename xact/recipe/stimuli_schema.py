@@ -7,20 +7,21 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from xact.errors import RequestError
-from xact.recipe.blocks import Block, Text, name_kind
+from xact.recipe.blocks import Block, Text, name_yaml_kind
 
 Folders = Annotated[
     Annotated[list[Text], Field(min_length=1), Tag("list")]
     | Annotated[dict[Text, Text], Field(min_length=1), Tag("mapping")],
-    Discriminator(name_kind),
+    Discriminator(name_yaml_kind),
 ]
 Patterns = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+    Annotated[str, Tag("text")] | Annotated[list[str], Field(min_length=1), Tag("list")], Discriminator(name_yaml_kind)
 ]
 
 
 Files = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")], Discriminator(name_kind)
+    Annotated[Text, Tag("text")] | Annotated[list[Text], Field(min_length=1), Tag("list")],
+    Discriminator(name_yaml_kind),
 ]
 
 
@@ -31,7 +32,7 @@ class Regex(Block):
     """Each named group `(?P<name>...)` becomes a coordinate."""
 
 
-Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping")], Discriminator(name_kind)]
+Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping")], Discriminator(name_yaml_kind)]
 
 
 class StimuliBlock(Block):

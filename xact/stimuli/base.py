@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from xact.disk.digest import FileStamp, name_kind
+from xact.disk.digest import FileStamp, name_file_kind
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, StimulusTable, check_label, fold_label
@@ -77,7 +77,7 @@ class StimulusSource(Protocol):
         ...
 
 
-class Listing(StimulusSource, Protocol):
+class ListedStimuli(StimulusSource, Protocol):
     """All that a source has, before a recipe's columns, fields, where and limit; it is not checked yet."""
 
     def check(self, rows: Sequence[int]) -> None:
@@ -122,10 +122,10 @@ class FileSource:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenStimuli:
     """Some rows of a listing, with the labels that the recipe gives them."""
 
-    listing: Listing
+    listing: ListedStimuli
     rows: Sequence[int]
     """Row of the listing for each row of the table."""
     table: StimulusTable
@@ -215,7 +215,7 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
     check_label(column, what=f"{location}: the column name")
 
 
-def locate(path: str, start: Path) -> Path:
+def resolve_path(path: str, start: Path) -> Path:
     """Return `path` as seen from `start`: absolute, `~` expanded, `.` and `..` folded, links left as they are."""
     return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
 
@@ -235,7 +235,7 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise StimulusError(f"{name!r} is {name_kind(found.st_mode)}, not a file", hint="leave it out")
+        raise StimulusError(f"{name!r} is {name_file_kind(found.st_mode)}, not a file", hint="leave it out")
     return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 

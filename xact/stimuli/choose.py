@@ -10,7 +10,7 @@ from pathlib import Path
 from xact.errors import RequestError
 from xact.labels import Column, StimulusTable, fold_label
 from xact.recipe.stimuli_schema import StimuliBlock
-from xact.stimuli.base import check_columns, locate
+from xact.stimuli.base import check_columns, resolve_path
 from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
@@ -24,7 +24,7 @@ def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple
     notes: list[str] = []
     names = [block.columns] if isinstance(block.columns, str) else block.columns or []
     for name in names:
-        file = locate(name, folder)
+        file = resolve_path(name, folder)
         found, more = load_labels(file, table)
         table = _add(table, found, where=str(file), hint=f"rename it in {file.name}")
         notes += more

@@ -27,7 +27,7 @@ Cell = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Record:
+class CsvRecord:
     """One row of a CSV text."""
 
     line: int
@@ -51,13 +51,13 @@ def make_line(cells: Sequence[Cell], *, end: str) -> str:
     return ",".join(map(_format_cell, cells)) + end
 
 
-def parse_records(text: str, *, name: str) -> list[Record]:
+def parse_records(text: str, *, name: str) -> list[CsvRecord]:
     """Return the records of a CSV text; empty lines are no records.
 
     Raise RequestError, naming the line, for what no CSV has.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    records: list[Record] = []
+    records: list[CsvRecord] = []
     while True:
         line = reader.line_num + 1
         try:
@@ -71,7 +71,7 @@ def parse_records(text: str, *, name: str) -> list[Record]:
                 ) from None
             raise RequestError(f"{name}, line {reader.line_num}: {error}", hint="mend the line by hand") from None
         if cells:
-            records.append(Record(line, [unescape_cell(cell) for cell in cells]))
+            records.append(CsvRecord(line, [unescape_cell(cell) for cell in cells]))
 
 
 def _format_cell(cell: Cell) -> str:

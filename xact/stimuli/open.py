@@ -6,10 +6,10 @@ import importlib
 from pathlib import Path
 
 from xact.recipe.stimuli_schema import Stimuli
-from xact.stimuli.base import SOURCES, Chosen, Listing, check_table
+from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_table
 
 
-def open_stimuli(block: Stimuli, folder: Path) -> Chosen:
+def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
     """Return the stimuli that a recipe asks for; relative paths start from `folder`, the recipe's own.
 
     All that the source has is listed and its labels are checked; then columns and fields are added, `where` and
@@ -23,10 +23,10 @@ def open_stimuli(block: Stimuli, folder: Path) -> Chosen:
     table, notes = add_labels(listing.table, block, folder)
     rows = choose_rows(table, block)
     listing.check(rows)
-    return Chosen(listing, rows, table.take(rows), notes)
+    return ChosenStimuli(listing, rows, table.take(rows), notes)
 
 
-def open_listing(block: Stimuli, folder: Path) -> Listing:
+def open_listing(block: Stimuli, folder: Path) -> ListedStimuli:
     """Return all the stimuli of a recipe's source."""
-    listing: Listing = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
+    listing: ListedStimuli = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
     return listing

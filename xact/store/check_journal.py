@@ -17,7 +17,7 @@ from xact.store.check_metadata import is_inside
 from xact.store.plan import Plan, PlannedModel
 
 Count = Annotated[int, Field(strict=True, ge=0)]
-Row = Annotated[str, Field(pattern=r"^\d+$")]
+RowText = Annotated[str, Field(pattern=r"^\d+$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -34,7 +34,7 @@ Shard = Annotated[
 class _TaskLine(BaseModel):
     task: tuple[str, Count]
     stop: Count
-    failed: dict[Row, str]
+    failed: dict[RowText, str]
     shards: dict[str, Shard]
     n_nonfinite: dict[str, Count]
     seconds: Seconds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ITEM_NBYTES = 4
+FLOAT32_NBYTES = 4
 """Bytes of one float32."""
 
 CUBE_MAX_UNITS = 8192
@@ -55,7 +55,7 @@ def choose_stimuli_per_task(
     The number of batches has no prime factor over 7 (at most 5 % fewer), so that chunks of every length divide it
     well: 491 rows, a prime, could only be cut into single ones.
     """
-    row = ITEM_NBYTES * n_replicates
+    row = FLOAT32_NBYTES * n_replicates
     most = min(
         MAX_STIMULI_PER_TASK,
         buffer_nbytes // (row * total_units),
@@ -66,7 +66,7 @@ def choose_stimuli_per_task(
 
 def make_cube_shape(*, stimuli_per_task: int, n_replicates: int, shard_nbytes: int) -> BlockShape:
     """Return the shape of a cube's blocks; a layer wider than the shard takes several along `unit`."""
-    row = ITEM_NBYTES * n_replicates
+    row = FLOAT32_NBYTES * n_replicates
     units = shard_nbytes // (row * stimuli_per_task) // CUBE_CHUNK_UNITS * CUBE_CHUNK_UNITS
     return BlockShape(
         shard_stimuli=stimuli_per_task,
@@ -79,7 +79,7 @@ def make_cube_shape(*, stimuli_per_task: int, n_replicates: int, shard_nbytes: i
 
 def make_group_shape(*, stimuli_per_task: int, n_replicates: int, n_units: int, shard_nbytes: int) -> BlockShape:
     """Return the shape of the blocks of one layer's own array."""
-    row = ITEM_NBYTES * n_replicates
+    row = FLOAT32_NBYTES * n_replicates
     n_pieces = -(-n_units // max(1, CHUNK_NBYTES // row))
     chunk_units = -(-n_units // n_pieces)
     n_pieces = -(-n_units // chunk_units)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xact.disk.digest import Listing
+from xact.disk.digest import FolderListing
 from xact.disk.durable import PARTIAL, Written, read_lines
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
@@ -82,7 +82,7 @@ class Expected:
 _GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
 
 
-def find_expected(store: Path, listing: Listing) -> Expected:
+def find_expected(store: Path, listing: FolderListing) -> Expected:
     """Return what should lie in a store; raise StoreError where there is none."""
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
@@ -97,7 +97,7 @@ def find_expected(store: Path, listing: Listing) -> Expected:
     return expected
 
 
-def read_root_generation(store: Path, listing: Listing) -> int | None:
+def read_root_generation(store: Path, listing: FolderListing) -> int | None:
     """Return the generation that the root's metadata file names, None where it cannot be read."""
     if ROOT not in listing.files:
         return None
@@ -107,7 +107,7 @@ def read_root_generation(store: Path, listing: Listing) -> int | None:
         return None
 
 
-def _find_generations(listing: Listing, *, is_manifest: bool) -> list[int]:
+def _find_generations(listing: FolderListing, *, is_manifest: bool) -> list[int]:
     found = [_GENERATION_FILE.fullmatch(key) for key in listing.files if key.startswith(FOLDER)]
     return [int(match[2]) for match in found if match and bool(match[1]) == is_manifest]
 
@@ -158,7 +158,7 @@ def _check(key: object, written: Written | None) -> tuple[str, Written | None]:
     return key, written
 
 
-def _take_under_way(store: Path, listing: Listing, expected: Expected, generation: int) -> None:
+def _take_under_way(store: Path, listing: FolderListing, expected: Expected, generation: int) -> None:
     """Fill `expected.under_way` from the plan and journal of a generation that is not published."""
     folder = store / FOLDER
     plan_key, journal_key = f"{FOLDER}/plan-{generation}.json", f"{FOLDER}/journal-{generation}.jsonl"
@@ -196,7 +196,7 @@ def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]
                     yield key, PendingShard(form, (task.stop - task.start, plan.n_replicates, n_units))
 
 
-def _take_made(store: Path, listing: Listing, plan: Plan, state: State, under_way: UnderWay) -> None:
+def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, under_way: UnderWay) -> None:
     """Note every form that the metadata and labels of a plan have before it is published."""
     jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
     for is_final in (False, True):  # sha256 and `present` come with the last task

@@ -11,9 +11,9 @@ from xact.errors import RequestError
 
 
 @contextmanager
-def hold_place(store: Path) -> Iterator[None]:
+def hold_store(store: Path) -> Iterator[None]:
     """Hold a store's lock; leave no trace where nothing was planned in a store that was not there."""
-    is_store, was_there = check_place(store), store.exists()
+    is_store, was_there = check_store_path(store), store.exists()
     folder = store / ".xact"
     with hold_lock(folder):
         try:
@@ -26,7 +26,7 @@ def hold_place(store: Path) -> Iterator[None]:
                         store.rmdir()
 
 
-def check_place(store: Path) -> bool:
+def check_store_path(store: Path) -> bool:
     """Return whether a store is at this path; refuse a path that holds something else."""
     if not store.exists():
         return False

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from xact.errors import MismatchError, RequestError
 from xact.labels import StimulusTable, make_path_parts
-from xact.store.chunks import CUBE_MAX_UNITS, ITEM_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.chunks import CUBE_MAX_UNITS, FLOAT32_NBYTES, MEGABYTE, choose_stimuli_per_task
 from xact.store.plan import Plan, PlannedModel, PlannedStimuli
 from xact.store.tasks import count_batch_stimuli
 
@@ -238,7 +238,7 @@ def _check_bounds(plan: Plan, old: Plan | None) -> None:
                 f"{plan.stimuli_per_task}",
                 hint="choose a batch_size that does, or build another store",
             )
-        buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * ITEM_NBYTES
+        buffer = plan.stimuli_per_task * plan.n_replicates * model.total_units * FLOAT32_NBYTES
         bound = plan.recipe["storage"]["buffer_mb"] * MEGABYTE
         if old is not None and buffer > bound and plan.stimuli_per_task > batch_stimuli:
             raise MismatchError(

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from xact.store.chunks import ITEM_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape
+from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape
 
 
-class Record(BaseModel):
+class PlanRecord(BaseModel):
     """A frozen part of a plan that is kept as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
-class PlannedLayer(Record):
+class PlannedLayer(PlanRecord):
     """One reduced layer of one model."""
 
     label: str
@@ -42,7 +42,7 @@ class PlannedLayer(Record):
     depth_bin: int
 
 
-class PlannedModel(Record):
+class PlannedModel(PlanRecord):
     """One network with all that decides its values."""
 
     label: str
@@ -99,7 +99,7 @@ class PlannedModel(Record):
         return max(layer.n_units for layer in self.layers)
 
 
-class PlannedStimuli(Record):
+class PlannedStimuli(PlanRecord):
     """The labels of every stimulus, in row order."""
 
     ids: list[str]
@@ -110,7 +110,7 @@ class PlannedStimuli(Record):
     column_types: dict[str, Literal["string", "int64", "float64", "bool"]]
 
 
-class Plan(Record):
+class Plan(PlanRecord):
     """All that a store holds once its build is done."""
 
     xact_format: Literal[1] = 1
@@ -152,8 +152,8 @@ class Plan(Record):
 
     def count_lane_nbytes(self, model: PlannedModel) -> int:
         """Return the bytes of one lane: its share of the buffers, and the outputs of a batch under way."""
-        buffer = self.stimuli_per_task * self.n_replicates * model.total_units * ITEM_NBYTES
-        return 2 * buffer + model.batch_size * model.working_values * ITEM_NBYTES
+        buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
+        return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
 
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from xact.disk.digest import Listing, hash_files, list_files
+from xact.disk.digest import FolderListing, hash_files, list_files
 from xact.disk.durable import PARTIAL, Written
 from xact.errors import StoreError
 from xact.store.expected import ROOT, Expected, UnderWay, find_expected, read_root_generation
@@ -51,13 +51,13 @@ def _list_under_way(under_way: UnderWay | None) -> set[str]:
     return {*under_way.shards, *under_way.pending, *under_way.made} if under_way else set()
 
 
-def _check_others(listing: Listing) -> Iterator[Fault]:
+def _check_others(listing: FolderListing) -> Iterator[Fault]:
     for key, kind in listing.others.items():
         yield Fault(key, f"is {kind}: a store holds plain files and folders, and nothing else is followed")
 
 
 def _check_all(
-    store: Path, listing: Listing, expected: Expected, hashes: Mapping[str, Written | str]
+    store: Path, listing: FolderListing, expected: Expected, hashes: Mapping[str, Written | str]
 ) -> Iterator[Fault]:
     owners = {w.sha256: key for key, w in expected.files.items() if w is not None}
     under_way = expected.under_way
@@ -150,7 +150,7 @@ def _describe_state(expected: Expected) -> str:
     return f"{state}, generation {expected.under_way.generation} under way" if expected.under_way else state
 
 
-def _make_notes(listing: Listing, expected: Expected) -> list[str]:
+def _make_notes(listing: FolderListing, expected: Expected) -> list[str]:
     notes = []
     if expected.under_way is not None:
         n_journaled, n_pending = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xact.disk.durable import Written, place_file, remove_file, sync_folder, write_file
+from xact.disk.durable import Written, remove_file, replace_file, sync_folder, write_file
 from xact.errors import StoreError
 from xact.store.journal import State, remove_older, write_manifest
 from xact.store.layout import Arrays, make_files, make_root, make_unfinished_root
@@ -26,7 +26,7 @@ def create(
     if not (store / "zarr.json").exists():
         changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
-        place_file(store / key, [data])
+        replace_file(store / key, [data])
     for folder in sorted({(store / key).parent for key in changed}):
         sync_folder(folder)
     return made

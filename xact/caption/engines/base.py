@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
-from xact.models.checkpoints import hash_file
+from xact.models.checkpoints import hash_checkpoint
 from xact.models.hub import fetch_texts, is_text
 from xact.models.sources.transformers import find_config_folder, find_files
 
@@ -86,7 +86,7 @@ def open_engine(name: str) -> Engine:
     return cast(Engine, importlib.import_module(ENGINES[name]))
 
 
-def find_weights(model: str, folder: Path) -> CaptionWeights:
+def find_captioner_weights(model: str, folder: Path) -> CaptionWeights:
     """Find or download a network that transformers wrote; a relative path starts from `folder`.
 
     The record covers the small files too: the tokenizer, the chat template and the defaults of generation change
@@ -104,11 +104,11 @@ def find_weights(model: str, folder: Path) -> CaptionWeights:
         raise WeightsError(
             str(error), hint=f"`hf download {model}` where the hub is reached; or a local folder: `caption.model: PATH`"
         ) from error
-    texts = {path.name: hash_file(path) for path in sorted(where.iterdir()) if is_text(path.name)}
+    texts = {path.name: hash_checkpoint(path) for path in sorted(where.iterdir()) if is_text(path.name)}
     return CaptionWeights(where, found.files, {**found.record, "texts": texts})
 
 
-def load_config(weights: CaptionWeights) -> dict[str, Any]:
+def load_captioner_config(weights: CaptionWeights) -> dict[str, Any]:
     """Return the network's configuration as it is written."""
     config: dict[str, Any] = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
     return config

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from xact.caption.engines.base import Answer, CaptionWeights, Settings, load_config, make_device_error
+from xact.caption.engines.base import Answer, CaptionWeights, Settings, load_captioner_config, make_device_error
 from xact.errors import RequestError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def load_captioner(settings: Settings, weights: CaptionWeights) -> VllmCaptioner
     """Return the network in a vLLM engine."""
     from vllm import LLM
 
-    config = load_config(weights)
+    config = load_captioner_config(weights)
     longest = config.get("text_config", config).get("max_position_embeddings", MAX_TOKENS)
     llm = LLM(
         model=str(weights.folder),

@@ -23,7 +23,7 @@ PREFIX = "model_activations_"
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """Where one stimulus lies."""
 
     file: int
@@ -39,7 +39,7 @@ class Hdf5Files:
     n_replicates: int
     notes: Sequence[str]
     opened: Sequence[h5py.File]
-    rows: Sequence[Row]
+    rows: Sequence[FileRow]
     members: Mapping[str, tuple[str, Sequence[str]]]
     """{model: (its group, the data set of each layer)}."""
     close: Callable[[], None]
@@ -80,7 +80,7 @@ def open_old(files: Sequence[Path], table: Path | None) -> Hdf5Files:
         opened = [stack.enter_context(_open(file)) for file in files]
         scan, rows, listed = _Scan(), [], _Listed()
         for number, file in enumerate(opened):
-            rows += [Row(number, stimulus) for stimulus in _scan_file(file, scan, listed)]
+            rows += [FileRow(number, stimulus) for stimulus in _scan_file(file, scan, listed)]
         if not rows:
             raise StoreError(f"{files[0]} holds no stimuli")
         check_table(listed.make_table(), location="the files")
@@ -207,8 +207,8 @@ def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) ->
         return list(labels), ""
     entry = load_registry().entries.get(model)
     for known in entry.layer_sets.values() if entry else ():
-        place = {label: i for i, label in enumerate(known.layers)}
-        if all(label in place for label in labels.values()):
-            return sorted(labels, key=lambda one: place[labels[one]]), ""
+        index = {label: i for i, label in enumerate(known.layers)}
+        if all(label in index for label in labels.values()):
+            return sorted(labels, key=lambda one: index[labels[one]]), ""
     note = f"{model}: the file lists layers by the alphabet; they were put in order by name, 2 before 10"
     return sorted(labels, key=lambda one: make_natural_key(labels[one])), note

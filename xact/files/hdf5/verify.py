@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from xact.files.finite import _check_finite
+from xact.files.finite import check_finite
 
 
-def _check_hdf5(file: Path) -> Iterator[str]:
+def check_hdf5(file: Path) -> Iterator[str]:
     """Yield what is wrong with /model/stimulus/layer: levels, dims, layers, replicates, values."""
     from xact.files.hdf5.read import open_old
 
@@ -19,5 +19,5 @@ def _check_hdf5(file: Path) -> Iterator[str]:
             for row in old.rows:
                 for layer in layers:
                     dataset = old.opened[row.file][group][row.group][layer]
-                    found = _check_finite(dataset.shape, dataset.__getitem__)
+                    found = check_finite(dataset.shape, dataset.__getitem__)
                     yield from (f"/{group}/{row.group}/{layer}: {one}" for one in found)

@@ -19,7 +19,7 @@ import numpy as np
 
 from xact.errors import RequestError
 from xact.files.atomic import Follower, Sink, make_file_name, write_at
-from xact.files.export import Chosen, ChosenModel, ExportFile, Options
+from xact.files.export import ExportFile, Options, SelectedModel, Selection
 
 OPTIONS: Mapping[str, Any] = {
     "output_dir": ".",
@@ -37,7 +37,7 @@ LIBVER = ("earliest", "v108")
 
 
 @dataclass(frozen=True)
-class Names:
+class GroupNames:
     """The names of one file's groups and data sets."""
 
     models: Mapping[str, str]
@@ -47,7 +47,7 @@ class Names:
     stems: Mapping[str, str]
 
 
-def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
+def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
     """Return one file for each condition."""
     files = []
     models = make_names([model.label for model in chosen.models], what="model")
@@ -56,7 +56,7 @@ def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
         part = condition.rpartition("/")[2] if options.names == "basename" else condition
         name = make_file_name(part, what="the condition")
         target = options.output_dir / f"{options.prefix}_{name}.h5"
-        names = Names(models, layers, _name_stems(chosen, rows, condition))
+        names = GroupNames(models, layers, _name_stems(chosen, rows, condition))
         is_added = options.append and target.exists()
         if is_added:
             check_free(target, models, chosen.said_replicates)
@@ -85,11 +85,11 @@ def make_names(labels: Iterable[str], *, what: str) -> dict[str, str]:
     return names
 
 
-def _name_layers(model: ChosenModel) -> dict[str, str]:
+def _name_layers(model: SelectedModel) -> dict[str, str]:
     return make_names([layer.label for layer in model.layers], what=f"model {model.label!r}, layer")
 
 
-def _name_stems(chosen: Chosen, rows: np.ndarray, condition: str) -> dict[str, str]:
+def _name_stems(chosen: Selection, rows: np.ndarray, condition: str) -> dict[str, str]:
     """Return {stem: its name}; refuse a stem that stands twice."""
     first: dict[str, int] = {}
     for row, stem in zip(rows.tolist(), chosen.get_labels("stem", rows), strict=True):
@@ -125,14 +125,14 @@ def check_free(target: Path, models: Mapping[str, str], replicates: str) -> None
         )
 
 
-def estimate_nbytes(chosen: Chosen, rows: np.ndarray) -> int:
+def estimate_nbytes(chosen: Selection, rows: np.ndarray) -> int:
     """Return about the bytes that these rows take in a file."""
     layers = [layer for model in chosen.models for layer in model.layers]
     return len(rows) * (chosen.count_nbytes(layers) + OVERHEAD_NBYTES * len(layers))
 
 
 def write_file(
-    chosen: Chosen, condition: str, rows: np.ndarray, names: Names, added_to: Path | None, path: Path
+    chosen: Selection, condition: str, rows: np.ndarray, names: GroupNames, added_to: Path | None, path: Path
 ) -> str:
     """Write one condition to `path`, added to a copy of the file `added_to` where there is one; return its sha256.
 
@@ -156,10 +156,10 @@ def write_file(
 def _make_model(
     file: Any,  # noqa: ANN401  h5py ships no types
     sink: Sink,
-    chosen: Chosen,
-    model: ChosenModel,
+    chosen: Selection,
+    model: SelectedModel,
     rows: np.ndarray,
-    names: Names,
+    names: GroupNames,
 ) -> np.ndarray:
     """Make the groups and data sets of one model; return the places of their values, (stimulus, layer), bytes."""
     make = Maker()
@@ -176,7 +176,7 @@ def _make_model(
     return offsets
 
 
-def _fill(path: Path, chosen: Chosen, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
+def _fill(path: Path, chosen: Selection, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
     """Write the values of each model to their places, float32 little-endian; return the sha256 of the file."""
     first = np.concatenate([at.min(1) for at in offsets])  # of each stimulus of each model
     final = np.minimum.accumulate(first[::-1])[::-1]  # what lies before all places still to be written

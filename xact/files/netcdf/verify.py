@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xact.files.finite import _check_finite
+from xact.files.finite import check_finite
 from xact.labels import DIMS
 
 
-def _check_netcdf(file: Path) -> Iterator[str]:
+def check_netcdf(file: Path) -> Iterator[str]:
     """Yield what is wrong with every `activations`: its five dims, their labels, its values."""
     import h5netcdf
 
@@ -48,4 +48,4 @@ def _check_variable(variable: Any, labels: dict[str, Any]) -> Iterator[str]:  # 
             yield f"has no label {name!r}"
     axis = dims.index("stimulus")
     shape = (lengths["stimulus"], math.prod(variable.shape) // max(1, lengths["stimulus"]))
-    yield from _check_finite(shape, lambda at: variable[(slice(None),) * axis + (at,)])
+    yield from check_finite(shape, lambda at: variable[(slice(None),) * axis + (at,)])

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from xact.files.atomic import Sink, make_file_name
-from xact.files.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
+from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
 from xact.labels import make_path_parts
 
 OPTIONS: Mapping[str, Any] = {"output_dir": ".", "replicates": "all", "prefix": "model_activations"}
@@ -33,7 +33,7 @@ Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}."""
 
 
-def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
+def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
     """Return one file for each model."""
     files = []
     for model in chosen.models:
@@ -50,12 +50,12 @@ def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
     return files
 
 
-def write_file(chosen: Chosen, model: ChosenModel, path: Path) -> None:
+def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
     """Write one model to `path`."""
     labels = take_labels(chosen, model)
     paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # which stand beside them
-    at_layers = np.array([layer.place for layer in model.layers])
-    whole = chosen.catalog.make_coords({"model": model.place, "layer": at_layers})
+    at_layers = np.array([layer.axis_index for layer in model.layers])
+    whole = chosen.catalog.make_coords({"model": model.axis_index, "layer": at_layers})
     on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}
     on_layers["path"] = ("layer",), np.array([f"/{paths[layer.label]}" for layer in model.layers])
     with Sink(path, is_new=True) as sink, h5netcdf.File(sink, "w") as file:
@@ -68,10 +68,10 @@ def write_file(chosen: Chosen, model: ChosenModel, path: Path) -> None:
             write_layer(file.create_group(paths[layer.label]), sink, chosen, model, layer, labels)
 
 
-def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
+def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
     """Return the labels of the chosen stimuli and replicates, and those of the model, which have no dimension."""
     taken: Variables = {}
-    for name, (dims, values) in chosen.catalog.make_coords({"model": model.place}).items():
+    for name, (dims, values) in chosen.catalog.make_coords({"model": model.axis_index}).items():
         if "layer" in dims or (chosen.replicates == "mean" and "replicate" in dims):
             continue
         if "stimulus" in dims and len(chosen.rows) < values.shape[dims.index("stimulus")]:  # else all, in order
@@ -85,9 +85,9 @@ def take_labels(chosen: Chosen, model: ChosenModel) -> Variables:
 def write_layer(
     group: Any,  # noqa: ANN401  h5netcdf ships no types
     sink: Sink,
-    chosen: Chosen,
-    model: ChosenModel,
-    layer: ChosenLayer,
+    chosen: Selection,
+    model: SelectedModel,
+    layer: SelectedLayer,
     labels: Variables,
 ) -> None:
     """Write the values of one layer, (stimulus, replicate, unit), with its labels."""
@@ -96,7 +96,7 @@ def write_layer(
         name: (dims, np.asarray(values)) for name, (dims, values) in one.coords.items() if dims == () and name != "path"
     }
     places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
-    of_units = {name: (("unit",), place) for name, place in zip(one.unit_axes, places, strict=True)}
+    of_units = {name: (("unit",), axis_index) for name, axis_index in zip(one.unit_axes, places, strict=True)}
     of_stimuli = {name: labels[name] for name in ON_LAYER if name in labels}
     lengths = {"stimulus": len(chosen.rows), "replicate": chosen.n_replicates, "unit": layer.array.n_units}
     coordinates: Variables = {**of_stimuli, **of_layer, **of_units}
@@ -107,7 +107,7 @@ def write_layer(
         sink.check()
 
 
-def find_provenance(chosen: Chosen, model: ChosenModel) -> Variables:
+def find_provenance(chosen: Selection, model: SelectedModel) -> Variables:
     """Return the recipe and what is known of one model, JSON text."""
     said = chosen.load_provenance()
     found = {"recipe": said["recipe"], "provenance": said["models"].get(model.label, {})}

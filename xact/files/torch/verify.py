@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from xact.files.finite import _check_finite
+from xact.files.finite import check_finite
 
 
-def _check_torch(file: Path) -> Iterator[str]:
+def check_torch(file: Path) -> Iterator[str]:
     """Yield what is wrong with `feats` (stimulus, layer, unit) and the labels beside it."""
     from xact.files.torch.read import open_torch
 
@@ -19,4 +19,4 @@ def _check_torch(file: Path) -> Iterator[str]:
     for key, axis in (("stimulus", 0), ("layer", 1), ("mask", 0), ("loss", 0), ("bpb", 0)):
         if key in held and np.ndim(held[key]) and len(held[key]) != feats.shape[axis]:
             yield f"{key} has {len(held[key])} entries, feats has {feats.shape[axis]} along that axis"
-    yield from _check_finite(tuple(feats.shape), lambda at: feats[at].float().numpy())
+    yield from check_finite(tuple(feats.shape), lambda at: feats[at].float().numpy())

@@ -21,7 +21,7 @@ import numpy as np
 
 from xact.errors import RequestError, WorkError
 from xact.files.atomic import make_file_name
-from xact.files.export import Chosen, ChosenLayer, ChosenModel, ExportFile, Options
+from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
 from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.stimuli.sources.datasets import N_IMAGES
 
@@ -37,8 +37,8 @@ LABEL_NBYTES = 64
 class Content:
     """What one file holds."""
 
-    model: ChosenModel
-    layers: tuple[ChosenLayer, ...]
+    model: SelectedModel
+    layers: tuple[SelectedLayer, ...]
     """Of one width."""
     fields: Mapping[str, Any]
     """What stands beside the values: plain data."""
@@ -54,7 +54,7 @@ class Content:
         return int(np.prod(self.shape, dtype=np.int64)) * (2 if self.dtype == "bfloat16" else 4)
 
 
-def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
+def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
     """Return one file for each model and reduction."""
     n = len(chosen.catalog.labels["replicate"][1])
     if chosen.replicates == "all" and n > 1:
@@ -81,10 +81,10 @@ def plan_files(chosen: Chosen, options: Options) -> list[ExportFile]:
     return files
 
 
-def split_pools(model: ChosenModel, record: Mapping[str, Any]) -> dict[str, tuple[ChosenLayer, ...]]:
+def split_pools(model: SelectedModel, record: Mapping[str, Any]) -> dict[str, tuple[SelectedLayer, ...]]:
     """Return {reduction as the files name it: its layers}; refuse layers of unequal width."""
     reductions = {layer["label"]: layer["reduction"] for layer in record.get("layers", ())}
-    pools: dict[str, tuple[ChosenLayer, ...]] = {}
+    pools: dict[str, tuple[SelectedLayer, ...]] = {}
     for layer in model.layers:
         if layer.label not in reductions:
             raise RequestError(
@@ -105,12 +105,12 @@ def split_pools(model: ChosenModel, record: Mapping[str, Any]) -> dict[str, tupl
     return pools
 
 
-def make_place(chosen: Chosen, model: ChosenModel, pool: str, recipe: Mapping[str, Any]) -> Path:
+def make_place(chosen: Selection, model: SelectedModel, pool: str, recipe: Mapping[str, Any]) -> Path:
     """Return the path of a file below the output folder."""
     stimuli = recipe.get("stimuli", {})
     dataset = stimuli.get("dataset") or stimuli.get("source") or "all"
     prompt = stimuli.get("prompt_name")
-    is_trained = bool(chosen.catalog.labels["trained"][1][model.place])
+    is_trained = bool(chosen.catalog.labels["trained"][1][model.axis_index])
     words = [make_file_name(model.label, what="the model"), f"_pool-{pool}"]
     if prompt:
         words.append(f"_prompt-{make_file_name(prompt, what='stimuli.prompt_name')}")
@@ -120,7 +120,7 @@ def make_place(chosen: Chosen, model: ChosenModel, pool: str, recipe: Mapping[st
     return folder / f"{''.join(words)}.pt"
 
 
-def find_row_note(chosen: Chosen, recipe: Mapping[str, Any]) -> str:
+def find_row_note(chosen: Selection, recipe: Mapping[str, Any]) -> str:
     """Return what must be said where the rows are a part of the data set, else nothing."""
     stimuli = recipe.get("stimuli", {})
     n_rows, n_stimuli = len(chosen.rows), len(chosen.catalog.labels["stimulus"][1])
@@ -130,9 +130,9 @@ def find_row_note(chosen: Chosen, recipe: Mapping[str, Any]) -> str:
 
 
 def make_content(
-    chosen: Chosen,
-    model: ChosenModel,
-    layers: tuple[ChosenLayer, ...],
+    chosen: Selection,
+    model: SelectedModel,
+    layers: tuple[SelectedLayer, ...],
     record: Mapping[str, Any],
     dtype: str,
     note: str,
@@ -140,21 +140,21 @@ def make_content(
     """Return all that one file holds but the values."""
     labels = chosen.catalog.labels
     fields = {
-        "num_params": int(labels["n_parameters"][1][model.place]),
+        "num_params": int(labels["n_parameters"][1][model.axis_index]),
         "stimulus": chosen.get_labels("stimulus", chosen.rows),
         "layer": [layer.label for layer in layers],
         "model": model.label,
-        "base": str(labels["base"][1][model.place]),
+        "base": str(labels["base"][1][model.axis_index]),
         "transform": record.get("transform", {}),
         "replicates": chosen.said_replicates,
     }
     numbers: dict[str, np.ndarray] = {
-        name: labels[name][1][model.place, chosen.rows].astype(np.float32)
+        name: labels[name][1][model.axis_index, chosen.rows].astype(np.float32)
         for name in ("loss", "bpb")
         if name in labels and labels[name][0] == ("model", "stimulus")
     }
     if "n_tokens" in labels and (chosen.replicates != "mean" or len(labels["replicate"][1]) == 1):
-        numbers["mask"] = make_mask(labels["n_tokens"][1][model.place, chosen.rows])
+        numbers["mask"] = make_mask(labels["n_tokens"][1][model.axis_index, chosen.rows])
     shape = (len(chosen.rows), len(layers), layers[0].array.n_units)
     return Content(model, layers, fields | ({"row_note": note} if note else {}), numbers, dtype, shape)
 
@@ -164,7 +164,7 @@ def make_mask(n_tokens: np.ndarray) -> np.ndarray:
     return np.arange(n_tokens.max(initial=0)) < n_tokens[:, np.newaxis]
 
 
-def write_file(chosen: Chosen, content: Content, path: Path) -> None:
+def write_file(chosen: Selection, content: Content, path: Path) -> None:
     """Write one file to `path`."""
     write_frame(content, path)
     with zipfile.ZipFile(path) as archive:
@@ -218,7 +218,7 @@ def write_frame(content: Content, path: Path) -> None:
             torch.save({"feats": flat.view(content.shape), **tensors, **content.fields}, file)
 
 
-def make_values(chosen: Chosen, content: Content) -> Iterator[np.ndarray]:
+def make_values(chosen: Selection, content: Content) -> Iterator[np.ndarray]:
     """Yield `feats` in blocks of stimuli, in the number format of the file."""
     convert = make_converter(content.dtype)
     for block in chosen.read_blocks(content.layers, chosen.rows):

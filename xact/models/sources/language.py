@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from xact.errors import RequestError, StimulusError, WeightsError
 from xact.models.base import Network, Tokenizer, Weights
-from xact.models.checkpoints import check_keys, hash_file
+from xact.models.checkpoints import check_keys, hash_checkpoint
 from xact.models.device import get_kind, resolve_device
 from xact.models.hub import find_some_on_hub
 from xact.models.sources import transformers as shared
@@ -170,7 +170,7 @@ def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the tokenizer's files, and their hashes: beside local weights, else where `id` is."""
     own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
     for folder in (*own, shared.locate(spec)):
-        files = {name: hash_file(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
+        files = {name: hash_checkpoint(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
         if files:
             return folder, {"files": files}
     if shared.locate(spec).is_dir():

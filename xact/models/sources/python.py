@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from xact.errors import RequestError, XactError, make_nearest_text
 from xact.models.base import Network, Transform, Weights
-from xact.models.checkpoints import hash_file, load_strictly, read_one_file
+from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
 from xact.models.transforms import make_explicit_transform
 from xact.recipe.resolve import ModelSpec
 
@@ -115,7 +115,7 @@ def _look_in(folder: Path) -> Iterator[None]:
 
 def _record_code(factory: object) -> dict[str, str]:
     file = getattr(sys.modules.get(getattr(factory, "__module__", "")), "__file__", None)
-    return {"file": Path(file).name, "sha256": hash_file(Path(file))} if file else {}
+    return {"file": Path(file).name, "sha256": hash_checkpoint(Path(file))} if file else {}
 
 
 def _check_picture(picture: object, spec: ModelSpec) -> Tensor:

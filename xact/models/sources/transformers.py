@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
 from xact.models.base import Network, Transform, Weights, find_matrix
-from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_file, list_folder_weights, load_state_dict
+from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.outline import make_outline
 from xact.models.transforms import check_declared
@@ -144,7 +144,7 @@ def find_files(name: str, folder: Path, *, is_local: bool, label: str) -> Weight
     """Return the weight files of a folder, or of the hub's network `name` at the revision that `folder` is called."""
     if is_local:
         files = list_folder_weights(folder, label=label)
-        hashes = {file.name: hash_file(file) for file in files}
+        hashes = {file.name: hash_checkpoint(file) for file in files}
         return Weights(tuple(files), {"kind": "pretrained", "folder": folder.name, "files": hashes})
     found = find_on_hub(name, WEIGHT_NAMES, label=label, revision=folder.name)
     shards = find_shards(found, label=label) if found.name.endswith(".index.json") else [found]

@@ -77,13 +77,13 @@ class Tree(ABC):
 
 def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
     """Open an HDF5 file or a store; raise StoreError where there is none, or where it is damaged."""
-    place = Path(path).absolute()
-    if not place.exists():
+    path = Path(path).absolute()
+    if not path.exists():
         raise StoreError(
             f"there is no file or store at {str(path)!r}", hint="give the path of an HDF5 file or of a store"
         )
-    home = importlib.import_module(HOMES["store" if place.is_dir() else "hdf5"])
-    tree: Tree = home.open_tree(place, allow_incomplete=allow_incomplete)
+    home = importlib.import_module(HOMES["store" if path.is_dir() else "hdf5"])
+    tree: Tree = home.open_tree(path, allow_incomplete=allow_incomplete)
     return tree
 
 

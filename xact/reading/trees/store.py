@@ -11,7 +11,7 @@ from xact.errors import RUN_AGAIN, NameNotFoundError, StoreError
 from xact.reading.catalog import open_catalog
 from xact.reading.disk_arrays import Rows
 from xact.reading.trees.base import Tree
-from xact.store.chunks import ITEM_NBYTES
+from xact.store.chunks import FLOAT32_NBYTES
 
 NEIGHBOURS_NBYTES = 16 * 2**20
 """Most bytes of the stimuli that are kept because they were decoded with the one asked for."""
@@ -99,7 +99,7 @@ class StoreTree(Tree):
             raise StoreError(f"store {str(self.path)!r}, model {model!r}: n_units of layer {layer!r} is 0")
         size = array.form.shape.chunk_stimuli
         rows = range(row - row % size, min(row - row % size + size, len(present)))
-        if len(rows) * array.shape[1] * array.n_units * ITEM_NBYTES > NEIGHBOURS_NBYTES:
+        if len(rows) * array.shape[1] * array.n_units * FLOAT32_NBYTES > NEIGHBOURS_NBYTES:
             rows = range(row, row + 1)
         values = array.read([rows, *map(range, array.shape[1:])])
         labels = self.list_names(model)[rows.start : rows.stop]

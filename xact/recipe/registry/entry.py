@@ -9,7 +9,7 @@ import yaml
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from xact.errors import RecipeError, make_nearest_text
-from xact.recipe.blocks import Block, Text, name_kind
+from xact.recipe.blocks import Block, Text, name_yaml_kind
 from xact.recipe.registry.patterns import expand_all, expand_braces
 from xact.recipe.schema import Resize
 
@@ -48,11 +48,11 @@ def _read_scalars(data: object) -> object:
 
 
 PanelTransform = Annotated[
-    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_kind)
+    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_yaml_kind)
 ]
 
 
-class WeightsPlace(Block):
+class WeightsLocation(Block):
     """Where the pretrained weights come from, as the library's own table has it."""
 
     file: Text | None = None
@@ -65,7 +65,7 @@ class WeightsPlace(Block):
     """Commit of that repository; left out, its main branch."""
 
     @model_validator(mode="after")
-    def _check_place(self) -> WeightsPlace:
+    def _check_place(self) -> WeightsLocation:
         if (self.file is None) == (self.hub is None):
             raise ValueError("weights are either a `file` or on a `hub`")
         return self
@@ -95,7 +95,7 @@ class Entry(Block):
     """Of the weights."""
     is_gated: bool = False
     """Whether the hub gives the weights only to who has accepted their terms."""
-    weights: WeightsPlace | None = None
+    weights: WeightsLocation | None = None
     config: Annotated[dict[str, Any] | None, BeforeValidator(_read_scalars)] = None
     """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
     transform: Resize | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xact.errors import NameNotFoundError, make_nearest_text
-from xact.recipe.registry.entry import Entry, WeightsPlace
+from xact.recipe.registry.entry import Entry, WeightsLocation
 from xact.recipe.registry.load import Registry
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
@@ -44,7 +44,7 @@ def list_models(registry: Registry, name: str | None) -> list[dict[str, Any]]:
     return [_make_row(registry.find_entry(label)) for label in labels]
 
 
-def make_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def make_text_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return rows as text, the heading first."""
     said = [{**row, "weights_here": HERE[row["weights_here"]]} for row in rows]
     return [[*COLUMNS], *([_say(row[key]) for key in COLUMNS.values()] for row in said)]
@@ -54,9 +54,9 @@ def describe_model(registry: Registry, label: str) -> dict[str, Any]:
     """Return all that the registry knows of one network, as JSON-able data."""
     entry = registry.entries[label]
     described = entry.model_dump(mode="json")
-    place = described["weights"] or {}
+    location = described["weights"] or {}
     sets = [name for name, one in registry.sets.items() if label in one.models]
-    return {**described, "weights": place, "sets": sets, "weights_here": find_weights_here(entry)}
+    return {**described, "weights": location, "sets": sets, "weights_here": find_weights_here(entry)}
 
 
 def show_model(described: Mapping[str, Any]) -> str:
@@ -94,12 +94,12 @@ def find_weights_here(entry: Entry) -> bool | None:
     return _is_on_hub_cache(entry.weights)
 
 
-def _is_on_hub_cache(place: WeightsPlace) -> bool:
+def _is_on_hub_cache(location: WeightsLocation) -> bool:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    snapshots = Path(HF_HUB_CACHE) / f"models--{str(place.hub).replace('/', '--')}" / "snapshots"
+    snapshots = Path(HF_HUB_CACHE) / f"models--{str(location.hub).replace('/', '--')}" / "snapshots"
     return any(
-        file.suffix in WEIGHT_ENDINGS and file.is_file() for file in snapshots.glob(f"{place.revision or '*'}/*")
+        file.suffix in WEIGHT_ENDINGS and file.is_file() for file in snapshots.glob(f"{location.revision or '*'}/*")
     )
 
 

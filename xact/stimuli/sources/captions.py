@@ -13,7 +13,7 @@ from xact.disk.digest import FileStamp
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, Kind, StimulusTable
 from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
-from xact.stimuli.base import locate
+from xact.stimuli.base import resolve_path
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
 from xact.stimuli.csv_text import unescape_cell
 from xact.stimuli.open import open_listing
@@ -113,7 +113,7 @@ def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
 
 def _find_file(block: CaptionsStimuli, folder: Path) -> Path:
     if block.file is not None:
-        return locate(block.file, folder)
+        return resolve_path(block.file, folder)
     if block.dataset != "nsd":
         raise RequestError("the captions are not named: no stimuli.file", hint="set stimuli.file, or dataset: nsd")
     return find_root(block.root, "nsd", folder) / NSD_CAPTIONS

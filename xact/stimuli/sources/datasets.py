@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import RESERVED_COLUMNS, Column, StimulusTable, fold_label
-from xact.stimuli.base import FileSource, locate, make_file_label
+from xact.stimuli.base import FileSource, make_file_label, resolve_path
 from xact.stimuli.columns import find_column, load_columns, to_labels
 
 VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
@@ -43,7 +43,7 @@ def find_root(root: str | None, dataset: str, folder: Path) -> Path:
     ways = f"set stimuli.root in the recipe (or --stimuli-root), or the environment variable {variable}"
     if not named:
         raise RequestError(f"the root folder of {dataset} is not known: no stimuli.root, no {variable}", hint=ways)
-    found = locate(named, folder if root is not None else Path())
+    found = resolve_path(named, folder if root is not None else Path())
     if not found.is_dir():
         said_by = variable if root is None else "stimuli.root"
         nearest = make_nearest_text(found.name, [path.name for path in found.parent.glob("*/")])

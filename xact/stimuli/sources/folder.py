@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli
-from xact.stimuli.base import FileSource, locate, make_file_label
+from xact.stimuli.base import FileSource, make_file_label, resolve_path
 
 ROOT_CONDITION = "root"
 """The condition of files that lie in the root folder itself."""
@@ -29,7 +29,7 @@ class _Found:
 
 def open_source(block: FolderStimuli, folder: Path) -> FileSource:
     """List the image files of a recipe's folders, in the order of (condition, path inside the folder)."""
-    root = locate(block.root, folder)
+    root = resolve_path(block.root, folder)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise RequestError(
@@ -68,7 +68,7 @@ def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[st
 
 def _expand(item: str, root: Path) -> list[Path]:
     """Return the folder of that name, or the folders that a glob matches, sorted."""
-    where = locate(item, root)
+    where = resolve_path(item, root)
     if where.is_dir():
         return [where]
     if not any(c in item for c in "*?["):
@@ -87,7 +87,7 @@ def _expand(item: str, root: Path) -> list[Path]:
 
 def _glob(start: Path, pattern: str) -> list[Path]:
     try:
-        return [locate(str(path), start) for path in start.glob(pattern)]
+        return [resolve_path(str(path), start) for path in start.glob(pattern)]
     except ValueError as error:
         raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
 

@@ -19,7 +19,7 @@ from xact.disk.digest import FileStamp
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import Kind, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
-from xact.stimuli.base import locate, stamp_file
+from xact.stimuli.base import resolve_path, stamp_file
 
 
 class Hdf5Source:
@@ -81,7 +81,7 @@ class Hdf5Source:
 
 def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
     """List the rows of the data set that a recipe names; their pixels stay on disk."""
-    path = locate(block.file, folder)
+    path = resolve_path(block.file, folder)
     if not path.is_file():
         names = [found.name for found in path.parent.glob("*") if found.is_file()]
         raise RequestError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from xact.errors import RequestError
 from xact.labels import Column, StimulusTable
 from xact.recipe.stimuli_schema import NsdStimuli
-from xact.stimuli.base import Chosen, Listing
+from xact.stimuli.base import ChosenStimuli, ListedStimuli
 from xact.stimuli.columns import find_column, to_labels
 from xact.stimuli.sources.datasets import find_root, find_under, load_index
 from xact.stimuli.sources.hdf5 import Hdf5Source, load_shape
@@ -24,7 +24,7 @@ def make_id(nsd_id: int) -> str:
     return f"nsd_{nsd_id:05d}"
 
 
-def open_source(block: NsdStimuli, folder: Path) -> Listing:
+def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
     """List the images by nsdId, or those of the recipe's `ids` and `subject`; their pixels stay on disk."""
     root = find_root(block.root, "nsd", folder)
     path = find_under(root, FILES, what="the brick of images of NSD")
@@ -44,11 +44,11 @@ def open_source(block: NsdStimuli, folder: Path) -> Listing:
         files=[f"{BRICK}[{row}]" for row in range(n_images)],
         columns=columns,
     )
-    rows = find_rows(block, columns, n_images, file)
-    return Chosen(Hdf5Source(path, BRICK, table, row_nbytes=math.prod(shape)), rows, table.take(rows))
+    rows = find_nsd_rows(block, columns, n_images, file)
+    return ChosenStimuli(Hdf5Source(path, BRICK, table, row_nbytes=math.prod(shape)), rows, table.take(rows))
 
 
-def find_rows(block: NsdStimuli, columns: Mapping[str, Column], n_images: int, file: Path) -> list[int]:
+def find_nsd_rows(block: NsdStimuli, columns: Mapping[str, Column], n_images: int, file: Path) -> list[int]:
     """Return the rows of the recipe's `ids` that its `subject` saw, in the order of nsdId."""
     asked = range(n_images) if block.ids is None else block.ids
     if len(set(asked)) != len(asked) or max(asked) >= n_images:

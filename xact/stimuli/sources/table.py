@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from xact.errors import RequestError
 from xact.labels import Column, StimulusTable
 from xact.recipe.stimuli_schema import TableStimuli
-from xact.stimuli.base import FileSource, locate, make_file_label
+from xact.stimuli.base import FileSource, make_file_label, resolve_path
 from xact.stimuli.columns import find_column, load_columns, to_labels
 
 NAMING = "name it with stimuli.path or stimuli.id"
@@ -16,11 +16,11 @@ NAMING = "name it with stimuli.path or stimuli.id"
 
 def open_source(block: TableStimuli, folder: Path) -> FileSource:
     """List the rows of a recipe's table in their order, with every column that is not a path, id or condition."""
-    file, root = locate(block.file, folder), locate(block.root, folder)
+    file, root = resolve_path(block.file, folder), resolve_path(block.root, folder)
     taken = (block.path, block.id, "condition")
     columns = load_columns(file, as_written=taken, rename=block.rename)
     paths = _take_paths(columns, block, file)
-    located = [locate(path, root) for path in paths]
+    located = [resolve_path(path, root) for path in paths]
     files = [make_file_label(path, root) for path in located]
     ids = _take_ids(columns, block, file, files)
     table = StimulusTable(

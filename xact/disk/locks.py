@@ -16,9 +16,9 @@ from xact.disk.durable import (
     _refuse_link,
     make_folder,
     parse_json,
+    replace_file,
     read_whole,
     remove_file,
-    replace_file,
 )
 from xact.errors import StoreError
 
@@ -42,9 +42,9 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def hold_lines(path: Path, path: Path) -> Iterator[None]:
-    """Lock the file of lines that belongs to the file `path`; a kill frees the lock, an empty file is removed."""
-    fd = _take_lock(path, path)
+def hold_lines(path: Path, owner: Path) -> Iterator[None]:
+    """Lock the file of lines that belongs to the file `owner`; a kill frees the lock, an empty file is removed."""
+    fd = _take_lock(path, owner)
     try:
         yield
     finally:
@@ -56,14 +56,14 @@ def hold_lines(path: Path, path: Path) -> Iterator[None]:
             os.close(fd)
 
 
-def _take_lock(path: Path, path: Path, holder: Path | None = None) -> int:
+def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> int:
     """Return a descriptor that holds the lock until it is closed."""
     while True:
         make_folder(path.parent)
         with _disk_errors(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:
-            _lock_file(fd, path, holder)
+            _lock_file(fd, owner, holder)
             if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
                 return fd
         except BaseException:
@@ -72,18 +72,18 @@ def _take_lock(path: Path, path: Path, holder: Path | None = None) -> int:
         os.close(fd)  # whoever held it took the file away: begin anew
 
 
-def _lock_file(fd: int, path: Path, holder: Path | None) -> None:
-    """Lock an open file for the store at `path`, or for the file at `path` where no file names the holder."""
+def _lock_file(fd: int, owner: Path, holder: Path | None) -> None:
+    """Lock an open file for the store at `owner`, or for the file at `owner` where no file names the holder."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        said = f"the file {str(path)!r} is being written by another process"
+        said = f"the file {str(owner)!r} is being written by another process"
         if holder is not None:
-            said = f"the store {str(path)!r} is being built by {_name_holder(holder)}"
+            said = f"the store {str(owner)!r} is being built by {_name_holder(holder)}"
         raise StoreError(said, hint="wait for it, or stop it") from None
     except OSError as error:
         raise StoreError(
-            f"the file system of {str(path)!r} has no file locks ({error.strerror})",
+            f"the file system of {str(owner)!r} has no file locks ({error.strerror})",
             hint="put it on another disk",
         ) from None
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from xact.building.prepare import survey
+from xact.building.prepare import prepare_build
 from xact.building.run import build_store
 from xact.models.load import find_weights, load_network
 from xact.recipe.load import load_recipe
@@ -80,7 +80,7 @@ def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
     shutil.rmtree(store, ignore_errors=True)
     loaded = load_recipe(recipe)
     started = time.perf_counter()
-    prepared = survey(loaded, store, allow_code=False, fetch=True)
+    prepared = prepare_build(loaded, store, allow_code=False)
     build_store(prepared, progress=lambda _: None)
     seconds = time.perf_counter() - started
     loading = sum(found["load_seconds"] for found in prepared.state.networks.values())

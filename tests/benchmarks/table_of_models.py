@@ -38,8 +38,8 @@ def main() -> None:
         if entry.source not in DISTRIBUTIONS or entry.training == "language":
             continue
         spec = resolve_model(label, folder=Path())
-        panel = survey_model(spec, n_stimuli=1, held=None)
-        every = survey_model(replace(spec, layers="all", reduce="flatten"), n_stimuli=1, held=None)
+        panel = survey_model(spec, n_stimuli=1, stored=None, device="cpu")
+        every = survey_model(replace(spec, layers="all", reduce="flatten"), n_stimuli=1, stored=None, device="cpu")
         rows.append(
             [
                 label,
@@ -62,7 +62,9 @@ def count(model: PlannedModel) -> list[str]:
 def count_blocks(spec: ModelSpec) -> list[str]:
     """Return the same of the mean of every block; dashes where there are no blocks."""
     try:
-        return count(survey_model(replace(spec, layers="blocks", reduce="mean"), n_stimuli=1, held=None))
+        return count(
+            survey_model(replace(spec, layers="blocks", reduce="mean"), n_stimuli=1, stored=None, device="cpu")
+        )
     except RequestError:
         return ["-", "-"]
 

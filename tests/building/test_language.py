@@ -26,7 +26,7 @@ from support.language_models import CAPTIONS, NETWORKS, write_model
 from support.pictures import write_pictures
 
 import xact
-from xact.building.prepare import survey
+from xact.building.prepare import prepare_build
 from xact.cli.main import main
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models import load as models
@@ -191,7 +191,7 @@ def assert_equal_stores(one: Path, other: Path) -> None:
 
 
 def test_each_row_holds_its_own_caption_though_batches_are_sorted_by_length(made, folder):
-    prepared = survey(load_recipe(made), made.with_suffix(".zarr"), allow_code=False, fetch=True)
+    prepared = prepare_build(load_recipe(made), made.with_suffix(".zarr"), allow_code=False)
     rows = [row for task in prepared.tasks["llama"] for batch in task.batches for row in batch.rows]
     assert len(prepared.tasks["llama"]) > 1
     assert sorted(rows) == list(range(40))

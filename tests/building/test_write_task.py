@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from support.stores import make_model, make_store_plan, make_table
 from xact.building.write_task import round_mantissa, write_task
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
+from xact.store.journal import State
+from xact.store.plan import Plan
 from xact.store.tasks import Batch, Task
+from xact.store.write import StoreWriter
 
 ULP = 2.0**-10
 """Step of numbers from 1 to 2 that have 10 bits of mantissa."""
@@ -75,6 +79,10 @@ def test_a_number_that_would_become_infinite_is_refused_beside_infinities_that_a
         round_mantissa(values, layer="x")
 
 
+def open_writer(store: Path, plan: Plan) -> StoreWriter:
+    return StoreWriter(store, plan, State(), jitter={}).__enter__()
+
+
 def make_result(values: np.ndarray, *, rows: frozenset[int], failed: dict[int, str]) -> TaskResult:
     task = Task("m", 0, 0, len(values), (Batch(range(len(values))),), rows)
     scores = {"loss": {0: 1.5, 1: math.nan, 2: 0.0}, "bpb": {0: math.inf, 1: -1.0, 2: -math.inf}}
@@ -89,7 +97,9 @@ def test_the_record_counts_what_is_not_finite_in_the_rows_captured_and_has_no_sc
     values[2] = np.nan  # failed
     values[3] = np.nan  # kept as the store has it
     record = write_task(
-        tmp_path, plan, plan.models[0], make_result(values, rows=frozenset({0, 1, 2}), failed={2: "broken"})
+        open_writer(tmp_path, plan),
+        plan.models[0],
+        make_result(values, rows=frozenset({0, 1, 2}), failed={2: "broken"}),
     )
     assert record.n_nonfinite == {"x": 3}
     assert record.scores == {"loss": {0: 1.5, 2: 0.0}, "bpb": {1: -1.0}}
@@ -99,5 +109,7 @@ def test_the_record_counts_what_is_not_finite_in_the_rows_captured_and_has_no_sc
 def test_a_layer_whose_numbers_are_finite_has_none_to_count_though_their_sum_is_not(tmp_path):
     plan = make_store_plan([make_model("m", {"x": (5,)})], make_table(4), layout="cube")
     values = np.full((4, 1, 5), 3e38, dtype=np.float32)
-    record = write_task(tmp_path, plan, plan.models[0], make_result(values, rows=frozenset(range(4)), failed={}))
+    record = write_task(
+        open_writer(tmp_path, plan), plan.models[0], make_result(values, rows=frozenset(range(4)), failed={})
+    )
     assert record.n_nonfinite == {}

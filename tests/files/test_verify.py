@@ -21,11 +21,10 @@ from support.stores import draw_values, make_model, make_store_plan, make_table,
 from xact.disk.locks import hold_lock
 from xact.errors import RequestError, StoreError
 from xact.files.verify import Report, verify
-from xact.store.journal import Journal, State, write_plan
-from xact.store.layout import make_metadata, make_tree
+from xact.store.journal import State
 from xact.store.plan import Plan
 from xact.store.tasks import make_tasks
-from xact.store.write import create, publish
+from xact.store.write import StoreWriter
 
 LAYERS = {"dark": [6], "fc": [300]}
 JITTER = ["jitter_hue"]
@@ -47,20 +46,13 @@ def plan_store(layout: str, models: list[str], n: int, old: Plan | None = None) 
 
 def grow(store: Path, plan: Plan, state: State, *, n_tasks: int | None = None, is_published: bool = True) -> None:
     """Write what an append of `plan` writes: all of its tasks, or the first ones."""
-    state.plan = plan
-    write_plan(store, plan)
     jitter = {name: np.ones((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
-    tree = make_tree(plan, state, jitter, final=False)
-    create(store, plan, tree, make_metadata(plan, tree, {}))
-    journal = Journal(store, plan.generation)
-    tasks = [(m, t) for m in plan.models for t in make_tasks(plan, m, state.find_done(m.label))]
-    for model, task in tasks[:n_tasks]:
-        line = write_task(store, plan, model, task.block, draw, {})
-        journal.add(line)
-        state.take(line)
-    if is_published:
-        tree = make_tree(plan, state, jitter, final=True)
-        publish(store, state, tree, make_metadata(plan, tree, {"provenance": "{}"}), complete=True)
+    with StoreWriter(store, plan, state, jitter=jitter) as writer:
+        tasks = [(m, t) for m in plan.models for t in make_tasks(plan, m, state.find_done(m.label))]
+        for model, task in tasks[:n_tasks]:
+            writer.add_task(write_task(writer, model, task.block, draw, {}))
+        if is_published:
+            writer.publish({"provenance": "{}"}, complete=True)
 
 
 def make_grown_store(store: Path, layout: str) -> dict[str, bytes]:

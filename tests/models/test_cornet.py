@@ -121,7 +121,7 @@ def test_the_architecture_has_the_published_tensors_and_no_others():
 
 
 def test_the_areas_have_the_papers_sizes():
-    plan = survey_model(make_spec(layers="blocks", reduce="flatten"), n_stimuli=1, held=None)
+    plan = survey_model(make_spec(layers="blocks", reduce="flatten"), n_stimuli=1, stored=None, device="cpu")
     assert {layer.label: layer.output_shape for layer in plan.layers} == {
         "V1": (64, 56, 56),
         "V2": (128, 28, 28),
@@ -146,7 +146,7 @@ def test_every_time_step_can_be_captured_and_an_area_is_its_last(state, publishe
     wanted = [f"{area}.output:{t}" for area, *_, n in RECURRENT for t in range(n)]
     layers = ["V1", "V2", "V4", "IT", "logits", *wanted]
     spec = make_spec(published_file, layers=layers, reduce="flatten")
-    plan = survey_model(spec, n_stimuli=2, held=None)
+    plan = survey_model(spec, n_stimuli=2, stored=None, device="cpu")
     assert {layer.label for layer in plan.layers} == set(layers)
     kept = {}
     capture = Capture(load(spec), make_wanted(plan), n_prefix=0, model=spec.label)

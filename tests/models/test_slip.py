@@ -245,7 +245,9 @@ def test_random_weights_are_timm_s_own():
 
 
 def test_the_plan_names_blocks_tokens_and_the_version_of_timm():
-    plan = survey_model(make_spec(layers=["blocks.1", "blocks.11", "logits"], reduce="cls"), n_stimuli=1, held=None)
+    plan = survey_model(
+        make_spec(layers=["blocks.1", "blocks.11", "logits"], reduce="cls"), n_stimuli=1, stored=None, device="cpu"
+    )
     assert [(layer.label, layer.output_shape, layer.n_units) for layer in plan.layers] == [
         ("blocks.1", (197, 384), 384),
         ("blocks.11", (197, 384), 384),

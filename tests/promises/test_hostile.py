@@ -37,7 +37,7 @@ def stores(warm, tmp_path_factory) -> Path:
         store = ["--allow-code", "--store", folder / f"{layout}.zarr", "--set", f"storage.layout={layout}"]
         ended = warm.run("build", recipe, "--limit", 5, *store)
         assert ended.code == 0, ended.err
-        stop = "import xact.building.run, os\nxact.run.publish = lambda *_a, **_k: os._exit(9)"
+        stop = "import xact.building.run, os\nxact.building.run.StoreWriter.publish = lambda *_a, **_k: os._exit(9)"
         assert warm.run("build", recipe, *store, prelude=stop).code == 9
         assert (folder / f"{layout}.zarr" / ".xact" / "journal-2.jsonl").exists()
     return folder

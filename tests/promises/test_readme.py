@@ -169,7 +169,7 @@ def test_the_registry_of_the_page_is_one(tmp_path: Path):
     recipe = "store: s\nstimuli: {source: folder}\nregistry: lab_models.yml\nmodels: [LabNet]\n"
     (tmp_path / "recipe.yml").write_text(recipe, encoding="utf-8")
     (spec,) = resolve_models(load_recipe(tmp_path / "recipe.yml"))
-    layers = survey_model(spec, n_stimuli=1, held=None).layers
+    layers = survey_model(spec, n_stimuli=1, stored=None, device="cpu").layers
     assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]
 
 

@@ -68,7 +68,7 @@ def test_an_entry_has_the_layers_and_the_size_that_it_states(label, remembered_s
     entry = REGISTRY.entries[label]
     network, outputs, _ = survey.survey_outputs(get_spec(label))
     assert {tensor.device.type for tensor in network.module.parameters()} == {"meta"}
-    planned = survey.survey_model(get_spec(label), n_stimuli=1, held=None)
+    planned = survey.survey_model(get_spec(label), n_stimuli=1, stored=None, device="cpu")
     panel = entry.layer_sets["panel"]
     assert [layer.label for layer in planned.layers] == panel.layers
     assert planned.total_units == panel.n_units
@@ -76,7 +76,9 @@ def test_an_entry_has_the_layers_and_the_size_that_it_states(label, remembered_s
     assert {layer.label: layer.depth_bin for layer in planned.layers if layer.depth_bin} == entry.depth_bins
     assert (planned.family, planned.training) == (entry.family, entry.training)
     for name, one in entry.layer_sets.items():
-        chosen = survey.survey_model(get_spec(label, layers=one.layers, reduce=one.reduce), n_stimuli=1, held=None)
+        chosen = survey.survey_model(
+            get_spec(label, layers=one.layers, reduce=one.reduce), n_stimuli=1, stored=None, device="cpu"
+        )
         assert [layer.label for layer in chosen.layers] == one.layers, name
     for alias, true_names in entry.aliases.items():
         assert [output.label in true_names for output in outputs].count(True) == 1, alias
@@ -115,7 +117,7 @@ STATED = {
 @pytest.mark.parametrize("label", STATED)
 def test_the_layers_are_those_of_the_studies(label, remembered_surveys):
     n_layers, first, last, bins = STATED[label]
-    layers = survey.survey_model(get_spec(label), n_stimuli=1, held=None).layers
+    layers = survey.survey_model(get_spec(label), n_stimuli=1, stored=None, device="cpu").layers
     assert (len(layers), layers[0].n_units, layers[-1].n_units) == (n_layers, first, last)
     by_bin = {layer.depth_bin: layer.label for layer in layers if layer.depth_bin}
     assert bins.items() <= by_bin.items()
@@ -505,10 +507,14 @@ def test_aliases_true_names_and_globs_mean_one_layer_and_the_alias_is_kept(remem
 
 def test_the_time_steps_of_cornet_go_by_short_names(remembered_surveys):
     steps = ["V2:0", "V2:1", "V4:0", "V4:1", "V4:2", "V4:3", "IT:0", "IT:1"]
-    layers = survey.survey_model(get_spec("CORNet-S", layers=[*steps, "V4"]), n_stimuli=1, held=None).layers
+    layers = survey.survey_model(
+        get_spec("CORNet-S", layers=[*steps, "V4"]), n_stimuli=1, stored=None, device="cpu"
+    ).layers
     assert [layer.label for layer in layers] == [*steps[:6], "V4", *steps[6:]]
     assert [layer.depth_bin for layer in layers if layer.label == "V4"] == [3]
-    (true,) = survey.survey_model(get_spec("CORNet-S", layers=["V4.output:2"]), n_stimuli=1, held=None).layers
+    (true,) = survey.survey_model(
+        get_spec("CORNet-S", layers=["V4.output:2"]), n_stimuli=1, stored=None, device="cpu"
+    ).layers
     assert (true.label, true.name, true.call) == ("V4:2", "V4.output", 2)
 
 
@@ -727,7 +733,7 @@ def write_lab(folder, text):
 
 def test_a_file_of_ones_own_adds_networks(tmp_path, remembered_surveys):
     (spec,) = resolve_models(write_lab(tmp_path, LAB))
-    planned = survey.survey_model(spec, n_stimuli=1, held=None)
+    planned = survey.survey_model(spec, n_stimuli=1, stored=None, device="cpu")
     assert [(layer.label, layer.depth_bin) for layer in planned.layers] == [
         ("layer1.1", 1),
         ("layer2.1", 0),

@@ -33,7 +33,7 @@ def test_the_panel_is_sixteen_models_of_which_six_are_gated():
 )
 def test_a_language_model_is_planned_without_a_hub_with_every_hidden_state_and_its_true_size(name):
     entry = REGISTRY.entries[name]
-    planned = survey_model(resolve_model(name, folder=Path.cwd()), n_stimuli=3, held=None)
+    planned = survey_model(resolve_model(name, folder=Path.cwd()), n_stimuli=3, stored=None, device="cpu")
     assert planned.n_parameters == entry.n_parameters
     assert [layer.label for layer in planned.layers] == [f"hidden.{i}" for i in range(entry.n_blocks + 1)]
     assert {(layer.n_units, layer.reduction) for layer in planned.layers} == {(entry.width, "mean")}

@@ -104,13 +104,13 @@ def test_a_journal_read_back_is_what_was_done_and_equals_the_manifest_made_of_it
 
 
 def test_a_row_is_present_when_its_task_is_done_and_it_did_not_fail():
-    state = State()
+    state, plan = State(), make_plan(9).model_copy(update={"stimuli_per_task": 4})
     state.take(TaskRecord("a", 0, 4, {1: "torn"}, {}, {}, 0.0).to_line())
     state.take(TaskRecord("a", 1, 6, {}, {}, {}, 0.0).to_line())
     state.take(TaskRecord("b", 2, 9, {}, {}, {}, 0.0).to_line())
-    assert state.find_present("a", 9, 4) == [True, False, True, True, True, True, False, False, False]
-    assert state.find_present("b", 9, 4) == [False] * 8 + [True]
-    assert state.find_present("c", 9, 4) == [False] * 9
+    assert state.find_present("a", plan) == [True, False, True, True, True, True, False, False, False]
+    assert state.find_present("b", plan) == [False] * 8 + [True]
+    assert state.find_present("c", plan) == [False] * 9
     assert state.find_done("a") == {0: (4, frozenset({1})), 1: (6, frozenset())}
 
 
@@ -129,9 +129,9 @@ def test_of_two_scores_of_a_row_the_newer_is_the_true_one_and_rows_of_earlier_ru
 
 
 def test_fewer_rows_than_are_done_can_be_asked_about():
-    state = State()
+    state, plan = State(), make_plan(2).model_copy(update={"stimuli_per_task": 4})
     state.take(TaskRecord("a", 0, 4, {}, {}, {}, 0.0).to_line())
-    assert state.find_present("a", 2, 4) == [True, True]
+    assert state.find_present("a", plan) == [True, True]
 
 
 def test_a_torn_last_line_loses_that_task_only(tmp_path):

@@ -13,9 +13,9 @@ import zarr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.disk.durable import Written
-from xact.store.journal import State
-from xact.store.layout import make_metadata, make_tree
-from xact.store.write import create, write_shards
+from xact.store.journal import State, load_state
+from xact.store.layout import make_files, make_metadata, make_tree
+from xact.store.write import StoreWriter
 
 LAYOUTS = ("cube", "groups")
 MODELS = (
@@ -96,7 +96,7 @@ def test_a_block_of_which_nothing_is_left_takes_its_old_values_away(layout, tmp_
     np.testing.assert_array_equal(read(tmp_path, path)[place], expected)
     buffers = [draw_values("b", layer.label, 4, 8, layer.n_units) for layer in MODELS[1].layers]
     buffers[1][:] = np.nan
-    written = write_shards(tmp_path, plan, plan.models[1], buffers, 1)
+    written = StoreWriter(tmp_path, plan, load_state(tmp_path), jitter={}).write_shards(plan.models[1], buffers, 1)
     key = "activations/c/1/1/1/0/0" if layout == "cube" else "b/fc/activations/c/0/1/0/0/0"
     assert written[key] is None
     assert sum(isinstance(one, Written) for one in written.values()) == len(written) - 1
@@ -123,8 +123,11 @@ def test_every_file_of_labels_is_in_its_folder_before_the_folder_is_synced(layou
         plan = make_plan(layout, n)
         jitter = {"jitter_hue": np.zeros((n, 1))}
         tree = make_tree(plan, State(plan=plan), jitter, final=False)
-        made = create(store, plan, tree, make_metadata(plan, tree, {}))
-        new = [f for f in store.rglob("*") if f.is_file() and old.get(f) != f.stat().st_ino]
+        made = make_files(tree, make_metadata(plan, tree, {}))
+        with StoreWriter(store, plan, State(), jitter=jitter):
+            pass
+        found = [file for file in store.rglob("*") if file.is_file() and ".xact" not in file.parts]
+        new = [file for file in found if old.get(file) != file.stat().st_ino]
         assert {store / "stimulus/c/0", store / "stimulus/zarr.json"} <= set(new)
         assert {store / key for key in made} >= set(new) - {store / "zarr.json"}
         assert [file for file in new if file.name not in synced[file.parent]] == []

@@ -4,9 +4,9 @@
     FOLDER replay N SEED     N power cuts
     FOLDER kill N SEED       N kills at random times, up to four in one build
 
-FOLDER is what `write_case` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON line
-a build, the first that of a build which nothing disturbed, and an empty line at the end. Everything heavy is imported
-once; each build is a forked child that runs the real command with the operations of `os` on files watched.
+FOLDER is what `write_case` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON
+line a build, the first that of a build which nothing disturbed, and an empty line at the end. Everything heavy is
+imported once; each build is a forked child that runs the real command with the operations of `os` on files watched.
 """
 
 from __future__ import annotations

@@ -11,13 +11,11 @@ import numpy as np
 import xarray as xr
 
 from xact.disk.digest import FileStamp
-from xact.disk.durable import Written
 from xact.labels import StimulusTable
-from xact.store.journal import Journal, State, write_plan
-from xact.store.layout import make_metadata, make_tree
+from xact.store.journal import State, TaskRecord
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
-from xact.store.write import create, publish, write_shards
+from xact.store.write import StoreWriter
 
 AXES = {1: ("feature",), 2: ("token", "feature"), 3: ("channel", "y", "x")}
 
@@ -121,28 +119,18 @@ def write_store(
     `failed` is {(model, row): error}; models in `without` are planned but not run. With the `state` of an earlier
     call only models that it has no rows of are run.
     """
-    state = state or State()
-    state.plan = plan
-    write_plan(store, plan)
     jitter = {name: np.arange(plan.n_stimuli * plan.n_replicates, dtype=float) for name in plan.jitter_names}
     jitter = {name: amounts.reshape(plan.n_stimuli, plan.n_replicates) for name, amounts in jitter.items()}
-    tree = make_tree(plan, state, jitter, final=False)
-    create(store, plan, tree, make_metadata(plan, tree, {}))
-    journal = Journal(store, plan.generation)
-    for model in plan.models:
-        if model.label not in without and not state.find_done(model.label):
-            for block in range(-(-plan.n_stimuli // plan.stimuli_per_task)):
-                line = write_task(store, plan, model, block, make_values, failed)
-                journal.add(line)
-                state.take(line)
-    for row, stimulus in enumerate(plan.stimuli.ids):
-        state.stamps[row] = (FileStamp(1, 1), hashlib.sha256(stimulus.encode()).hexdigest())
-    if is_published:
-        tree = make_tree(plan, state, jitter, final=True)
-        publish(
-            store, state, tree, make_metadata(plan, tree, make_provenance(plan)), complete=not failed and not without
-        )
-    return state
+    with StoreWriter(store, plan, state or State(), jitter=jitter) as writer:
+        for model in plan.models:
+            if model.label not in without and not writer.state.find_done(model.label):
+                for block in range(-(-plan.n_stimuli // plan.stimuli_per_task)):
+                    writer.add_task(write_task(writer, model, block, make_values, failed))
+        for row, stimulus in enumerate(plan.stimuli.ids):
+            writer.state.stamps[row] = (FileStamp(1, 1), hashlib.sha256(stimulus.encode()).hexdigest())
+        if is_published:
+            writer.publish(make_provenance(plan), complete=not failed and not without)
+        return writer.state
 
 
 def make_provenance(plan: Plan) -> dict[str, str]:
@@ -152,14 +140,14 @@ def make_provenance(plan: Plan) -> dict[str, str]:
 
 
 def write_task(
-    store: Path,
-    plan: Plan,
+    writer: StoreWriter,
     model: PlannedModel,
     block: int,
     make_values: MakeValues,
     failed: Mapping[tuple[str, int], str],
-) -> dict[str, object]:
-    """Write the shards of one task and return its journal line."""
+) -> TaskRecord:
+    """Write the shards of one task and return its record."""
+    plan = writer.plan
     start, stop = block * plan.stimuli_per_task, min((block + 1) * plan.stimuli_per_task, plan.n_stimuli)
     lost = {row: failed[model.label, row] for row in range(start, stop) if (model.label, row) in failed}
     buffers = []
@@ -167,15 +155,8 @@ def write_task(
         values = make_values(model.label, layer.label, start, stop, layer.n_units)
         values[[row - start for row in lost]] = np.nan
         buffers.append(values)
-    shards: dict[str, Written | None] = write_shards(store, plan, model, buffers, block)
-    return {
-        "task": [model.label, block],
-        "stop": stop,
-        "failed": {str(row): error for row, error in lost.items()},
-        "shards": {key: [w.nbytes, w.sha256] if w else "absent" for key, w in shards.items()},
-        "n_nonfinite": {},
-        "seconds": 0.0,
-    }
+    shards = writer.write_shards(model, buffers, block)
+    return TaskRecord(model.label, block, stop, lost, shards, n_nonfinite={}, seconds=0.0)
 
 
 def draw_values(model: str, layer: str, start: int, stop: int, n_units: int, *, n_replicates: int = 1) -> np.ndarray:

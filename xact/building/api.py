@@ -116,8 +116,7 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBu
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = expand_path(loaded.recipe.store)
     with hold_store(store):
-        from xact.building.prepare import (
-            survey,  # torch and its kin: only now, so that a second builder is refused at once
-        )
+        # torch and its kin: only now, so that a second builder is refused at once
+        from xact.building.prepare import prepare_build
 
-        yield survey(loaded, store, allow_code=allow_code, fetch=True)
+        yield prepare_build(loaded, store, allow_code=allow_code)

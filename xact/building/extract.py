@@ -12,7 +12,7 @@ import xarray as xr
 from pydantic import ValidationError
 
 from xact.building.prepare import adopt_replicates, list_tasks
-from xact.building.survey import survey_model
+from xact.building.survey import find_device_kind, survey_model
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.show_pictures import draw_amounts
@@ -124,7 +124,7 @@ def extract(
     source = open_given(stimuli, spec)
     recipe = adopt_replicates(loaded, source).recipe
     check_table(source.table, location=source.location)
-    surveyed = survey_model(spec, n_stimuli=len(stimuli), held=None)
+    surveyed = survey_model(spec, n_stimuli=len(stimuli), stored=None, device=find_device_kind(spec, None))
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
     blocks = collect_blocks(plan, surveyed, spec, recipe, source)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from xact.building.run import Outcome
 from xact.building.write_task import write_task
 from xact.capture.engine import TaskResult
 from xact.disk.digest import hash_file
-from xact.disk.durable import sweep_partial
 from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError
 from xact.files.read import UNKNOWN, OldFiles, OldModel, open_old
@@ -29,12 +27,11 @@ from xact.recipe.registry.entry import Entry
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import Storage
 from xact.store.hold import hold_store
-from xact.store.journal import Journal, State, load_state, remove_older, write_plan
-from xact.store.layout import make_metadata, make_tree
+from xact.store.journal import load_state, remove_older
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.tasks import Task, make_tasks
-from xact.store.write import create, publish
+from xact.store.write import StoreWriter
 
 SOURCE = "import"
 """Source of every imported model and of the stimuli: none that a recipe can ask for, so that no build mixes with it."""
@@ -79,7 +76,9 @@ def import_files(
             )
         outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
-            _write_tasks(path, plan, state, old, outcome, watch)
+            with StoreWriter(path, plan, state, jitter={}) as writer:
+                _write_tasks(writer, old, outcome, watch)
+                writer.publish(make_provenance(plan, writer.state, {}), complete=True)
         remove_older(path, plan.generation)
         return outcome
 
@@ -167,40 +166,24 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
 
 
 def _write_tasks(
-    store: Path,
-    plan: Plan,
-    state: State,
-    old: OldFiles,
-    outcome: Outcome,
-    watch: Callable[[int], Callable[[int], None]],
+    writer: StoreWriter, old: OldFiles, outcome: Outcome, watch: Callable[[int], Callable[[int], None]]
 ) -> None:
-    """Write what is not in the journal yet, and publish; the caller holds the store's lock."""
-    sweep_partial(store)
-    write_plan(store, plan)
-    state.plan = plan
-    tree = make_tree(plan, state, {}, final=False)
-    create(store, plan, tree, make_metadata(plan, tree, {}))
-    journal = Journal(store, plan.generation)
-    tasks = {model.label: list(make_tasks(plan, model, state.find_done(model.label))) for model in plan.models}
+    """Write what is not in the journal yet."""
+    plan = writer.plan
+    tasks = {model.label: list(make_tasks(plan, model, writer.state.find_done(model.label))) for model in plan.models}
     tell = watch(sum(len(task.rows) for some in tasks.values() for task in some))
     for old_model, model in zip(old.models, plan.models, strict=True):
-        if model.label not in state.networks:
-            _add(journal, state, {"network": model.label, "imported_as": old_model.label, **old_model.found})
+        if model.label not in writer.state.networks:
+            writer.add_network(model.label, {"imported_as": old_model.label, **old_model.found})
         for task in tasks[model.label]:
             result = _read_task(old, old_model, model, task, plan.n_replicates)
-            record = write_task(store, plan, model, result)
-            _add(journal, state, record.to_line())
+            writer.add_task(write_task(writer, model, result))
             outcome.n_captured += len(task.rows)
             tell(len(task.rows))
-        _note_nonfinite(state, model.label, outcome)
-    tree = make_tree(plan, state, {}, final=True)
-    metadata = make_metadata(plan, tree, make_provenance(plan, state, {}))
-    publish(store, state, tree, metadata, complete=True)
-
-
-def _add(journal: Journal, state: State, line: dict[str, Any]) -> None:
-    journal.add(line)
-    state.take(line)
+        counts = writer.state.count_nonfinite(model.label)
+        outcome.warnings += [
+            f"{model.label}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in counts.items()
+        ]
 
 
 def _read_task(old: OldFiles, old_model: OldModel, model: PlannedModel, task: Task, n_replicates: int) -> TaskResult:
@@ -211,12 +194,3 @@ def _read_task(old: OldFiles, old_model: OldModel, model: PlannedModel, task: Ta
     old.fill(old_model, task.start, buffers)
     scores = {name: {row: values[row] for row in task.rows} for name, values in (old_model.scores or {}).items()}
     return TaskResult(task, buffers, failed={}, stamps={}, n_equal=0, seconds=time.monotonic() - started, scores=scores)
-
-
-def _note_nonfinite(state: State, model: str, outcome: Outcome) -> None:
-    """Note how many values of a model are NaN or infinite."""
-    counts: dict[str, int] = {}
-    for (label, _), record in state.tasks.items():
-        for layer, n in record.n_nonfinite.items() if label == model else ():
-            counts[layer] = counts.get(layer, 0) + n
-    outcome.warnings += [f"{model}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in counts.items()]

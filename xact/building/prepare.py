@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from xact.building.survey import survey_model
+from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.show_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
@@ -25,7 +26,7 @@ from xact.store.tasks import Task, make_tasks
 
 @dataclass(frozen=True)
 class PreparedBuild:
-    """A recipe, looked at: the stimuli listed, the networks surveyed, the plan laid over what the store holds."""
+    """A recipe whose stimuli are listed and whose networks are surveyed, and the plan of what is still to be done."""
 
     store: Path
     loaded: LoadedRecipe
@@ -33,8 +34,8 @@ class PreparedBuild:
     specs: Mapping[str, ModelSpec]
     weights: Mapping[str, Weights]
     """{model: weights that were found}."""
-    state: State
-    """What the store's journals say before this run."""
+    stored: State
+    """What the store's journals said before this run."""
     plan: Plan
     tasks: Mapping[str, Sequence[Task]]
     """{model: what is still to be done}, for the models asked for."""
@@ -47,87 +48,147 @@ class PreparedBuild:
     @property
     def nothing_to_do(self) -> bool:
         """Whether the store already holds all that is asked for."""
-        return self.state.is_committed and self.n_rows_left == 0 and self.plan.generation == self.state.committed
+        return self.stored.is_committed and self.n_rows_left == 0 and self.plan.generation == self.stored.committed
 
 
-def survey(loaded: LoadedRecipe, store: Path, *, allow_code: bool, fetch: bool) -> PreparedBuild:
-    """List the stimuli, survey every network, and lay the plan over what the store holds; touch nothing.
+def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
+    """Return what a build would do; download nothing, read no caption, and need none of its devices."""
+    asked = _list_asked(loaded, store, allow_code=allow_code)
+    surveyed = _Surveyed()
+    for spec in asked.specs.values():
+        stored = asked.find_stored(spec.label)
+        with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
+            surveyed.models.append(_plan_model(asked, spec, stored, device=name_device_kind(spec, stored)))
+    return _lay_plan(asked, surveyed, reads_captions=False)
 
-    `fetch` also finds (or downloads) the weights, so that a model whose weights cannot be had is known before the
-    first picture is shown.
+
+def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
+    """Return a build that can run: every device is here, and every network's weights are found or downloaded.
+
+    A model whose weights cannot be had is known before the first picture is shown. The store is not touched.
     """
-    recipe = loaded.recipe
-    source = open_stimuli(recipe.stimuli, loaded.folder)
+    asked = _list_asked(loaded, store, allow_code=allow_code)
+    surveyed = _Surveyed()
+    for spec in asked.specs.values():  # terms that a person must accept are told before anything is downloaded
+        if asked.find_stored(spec.label) is None:
+            with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
+                check_gate(spec)
+    for label, spec in asked.specs.items():
+        if label not in surveyed.failed:
+            stored = asked.find_stored(label)
+            with surveyed.note_failure(label, asked.loaded.recipe.on_error):
+                model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
+                if not _is_finished(asked, spec, model):
+                    surveyed.weights[label] = find_weights(spec)
+                    model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
+                surveyed.models.append(model)
+    return _lay_plan(asked, surveyed, reads_captions=True)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A recipe with its stimuli listed and its networks looked up, and what the store holds."""
+
+    loaded: LoadedRecipe
+    source: ChosenStimuli
+    specs: Mapping[str, ModelSpec]
+    store: Path
+    stored: State
+
+    def find_stored(self, model: str) -> PlannedModel | None:
+        """Return what the store has under a model's label."""
+        return None if self.stored.plan is None else self.stored.plan.find_model(model)
+
+
+@dataclass
+class _Surveyed:
+    """The networks of a recipe, each planned or failed."""
+
+    models: list[PlannedModel] = field(default_factory=list)
+    weights: dict[str, Weights] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    """{model: why its weights cannot be had}."""
+
+    @contextmanager
+    def note_failure(self, model: str, on_error: str) -> Iterator[None]:
+        """Note a WeightsError as the failure of `model`, or let it pass where errors stop a build."""
+        try:
+            yield
+        except WeightsError as error:
+            if on_error == "stop":
+                raise
+            self.failed[model] = str(error)
+
+
+def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
+    """List the stimuli, read the journals, look up the networks; refuse settings that are not the store's."""
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder)
     loaded = adopt_replicates(loaded, source)
-    recipe = loaded.recipe
-    state = load_state(store)
-    if state.plan is not None:
-        _compare_settings(recipe.model_dump(), state, store)  # before any network: an imported store is refused here
+    stored = load_state(store)
+    if stored.plan is not None:  # before any network: an imported store is refused here
+        _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
-    failed: dict[str, str] = {}
-    models: list[PlannedModel] = []
-    weights: dict[str, Weights] = {}
-    helds = {label: state.plan.find_model(label) if state.plan else None for label in specs}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
-    if fetch:
-        failed |= find_gated([spec for label, spec in specs.items() if helds[label] is None], recipe.on_error)
-    for spec in (spec for label, spec in specs.items() if label not in failed):
-        held = helds[spec.label]
-        try:
-            model = survey_model(spec, n_stimuli=len(source.table), held=held, will_run=fetch)
-            if held is not None and recipe.compute.on_out_of_memory == "halve":
-                model = model.model_copy(update={"batch_size": min(model.batch_size, held.batch_size)})
-            models.append(_add_weights(model, spec, held, state, weights, fetch=fetch))
-        except WeightsError as error:
-            if recipe.on_error == "stop":
-                raise
-            failed[spec.label] = str(error)
-        else:
-            if held is not None and not _is_device_open(spec, loaded):
-                _check_device(model, held)
+    return _Asked(loaded, source, specs, store, stored)
+
+
+def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
+    """Survey one network; refuse another kind of device than its rows in the store come from."""
+    model = survey_model(spec, n_stimuli=len(asked.source.table), stored=stored, device=device)
+    if stored is None:
+        return model
+    if not _is_device_open(spec, asked.loaded):
+        _check_device(model, stored)
+    batch_size = model.batch_size
+    if asked.loaded.recipe.compute.on_out_of_memory == "halve":
+        batch_size = min(batch_size, stored.batch_size)
+    return model.model_copy(update={"batch_size": batch_size, "weights_record": stored.weights_record})
+
+
+def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
+    """Return True if the store has every row of a model, so that its weights need not be here any more.
+
+    The user's own file is looked at all the same: it may have changed.
+    """
+    old = asked.stored.plan
+    if old is None or old.find_model(model.label) is None or spec.weights not in ("pretrained", "random"):
+        return False
+    return model.n_stimuli <= old.n_stimuli and asked.stored.is_whole(model.label, old)
+
+
+def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:
+    """Lay the plan over what the store holds, and list what is still to be done."""
+    recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
         recipe=recipe.model_dump(),
         table=source.table,
-        models=tuple(models),
+        models=tuple(surveyed.models),
         jitter_names=tuple(draw_amounts(recipe.replicates, "")),
-        failed_models=failed,
+        failed_models=surveyed.failed,
     )
-    plan = make_plan(request, state.plan, is_committed=state.is_committed)
-    stimuli = order_stimuli(source, plan.stimuli.ids, {})
+    plan = make_plan(request, stored.plan, is_committed=stored.is_committed)
+    stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
     tasks = {
-        m.label: list_tasks(plan, m, specs[m.label], state, stimuli if fetch else None)
+        m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli)
         for m in plan.models
-        if m.label in specs and m.label not in failed
+        if m.label in asked.specs and m.label not in surveyed.failed
     }
-    if state.is_committed and any(tasks.values()) and plan.generation == state.committed:
+    if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
-    return PreparedBuild(store, loaded, source, specs, weights, state, plan, tasks)
+    return PreparedBuild(asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks)
 
 
-def _compare_settings(recipe: Mapping[str, Any], state: State, store: Path) -> None:
+def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store: Path) -> None:
     """Refuse settings that are not the store's; where it holds no value yet, say that it may be deleted."""
     try:
-        compare_settings(recipe, cast(Plan, state.plan))
+        compare_settings(recipe, plan)
     except MismatchError as error:
         if state.tasks or state.is_committed:
             raise
         raise MismatchError(
             str(error), hint=f"{store} holds no value yet: delete it, or give the old value back"
         ) from None
-
-
-def find_gated(specs: Sequence[ModelSpec], on_error: str) -> dict[str, str]:
-    """Return {model: why} of weights that must be asked for first; raise the first where errors stop a build."""
-    failed: dict[str, str] = {}
-    for spec in specs:
-        try:
-            check_gate(spec)
-        except WeightsError as error:
-            if on_error == "stop":
-                raise
-            failed[spec.label] = str(error)
-    return failed
 
 
 def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:
@@ -167,34 +228,10 @@ def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:
     return loaded.device_said and spec.device == loaded.recipe.compute.device
 
 
-def _check_device(model: PlannedModel, held: PlannedModel) -> None:
-    if model.device != held.device:
+def _check_device(model: PlannedModel, stored: PlannedModel) -> None:
+    if model.device != stored.device:
         raise MismatchError(
-            f"models.{model.label}.device differs: the store was made on {held.device!r}, this run would use "
+            f"models.{model.label}.device differs: the store was made on {stored.device!r}, this run would use "
             f"{model.device!r}",
             hint=f"--device {model.device} to go on there all the same (the last bits of the values will differ)",
         )
-
-
-def _add_weights(
-    model: PlannedModel,
-    spec: ModelSpec,
-    held: PlannedModel | None,
-    state: State,
-    weights: dict[str, Weights],
-    *,
-    fetch: bool,
-) -> PlannedModel:
-    """Return the model with what is known of its weights, those found added to `weights`.
-
-    A finished model's weights need not be here any more, unless they are the user's own file.
-    """
-    is_local = spec.weights not in ("pretrained", "random")
-    if held is not None and state.plan is not None:
-        is_done = all(state.find_present(model.label, model.n_stimuli, state.plan.stimuli_per_task))
-        if not fetch or (is_done and not is_local):
-            return model.model_copy(update={"weights_record": held.weights_record})
-    if not fetch:
-        return model
-    weights[model.label] = find_weights(spec)
-    return model.model_copy(update={"weights_record": weights[model.label].record})

@@ -58,15 +58,11 @@ def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) 
     """Return the texts of the group `/xact`: the recipe, and how each number came about."""
     models = {}
     for model in plan.models:
-        done = [record for (label, _), record in state.tasks.items() if label == model.label]
-        n_nonfinite: dict[str, int] = {}
-        for record in done:
-            for layer, n in record.n_nonfinite.items():
-                n_nonfinite[layer] = n_nonfinite.get(layer, 0) + n
+        done = state.find_records(model.label)
         models[model.label] = model.model_dump(mode="json") | {
             "network": state.networks.get(model.label, {}),
             "task_seconds": round(sum(record.seconds for record in done), 3),
-            "n_nonfinite": n_nonfinite,
+            "n_nonfinite": state.count_nonfinite(model.label),
             "failed": {plan.stimuli.ids[row]: error for record in done for row, error in record.failed.items()},
         }
     provenance = {

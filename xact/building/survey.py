@@ -110,19 +110,27 @@ def list_outputs(spec: ModelSpec) -> list[Output]:
     return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
 
 
-def survey_model(spec: ModelSpec, *, n_stimuli: int, held: PlannedModel | None, will_run: bool = True) -> PlannedModel:
-    """Return the plan of one network; `held` is what the store already has under its label.
+def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    """Return the kind of device on which a network will run; refuse a device that is not here."""
+    return get_kind(resolve_device(_choose_device(spec, stored)))
 
-    A device that is not here is refused only where the network `will_run`: a build on a cluster can be planned at home.
-    """
+
+def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    """Return the kind of device on which a network would run, here or elsewhere: a build can be planned at home."""
+    chosen = _choose_device(spec, stored)
+    return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
+
+
+def _choose_device(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    return stored.device if spec.device == "auto" and stored is not None else spec.device
+
+
+def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None, device: str) -> PlannedModel:
+    """Return the plan of one network on a kind of `device`; `stored` is what the store has under its label."""
     surveyed = SURVEYS[spec.kind](spec)
-    asked = spec.device
-    if asked == "auto" and held is not None:
-        asked = held.device
-    device = get_kind(resolve_device(asked) if will_run or asked == "auto" else asked)
     batch_size = spec.batch_size
-    if batch_size == "auto" and held is not None:
-        batch_size = held.batch_size
+    if batch_size == "auto" and stored is not None:
+        batch_size = stored.batch_size
     return PlannedModel(
         label=spec.label,
         base=spec.base,

@@ -14,11 +14,11 @@ from xact.store.journal import TaskRecord
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import ShardFormat, read_shard
 from xact.store.tasks import Task
-from xact.store.write import write_shards
+from xact.store.write import StoreWriter
 
 
-def write_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult) -> TaskRecord:
-    """Write the shards of a task and return its record."""
+def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> TaskRecord:
+    """Write the shards of a task and return its record, which is not in the journal yet."""
     n_nonfinite: dict[str, int] = {}
     rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
     for layer, buffer in zip(model.layers, result.buffers, strict=True):
@@ -28,9 +28,9 @@ def write_task(store: Path, plan: Plan, model: PlannedModel, result: TaskResult)
             n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
             if n_bad:
                 n_nonfinite[layer.label] = n_bad
-        if plan.precision == "bits10":
+        if writer.plan.precision == "bits10":
             round_mantissa(buffer, layer=layer.label)
-    shards = write_shards(store, plan, model, result.buffers, result.task.block)
+    shards = writer.write_shards(model, result.buffers, result.task.block)
     return TaskRecord(
         model=model.label,
         block=result.task.block,

@@ -48,7 +48,7 @@ def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do."""
     from xact.building.api import make_overrides
     from xact.building.estimate import estimate
-    from xact.building.prepare import survey
+    from xact.building.prepare import prepare_plan
     from xact.disk.paths import expand_path
     from xact.recipe.load import load_recipe
     from xact.store.hold import check_store_path
@@ -56,7 +56,7 @@ def run_plan(options: argparse.Namespace) -> int:
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
-    prepared = survey(loaded, store, allow_code=options.allow_code, fetch=False)
+    prepared = prepare_plan(loaded, store, allow_code=options.allow_code)
     for note in prepared.source.notes:
         sys.stderr.write(f"warning: {note}\n")
     estimated = estimate(prepared)

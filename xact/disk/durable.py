@@ -174,7 +174,7 @@ def sweep_partial(folder: Path) -> int:
     """
     own, left = str(folder / ".xact"), []
     with _disk_errors(folder):
-        for one in _walk(str(folder)):
+        for one in _walk(str(folder)) if folder.is_dir() else ():
             if one.is_symlink() and (one.is_dir() or os.path.split(one.path)[0] == own):
                 _refuse_link(Path(one))
             if one.name.endswith(PARTIAL) and not one.is_dir():

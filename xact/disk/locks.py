@@ -16,9 +16,9 @@ from xact.disk.durable import (
     _refuse_link,
     make_folder,
     parse_json,
-    replace_file,
     read_whole,
     remove_file,
+    replace_file,
 )
 from xact.errors import StoreError
 

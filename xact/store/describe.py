@@ -55,7 +55,7 @@ def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layer
     n_nonfinite: Counter[str] = Counter()
     for record in records:
         n_nonfinite.update(record.n_nonfinite)
-    n_done = sum(state.find_present(model.label, plan.n_stimuli, plan.stimuli_per_task))
+    n_done = sum(state.find_present(model.label, plan))
     described = {
         "model": model.label,
         "base": model.base,

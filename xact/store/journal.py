@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,26 +89,37 @@ class State:
         """Whether readers see the newest plan."""
         return self.plan is not None and self.plan.generation == self.committed
 
+    def find_records(self, model: str) -> list[TaskRecord]:
+        """Return the finished tasks of one model."""
+        return [record for (label, _), record in self.tasks.items() if label == model]
+
     def find_done(self, model: str) -> dict[int, tuple[int, frozenset[int]]]:
         """Return {block: (row after the last finished one, rows that failed)}."""
-        return {
-            block: (record.stop, frozenset(record.failed))
-            for (label, block), record in self.tasks.items()
-            if label == model
-        }
+        return {record.block: (record.stop, frozenset(record.failed)) for record in self.find_records(model)}
 
-    def find_present(self, model: str, n_stimuli: int, stimuli_per_task: int) -> list[bool]:
-        """Return for each row whether it is finished and safe."""
-        present = [False] * n_stimuli
+    def find_present(self, model: str, plan: Plan) -> list[bool]:
+        """Return for each row of `plan` whether it is finished and safe."""
+        present = [False] * plan.n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
-            for row in range(block * stimuli_per_task, min(stop, n_stimuli)):
+            for row in range(block * plan.stimuli_per_task, min(stop, plan.n_stimuli)):
                 present[row] = row not in failed
         return present
 
+    def is_whole(self, model: str, plan: Plan) -> bool:
+        """Return True if every row of `plan` is finished and safe."""
+        return all(self.find_present(model, plan))
+
     def find_scores(self, model: str, name: str) -> dict[int, float]:
         """Return {row: number} of every row that has one."""
-        records = [record for (label, _), record in self.tasks.items() if label == model]
-        return {row: x for record in records for row, x in record.scores.get(name, {}).items()}
+        return {row: x for record in self.find_records(model) for row, x in record.scores.get(name, {}).items()}
+
+    def count_nonfinite(self, model: str) -> dict[str, int]:
+        """Return {layer: values that are NaN or infinite} of one model, where there are any."""
+        return dict(sum((Counter(record.n_nonfinite) for record in self.find_records(model)), Counter[str]()))
+
+    def copy(self) -> State:
+        """Return a state that can take lines in while this one stays as it is."""
+        return replace(self, tasks=dict(self.tasks), stamps=dict(self.stamps), networks=dict(self.networks))
 
     def take(self, line: dict[str, Any]) -> None:
         """Take one line of a journal or manifest in."""

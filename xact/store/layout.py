@@ -101,7 +101,7 @@ def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
     """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
     sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
     on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
-    present = [state.find_present(m.label, plan.n_stimuli, plan.stimuli_per_task) for m in plan.models]
+    present = [state.find_present(m.label, plan) for m in plan.models]
     found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
     if any(model.kind == "text" for model in plan.models):
         found |= {name: _make_scores(plan, state, name, kind) for name, kind in SCORES.items()}

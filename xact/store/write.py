@@ -1,23 +1,101 @@
-"""Write a store: metadata and labels, the shards of one task, and the root that publishes a generation."""
+"""Write a store: `StoreWriter` owns the order of plan, labels, tasks, manifest and root."""
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from xact.disk.durable import Written, remove_file, replace_file, sync_folder, write_file
+from xact.disk.digest import FileStamp
+from xact.disk.durable import Written, remove_file, replace_file, sweep_partial, sync_folder, write_file
 from xact.errors import StoreError
-from xact.store.journal import State, remove_older, write_manifest
-from xact.store.layout import Arrays, make_files, make_root, make_unfinished_root
+from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
+from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import encode_shard
 
 
-def create(
+class StoreWriter:
+    """Write one generation of a store, in the order in which a kill at any moment does no harm.
+
+    Entering the context sweeps half-written files, writes the plan, and creates all metadata and labels. Each task
+    is added in two steps: `write_shards`, then `add_task`, its line in the journal. `publish` writes the last labels
+    and the manifest, then replaces the root's metadata file: that rename is the commit. Without it readers see the
+    store as it was, and the next writer of the same plan goes on from the journal.
+
+    All methods but `publish` may be called from several threads.
+    """
+
+    def __init__(self, store: Path, plan: Plan, state: State, *, jitter: Mapping[str, np.ndarray]) -> None:
+        """`state` is what the journals say, and stays as it is; `jitter` is {name: amounts (stimulus, replicate)}."""
+        self.store = store
+        self.state = state.copy()
+        self._jitter = jitter
+        self._journal = Journal(store, plan.generation)
+        self._lock = threading.Lock()
+        self._set_plan(plan)
+
+    def _set_plan(self, plan: Plan) -> None:
+        self.plan = self.state.plan = plan
+
+    def __enter__(self) -> Self:
+        sweep_partial(self.store)
+        write_plan(self.store, self.plan)
+        tree = make_tree(self.plan, self.state, self._jitter, final=False)
+        _create(self.store, self.plan, tree, make_metadata(self.plan, tree, {}))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the store as it is: what is finished is safe."""
+
+    def replace_model(self, model: PlannedModel) -> None:
+        """Write the plan again with `model` in place of the one of its label, of which no task may be finished."""
+        if self.state.find_done(model.label):
+            raise StoreError(f"model {model.label!r} has finished tasks: its plan stays as it is")
+        models = tuple(model if one.label == model.label else one for one in self.plan.models)
+        self._set_plan(self.plan.model_copy(update={"models": models}))
+        write_plan(self.store, self.plan)
+
+    def add_network(self, model: str, found: Mapping[str, Any]) -> None:
+        """Add what was found when a network was loaded."""
+        self._add({"network": model, **found})
+
+    def write_shards(self, model: PlannedModel, buffers: Sequence[np.ndarray], block: int) -> dict[str, Written | None]:
+        """Write the shards of one task and return {path: what was written}, None where all is NaN.
+
+        `buffers[i]` (stimulus, replicate, unit) holds layer i, float32.
+        """
+        return _write_shards(self.store, self.plan, model, buffers, block)
+
+    def add_task(self, record: TaskRecord, stamps: Mapping[int, tuple[FileStamp, str]] | None = None) -> None:
+        """Add a task whose shards are written; `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
+        with self._lock:
+            line = record.to_line()
+            if stamps is not None:
+                fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
+                line["stimuli"] = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
+            self._add(line)
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self._journal.add(line)
+        self.state.take(line)
+
+    def publish(self, provenance: Mapping[str, str], *, complete: bool) -> None:
+        """Publish the generation; `provenance` is {name: text} of the group `/xact`."""
+        tree = make_tree(self.plan, self.state, self._jitter, final=True)
+        metadata = make_metadata(self.plan, tree, provenance)
+        files = {key: _written(data) for key, data in _create(self.store, self.plan, tree, metadata).items()}
+        root = make_root(self.plan, metadata, tree, complete=complete)
+        write_manifest(self.store, self.state, {**files, "zarr.json": _written(root)})
+        write_file(self.store / "zarr.json", [root])
+        remove_older(self.store, self.plan.generation)
+
+
+def _create(
     store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]
 ) -> dict[str, bytes]:
     """Write all metadata and labels of a plan durably and return them; what is on disk and equal stays as it is."""
@@ -32,7 +110,7 @@ def create(
     return made
 
 
-def write_shards(
+def _write_shards(
     store: Path, plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
 ) -> dict[str, Written | None]:
     """Write the shards of one task and return {path: what was written}, None where all is NaN.
@@ -50,20 +128,6 @@ def write_shards(
                 remove_file(store / key)
             written[key] = write_file(store / key, pieces) if pieces is not None else None
     return written
-
-
-def publish(
-    store: Path, state: State, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]], *, complete: bool
-) -> None:
-    """Publish the plan's generation: the last labels, the manifest, then the root in one rename."""
-    plan = state.plan
-    if plan is None:
-        raise StoreError(f"{store}: there is no plan to publish")
-    files = {key: _written(data) for key, data in create(store, plan, tree, metadata).items()}
-    root = make_root(plan, metadata, tree, complete=complete)
-    write_manifest(store, state, {**files, "zarr.json": _written(root)})
-    write_file(store / "zarr.json", [root])
-    remove_older(store, plan.generation)
 
 
 def _written(data: bytes) -> Written:

@@ -400,6 +400,20 @@ def test_a_language_models_layers_are_hidden_states_and_its_loss_is_kept(tmp_pat
     assert model["layers"][0]["reduction"] == "mean"
 
 
+def test_every_block_of_rows_of_a_torch_file_has_its_own_values(tmp_path: Path) -> None:
+    feats = {name: draw(7, 3, width, seed=width) for name, width in [("v", 4), ("w", 2)]}
+    ids = [f"s{i}" for i in range(7)]
+    files = [write_torch_file(tmp_path / f"{name}_pool-cls.pt", one, stimulus=ids) for name, one in feats.items()]
+    opened = open_old(files, None)
+    for model in opened.models:
+        whole = feats[model.label].numpy()
+        for start, stop in ((0, 3), (3, 6), (6, 7)):
+            buffers = [np.full((stop - start, 1, whole.shape[2]), np.nan, dtype=np.float32) for _ in model.layers]
+            opened.fill(model, start, buffers)
+            np.testing.assert_array_equal(np.stack(buffers, axis=2)[:, 0], whole[start:stop])
+    opened.close()
+
+
 def test_the_blocks_of_a_torch_file_reach_from_depth_0_to_depth_1(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id\na\nb\n")
     for n_layers, depths in ((5, [0, 0.25, 0.5, 0.75, 1]), (2, [0, 1]), (1, [0])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import math
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,8 +30,10 @@ import xarray as xr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.errors import NameNotFoundError, RequestError, StoreError, WorkError
-from xact.files.atomic import MARGIN_NBYTES, check_room
-from xact.files.export import export
+from xact.files.atomic import MARGIN_NBYTES, check_room, write_beside
+from xact.files.export import choose, export
+from xact.files.hdf5.write import _fill
+from xact.reading.catalog import open_catalog
 
 R50 = {"conv1": [3, 4, 4], **{f"layer4.{i}": [40] for i in (10, 9, 2)}, "fc@mean": [7]}
 VIT = {f"blocks.{i}": [16] for i in range(12)}
@@ -109,6 +113,24 @@ def test_replicates_are_all_of_them_the_first_or_their_mean(store: Path, tmp_pat
     if n == 1:
         values = torch.load(export(store, to="pt", **chosen)[0])["feats"][:, 0]
         np.testing.assert_array_equal(values.numpy(), expected.astype(np.float32)[:, 0])
+
+
+HARD = np.array([[1e8, 1, -1e8], [3e38, 3e38, -3e38], [1, 2**-24, 2**-24], [16777216, 1, 1]], dtype=np.float32)
+"""(unit, replicate): means that are wrong, or infinite, where the sum is kept in float32."""
+
+
+@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
+def test_replicates_are_averaged_in_float64_whatever_their_sum(tmp_path: Path, to: str):
+    plan = make_store_plan([make_model("m", {"fc": [4]})], make_table(5), layout="cube", n_replicates=3)
+    write_store(tmp_path / "s", plan, lambda _m, _k, start, stop, _n: np.stack([HARD.T] * (stop - start)))
+    expected = np.array([math.fsum(map(float, unit)) / 3 for unit in HARD], dtype=np.float32)
+    file = export(tmp_path / "s", to=to, output_dir=tmp_path, replicates="mean")[0]
+    if to == "pt":
+        values = torch.load(file)["feats"][3, 0].numpy()
+    else:
+        with h5py.File(file) as opened:
+            values = opened["m/img1/fc"][0] if to == "hdf5" else opened["fc/activations"][1, 0]
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_models_of_other_replicates_are_not_added(cube: Path, tmp_path: Path):
@@ -232,6 +254,26 @@ def test_a_column_and_a_layer_of_one_name_stand_side_by_side(tmp_path: Path):
         assert tree["is_face"].values.tolist() == [True, False, True, True]
         values = tree[tree["catalog"]["path"].values.item()]["activations"]
         np.testing.assert_array_equal(values.values, read_by_xarray(tmp_path / "s", "m", "fc"))
+
+
+def test_columns_keep_their_type_and_their_true_name_in_netcdf(tmp_path: Path):
+    columns = {
+        "is_face": [True, False, True, True],
+        "a/b": [1, 2, 3, 4],
+        "size": [0.5, 1, 1.5, 2],
+        "word": list("xyzü"),
+    }
+    plan = make_store_plan([make_model("m", {"fc": [3]})], make_table(4, **columns), layout="groups")
+    write_store(tmp_path / "s", plan, draw_values)
+    (file,) = export(tmp_path / "s", to="netcdf", output_dir=tmp_path)
+    with xr.open_dataset(file) as opened:
+        kinds = {name: opened[name].dtype.kind for name in ("is_face", "a_b", "size", "present", "trained")}
+        assert kinds == {"is_face": "b", "a_b": "i", "size": "f", "present": "b", "trained": "b"}
+        for name, values in columns.items():
+            assert opened[name.replace("/", "_")].values.tolist() == values
+        assert opened["a_b"].attrs["long_name"] == "a/b"
+        assert opened["a_b"].dims == ("stimulus",)
+        assert "long_name" not in opened["size"].attrs
 
 
 # .pt
@@ -555,6 +597,122 @@ def test_a_disk_that_fails_while_a_file_is_written_is_told_though_it_says_so_onc
     with pytest.raises(WorkError, match="Input/output error"):
         export(cube, to="hdf5", output_dir=tmp_path, models="R50", conditions="plain")
     assert not list(tmp_path.iterdir())
+
+
+def is_under_way(fd: int) -> bool:
+    """Return whether this is an export that has not its name yet."""
+    return Path(f"/proc/self/fd/{fd}").readlink().name.endswith(f".{os.getpid()}.partial")
+
+
+@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
+def test_a_sync_of_a_whole_file_that_fails_once_is_told_and_leaves_the_old_file(
+    cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+):
+    export(cube, to=to, output_dir=tmp_path, models="org/ViT", layers="blocks.0", conditions="plain")
+    before, failed, fsync = hash_files(tmp_path), [], os.fsync
+
+    def fail_once(fd: int) -> None:
+        if is_under_way(fd) and not failed:
+            failed.append(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    with pytest.raises(WorkError, match="Input/output error"):
+        export(cube, to=to, output_dir=tmp_path, models="org/ViT", conditions="plain", overwrite=True)
+    assert failed
+    assert hash_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
+def test_an_export_is_synced_whole_before_it_takes_its_name_and_its_folder_after(
+    cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+):
+    chosen: dict[str, Any] = {"to": to, "output_dir": tmp_path, "models": "org/ViT", "conditions": "plain"}
+    (target,) = export(cube, **chosen)
+    side = target.with_name(f"{target.name}.sha256")
+    done: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def sync(fd: int) -> None:
+        whose = "file" if is_under_way(fd) else Path(f"/proc/self/fd/{fd}").readlink().name
+        done.append((f"sync {whose}", os.fstat(fd).st_size))
+        fsync(fd)
+
+    def rename(self: Path, to: Path) -> Path:
+        assert to != target or not side.exists()  # the side file of the old one is gone before
+        done.append((f"rename {to.name}", self.stat().st_size))
+        return replace(self, to)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    export(cube, overwrite=True, **chosen)
+    assert ("sync file", target.stat().st_size) in done
+    assert [what for what, _ in done[-6:]] == [
+        f"sync {target.parent.name}",
+        f"rename {target.name}",
+        f"sync {target.parent.name}",
+        f"sync {side.name}.partial",
+        f"rename {side.name}",
+        f"sync {target.parent.name}",
+    ]
+
+
+@pytest.fixture
+def living() -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process that lives as long as the test."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_living_exports_write_stays_and_what_dead_ones_left_goes(tmp_path: Path, living: subprocess.Popen[bytes]):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone = f"a.h5.{dead.pid}.partial"
+    kept = [f"a.h5.{living.pid}.partial", f"b.h5.{dead.pid}.partial", f"xa.h5.{dead.pid}.partial", "a.h5.x.partial"]
+    for name in (gone, *kept):
+        (tmp_path / name).write_bytes(b"values")
+    with write_beside(tmp_path / "a.h5", nbytes=4) as beside:
+        beside.path.write_bytes(b"whole")
+    assert {file.name for file in tmp_path.iterdir()} == {*kept, "a.h5", "a.h5.sha256"}
+
+
+@pytest.mark.parametrize("to", ["hdf5", "netcdf"])
+def test_a_disk_that_takes_a_part_of_each_write_gets_the_rest_too(
+    cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+):
+    chosen = {"to": to, "models": "org/ViT", "conditions": "plain"}
+    export(cube, output_dir=tmp_path / "whole", **chosen)
+    n_short, pwrite = [], os.pwrite
+
+    def write_part(fd: int, data: memoryview, at: int) -> int:
+        n_short.append(len(data) > 50)
+        return pwrite(fd, data[: max(50, len(data) // 2)], at)
+
+    monkeypatch.setattr(os, "pwrite", write_part)
+    export(cube, output_dir=tmp_path / "parts", **chosen)
+    assert any(n_short)
+    assert hash_files(tmp_path / "parts") == hash_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("size", [1, 1_000, 10**6])
+def test_the_hash_is_that_of_the_file_wherever_the_places_of_the_values_lie(
+    cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    monkeypatch.setattr("xact.files.export.BLOCK_NBYTES", size)
+    chosen = choose(open_catalog(cube), "org/ViT", "*", "*", "all")
+    n_bytes = 4 * 2 * 16  # of one layer of one stimulus
+    order = np.random.default_rng(size).permutation(23 * 12).reshape(23, 12)
+    for name, places in (("falling", order.size - 1 - np.arange(order.size).reshape(order.shape)), ("mixed", order)):
+        file = tmp_path / name
+        file.write_bytes(bytes(n_bytes * order.size))
+        sha256 = _fill(file, chosen, chosen.rows, [n_bytes * places])
+        assert sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        values = np.fromfile(file, "<f4").reshape(-1, 2, 16)[places]
+        for k, layer in enumerate(VIT):
+            np.testing.assert_array_equal(values[:, k], read_by_xarray(cube, "org/ViT", layer))
 
 
 def check_equal(one: h5py.Group | h5py.Dataset, other: h5py.Group | h5py.Dataset) -> None:

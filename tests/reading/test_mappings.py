@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
+from support.processes import read_arrays
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -391,8 +392,12 @@ def test_worker_processes_read_what_was_written(places, name, method):
         pytest.skip("this system has no fork")
     with load_lazy_activations(places[name]) as acts:
         read_some(acts, 1)
+        names = [(model, stimulus, layer) for model in MODELS for stimulus in acts[model] for layer in MODELS[model]]
         with multiprocessing.get_context(method).Pool(2) as pool:
-            assert pool.map(partial(read_some, acts), range(4)) == list(range(4))
+            found = pool.map(partial(read_arrays, acts), [names[i::4] for i in range(4)])
+        for i, arrays in enumerate(found):
+            for (model, stimulus, layer), array in zip(names[i::4], arrays, strict=True):
+                np.testing.assert_array_equal(array, expect(model, layer, get_row(stimulus)))
         read_some(acts, 2)
 
 

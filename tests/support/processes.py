@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from xact.reading.mappings import LazyActivations
 
 HOLDER = """
 import sys, time
@@ -19,3 +24,8 @@ def start_holder(folder):
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     return process
+
+
+def read_arrays(acts: LazyActivations, names: Sequence[tuple[str, str, str]]) -> list[np.ndarray]:
+    """Read the arrays of these (model, stimulus, layer); a process that is spawned finds this function by its name."""
+    return [acts[model][stimulus][layer] for model, stimulus, layer in names]

@@ -90,7 +90,7 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
 def survey_captions(spec: ModelSpec) -> Surveyed:
     """Return what a network is that is shown captions."""
     network, outputs, input_shape = survey_hidden(spec)
-    check_logits(spec.layers, spec)
+    check_logits(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
     return Surveyed(
         n_parameters=count_parameters(network.module),

@@ -131,6 +131,11 @@ TransformChoice = Annotated[
     Discriminator(name_yaml_kind),
 ]
 
+KnownTransform = Annotated[
+    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_yaml_kind)
+]
+"""A transform with `panel` spelled out."""
+
 
 class ModelEntry(Block):
     """One network, or its untrained twins."""
@@ -178,6 +183,9 @@ class ModelEntry(Block):
             raise ValueError("`seed` and `seeds` exclude each other")
         return self
 
+
+TEXT_KEYS = ("template", "max_tokens", "device_map", "quantize")
+"""Keys of a model entry that are for language models alone."""
 
 ModelItem = Annotated[
     Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_yaml_kind)

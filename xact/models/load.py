@@ -1,6 +1,6 @@
 """Networks and their transforms, each from the library that holds its weights.
 
-A source is a file beside this one with the functions of `Source`; it is imported only when a model asks for it, so
+A source is a file in `sources/` with the functions of `Source`; it is imported only when a model asks for it, so
 `import xact.models.load` loads torch and none of the libraries of networks.
 """
 
@@ -23,7 +23,7 @@ from xact.recipe.schema import Resize
 from xact.recipe.sources import DISTRIBUTIONS
 
 TEXT_SOURCES = {"transformers": "xact.models.sources.language"}
-"""{source: its file for language models}; for pictures the file beside this one has the name of the source."""
+"""{source: its file for language models}; for pictures the file in `sources/` has the name of the source."""
 
 
 def make_architecture(spec: ModelSpec) -> Network:

@@ -253,7 +253,7 @@ class Recipe(Block):
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
     registry: Text | None = None
-    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
+    """File with networks of your own, relative to the recipe file; entries as in xact/recipe/registry/."""
     layers: LayersChoice | None = None
     """For every model that does not set its own; left out, the model's own default."""
     reduce: ReductionsChoice | None = None

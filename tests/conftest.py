@@ -32,7 +32,7 @@ def remembered_surveys() -> Iterator[None]:
     look, seen = survey.survey_outputs, {}
 
     def remember(spec):
-        key = json.dumps([spec.source, spec.id, spec.weights, spec.transform, dict(spec.config or {})])
+        key = json.dumps([spec.source, spec.id, spec.weights, spec.transform, dict(spec.config or {})], default=repr)
         if key not in seen:
             seen[key] = look(spec)
         return seen[key]

@@ -23,6 +23,7 @@ from xact.capture.layers import (
 )
 from xact.capture.probe import probe
 from xact.errors import NameNotFoundError, RequestError
+from xact.recipe.schema import Depths
 
 
 def probe_module(module, size, *, forward=lambda module, x: module(x), find_logits=lambda y: y):
@@ -140,7 +141,7 @@ def test_blocks_are_what_the_family_calls_so(name):
 @pytest.mark.parametrize("name", ["vgg11", "alexnet", "squeezenet1_0"])
 def test_a_network_without_blocks_says_so_and_where_its_layers_are_listed(name):
     outputs = probe_torchvision(name)
-    for wanted in ("blocks", {"depths": [0, 1]}):
+    for wanted in ("blocks", Depths(depths=[0, 1])):
         with pytest.raises(RequestError, match="model 'net' has no residual or transformer blocks") as caught:
             select(wanted, outputs)
         assert caught.value.hint == "name layers: 'xact layers net'"
@@ -158,7 +159,7 @@ DEPTHS = [
 
 @pytest.mark.parametrize(("depths", "expected"), DEPTHS)
 def test_depths_pick_blocks_by_their_position(depths, expected):
-    assert select({"depths": depths}, probe_torchvision("resnet18")) == expected
+    assert select(Depths(depths=depths), probe_torchvision("resnet18")) == expected
 
 
 @pytest.mark.parametrize(

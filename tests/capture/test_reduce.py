@@ -23,6 +23,7 @@ from xact.capture.reduce import (
     project,
 )
 from xact.errors import RequestError
+from xact.recipe.schema import Projection
 
 NAMES = ("flatten", "mean", "patch_mean", "max", "cls", "last")
 N_PREFIX = 2
@@ -220,14 +221,14 @@ def test_what_is_not_finite_stays_so():
 
 
 def test_the_reductions_of_a_recipe_are_parsed_and_a_double_one_is_refused():
-    asked = ["mean", {"project": 64, "seed": 3}, "cls"]
+    asked = ["mean", Projection(project=64, seed=3), "cls"]
     assert parse_reductions(asked) == (Reduction("mean"), Reduction("project", 64, 3), Reduction("cls"))
     assert [one.label for one in parse_reductions(asked)] == ["mean", "project-64", "cls"]
     assert parse_reductions("max") == (Reduction("max"),)
     with pytest.raises(RequestError, match="twice: mean, mean"):
         parse_reductions(["mean", "mean"])
     with pytest.raises(RequestError, match="twice: project-64, project-64"):  # one label, two seeds
-        parse_reductions([{"project": 64, "seed": 0}, {"project": 64, "seed": 1}])
+        parse_reductions([Projection(project=64, seed=0), Projection(project=64, seed=1)])
 
 
 def make_matrix(width, k, seed):

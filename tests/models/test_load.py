@@ -25,6 +25,7 @@ from xact.models import load as models
 from xact.models.checkpoints import hash_checkpoint, load_state_dict, load_strictly
 from xact.models.hub import find_at_url, find_on_hub
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 VIT = {
@@ -941,7 +942,7 @@ def assert_same_transform(transform, library):
 def test_an_explicit_block_is_resize_crop_scale_normalise():
     from torchvision import transforms
 
-    block = {"resize": 64, "crop": 56, "squash": False, "interpolation": "bicubic", **IMAGENET}
+    block = Resize(resize=64, crop=56, squash=False, interpolation="bicubic", **IMAGENET)
     library = transforms.Compose(
         [
             transforms.Resize(64, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True),
@@ -956,14 +957,14 @@ def test_an_explicit_block_is_resize_crop_scale_normalise():
 
 
 def test_an_explicit_block_can_squash_and_leave_the_crop_out():
-    block = {"resize": 64, "crop": None, "squash": True, "interpolation": "bilinear", **IMAGENET}
+    block = Resize(resize=64, crop=None, squash=True, interpolation="bilinear", **IMAGENET)
     transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
     assert transform.apply(make_picture()).shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("squash", [True, False])
 def test_a_squashed_picture_keeps_its_whole_width(squash):
-    block = {"resize": 64, "crop": 64, "squash": squash, "interpolation": "bicubic", **IMAGENET}
+    block = Resize(resize=64, crop=64, squash=squash, interpolation="bicubic", **IMAGENET)
     transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
     picture = make_picture((300, 150))
     if squash:
@@ -977,7 +978,7 @@ def test_a_squashed_picture_keeps_its_whole_width(squash):
 
 
 def test_a_crop_larger_than_the_picture_is_refused():
-    block = {"resize": 64, "crop": 65, "squash": False, "interpolation": "bilinear", **IMAGENET}
+    block = Resize(resize=64, crop=65, squash=False, interpolation="bilinear", **IMAGENET)
     with pytest.raises(RequestError, match="crop 65 is larger than resize 64"):
         models.make_transform(make_spec("torchvision", "resnet18", transform=block))
 
@@ -1038,10 +1039,10 @@ def test_own_code_that_cannot_be_used_is_a_request_error(code_folder, model_id, 
         load(make_spec("python", model_id, weights, folder=code_folder))
 
 
-# the door
+# what importing loads
 
 
-def test_importing_the_door_loads_no_library_of_networks():
+def test_importing_the_loader_loads_no_library_of_networks():
     code = (
         "import sys, xact.models.load; "
         "found = {'timm', 'open_clip', 'transformers', 'torchvision', 'huggingface_hub'} & set(sys.modules); "
@@ -1051,7 +1052,7 @@ def test_importing_the_door_loads_no_library_of_networks():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_every_error_is_of_the_house(no_network):
+def test_every_error_is_an_xact_error(no_network):
     for source, model_id in (("torchvision", "vgg19"), ("timm", "resnet50.a1_in1k"), ("transformers", "a/b")):
         with pytest.raises(XactError):
             load(make_spec(source, model_id, "pretrained"))

@@ -19,9 +19,10 @@ from support import faults
 import xact
 from xact.errors import MismatchError, RequestError, XactError
 from xact.models.device import get_kind
-from xact.recipe.schema import Recipe
+from xact.recipe.schema import Compute, Recipe, Storage
 from xact.recipe.stimuli_schema import FolderStimuli
-from xact.store import merge
+from xact.store.neutral import NEUTRAL as NEUTRAL_KEYS
+from xact.store.neutral import RESOLVED
 
 RECIPE = """
 store: {store}
@@ -179,7 +180,26 @@ def test_every_leaf_of_a_recipe_for_pictures_is_in_one_table():
 def test_the_keys_of_stimuli_that_are_neutral_are_those_the_code_names():
     ours = {leaf.split(".")[1] for leaf in SELECTS}
     other_sources = {"file", "ids", "subject"}  # where a table lies, and which rows of NSD are taken
-    assert ours | other_sources == merge.NEUTRAL_STIMULI_KEYS
+    assert ours | other_sources == NEUTRAL_KEYS["stimuli"]
+
+
+def test_the_other_keys_that_are_neutral_are_those_the_code_names():
+    top = {leaf.partition(".")[0] for leaf in NEUTRAL}
+    assert top == NEUTRAL_KEYS["recipe"] | {"compute"}
+    assert {leaf for leaf in NEUTRAL if leaf.startswith("compute.")} == {
+        f"compute.{key}" for key in NEUTRAL_KEYS["compute"]
+    }
+
+
+def test_every_key_of_a_recipe_is_neutral_or_compared_in_one_way():
+    """A key that is neither neutral nor resolved is compared as it stands."""
+    fields = {"recipe": Recipe, "compute": Compute, "storage": Storage}
+    for block, keys in RESOLVED.items():
+        assert keys <= set(fields[block].model_fields)
+        assert keys.isdisjoint(NEUTRAL_KEYS.get(block, ()))
+    as_it_stands = set(Recipe.model_fields) - NEUTRAL_KEYS["recipe"] - RESOLVED["recipe"]
+    assert as_it_stands == {"stimuli", "replicates", "compute", "storage"}
+    assert set(Compute.model_fields) == NEUTRAL_KEYS["compute"] | RESOLVED["compute"]
 
 
 class Site:

@@ -193,7 +193,7 @@ def test_the_transform_is_the_librarys_bit_for_bit_and_the_one_the_entry_states(
     if entry.source in ("torchvision", "timm", "open_clip", "transformers"):
         assert_same_transform(transform, make_library_transform(entry))
     if entry.source != "transformers":  # whose processor resizes tensors, the last digits of which differ
-        stated = models.make_transform(get_spec(label, transform=entry.transform.model_dump()))
+        stated = models.make_transform(get_spec(label, transform=entry.transform))
         assert_same_transform(stated, transform.apply)
     json.dumps(transform.record)
 
@@ -474,10 +474,10 @@ def test_the_configuration_of_the_vit_of_transformers_is_the_published_one():
 
 def test_a_transform_that_is_not_the_declared_one_is_an_error_unless_the_recipe_asks_for_it():
     spec = get_spec("ResNet50")
-    wrong = replace(spec, declared={**spec.declared, "resize": 256})
+    wrong = replace(spec, declared=spec.declared.model_copy(update={"resize": 256}))
     with pytest.raises(RequestError, match=r"'ResNet50': its weights declare the transform resize 256, .* 232"):
         models.make_transform(wrong)
-    models.make_transform(replace(wrong, transform=dict(wrong.declared)))
+    models.make_transform(replace(wrong, transform=wrong.declared))
 
 
 def test_quickgelu_runs_where_the_weights_need_it_and_nowhere_else(remembered_surveys):
@@ -560,7 +560,7 @@ def test_a_set_stands_for_its_networks():
 def test_the_original_set_is_what_the_first_study_really_ran():
     specs = {spec.label: spec for spec in resolve("panel-a-original")}
     assert set(specs) == {*PANEL_A, "ViT-L-14-LAION-CLIP-ft"} - {"SLIP ViT-Small", "ViT-B-16-CLIP"}
-    assert specs["ResNet50"].transform["resize"] == 256
+    assert specs["ResNet50"].transform.resize == 256
     assert specs["VGG19"].transform == "weights"
     (own,) = [one for one in resolve({"base": "panel-a-original", "transform": "weights"}) if one.label == "ResNet50"]
     assert own.transform == "weights"
@@ -647,7 +647,7 @@ def tiny_vit():
     """The entry ViT-B-16 with a configuration of a few thousand parameters."""
     spec = get_spec("ViT-B-16")
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    declared = {**spec.declared, "resize": 32}
+    declared = spec.declared.model_copy(update={"resize": 32})
     return replace(spec, config={**spec.config, **size, "image_size": 32, "patch_size": 8}, declared=declared)
 
 

@@ -14,7 +14,8 @@ from support.stores import make_layer, make_model, make_table
 
 from xact.errors import MismatchError, RequestError
 from xact.store.chunks import FLOAT32_NBYTES
-from xact.store.merge import NEUTRAL_STIMULI_KEYS, Request, flatten_leaves, make_plan
+from xact.store.merge import Request, flatten_leaves, make_plan
+from xact.store.neutral import NEUTRAL
 from xact.store.plan import Plan
 from xact.store.tasks import count_batch_stimuli, make_batches, make_tasks
 
@@ -251,7 +252,7 @@ def test_a_limit_that_grows_is_no_difference_and_one_that_shrinks_names_a_lost_s
         plan_again(make_request(table.take(range(4)), stimuli__limit=4), grown)
 
 
-NEUTRAL = {
+NO_DIFFERENCE = {
     "stimuli__root": "elsewhere",
     "stimuli__folders": ["a", "b"],
     "stimuli__pattern": "*",
@@ -266,12 +267,12 @@ NEUTRAL = {
 }
 
 
-@pytest.mark.parametrize("key", NEUTRAL)
+@pytest.mark.parametrize("key", NO_DIFFERENCE)
 def test_where_things_are_and_how_many_at_most_is_no_difference(key):
     table = make_table(5)
     plan = make_first(table)
-    assert plan_again(make_request(table, **{key: NEUTRAL[key]}), plan).generation == 1
-    assert key.startswith("stimuli__") <= (key.removeprefix("stimuli__") in NEUTRAL_STIMULI_KEYS)
+    assert plan_again(make_request(table, **{key: NO_DIFFERENCE[key]}), plan).generation == 1
+    assert key.startswith("stimuli__") <= (key.removeprefix("stimuli__") in NEUTRAL["stimuli"])
 
 
 DIFFERENT = {
@@ -352,6 +353,7 @@ def test_every_field_of_a_model_is_compared_or_neutral_for_a_reason():
         "device_map": "where it runs, not what it computes",
     }
     compared = {*MODEL_CHANGES, "layers", "label"}
+    assert set(neutral) == NEUTRAL["model"]
     assert compared.isdisjoint(neutral)
     assert compared | set(neutral) == set(type(make_model("m", LAYERS)).model_fields)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,20 @@ class Mislabelled:
     n_units: int
     true_label: str
 
+
+NOT_SAID: Mapping[str, Any] = {
+    "source": SOURCE,
+    "id": UNKNOWN,
+    "weights_record": {"kind": UNKNOWN},
+    "n_prefix_tokens": 0,
+    "input_shape": (0, 0, 0),
+    "transform": {"kind": UNKNOWN},
+    "dtype": UNKNOWN,
+    "device": UNKNOWN,
+    "batch_size": 0,
+    "versions": {},
+}
+"""What no file of activations says of its model; every other field is said, or has the default of a plan."""
 
 MISLABELLED = (Mislabelled("ViT-B-16-CLIP", r"blocks\.\d+\.mlp\.fc2", 1024, "ViT-L-14-LAION-CLIP-ft"),)
 """timm's vit_large_patch14_clip_224.laion2b_ft_in1k was run under the name of a ViT-B/16, whose layers are 768 wide."""
@@ -119,25 +134,16 @@ def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) 
     base = check_label(model.base or (twin[1] if twin else model.label), what="the model")
     entry = registry.get(base)
     return PlannedModel(
+        **NOT_SAID,
         label=check_label(model.label, what="the model"),
-        source=SOURCE,
-        id=UNKNOWN,
         base=base,
         weights=UNKNOWN if is_trained else "random",
-        weights_record={"kind": UNKNOWN},
         seed=int(twin[2]) if twin else -1,
         trained=is_trained,
         family=(entry and entry.family) or UNKNOWN,
         training=(entry and entry.training) or UNKNOWN,
         n_parameters=model.n_parameters,
-        n_prefix_tokens=0,
-        input_shape=(0, 0, 0),
-        transform={"kind": UNKNOWN},
         kind="image" if model.scores is None else "text",
-        dtype=UNKNOWN,
-        device=UNKNOWN,
-        batch_size=0,
-        versions={},
         layers=tuple(_plan_layer(model, index, entry) for index in range(len(model.layers))),
         n_stimuli=n_stimuli,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -61,9 +61,25 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tupl
         raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
 
 
+WORKED_OUT = frozenset("weights transform layers device batch_size".split())
+"""Fields of a spec that say what is asked for; the field of that name in a plan says what came of it."""
+
+IDENTITY = tuple(
+    name
+    for name in PlannedModel.model_fields
+    if name in {field.name for field in fields(ModelSpec)} and name not in WORKED_OUT
+)
+"""Fields that a spec and a plan have in common: what a network is, whatever is asked of it."""
+
+
+def identify(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a plan says of a network as its spec says it."""
+    return {name: getattr(spec, name) for name in IDENTITY}
+
+
 @dataclass(frozen=True)
 class Surveyed:
-    """What a network is, whatever it is shown."""
+    """What a survey finds of a network, whatever it is shown; each field is one of its plan."""
 
     n_parameters: int
     n_prefix_tokens: int
@@ -90,7 +106,7 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
 def survey_captions(spec: ModelSpec) -> Surveyed:
     """Return what a network is that is shown captions."""
     network, outputs, input_shape = survey_hidden(spec)
-    check_logits(spec.layers, spec)
+    check_logits(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
     return Surveyed(
         n_parameters=count_parameters(network.module),
@@ -132,29 +148,14 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size
     return PlannedModel(
-        label=spec.label,
-        base=spec.base,
-        source=spec.source,
-        id=spec.id,
+        **identify(spec),
+        **vars(surveyed),
         weights=spec.weights if spec.weights in ("pretrained", "random") else spec.weights.rsplit("/", 1)[-1],
         weights_record={},
-        seed=spec.seed,
         trained=spec.is_trained,
-        family=spec.family,
-        training=spec.training,
-        n_parameters=surveyed.n_parameters,
-        n_prefix_tokens=surveyed.n_prefix_tokens,
-        input_shape=surveyed.input_shape,
-        transform=surveyed.transform,
-        dtype=spec.dtype,
-        kind=spec.kind,
-        quantize=spec.quantize,
-        device_map=spec.device_map,
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
-        config=None if spec.config is None else dict(spec.config),
-        layers=surveyed.layers,
         n_stimuli=n_stimuli,
     )
 

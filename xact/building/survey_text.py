@@ -81,9 +81,9 @@ def _get_config(network: Network) -> Any:  # noqa: ANN401  the library does not 
     return network.module.config
 
 
-def check_logits(wanted: Any, spec: ModelSpec) -> None:  # noqa: ANN401  recipe values are of any shape
+def check_logits(spec: ModelSpec) -> None:
     """Refuse the logits of a language model by name."""
-    if isinstance(wanted, list) and LOGITS in wanted:
+    if isinstance(spec.layers, list) and LOGITS in spec.layers:
         raise RequestError(
             f"model {spec.label!r}: its logits, one for each word of the vocabulary and each token, are too wide to "
             "store",

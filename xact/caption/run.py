@@ -31,7 +31,8 @@ from xact.recipe.stimuli_schema import PictureBlock, get_pictures
 from xact.stimuli.base import StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.pictures import make_pictures
-from xact.store.merge import NEUTRAL_STIMULI_KEYS, flatten_leaves
+from xact.store.merge import flatten_leaves
+from xact.store.neutral import drop_neutral
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,14 +82,13 @@ class CaptionJob:
     def make_record(self) -> dict[str, Any]:
         """Return what decides an answer and is known before anything is looked for, as JSON-able data."""
         recipe = self.loaded.recipe
-        stimuli = {key: value for key, value in recipe.stimuli.model_dump().items() if key not in NEUTRAL_STIMULI_KEYS}
         asked = recipe.caption.model_dump(exclude={"output", "prompt", "batch_size"})
         return {
             "output": self.output.name,
             "caption": asked
             | {"prompt": self.prompt.text, "prompt_name": self.prompt.name, "batch_size": self.batch_size},
             "compute": {"device": get_kind(self.settings.device), "dtype": self.settings.dtype},
-            "stimuli": stimuli,
+            "stimuli": drop_neutral(recipe.stimuli.model_dump(), "stimuli"),
         }
 
 

@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from xact.capture.reduce import name_axes
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.recipe.schema import Depths, LayersChoice
 
 BLOCK_CLASSES = re.compile(
     r"((?<!Feature)Block|Bottleneck|Bottle2neck|InvertedResidual|DepthwiseSeparableConv|EdgeResidual|MBConv"
@@ -137,8 +137,10 @@ def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Outp
     return {label: next((name for name in names if name in known), names[0]) for label, names in aliases.items()}
 
 
-def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape
-    """Return the outputs that `wanted` (a recipe's `layers`, plain data) means, in forward order.
+def select_layers(
+    wanted: LayersChoice, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str
+) -> list[Selected]:
+    """Return the outputs that `wanted` (a recipe's `layers`) means, in forward order.
 
     Raise NameNotFoundError with the nearest names, RequestError for a name that means several outputs or none that
     can be stored.
@@ -147,10 +149,9 @@ def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[st
         chosen = {i: o.label for i, o in enumerate(outputs) if o.shape is not None}
     elif wanted == "blocks":
         chosen = _take(_require_blocks(outputs, model), outputs, model)
-    elif isinstance(wanted, Mapping):
+    elif isinstance(wanted, Depths):
         blocks = _require_blocks(outputs, model)
-        depths = wanted["depths"]
-        chosen = _take([blocks[round(depth * (len(blocks) - 1))] for depth in depths], outputs, model)
+        chosen = _take([blocks[round(depth * (len(blocks) - 1))] for depth in wanted.depths], outputs, model)
     elif wanted == "hidden":
         chosen = {i: o.label for i, o in enumerate(outputs) if HIDDEN.fullmatch(o.name) and not o.part}
         if not chosen:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xact.errors import RequestError
+from xact.recipe.schema import Projection, ReductionsChoice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +67,11 @@ class Units:
     """Lengths of `axes`; their product is `n_units`."""
 
 
-def parse_reductions(reduce: Any) -> tuple[Reduction, ...]:  # noqa: ANN401  recipe values are of any shape
-    """Return the reductions that a recipe's `reduce` (plain data: a name, a mapping, or a list of them) asks for."""
+def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
+    """Return the reductions that a recipe's `reduce` (a name, a projection, or a list of them) asks for."""
     items = reduce if isinstance(reduce, list) else [reduce]
     parsed = [
-        Reduction(item) if isinstance(item, str) else Reduction("project", int(item["project"]), int(item["seed"]))
+        Reduction("project", item.project, item.seed) if isinstance(item, Projection) else Reduction(item)
         for item in items
     ]
     labels = [reduction.label for reduction in parsed]

@@ -84,7 +84,7 @@ class Weights:
 
 
 class NetworkSource(Protocol):
-    """What each file of this folder offers."""
+    """What each file in `sources/` offers."""
 
     def make_network(self, spec: ModelSpec) -> Network:
         """Return the untrained network as the library initialises it; reads no weights."""

@@ -1,6 +1,6 @@
 """Networks and their transforms, each from the library that holds its weights.
 
-A source is a file beside this one with the functions of `Source`; it is imported only when a model asks for it, so
+A source is a file in `sources/` with the functions of `Source`; it is imported only when a model asks for it, so
 `import xact.models.load` loads torch and none of the libraries of networks.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 
@@ -17,16 +17,13 @@ from xact.errors import RequestError, WeightsError
 from xact.labels import Kind
 from xact.models.base import Network, NetworkSource, Source, TextSource, Tokenizer, Transform, Weights, make_name_error
 from xact.models.checkpoints import find_local_weights
-from xact.models.transforms import check_declared
+from xact.models.transforms import check_declared, make_explicit_transform
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 from xact.recipe.sources import DISTRIBUTIONS
 
-if TYPE_CHECKING:
-    pass
-
-
 TEXT_SOURCES = {"transformers": "xact.models.sources.language"}
-"""{source: its file for language models}; for pictures the file beside this one has the name of the source."""
+"""{source: its file for language models}; for pictures the file in `sources/` has the name of the source."""
 
 
 def make_architecture(spec: ModelSpec) -> Network:
@@ -44,13 +41,11 @@ def make_transform(spec: ModelSpec) -> Transform:
             transform = source.make_transform(spec)
         check_declared(spec, transform.record.get("outline", transform.record), "this version of the library applies")
         return transform
-    if isinstance(spec.transform, str):
+    if not isinstance(spec.transform, Resize):
         raise RequestError(
             f"model {spec.label!r} has no transform {spec.transform!r}",
             hint="weights, or an explicit block: {resize: 256, crop: 224, mean: [...], std: [...]}",
         )
-    from xact.models.transforms import make_explicit_transform
-
     return make_explicit_transform(spec.transform, label=spec.label)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xact.recipe.schema import Resize
+
 
 def make_outline(
     *,
@@ -24,3 +26,15 @@ def make_outline(
         "mean": list(mean),
         "std": list(std),
     }
+
+
+def outline_block(block: Resize) -> dict[str, Any]:
+    """Return a recipe's block with its defaults spelled out."""
+    return make_outline(
+        resize=block.resize,
+        crop=block.crop,
+        interpolation=block.interpolation,
+        mean=block.mean,
+        std=block.std,
+        squash=block.squash,
+    )

@@ -6,51 +6,51 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
-
 from xact.errors import RequestError
 from xact.models.base import Transform
-from xact.models.outline import make_outline
+from xact.models.outline import outline_block
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 
 
-def declare_transform(block: Mapping[str, Any], spec: ModelSpec) -> Transform:
-    """Return the transform that goes with the weights of `spec`, from a block of the same fields as a recipe's."""
+def declare_transform(block: Resize, spec: ModelSpec) -> Transform:
+    """Return the transform that goes with the weights of `spec`."""
     transform = make_explicit_transform(block, label=spec.label)
     return replace(transform, record={**transform.record, "kind": "weights", "weights": spec.id})
 
 
-def make_explicit_transform(block: Mapping[str, Any], *, label: str) -> Transform:
-    """Return the transform of a recipe's block (the fields of `xact.recipe.schema.Resize`)."""
-    size, crop = block["resize"], block.get("crop") or block["resize"]
+def make_explicit_transform(block: Resize, *, label: str) -> Transform:
+    """Return the transform of a recipe's block."""
+    from torchvision import transforms as library  # only where a block is asked for: it takes a second
+
+    size, crop = block.resize, block.crop or block.resize
     if crop > size:
         raise RequestError(
             f"model {label!r}: transform.crop {crop} is larger than resize {size}: black would fill the rest",
             hint=f"crop: {size} or less",
         )
-    interpolation = block.get("interpolation", "bilinear")
-    steps = Compose(
+    steps = library.Compose(
         [
-            Resize(
-                (size, size) if block.get("squash") else size,
-                interpolation=InterpolationMode(interpolation),
+            library.Resize(
+                (size, size) if block.squash else size,
+                interpolation=library.InterpolationMode(block.interpolation),
                 antialias=True,
             ),
-            CenterCrop(crop),
-            ToTensor(),
-            Normalize(list(block["mean"]), list(block["std"])),
+            library.CenterCrop(crop),
+            library.ToTensor(),
+            library.Normalize(list(block.mean), list(block.std)),
         ]
     )
     record = {
         "library": "torchvision",
         "kind": "explicit",
         "resize": size,
-        "squash": bool(block.get("squash")),
+        "squash": block.squash,
         "crop": crop,
-        "interpolation": interpolation,
+        "interpolation": block.interpolation,
         "antialias": True,
-        "mean": list(block["mean"]),
-        "std": list(block["std"]),
+        "mean": list(block.mean),
+        "std": list(block.std),
         "repr": " ".join(repr(steps).split()),
     }
     return Transform(steps, record)
@@ -60,7 +60,7 @@ def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> Non
     """Refuse a transform that is not the one that the registry knows of these weights."""
     if spec.declared is None:
         return
-    for key, declared in make_outline(**spec.declared).items():
+    for key, declared in outline_block(spec.declared).items():
         found = outline.get(key)
         if found != declared:
             raise RequestError(

@@ -1,4 +1,4 @@
-"""What passes between the floors: the stimuli, and the networks that a recipe asks for."""
+"""The networks that a recipe asks for: its entries, laid over the registry and the recipe's own defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,7 +16,21 @@ from xact.errors import RecipeError, RequestError
 from xact.labels import Kind, check_label
 from xact.recipe.registry.entry import Entry, ModelSet
 from xact.recipe.registry.load import Registry, load_registry
-from xact.recipe.schema import LoadedRecipe, ModelEntry, Recipe
+from xact.recipe.schema import (
+    TEXT_KEYS,
+    AutoOrCount,
+    Device,
+    Dtype,
+    KnownTransform,
+    LayersChoice,
+    LoadedRecipe,
+    ModelEntry,
+    Recipe,
+    ReductionsChoice,
+    Resize,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,16 +48,15 @@ class ModelSpec:
     """`pretrained`, `random`, or a local path (absolute)."""
     seed: int
     """Of random weights; -1 where there are none."""
-    layers: Any
-    """As in the recipe: a named set, a list, or {depths: [...]}, as plain data."""
-    reduce: Any
-    """As in the recipe, as plain data."""
-    transform: Any
-    """`weights`, or an explicit block as plain data."""
-    batch_size: int | str
+    layers: LayersChoice
+    """A set that every network has, a list of names, or depths; a set of the registry is spelled out."""
+    reduce: ReductionsChoice
+    """`panel` is spelled out."""
+    transform: KnownTransform
+    batch_size: AutoOrCount
     """Pictures in one forward pass, or `auto`."""
-    dtype: str
-    device: str
+    dtype: Dtype
+    device: Device
     folder: Path
     """What a relative path in `id` starts from."""
     family: str = ""
@@ -56,8 +69,8 @@ class ModelSpec:
     """What the architecture is made from where no hub is reached, as plain data."""
     revision: str | None = None
     """Commit of the weights on their hub; None: the main branch."""
-    declared: Mapping[str, Any] | None = None
-    """The transform that the weights declare, as the registry knows it: a recipe's block as plain data."""
+    declared: Resize | None = None
+    """The transform that the weights declare, as the registry knows it."""
     kind: Kind = "image"
     """What the network is shown."""
     template: str = "{caption}"
@@ -111,28 +124,22 @@ def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> Model
 
 def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
     """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
-    text_keys = [key for key in ("template", "max_tokens", "device_map", "quantize") if getattr(entry, key) is not None]
+    for_text = {key: value for key in TEXT_KEYS if (value := getattr(entry, key)) is not None}
     if kind == "image":
         if spec.training == "language":
             raise RequestError(
                 f"model {spec.label!r} is a language model; the stimuli are pictures",
                 hint="captions as stimuli: {source: captions, file: …}",
             )
-        if text_keys:
-            raise RequestError(f"model {spec.label!r}: {text_keys[0]} is for language models; the stimuli are pictures")
+        if for_text:
+            raise RequestError(
+                f"model {spec.label!r}: {next(iter(for_text))} is for language models; the stimuli are pictures"
+            )
         return spec
     if spec.transform != "weights":
         raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
     is_said = entry.layers is not None or recipe.layers is not None
-    return replace(
-        spec,
-        kind="text",
-        layers=spec.layers if is_said else "hidden",
-        template=entry.template or spec.template,
-        max_tokens=entry.max_tokens,
-        device_map=entry.device_map or "",
-        quantize=entry.quantize or "",
-    )
+    return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", **for_text)
 
 
 def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:
@@ -157,8 +164,8 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         known = Entry(label=f"{entry.source}:{entry.id}", source=str(entry.source), id=str(entry.id))
     label = check_label(entry.label or known.label, what=f"{where}: the label")
     recipe = loaded.recipe
-    layers = _first(entry.layers, recipe.layers, known.default_layers)
-    reduce = _first(entry.reduce, recipe.reduce, known.find_reduce(layers))
+    layers = _choose(entry.layers, _choose(recipe.layers, known.default_layers))
+    reduce = _choose(entry.reduce, _choose(recipe.reduce, known.find_reduce(layers)))
     spec = ModelSpec(
         label=label,
         base=label,
@@ -168,10 +175,10 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         seed=-1,
         layers=known.expand_layers(layers),
         reduce=known.expand_reduce(reduce),
-        transform=known.expand_transform(_first(entry.transform, recipe.transform)),
-        batch_size=_first(entry.batch_size, recipe.compute.batch_size),
-        dtype=_first(entry.dtype, recipe.compute.dtype),
-        device=_first(entry.device, recipe.compute.device),
+        transform=known.expand_transform(_choose(entry.transform, recipe.transform)),
+        batch_size=_choose(entry.batch_size, recipe.compute.batch_size),
+        dtype=_choose(entry.dtype, recipe.compute.dtype),
+        device=_choose(entry.device, recipe.compute.device),
         folder=loaded.folder,
         family=known.family or "",
         training=known.training or "",
@@ -179,7 +186,7 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         depth_bins=known.depth_bins,
         config=known.config,
         revision=known.weights.revision if known.weights else None,
-        declared=known.transform.model_dump() if known.transform else None,
+        declared=known.transform,
         is_gated=known.is_gated,
     )
     if entry.weights != "random":
@@ -190,12 +197,9 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
     return [replace(spec, label=f"{label}@random-{seed}", base=known.label, seed=seed) for seed in seeds]
 
 
-def _first(*values: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
-    """Return the first value that is set, as plain data."""
-    value = next(value for value in values if value is not None)
-    if isinstance(value, list):
-        return [_first(item) for item in value]
-    return value.model_dump() if hasattr(value, "model_dump") else value
+def _choose(value: T | None, default: T) -> T:
+    """Return a value that is set, else the default."""
+    return default if value is None else value
 
 
 def _locate(weights: str, folder: Path) -> str:

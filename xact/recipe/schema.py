@@ -131,6 +131,11 @@ TransformChoice = Annotated[
     Discriminator(name_yaml_kind),
 ]
 
+KnownTransform = Annotated[
+    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_yaml_kind)
+]
+"""A transform with `panel` spelled out."""
+
 
 class ModelEntry(Block):
     """One network, or its untrained twins."""
@@ -178,6 +183,9 @@ class ModelEntry(Block):
             raise ValueError("`seed` and `seeds` exclude each other")
         return self
 
+
+TEXT_KEYS = ("template", "max_tokens", "device_map", "quantize")
+"""Keys of a model entry that are for language models alone."""
 
 ModelItem = Annotated[
     Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_yaml_kind)
@@ -245,7 +253,7 @@ class Recipe(Block):
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
     registry: Text | None = None
-    """File with networks of your own, relative to the recipe file; entries as in xact/registry/."""
+    """File with networks of your own, relative to the recipe file; entries as in xact/recipe/registry/."""
     layers: LayersChoice | None = None
     """For every model that does not set its own; left out, the model's own default."""
     reduce: ReductionsChoice | None = None

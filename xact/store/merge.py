@@ -10,12 +10,9 @@ from typing import Any, Literal
 from xact.errors import MismatchError, RequestError
 from xact.labels import StimulusTable, make_path_parts
 from xact.store.chunks import CUBE_MAX_UNITS, FLOAT32_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.neutral import NEUTRAL, drop_neutral_settings
 from xact.store.plan import Plan, PlannedModel, PlannedStimuli
 from xact.store.tasks import count_batch_stimuli
-
-NEUTRAL_STIMULI_KEYS = frozenset("root file folders pattern columns fields where limit ids subject".split())
-"""Keys of `stimuli` that only say where the stimuli and their labels are and which are taken: ids, labels and hashes
-themselves are compared."""
 
 
 @dataclass(frozen=True)
@@ -162,14 +159,8 @@ def _compare_leaves(held: object, asked: object, prefix: str) -> None:
 
 
 def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
-    """Refuse a recipe whose stimuli, replicates or storage settings differ from the store's."""
-
-    def settings(of: Mapping[str, Any]) -> dict[str, Any]:
-        stimuli = {key: value for key, value in of["stimuli"].items() if key not in NEUTRAL_STIMULI_KEYS}
-        storage = {key: value for key, value in of["storage"].items() if key != "layout"}
-        return {"stimuli": stimuli, "replicates": of["replicates"], "storage": storage}
-
-    _compare_leaves(settings(old.recipe), settings(recipe), "")
+    """Refuse a recipe whose settings (of stimuli, replicates and storage) differ from the store's."""
+    _compare_leaves(drop_neutral_settings(old.recipe), drop_neutral_settings(recipe), "")
     layout = recipe["storage"]["layout"]
     if layout not in ("auto", old.layout):
         raise _refuse_difference("storage.layout", old.layout, layout)
@@ -209,8 +200,7 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
         if model is None:
             merged.append(held)
             continue
-        neutral = {"n_stimuli", "segments", "versions", "device", "device_map"}
-        one, other = held.model_dump(exclude=neutral), model.model_dump(exclude=neutral)
+        one, other = (planned.model_dump(exclude=set(NEUTRAL["model"])) for planned in (held, model))
         for dump in (one, other):  # by label, so that the first layer that differs is named, not all of them
             dump["layers"] = {layer["label"]: layer for layer in dump["layers"]}
         _compare_leaves(one, other, f"models.{held.label}")

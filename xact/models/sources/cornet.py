@@ -16,12 +16,13 @@ from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
 from xact.models.transforms import declare_transform
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 
 ID = "cornet_s"
 
 URL = "https://s3.amazonaws.com/cornet-models/cornet_s-1d3f7974.pth"
 
-TRANSFORM = {"resize": 256, "crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TRANSFORM = Resize(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What the network was trained and evaluated with: bilinear, ImageNet's statistics."""
 
 N_CLASSES = 1000

@@ -17,6 +17,7 @@ from xact.models.hub import find_at_url
 from xact.models.tokens import count_prefix_tokens
 from xact.models.transforms import declare_transform
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 
 library: Any = vision_transformer  # its types cover a part only
 
@@ -28,7 +29,7 @@ ARCHITECTURE = {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12
 """MoCo v3's ViT-Small, which SLIP takes (models.py in facebookresearch/SLIP). timm's own has six heads: every tensor
 would fit it, and every value differ."""
 
-TRANSFORM = {"resize": 224, "crop": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+TRANSFORM = Resize(resize=224, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """What SLIP's authors evaluate with (`val_transform` of eval_zeroshot.py in facebookresearch/SLIP): bilinear."""
 
 TOWER = "visual."

@@ -24,9 +24,10 @@ from xact.errors import RequestError, WeightsError
 from xact.models.base import Network, Transform, Weights, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
-from xact.models.outline import make_outline
+from xact.models.outline import make_outline, outline_block
 from xact.models.transforms import check_declared
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import Resize
 
 library: Any = transformers  # its types cover a part only
 
@@ -67,9 +68,9 @@ def make_transform(spec: ModelSpec) -> Transform:
     return _open_processor(spec, folder)
 
 
-def _write_declared(config: Mapping[str, Any], declared: Mapping[str, Any], folder: Path) -> None:
+def _write_declared(config: Mapping[str, Any], declared: Resize, folder: Path) -> None:
     """Write the two files that a hub would have for a network of the registry."""
-    outline = make_outline(**declared)
+    outline = outline_block(declared)
     size, crop = outline["resize"], outline["crop"]
     settings: dict[str, Any] = {
         "do_resize": True,

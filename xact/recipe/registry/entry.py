@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from xact.errors import RecipeError, make_nearest_text
-from xact.recipe.blocks import Block, Text, name_yaml_kind
+from xact.recipe.blocks import Block, Text
 from xact.recipe.registry.patterns import expand_all, expand_braces
-from xact.recipe.schema import Resize
+from xact.recipe.schema import (
+    KnownTransform,
+    LayersChoice,
+    Projection,
+    ReductionName,
+    ReductionsChoice,
+    Resize,
+    TransformChoice,
+)
 
 GENERAL_SETS = ("all", "blocks", "hidden")
 """Sets of layers that any network has by itself."""
@@ -45,11 +53,6 @@ def _read_scalars(data: object) -> object:
     if isinstance(data, list):
         return [_read_scalars(item) for item in data]
     return yaml.safe_load(data) if isinstance(data, str) and data else data
-
-
-PanelTransform = Annotated[
-    Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_yaml_kind)
-]
 
 
 class WeightsLocation(Block):
@@ -100,7 +103,7 @@ class Entry(Block):
     """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
     transform: Resize | None = None
     """What the weights declare; compared with what the library does."""
-    panel_transform: PanelTransform | None = None
+    panel_transform: KnownTransform | None = None
     """The original study's, for `transform: panel`."""
     layer_sets: dict[Text, LayerSet] = Field(default_factory=dict)
     aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = Field(default_factory=dict)
@@ -125,19 +128,19 @@ class Entry(Block):
         return self
 
     @property
-    def default_layers(self) -> str:
+    def default_layers(self) -> LayersChoice:
         """The set of layers that is taken where nothing is asked for."""
         if DEFAULT_SET in self.layer_sets:
             return DEFAULT_SET
         return "hidden" if self.training == "language" else "blocks"
 
-    def find_reduce(self, layers: object) -> str:
+    def find_reduce(self, layers: LayersChoice) -> ReductionsChoice:
         """Return the reduction that goes with `layers` where none is asked for: that set's, the default set's, mean."""
         one = self.layer_sets.get(layers) if isinstance(layers, str) else None
         one = one or self.layer_sets.get(DEFAULT_SET)
         return one.reduce if one else "mean"
 
-    def expand_layers(self, layers: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+    def expand_layers(self, layers: LayersChoice) -> LayersChoice:
         """Return `layers` with a named set of this entry spelled out."""
         if isinstance(layers, str) and layers in self.layer_sets:
             return list(self.layer_sets[layers].layers)
@@ -149,27 +152,32 @@ class Entry(Block):
             )
         return layers
 
-    def expand_reduce(self, reduce: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+    def expand_reduce(self, reduce: ReductionsChoice) -> ReductionsChoice:
         """Return `reduce` with `panel` spelled out."""
-        wanted = reduce if isinstance(reduce, list) else [reduce]
-        if "panel" in wanted and DEFAULT_SET not in self.layer_sets:
+        if isinstance(reduce, list):
+            return [self._expand_reduction(one) for one in reduce]
+        return self._expand_reduction(reduce)
+
+    def _expand_reduction(self, reduction: ReductionName | Projection) -> ReductionName | Projection:
+        if reduction != "panel":
+            return reduction
+        if DEFAULT_SET not in self.layer_sets:
             raise RecipeError(
                 f"model {self.label!r} has no reduction 'panel'",
                 hint="flatten, mean, patch_mean, max, cls, last or {project: N}",
             )
-        spelled = [self.layer_sets[DEFAULT_SET].reduce if item == "panel" else item for item in wanted]
-        return spelled if isinstance(reduce, list) else spelled[0]
+        return self.layer_sets[DEFAULT_SET].reduce
 
-    def expand_transform(self, transform: Any) -> Any:  # noqa: ANN401  recipe values are of any shape
+    def expand_transform(self, transform: TransformChoice) -> KnownTransform:
         """Return `transform` with `panel` spelled out."""
-        if transform != "panel":
+        if isinstance(transform, Resize) or transform == "weights":
             return transform
         if self.panel_transform is None:
             raise RecipeError(
                 f"model {self.label!r} has no transform 'panel': it was not in the original study",
                 hint="weights, or an explicit block: {resize: 256, crop: 224, mean: [...], std: [...]}",
             )
-        return self.panel_transform if isinstance(self.panel_transform, str) else self.panel_transform.model_dump()
+        return self.panel_transform
 
 
 class ModelSet(Block):

@@ -10,12 +10,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.stores import make_layer
 from torch import nn
 
 from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, copy_flat, run_job
-from xact.capture.hooks import Capture, Wanted
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction
+from xact.capture.hooks import Capture
 from xact.capture.show_pictures import collate_pictures
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, StimulusError
@@ -53,14 +52,12 @@ def make_module() -> nn.Module:
 
 def make_job(*, skip_failed: bool = False) -> CaptureJob:
     module = make_module()
-    wanted = [
-        Wanted("0", Output("0", "Conv2d", 0, 1, "", (5, 6, 6), 1), Reduction("flatten"), 180),
-        Wanted("logits", Output("", "Sequential", 0, 1, "", (7,), 1), Reduction("mean"), 7),
-    ]
+    logits = make_layer("logits", (7,), 1, n_layers=2).model_copy(update={"name": "", "reduction": "mean"})
+    layers = [make_layer("0", (5, 6, 6), 0, n_layers=2), logits]
     return CaptureJob(
         model="toy",
-        wanted=wanted,
-        make_recorder=partial(Capture, Net(module), wanted, n_prefix=0, model="toy"),
+        layers=layers,
+        make_recorder=partial(Capture, Net(module), layers, n_prefix=0, model="toy"),
         collate=partial(collate_pictures, n_replicates=2, input_shape=(3, 8, 8), device="cpu"),
         n_replicates=2,
         stimuli_per_task=8,
@@ -228,8 +225,8 @@ def run_sums(tasks, *, skip_failed=True, **how):
         results[result.task.block] = result
         buffers[result.task.block] = result.buffers[0].copy()
 
-    wanted = [Wanted("sum", Output("sum", "Sums", 0, 1, "", (1,), 1), Reduction("flatten"), 1)]
-    job = replace(make_job(skip_failed=skip_failed), wanted=wanted, make_recorder=make)
+    layers = [make_layer("sum", (1,), 0, n_layers=1)]
+    job = replace(make_job(skip_failed=skip_failed), layers=layers, make_recorder=make)
     run(job, tasks, finish, **how)
     return results, buffers, recorders
 

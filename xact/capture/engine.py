@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xact.capture.hooks import Wanted
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.models.device import get_kind, use_precision
+from xact.store.plan import PlannedLayer
 from xact.store.tasks import Batch, Task
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Recorder(Protocol):
     """Runs one batch at a time, in one thread."""
 
     def run(self, batch: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
-        """Show a batch and call `keep(i, units)` once for each wanted layer i; return what else it gives.
+        """Show a batch and call `keep(i, units)` once for each layer i; return what else it gives.
 
         That is {name: one number a stimulus}; pictures give none.
         """
@@ -122,7 +122,7 @@ class CaptureJob:
     """What the engine needs to run one network over its tasks."""
 
     model: str
-    wanted: Sequence[Wanted]
+    layers: Sequence[PlannedLayer]
     make_recorder: Callable[[], Recorder]
     """Makes what runs a batch: one for each lane."""
     collate: Callable[[Sequence[Any]], Any]
@@ -182,7 +182,7 @@ class _Run:
         self.load_rows = load_rows
         self.finish = finish
         self.progress = progress
-        shapes = [(job.stimuli_per_task, job.n_replicates, one.n_units) for one in job.wanted]
+        shapes = [(job.stimuli_per_task, job.n_replicates, layer.n_units) for layer in job.layers]
         self.pool = BufferPool(n_lanes + 1, shapes)
         self.stop = threading.Event()
         self.lock = threading.Lock()

@@ -12,9 +12,7 @@ from torch import nn
 
 from xact.capture.engine import CaptureJob, Recorder, StimulusLoader
 from xact.capture.hidden_states import TextCapture
-from xact.capture.hooks import Capture, Wanted, find_device
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction
+from xact.capture.hooks import Capture, find_device
 from xact.capture.show_captions import CaptionLoader
 from xact.capture.show_pictures import PictureLoader, StimuliByRow, collate_pictures
 from xact.disk.digest import FileStamp
@@ -26,7 +24,7 @@ from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
 from xact.stimuli.base import StimulusSource
-from xact.store.plan import Plan, PlannedModel
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,12 @@ def prepare_job(
 ) -> PreparedJob:
     """Put a network where it runs, and get its stimuli ready."""
     device = move_network(network, model, spec)
-    wanted = make_wanted(model)
     show = {"image": _show_pictures, "text": _show_captions}[model.kind]
     shown = show(plan, model, spec, network, recipe, stimuli, device)
     job = CaptureJob(
         model=model.label,
-        wanted=wanted,
-        make_recorder=partial(shown.make_recorder, wanted),
+        layers=model.layers,
+        make_recorder=partial(shown.make_recorder, model.layers),
         collate=shown.collate,
         n_replicates=plan.n_replicates,
         stimuli_per_task=plan.stimuli_per_task,
@@ -113,7 +110,7 @@ class _Showing:
     """What is different between pictures and captions."""
 
     load_stimulus: StimulusLoader
-    make_recorder: Callable[[Sequence[Wanted]], Recorder]
+    make_recorder: Callable[[Sequence[PlannedLayer]], Recorder]
     collate: Callable[[Sequence[Any]], Any]
 
 
@@ -158,16 +155,3 @@ def _show_captions(
         ),
         collate=captions.collate,
     )
-
-
-def make_wanted(model: PlannedModel) -> list[Wanted]:
-    """Return what a capture is asked for, from the plan."""
-    return [
-        Wanted(
-            label=layer.label,
-            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
-            reduction=Reduction(layer.reduction, layer.k, layer.seed),
-            n_units=layer.n_units,
-        )
-        for layer in model.layers
-    ]

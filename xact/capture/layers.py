@@ -67,16 +67,6 @@ class Output:
         return f"{self.name}{call}{self.part}"
 
 
-@dataclass(frozen=True)
-class Selected:
-    """An output under the label that the store gives it."""
-
-    label: str
-    output: Output
-    order: int
-    """Position among all outputs of the forward pass."""
-
-
 def find_blocks(outputs: Sequence[Output]) -> list[str]:
     """Return the names of the outermost residual or transformer blocks, in forward order."""
     classes = {
@@ -137,8 +127,8 @@ def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Outp
     return {label: next((name for name in names if name in known), names[0]) for label, names in aliases.items()}
 
 
-def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> list[Selected]:  # noqa: ANN401  recipe values are of any shape
-    """Return the outputs that `wanted` (a recipe's `layers`, plain data) means, in forward order.
+def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str) -> dict[int, str]:  # noqa: ANN401  recipe values are of any shape
+    """Return {position in `outputs`: label} of what `wanted` (a recipe's `layers`) means, in forward order.
 
     Raise NameNotFoundError with the nearest names, RequestError for a name that means several outputs or none that
     can be stored.
@@ -164,7 +154,7 @@ def select_layers(wanted: Any, outputs: Sequence[Output], *, aliases: Mapping[st
     doubles = [label for label, n in Counter(chosen.values()).items() if n > 1]
     if doubles:
         raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
-    return [Selected(chosen[i], outputs[i], i) for i in sorted(chosen)]
+    return dict(sorted(chosen.items()))
 
 
 def match_glob(pattern: str, names: Sequence[str]) -> list[str]:

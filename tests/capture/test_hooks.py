@@ -23,7 +23,6 @@ from xact.capture.hooks import Capture, copy_module, find_part
 from xact.capture.layers import select_layers
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, plan_units
-from xact.capture.show_pictures import collate_pictures
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, RequestError
 from xact.store.tasks import Batch, Task
@@ -515,7 +514,7 @@ class NormTrainsItself(Toy):
 
 
 class Counts(Toy):
-    """Adds what it was shown before to what it is shown."""
+    """Adds its last input to the next."""
 
     def __init__(self):
         super().__init__()
@@ -803,12 +802,12 @@ def run_lanes(network, wanted, n_lanes):
     """Return {label: units} of rows run by the engine, two pictures a batch and four rows a task."""
     rows = {one.label: np.zeros((N_ROWS, one.n_units), dtype=np.float32) for one in wanted}
 
-    def show(row):
+    def load(row):
         return LoadedStimulus(
             make_batch(1, seed=row), FileStamp(1, 1), hashlib.sha256(b"").hexdigest(), are_equal=False
         )
 
-    def finish(result):
+    def write(result):
         for one, buffer in zip(wanted, result.buffers, strict=True):
             rows[one.label][result.task.start : result.task.stop] = buffer[:, 0]
 
@@ -827,23 +826,16 @@ def run_lanes(network, wanted, n_lanes):
         model="toy",
         layers=wanted,
         make_recorder=partial(Capture, network, wanted, n_prefix=0, model="toy"),
-        collate=partial(collate_pictures, n_replicates=1, input_shape=SHAPE, device="cpu"),
+        loader=SimpleNamespace(load=load, collate=torch.cat),
         n_replicates=1,
         stimuli_per_task=4,
         device="cpu",
         dtype="float32",
         skip_failed=False,
-    )
-    run_job(
-        job,
-        tasks,
-        load_stimulus=show,
-        load_rows=lambda *_: None,
-        finish=finish,
-        progress=lambda _: None,
         n_lanes=n_lanes,
         n_workers=2,
     )
+    run_job(job, tasks, load_rows=lambda *_: None, write=write, progress=lambda _: None)
     return rows
 
 

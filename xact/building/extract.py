@@ -15,7 +15,7 @@ from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.show_pictures import draw_amounts
+from xact.capture.load_pictures import draw_amounts
 from xact.complaints import make_complaint
 from xact.disk.digest import FileStamp
 from xact.errors import RequestError
@@ -175,21 +175,18 @@ def collect_blocks(
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     network = load_network(spec, find_weights(spec))
     stimuli = order_stimuli(source, source.table.ids, {})
-    prepared = prepare_job(plan, model, spec, network, recipe, stimuli)
+    job = prepare_job(plan, model, spec, network, recipe, stimuli)
     blocks: dict[int, list[np.ndarray]] = {}
 
-    def finish(result: TaskResult) -> None:
+    def write(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
     run_job(
-        prepared.job,
+        job,
         list_tasks(plan, model, spec, State(), stimuli),
-        load_stimulus=prepared.load_stimulus,
         load_rows=lambda _task, _buffers: None,
-        finish=finish,
+        write=write,
         progress=lambda _n: None,
-        n_lanes=prepared.n_lanes,
-        n_workers=prepared.n_workers,
     )
     return blocks
 

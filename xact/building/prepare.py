@@ -10,7 +10,7 @@ from typing import Any
 
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
-from xact.capture.show_pictures import StimuliByRow, draw_amounts
+from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models.base import Weights
 from xact.models.load import check_allowed, check_gate, find_weights

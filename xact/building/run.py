@@ -17,7 +17,7 @@ from xact.building.provenance import check_network, check_versions, hash_tensors
 from xact.building.write_task import load_rows, write_task
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.show_pictures import draw_all_amounts
+from xact.capture.load_pictures import draw_all_amounts
 from xact.disk.durable import sweep_partial
 from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
 from xact.models.base import Network
@@ -152,14 +152,11 @@ def _run_tasks(
 
     try:
         run_job(
-            job.job,
+            job,
             tasks,
-            load_stimulus=job.load_stimulus,
             load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, buffers),
-            finish=write,
+            write=write,
             progress=progress,
-            n_lanes=job.n_lanes,
-            n_workers=job.n_workers,
         )
     finally:
         outcome.warnings += list_warnings(model.label, counts, n_nonfinite)

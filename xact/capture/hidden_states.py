@@ -47,7 +47,7 @@ class TextCapture:
         self._model = model
 
     def run(self, batch: TextBatch, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
-        """Show a batch, call `keep(i, units)` once for each layer i, and return the scores of each stimulus.
+        """Forward a batch, call `keep(i, units)` once for each layer i, and return the scores of each stimulus.
 
         `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError where a hidden state is
         not there or not as wide as planned, or the pass draws random numbers or changes the network.

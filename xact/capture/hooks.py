@@ -22,7 +22,7 @@ from xact.store.plan import PlannedLayer
 
 
 class Runnable(Protocol):
-    """A network and how it is shown a batch."""
+    """A network and its forward pass."""
 
     @property
     def module(self) -> nn.Module:
@@ -30,7 +30,7 @@ class Runnable(Protocol):
 
     @property
     def forward(self) -> Callable[[nn.Module, Any], object]:
-        """Show a batch (n, 3, height, width) to the module or a copy of it."""
+        """Forward a batch (n, 3, height, width) through the module or a copy of it."""
 
     @property
     def find_logits(self) -> Callable[[object], Tensor | None]:
@@ -88,7 +88,7 @@ class Capture:
                 )
 
     def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
-        """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each layer i.
+        """Forward `batch` (n, 3, height, width) and call `keep(i, units)` once for each layer i.
 
         `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
         during the call only: copy it. A picture has no numbers of its own: the result is empty. Raise CaptureError
@@ -142,7 +142,7 @@ class Capture:
             if not isinstance(value, Tensor) or found != planned:
                 raise CaptureError(
                     f"model {self._model!r}, layer {layer.label!r}: gave {found} where {planned} was planned",
-                    hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
+                    hint="the network's shapes depend on its input; such a layer cannot be stored",
                 )
             value = self._to_float32(value, layer.label)
             if reduction.name == "flatten":
@@ -169,7 +169,7 @@ class Capture:
 
 
 class Guard:
-    """Sees to it that a network is a function of what it is shown."""
+    """Sees to it that a network is a function of its input."""
 
     def __init__(self, module: nn.Module, *, model: str) -> None:
         self._module = module
@@ -187,7 +187,7 @@ class Guard:
         if self._count_changes() != version:
             raise CaptureError(
                 f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
-                "would depend on those shown before"
+                "would depend on those that ran before"
             )
         if not torch.equal(_get_random_state(device), random):
             raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")

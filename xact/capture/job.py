@@ -1,20 +1,18 @@
-"""A loaded network and the stimuli of a plan, brought together: on which device, what it is shown, what records it."""
+"""A loaded network and the stimuli of a plan, brought together: on which device, its inputs, what records it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from xact.capture.engine import CaptureJob, Recorder, StimulusLoader
+from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
-from xact.capture.show_captions import CaptionLoader
-from xact.capture.show_pictures import PictureLoader, StimuliByRow, collate_pictures
+from xact.capture.load_captions import CaptionLoader
+from xact.capture.load_pictures import PictureLoader, StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
 from xact.models.base import Network
@@ -24,17 +22,7 @@ from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
 from xact.stimuli.base import StimulusSource
-from xact.store.plan import Plan, PlannedLayer, PlannedModel
-
-
-@dataclass(frozen=True)
-class PreparedJob:
-    """What the engine needs to run one network."""
-
-    job: CaptureJob
-    load_stimulus: StimulusLoader
-    n_lanes: int
-    n_workers: int
+from xact.store.plan import Plan, PlannedModel
 
 
 def order_stimuli(
@@ -46,27 +34,25 @@ def order_stimuli(
 
 def prepare_job(
     plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, stimuli: StimuliByRow
-) -> PreparedJob:
+) -> CaptureJob:
     """Put a network where it runs, and get its stimuli ready."""
     device = move_network(network, model, spec)
-    show = {"image": _show_pictures, "text": _show_captions}[model.kind]
-    shown = show(plan, model, spec, network, recipe, stimuli, device)
-    job = CaptureJob(
+    n_workers = count_workers(recipe.compute.workers)
+    lanes = 1 if network.is_placed else n_workers
+    if model.kind == "image":
+        loader: Loader = make_picture_loader(model, spec, recipe, stimuli, device)
+    else:
+        loader = make_caption_loader(spec, stimuli, plan.n_replicates)
+    return CaptureJob(
         model=model.label,
         layers=model.layers,
-        make_recorder=partial(shown.make_recorder, model.layers),
-        collate=shown.collate,
+        make_recorder=partial(make_recorder, model, network, plan.n_replicates),
+        loader=loader,
         n_replicates=plan.n_replicates,
         stimuli_per_task=plan.stimuli_per_task,
         device=device,
         dtype=model.dtype,
         skip_failed=recipe.on_error == "skip",
-    )
-    n_workers = count_workers(recipe.compute.workers)
-    lanes = 1 if network.is_placed else n_workers
-    return PreparedJob(
-        job=job,
-        load_stimulus=shown.load_stimulus,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )
@@ -100,58 +86,29 @@ def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
             raise CaptureError(f"model {model!r}: a weight of {name!r} overflows {str(dtype).removeprefix('torch.')}")
 
 
+def make_recorder(model: PlannedModel, network: Network, n_replicates: int) -> Recorder:
+    """Return what forwards batches through one copy of a network."""
+    if model.kind == "image":
+        return Capture(network, model.layers, n_prefix=model.n_prefix_tokens, model=model.label)
+    return TextCapture(network, model.layers, n_replicates=n_replicates, model=model.label, share=network.is_placed)
+
+
+def make_picture_loader(
+    model: PlannedModel, spec: ModelSpec, recipe: Recipe, stimuli: StimuliByRow, device: str
+) -> PictureLoader:
+    """Return the pictures of a store, ready for one network."""
+    pictures = get_pictures(recipe.stimuli, model.label)
+    return PictureLoader(
+        stimuli=stimuli,
+        replicates=recipe.replicates,
+        mask_alpha=pictures.mask_alpha,
+        border=pictures.border,
+        transform=make_transform(spec),
+        input_shape=model.input_shape,
+        device=device,
+    )
+
+
 def make_caption_loader(spec: ModelSpec, stimuli: StimuliByRow, n_replicates: int) -> CaptionLoader:
     """Return the captions of a store, ready for one language model."""
     return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates)
-
-
-@dataclass(frozen=True)
-class _Showing:
-    """What is different between pictures and captions."""
-
-    load_stimulus: StimulusLoader
-    make_recorder: Callable[[Sequence[PlannedLayer]], Recorder]
-    collate: Callable[[Sequence[Any]], Any]
-
-
-def _show_pictures(
-    plan: Plan,
-    model: PlannedModel,
-    spec: ModelSpec,
-    network: Network,
-    recipe: Recipe,
-    stimuli: StimuliByRow,
-    device: str,
-) -> _Showing:
-    pictures = get_pictures(recipe.stimuli, model.label)
-    return _Showing(
-        load_stimulus=PictureLoader(
-            stimuli=stimuli,
-            replicates=recipe.replicates,
-            mask_alpha=pictures.mask_alpha,
-            border=pictures.border,
-            transform=make_transform(spec),
-            input_shape=model.input_shape,
-        ),
-        make_recorder=partial(Capture, network, n_prefix=model.n_prefix_tokens, model=model.label),
-        collate=partial(collate_pictures, n_replicates=plan.n_replicates, input_shape=model.input_shape, device=device),
-    )
-
-
-def _show_captions(
-    plan: Plan,
-    model: PlannedModel,
-    spec: ModelSpec,
-    network: Network,
-    _recipe: Recipe,
-    stimuli: StimuliByRow,
-    _device: str,
-) -> _Showing:
-    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    return _Showing(
-        load_stimulus=captions,
-        make_recorder=partial(
-            TextCapture, network, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
-        ),
-        collate=captions.collate,
-    )

@@ -11,10 +11,10 @@ from xact.store.plan import Plan, PlannedModel
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are shown together."""
+    """Rows that are forwarded together."""
 
     rows: Sequence[int]
-    """In the order in which they are shown."""
+    """In the order of the input."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Task:
     stop: int
     """Row after the last one that the block has once the task is done."""
     batches: tuple[Batch, ...]
-    """To be run; rows outside `rows` in them are shown but not kept."""
+    """To be run; rows outside `rows` in them are forwarded but not kept."""
     rows: frozenset[int]
     """To be captured; the block's other rows keep the bits they have in the store."""
 
@@ -52,7 +52,7 @@ def make_batches(
 
 
 def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
-    """Return the stimuli in a batch of `batch_size` showings: whole stimuli, at least one."""
+    """Return the stimuli in a batch of `batch_size` inputs: whole stimuli, at least one."""
     return max(1, batch_size // n_replicates)
 
 

@@ -173,6 +173,18 @@ def test_rows_that_a_task_does_not_capture_keep_what_the_store_has():
         np.testing.assert_allclose(conv[row], true.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
 
 
+class EqualReplicates(MadeStimuli):
+    def load(self, row: int) -> LoadedStimulus:
+        return replace(super().load(row), are_equal=True)
+
+
+def test_stimuli_with_equal_replicates_are_counted_where_they_are_captured():
+    task = Task("toy", 0, 0, 6, (Batch(range(4)), Batch(range(4, 6))), frozenset({1, 2, 5}))
+    results = []
+    run(replace(make_job(), loader=EqualReplicates()), [task], results.append)
+    assert [result.n_equal for result in results] == [3]
+
+
 # what runs a batch, and in which threads
 
 

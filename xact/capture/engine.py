@@ -79,6 +79,7 @@ class TaskResult:
     failed: dict[int, str]
     stamps: dict[int, tuple[FileStamp, str]]
     n_equal: int
+    """Captured stimuli whose replicates all came out equal."""
     seconds: float
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
     """{name: {row: number}} that the network gave beside its layers."""
@@ -288,7 +289,7 @@ class _Run:
             contents.append(loaded.content)
             with self.lock:
                 opened.stamps[row] = loaded.stamp, loaded.sha256
-                opened.n_equal += loaded.are_equal
+                opened.n_equal += loaded.are_equal and row in opened.task.rows
         return self.job.loader.collate(contents)
 
     def _run_batch(self, recorder: Recorder, opened: _OpenTask, batch: Batch, inputs: Any) -> None:  # noqa: ANN401

@@ -21,7 +21,7 @@ from xact.stimuli.open import open_stimuli
 from xact.store.journal import State, load_state
 from xact.store.merge import Request, compare_settings, make_plan
 from xact.store.plan import Plan, PlannedModel
-from xact.store.tasks import Task, make_tasks
+from xact.store.tasks import Task, make_rows, make_tasks
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def list_tasks(
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks
     captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    lengths = [captions.count_tokens(row) for row in range(plan.n_stimuli)]
+    lengths = [captions.count_tokens(row) for row in make_rows(0, plan.n_stimuli)]
     return list(make_tasks(plan, model, done, lengths=lengths))
 
 

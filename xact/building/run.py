@@ -87,13 +87,13 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
     """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
     source = prepared.source
-    row_of = {stimulus: row for row, stimulus in enumerate(source.table.ids)}
+    stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     for row, (stamp, sha256) in prepared.stored.stamps.items():
-        stimulus = prepared.plan.stimuli.ids[row]
-        at = row_of[stimulus]
-        if source.stamp(at) != stamp and hash_stimulus(source.read(at)) != sha256:
+        source_row = stimuli.find_source_row(row)
+        if source.stamp(source_row) != stamp and hash_stimulus(source.read(source_row)) != sha256:
             raise MismatchError(
-                f"stimulus {stimulus!r} ({source.table.files[at]}) is not the file that the store has values of",
+                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) is not the file that the store has "
+                "values of",
                 hint="put the old file back, or build another store",
             )
 

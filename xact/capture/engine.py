@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
+from xact.labels import StoreRow
 from xact.models.device import get_kind, use_precision
 from xact.store.plan import PlannedLayer
 from xact.store.tasks import Batch, Task
@@ -49,7 +50,7 @@ class LoadedStimulus:
 class Loader(Protocol):
     """Makes the inputs of a network; called from many threads."""
 
-    def load(self, row: int) -> LoadedStimulus:
+    def load(self, row: StoreRow) -> LoadedStimulus:
         """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
 
     def collate(self, contents: Sequence[Any]) -> Any:  # noqa: ANN401
@@ -76,12 +77,12 @@ class TaskResult:
     task: Task
     buffers: Sequence[np.ndarray]
     """One for each layer: (stimulus, replicate, unit) float32, the rows of the block from its first on."""
-    failed: dict[int, str]
-    stamps: dict[int, tuple[FileStamp, str]]
+    failed: dict[StoreRow, str]
+    stamps: dict[StoreRow, tuple[FileStamp, str]]
     n_equal: int
     """Captured stimuli whose replicates all came out equal."""
     seconds: float
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     """{name: {row: number}} that the network gave beside its layers."""
 
 
@@ -95,9 +96,9 @@ class _OpenTask:
     """Taken when the first batch has run, so that decoding ahead never waits for them."""
     opening: threading.Lock = field(default_factory=threading.Lock)
     started: float = field(default_factory=time.monotonic)
-    failed: dict[int, str] = field(default_factory=dict)
-    stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    failed: dict[StoreRow, str] = field(default_factory=dict)
+    stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
+    scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     n_equal: int = 0
 
 
@@ -366,8 +367,9 @@ def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replic
     """Copy the rows of a batch that are wanted into the buffer of layer i, each to its own place."""
     target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
     start, rows = opened.task.start, batch.rows
-    if isinstance(rows, range) and opened.task.rows.issuperset(rows):
-        copy_flat(target[rows.start - start : rows.stop - start].flatten(0, 1), units)
+    first = rows[0] - start
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))) and opened.task.rows.issuperset(rows):
+        copy_flat(target[first : first + len(rows)].flatten(0, 1), units)
         return
     for index, row in enumerate(rows):
         if row in opened.task.rows:

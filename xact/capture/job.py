@@ -15,6 +15,7 @@ from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import PictureLoader, StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
+from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
 from xact.models.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.models.load import make_tokenizer, make_transform
@@ -26,10 +27,10 @@ from xact.store.plan import Plan, PlannedModel
 
 
 def order_stimuli(
-    source: StimulusSource, ids: Sequence[str], known: Mapping[int, tuple[FileStamp, str]]
+    source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
 ) -> StimuliByRow:
     """Return the stimuli of a source in the rows of a store."""
-    return StimuliByRow(source, ids, {stimulus: row for row, stimulus in enumerate(source.table.ids)}, known)
+    return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
 
 
 def prepare_job(

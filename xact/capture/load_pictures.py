@@ -12,6 +12,7 @@ from torch import Tensor
 from xact.capture.engine import LoadedStimulus
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
+from xact.labels import SourceRow, StoreRow
 from xact.models.base import Transform
 from xact.models.device import get_memory_format
 from xact.recipe.schema import Replicates
@@ -36,23 +37,27 @@ class StimuliByRow:
     source: StimulusSource
     ids: Sequence[str]
     """Stimulus of each row of the store."""
-    row_of: Mapping[str, int]
+    row_of: Mapping[str, SourceRow]
     """{stimulus: its row in the source}."""
-    known: Mapping[int, tuple[FileStamp, str]]
+    known: Mapping[StoreRow, tuple[FileStamp, str]]
     """{row of the store: (stamp, sha256)} of stimuli that the store has values of."""
 
-    def find(self, row: int) -> ReadStimulus:
+    def find_source_row(self, row: StoreRow) -> SourceRow:
+        """Return the row of the source that has the stimulus of a row of the store."""
+        return self.row_of[self.ids[row]]
+
+    def find(self, row: StoreRow) -> ReadStimulus:
         """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
-        at = self.row_of[self.ids[row]]
-        stamp = self.source.stamp(at)
-        data = self.source.read(at)
+        source_row = self.find_source_row(row)
+        stamp = self.source.stamp(source_row)
+        data = self.source.read(source_row)
         sha256 = hash_stimulus(data)
         known = self.known.get(row)
         if known is not None and known[1] != sha256:
             raise MismatchError(
                 f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
-        return ReadStimulus(self.source.table.files[at], data, stamp, sha256)
+        return ReadStimulus(self.source.table.files[source_row], data, stamp, sha256)
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class PictureLoader:
     device: str
     """Where batches go: it decides how they lie in memory."""
 
-    def load(self, row: int) -> LoadedStimulus:
+    def load(self, row: StoreRow) -> LoadedStimulus:
         """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be read."""
         found = self.stimuli.find(row)
         stimulus = self.stimuli.ids[row]

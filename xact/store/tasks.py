@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from xact.labels import StoreRow
 from xact.store.plan import Plan, PlannedModel
 
 
@@ -13,7 +15,7 @@ from xact.store.plan import Plan, PlannedModel
 class Batch:
     """Rows that are forwarded together."""
 
-    rows: Sequence[int]
+    rows: Sequence[StoreRow]
     """In the order of the input."""
 
 
@@ -29,8 +31,13 @@ class Task:
     """Row after the last one that the block has once the task is done."""
     batches: tuple[Batch, ...]
     """To be run; rows outside `rows` in them are forwarded but not kept."""
-    rows: frozenset[int]
+    rows: frozenset[StoreRow]
     """To be captured; the block's other rows keep the bits they have in the store."""
+
+
+def make_rows(start: int, stop: int) -> Sequence[StoreRow]:
+    """Return the rows of a store from `start` to `stop`, which is not among them."""
+    return cast("Sequence[StoreRow]", range(start, stop))
 
 
 def make_batches(
@@ -44,7 +51,7 @@ def make_batches(
     cuts = sorted({start, stop, *(row for row in segments if start < row < stop)})
     batches = []
     for begin, last in itertools.pairwise(cuts):
-        rows: Sequence[int] = range(begin, last)
+        rows = make_rows(begin, last)
         if lengths:
             rows = tuple(sorted(rows, key=lambda row: lengths[row]))
         batches += [Batch(rows[i : i + batch_stimuli]) for i in range(0, len(rows), batch_stimuli)]
@@ -66,7 +73,7 @@ def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
 def make_tasks(
     plan: Plan,
     model: PlannedModel,
-    done: Mapping[int, tuple[int, frozenset[int]]],
+    done: Mapping[int, tuple[int, frozenset[StoreRow]]],
     *,
     lengths: Sequence[int] = (),
 ) -> Iterator[Task]:
@@ -79,8 +86,8 @@ def make_tasks(
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
     for block in range(-(-model.n_stimuli // size)):
         start, stop = block * size, min((block + 1) * size, model.n_stimuli)
-        done_stop, failed = done.get(block, (start, frozenset()))
-        rows = frozenset(range(done_stop, stop)) | failed
+        done_stop, failed = done.get(block, (start, frozenset[StoreRow]()))
+        rows = frozenset(make_rows(done_stop, stop)) | failed
         if rows:
             batches = make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli, lengths=lengths)
             wanted = tuple(batch for batch in batches if not rows.isdisjoint(batch.rows))

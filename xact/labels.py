@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NewType
 
 from xact.errors import RequestError
 
@@ -100,6 +100,11 @@ def is_safe_part(part: str) -> bool:
 Kind = Literal["image", "text"]
 """What stimuli are, and what a network is shown."""
 
+StoreRow = NewType("StoreRow", int)
+"""Row of a store: position on its stimulus axis, where a stimulus keeps its place for ever."""
+
+SourceRow = NewType("SourceRow", int)
+"""Row of a source of stimuli: position in its table, which may list them in another order than the store."""
 
 Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
 """One column of a table of stimuli: all cells of one type; a missing number is NaN."""

@@ -10,13 +10,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from support.stores import make_layer
 from torch import nn
 
 from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, copy_flat, run_job
-from xact.capture.hooks import Capture, Wanted
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction
-from xact.capture.show_pictures import collate_pictures
+from xact.capture.hooks import Capture
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, StimulusError
 from xact.store.tasks import Batch, Task
@@ -39,11 +37,17 @@ def make_picture(row: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(row).normal(size=(2, 3, 8, 8)).astype(np.float32))
 
 
-def show(row: int) -> LoadedStimulus:
-    if row == 6:
-        raise StimulusError("row 6 is broken")
-    sha256 = hashlib.sha256(str(row).encode()).hexdigest()
-    return LoadedStimulus(make_picture(row), FileStamp(1, row), sha256, are_equal=False)
+class MadeStimuli:
+    """Makes the stimulus of each row by its number; that of row 6 is broken."""
+
+    def load(self, row: int) -> LoadedStimulus:
+        if row == 6:
+            raise StimulusError("row 6 is broken")
+        sha256 = hashlib.sha256(str(row).encode()).hexdigest()
+        return LoadedStimulus(make_picture(row), FileStamp(1, row), sha256, are_equal=False)
+
+    def collate(self, contents: list[torch.Tensor | None]) -> torch.Tensor:
+        return torch.cat([torch.zeros(2, 3, 8, 8) if one is None else one for one in contents])
 
 
 def make_module() -> nn.Module:
@@ -53,20 +57,20 @@ def make_module() -> nn.Module:
 
 def make_job(*, skip_failed: bool = False) -> CaptureJob:
     module = make_module()
-    wanted = [
-        Wanted("0", Output("0", "Conv2d", 0, 1, "", (5, 6, 6), 1), Reduction("flatten"), 180),
-        Wanted("logits", Output("", "Sequential", 0, 1, "", (7,), 1), Reduction("mean"), 7),
-    ]
+    logits = make_layer("logits", (7,), 1, n_layers=2).model_copy(update={"name": "", "reduction": "mean"})
+    layers = [make_layer("0", (5, 6, 6), 0, n_layers=2), logits]
     return CaptureJob(
         model="toy",
-        wanted=wanted,
-        make_recorder=partial(Capture, Net(module), wanted, n_prefix=0, model="toy"),
-        collate=partial(collate_pictures, n_replicates=2, input_shape=(3, 8, 8), device="cpu"),
+        layers=layers,
+        make_recorder=partial(Capture, Net(module), layers, n_prefix=0, model="toy"),
+        loader=MadeStimuli(),
         n_replicates=2,
         stimuli_per_task=8,
         device="cpu",
         dtype="float32",
         skip_failed=skip_failed,
+        n_lanes=1,
+        n_workers=3,
     )
 
 
@@ -84,27 +88,18 @@ def collect(n_rows: int, start, *, skip_failed: bool = False) -> tuple[list[np.n
     found: dict[int, TaskResult] = {}
     values: dict[int, list[np.ndarray]] = {}
 
-    def finish(result: TaskResult) -> None:
+    def write(result: TaskResult) -> None:
         found[result.task.block] = result
         values[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
-    start(make_job(skip_failed=skip_failed), make_tasks(n_rows), finish)
+    start(make_job(skip_failed=skip_failed), make_tasks(n_rows), write)
     rows = [np.concatenate([values[block][i] for block in sorted(values)]) for i in range(2)]
     return rows, {row: error for result in found.values() for row, error in result.failed.items()}
 
 
-def run(job, tasks, finish, *, n_lanes=1, load_stimulus=show, load_rows=lambda _task, _buffers: None, strategy="lanes"):
-    run_job(
-        job,
-        tasks,
-        load_stimulus=load_stimulus,
-        load_rows=load_rows,
-        finish=finish,
-        progress=lambda _n: None,
-        n_lanes=n_lanes,
-        n_workers=3,
-        strategy=strategy,
-    )
+def run(job, tasks, write, *, n_lanes=1, load_rows=lambda _task, _buffers: None, strategy="lanes"):
+    job = replace(job, n_lanes=n_lanes)
+    run_job(job, tasks, load_rows=load_rows, write=write, progress=lambda _n: None, strategy=strategy)
 
 
 def run_lanes(n_lanes: int):
@@ -160,10 +155,10 @@ def test_rows_that_a_task_does_not_capture_keep_what_the_store_has():
         for buffer in buffers:
             buffer[:] = -7
 
-    def finish(result: TaskResult) -> None:
+    def write(result: TaskResult) -> None:
         results.append((result, [buffer.copy() for buffer in result.buffers]))
 
-    run(make_job(skip_failed=True), [task], finish, load_rows=fill)
+    run(make_job(skip_failed=True), [task], write, load_rows=fill)
     [(result, (conv, logits))] = results
     assert result.failed == {}
     assert set(result.stamps) == {1, 2, 5}
@@ -176,6 +171,18 @@ def test_rows_that_a_task_does_not_capture_keep_what_the_store_has():
         with torch.inference_mode():
             true = module[0](make_picture(row))
         np.testing.assert_allclose(conv[row], true.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
+
+
+class EqualReplicates(MadeStimuli):
+    def load(self, row: int) -> LoadedStimulus:
+        return replace(super().load(row), are_equal=True)
+
+
+def test_stimuli_with_equal_replicates_are_counted_where_they_are_captured():
+    task = Task("toy", 0, 0, 6, (Batch(range(4)), Batch(range(4, 6))), frozenset({1, 2, 5}))
+    results = []
+    run(replace(make_job(), loader=EqualReplicates()), [task], results.append)
+    assert [result.n_equal for result in results] == [3]
 
 
 # what runs a batch, and in which threads
@@ -224,13 +231,13 @@ def run_sums(tasks, *, skip_failed=True, **how):
         recorders.append(Sums(is_elsewhere=is_elsewhere))
         return recorders[-1]
 
-    def finish(result: TaskResult) -> None:
+    def write(result: TaskResult) -> None:
         results[result.task.block] = result
         buffers[result.task.block] = result.buffers[0].copy()
 
-    wanted = [Wanted("sum", Output("sum", "Sums", 0, 1, "", (1,), 1), Reduction("flatten"), 1)]
-    job = replace(make_job(skip_failed=skip_failed), wanted=wanted, make_recorder=make)
-    run(job, tasks, finish, **how)
+    layers = [make_layer("sum", (1,), 0, n_layers=1)]
+    job = replace(make_job(skip_failed=skip_failed), layers=layers, make_recorder=make)
+    run(job, tasks, write, **how)
     return results, buffers, recorders
 
 

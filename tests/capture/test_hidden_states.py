@@ -8,12 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.stores import make_layer
 from torch import nn
 
 from xact.capture.hidden_states import TextCapture, measure_losses
-from xact.capture.hooks import Wanted
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction
 from xact.errors import CaptureError
 from xact.models.text_batch import Encoded, pad
 
@@ -75,18 +73,16 @@ def make_network(module):
     )
 
 
-def make_wanted(*indices, reduction="mean"):
-    return [
-        Wanted(f"hidden.{i}", Output(f"hidden.{i}", "Reader", 0, 1, "", (64, WIDTH), 1), Reduction(reduction), WIDTH)
-        for i in indices
-    ]
+def make_layers(*indices, reduction="mean"):
+    pooled = {"reduction": reduction, "n_units": WIDTH}
+    return [make_layer(f"hidden.{i}", (64, WIDTH), i, n_layers=2).model_copy(update=pooled) for i in indices]
 
 
-def run(network, wanted, *, share=False):
+def run(network, layers, *, share=False):
     """Return ({label: values of each caption}, scores) of the captions, two to a stimulus."""
     kept = {}
-    one = TextCapture(network, wanted, n_replicates=2, model="toy", share=share)
-    scores = one.run(pad(CAPTIONS, pad_id=0), lambda i, units: kept.setdefault(wanted[i].label, units.numpy().copy()))
+    one = TextCapture(network, layers, n_replicates=2, model="toy", share=share)
+    scores = one.run(pad(CAPTIONS, pad_id=0), lambda i, units: kept.setdefault(layers[i].label, units.numpy().copy()))
     return kept, scores
 
 
@@ -114,7 +110,7 @@ def test_losses_are_computed_in_float32_whatever_the_format_of_the_logits(dtype)
 
 def test_the_scores_of_a_stimulus_are_means_the_tokens_of_its_first_caption_and_how_many_were_cut():
     module = Reader()
-    _, scores = run(make_network(module), make_wanted(1))
+    _, scores = run(make_network(module), make_layers(1))
     losses = measure_by_hand(module(pad(CAPTIONS, pad_id=0).ids).logits, CAPTIONS)
     means = np.array(losses).reshape(3, 2, 2).mean(1)  # (stimulus, caption, score) -> (stimulus, score)
     np.testing.assert_allclose(scores["loss"], means[:, 0], rtol=1e-5, equal_nan=True)
@@ -126,7 +122,7 @@ def test_the_scores_of_a_stimulus_are_means_the_tokens_of_its_first_caption_and_
 @pytest.mark.parametrize("reduction", ["mean", "max", "last", "cls"])
 def test_each_caption_has_its_own_hidden_states_without_its_padding(reduction):
     module = Reader()
-    found, _ = run(make_network(module), make_wanted(0, 1, reduction=reduction))
+    found, _ = run(make_network(module), make_layers(0, 1, reduction=reduction))
     pool = {
         "mean": lambda x: x.mean(0),
         "max": lambda x: x.max(0),
@@ -141,7 +137,7 @@ def test_each_caption_has_its_own_hidden_states_without_its_padding(reduction):
 @pytest.mark.parametrize("share", [False, True])
 def test_a_lane_writes_to_the_network_only_where_it_is_to_be_shared(share):
     network = make_network(Keeps())
-    run(network, make_wanted(0), share=share)
+    run(network, make_layers(0), share=share)
     assert hasattr(network.module, "kept") == share
 
 
@@ -156,4 +152,4 @@ def test_a_lane_writes_to_the_network_only_where_it_is_to_be_shared(share):
 @pytest.mark.parametrize("share", [False, True])
 def test_a_language_model_that_is_no_function_of_its_caption_is_refused(make, said, share):
     with pytest.raises(CaptureError, match=f"model 'toy' {said}"):
-        run(make_network(make()), make_wanted(0), share=share)
+        run(make_network(make()), make_layers(0), share=share)

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
+from xact.building.plan_layers import plan_layers
 from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
-from xact.capture.hooks import Capture, Wanted, copy_module, find_part
+from xact.capture.hooks import Capture, copy_module, find_part
 from xact.capture.layers import select_layers
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, plan_units
-from xact.capture.show_pictures import collate_pictures
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, RequestError
 from xact.store.tasks import Batch, Task
@@ -67,12 +67,16 @@ def make_batch(n=3, seed=0, shape=SHAPE):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal((n, *shape)).astype(np.float32))
 
 
-def make_wanted(network, layers="all", reduction=FLATTEN, shape=SHAPE):
-    outputs = probe(network, shape)
-    return [
-        Wanted(one.label, one.output, reduction, plan_units(reduction, one.output.shape, tokens=None, layer="").n_units)
-        for one in select_layers(layers, outputs, aliases={}, model="toy")
-    ]
+def make_layers(network, layers="all", *reductions):
+    """Plan the layers of a toy network, flattened where no reduction is given."""
+    outputs = probe(network, SHAPE)
+    return plan_layers(
+        select_layers(layers, outputs, aliases={}, model="toy"),
+        outputs,
+        reductions or [FLATTEN],
+        lambda reduction, output, layer: plan_units(reduction, output.shape, tokens=None, layer=layer),
+        depth_bins={},
+    )
 
 
 def capture(network, wanted, batch):
@@ -335,9 +339,9 @@ RIGHT = [
 def test_every_value_is_what_the_module_returned_when_it_returned_it(make, n):
     network = make_network(make())
     expected = network.module.by_hand(make_batch(n))
-    assert_equal(capture(network, make_wanted(network), make_batch(n)), expected)
+    assert_equal(capture(network, make_layers(network), make_batch(n)), expected)
     for label, value in expected.items():  # each alone too, where the pass stops early
-        assert_equal(capture(network, make_wanted(network, [label]), make_batch(n)), {label: value})
+        assert_equal(capture(network, make_layers(network, [label]), make_batch(n)), {label: value})
 
 
 @pytest.mark.parametrize("make", [InplaceRelu, CalledTwice, Containers], ids=lambda make: make.__name__)
@@ -348,8 +352,8 @@ def test_a_probe_on_the_meta_device_sees_what_one_with_numbers_sees(make):
 
 def test_a_layer_may_be_reduced_in_several_ways_in_one_pass():
     network = make_network(InplaceRelu())
-    output = make_wanted(network, ["a"])[0].output
-    wanted = [Wanted(f"a@{r}", output, Reduction(r), n) for r, n in (("flatten", 144), ("mean", 4), ("max", 4))]
+    wanted = make_layers(network, ["a"], FLATTEN, Reduction("mean"), Reduction("max"))
+    assert [(one.label, one.n_units) for one in wanted] == [("a@flatten", 144), ("a@mean", 4), ("a@max", 4)]
     true = network.module.by_hand(make_batch())["a"]
     assert_equal(
         capture(network, wanted, make_batch()),
@@ -378,13 +382,13 @@ class Attention(nn.Module):
 def test_fused_and_written_out_attention_give_the_same_and_only_one_has_its_dropout():
     fused, written = (make_network(Attention(is_fused=one)) for one in (True, False))
     layers = ["qkv", "proj", "logits"]
-    ours = capture(fused, make_wanted(fused, layers), make_batch())
-    theirs = capture(written, make_wanted(written, layers), make_batch())
+    ours = capture(fused, make_layers(fused, layers), make_batch())
+    theirs = capture(written, make_layers(written, layers), make_batch())
     for label in layers:
         np.testing.assert_allclose(ours[label], theirs[label], rtol=1e-4, atol=1e-6)
-    assert len(make_wanted(written, ["drop"])) == 1
+    assert len(make_layers(written, ["drop"])) == 1
     with pytest.raises(RequestError, match="'drop' is never called in a forward pass"):
-        make_wanted(fused, ["drop"])
+        make_layers(fused, ["drop"])
 
 
 class Multihead(nn.Module):
@@ -403,12 +407,12 @@ def test_the_parts_of_multihead_attention_are_right_and_its_unused_projection_is
     network = make_network(Multihead())
     tokens = make_batch().flatten(2).transpose(1, 2)
     output, weights = network.module.attn(tokens, tokens, tokens)
-    found = capture(network, make_wanted(network, ["attn[0]", "attn[1]"]), make_batch())
+    found = capture(network, make_layers(network, ["attn[0]", "attn[1]"]), make_batch())
     assert_equal(found, {"attn[0]": output, "attn[1]": weights})
     with pytest.raises(RequestError, match=r"'attn' gives several values: name the part \(attn\[0\], attn\[1\]\)"):
-        make_wanted(network, ["attn"])
+        make_layers(network, ["attn"])
     with pytest.raises(RequestError, match=r"'attn\.out_proj' is never called in a forward pass"):
-        make_wanted(network, ["attn.out_proj"])
+        make_layers(network, ["attn.out_proj"])
 
 
 class Sometimes(Toy):
@@ -510,7 +514,7 @@ class NormTrainsItself(Toy):
 
 
 class Counts(Toy):
-    """Adds what it was shown before to what it is shown."""
+    """Adds its last input to the next."""
 
     def __init__(self):
         super().__init__()
@@ -562,7 +566,7 @@ REFUSED = [
 @pytest.mark.parametrize(("make", "layers", "batch", "said", "reason"), REFUSED)
 def test_what_cannot_be_captured_rightly_is_one_clear_error(make, layers, batch, said, reason):
     network = make_network(make())
-    wanted = make_wanted(network, layers)
+    wanted = make_layers(network, layers)
     if said is None:
         assert set(capture(network, wanted, batch)) == set(layers)
         return
@@ -581,14 +585,14 @@ def test_a_module_that_the_probe_saw_and_that_falls_silent_is_named():
 
     network = make_network(Dark())
     with pytest.raises(CaptureError, match="model 'toy', layer 'b' did not fire in a forward pass"):
-        capture(network, make_wanted(network, ["a", "b"]), BRIGHT)
+        capture(network, make_layers(network, ["a", "b"]), BRIGHT)
 
 
 def test_a_module_that_is_run_past_its_hooks_is_refused_when_asked_for():
     network = make_network(Bypasses())
     with pytest.raises(RequestError, match="'b' is never called in a forward pass"):
-        make_wanted(network, ["b"])
-    assert [one.label for one in make_wanted(network)] == ["a", "c", "logits"]
+        make_layers(network, ["b"])
+    assert [one.label for one in make_layers(network)] == ["a", "c", "logits"]
 
 
 @pytest.mark.parametrize("how", ["whole", "part", "in place"])
@@ -623,13 +627,13 @@ def test_compiled_code_inside_a_forward_gives_its_true_values_or_one_error(is_ke
     a = network.module.conv("a", BRIGHT)
     expected = {"a": a, "relu": a.relu(), "b": network.module.conv("b", a.relu())}
     with suppress(CaptureError, RequestError):  # a hook that does not fire is told
-        found = capture(network, make_wanted(network, list(expected)), BRIGHT)
+        found = capture(network, make_layers(network, list(expected)), BRIGHT)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value.flatten(1).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_a_network_that_goes_into_train_mode_is_refused_after_its_first_batch():
-    wanted = make_wanted(make_network(StaysInTraining()))
+    wanted = make_layers(make_network(StaysInTraining()))
     network = make_network(StaysInTraining())  # not the one that was probed: it is in eval mode still
     assert not any(module.training for module in network.module.modules())
     with pytest.raises(CaptureError, match="train mode"):
@@ -640,7 +644,7 @@ def make_doubles(factor):
     module = Doubles()
     module.wide.factor = factor
     network = make_network(module)
-    return network, make_wanted(network, ["wide"])
+    return network, make_layers(network, ["wide"])
 
 
 def test_a_number_that_float32_cannot_hold_is_refused_and_never_stored_as_infinity():
@@ -657,7 +661,7 @@ def test_an_infinity_of_float64_is_stored_as_the_infinity_that_it_is():
 
 def test_a_network_in_train_mode_is_refused_before_it_runs():
     network = make_network(InplaceRelu())
-    wanted = make_wanted(network)
+    wanted = make_layers(network)
     network.module.relu.train()
     with pytest.raises(CaptureError, match="train mode"):
         capture(network, wanted, make_batch())
@@ -672,7 +676,7 @@ def test_an_error_of_the_networks_own_leaves_no_hook_and_no_value():
             return self.head(self.b(a))
 
     network = make_network(Breaks())
-    ours = Capture(network, make_wanted(network, ["a", "b"]), n_prefix=0, model="toy")
+    ours = Capture(network, make_layers(network, ["a", "b"]), n_prefix=0, model="toy")
     kept = []
     with pytest.raises(ValueError, match="too bright"):
         ours.run(BRIGHT, lambda i, _units: kept.append(i))
@@ -694,11 +698,11 @@ def test_the_pass_stops_after_the_deepest_layer_unless_the_logits_are_asked_for(
             return self.head(b)
 
     network = make_network(Watched())
-    capture(network, make_wanted(network, ["a"]), make_batch())
-    capture(network, make_wanted(network, ["b", "a"]), make_batch())
+    capture(network, make_layers(network, ["a"]), make_batch())
+    capture(network, make_layers(network, ["b", "a"]), make_batch())
     assert ran == []
-    capture(network, make_wanted(network, ["c"]), make_batch())
-    capture(network, make_wanted(network, ["a", "logits"]), make_batch())
+    capture(network, make_layers(network, ["c"]), make_batch())
+    capture(network, make_layers(network, ["a", "logits"]), make_batch())
     assert ran == ["past b"] * 2
 
 
@@ -706,7 +710,7 @@ def test_no_gradient_is_kept_of_a_network_that_asks_for_one():
     module = InplaceRelu()
     module.requires_grad_(requires_grad=True)
     network = make_network(module)
-    wanted = make_wanted(network, ["a"])
+    wanted = make_layers(network, ["a"])
     Capture(network, wanted, n_prefix=0, model="toy").run(
         make_batch(), lambda _i, units: pytest.fail("a graph is kept") if units.requires_grad else None
     )
@@ -719,8 +723,8 @@ def test_complex_numbers_are_not_stored_as_their_real_part():
 
     network = make_network(nn.Sequential(Fourier()))
     with pytest.raises(RequestError, match="'0' gives no tensor whose first axis is the stimulus"):
-        make_wanted(network, ["0"])
-    assert not any(one.label == "0" for one in make_wanted(with_logits(network)))
+        make_layers(network, ["0"])
+    assert not any(one.label == "0" for one in make_layers(with_logits(network)))
 
 
 def with_logits(network):
@@ -750,7 +754,7 @@ def test_the_batch_axis_is_told_from_lengths_that_networks_have():
 
         network = make_network(Net())
         with pytest.raises(RequestError, match="gives no tensor whose first axis is the stimulus"):
-            make_wanted(network, ["table"])
+            make_layers(network, ["table"])
 
 
 def test_a_part_is_found_or_is_none():
@@ -786,7 +790,7 @@ N_ROWS = 24
 @pytest.mark.parametrize("make", [OnSelf, InplaceRelu, CalledTwice], ids=lambda make: make.__name__)
 def test_in_four_lanes_every_stimulus_has_its_own_values(make):
     network = make_network(make())
-    wanted = make_wanted(network)
+    wanted = make_layers(network)
     found = run_lanes(network, wanted, 4)
     expected = network.module.by_hand(torch.cat([make_batch(1, seed=row) for row in range(N_ROWS)]))
     assert_equal(found, expected)
@@ -798,12 +802,12 @@ def run_lanes(network, wanted, n_lanes):
     """Return {label: units} of rows run by the engine, two pictures a batch and four rows a task."""
     rows = {one.label: np.zeros((N_ROWS, one.n_units), dtype=np.float32) for one in wanted}
 
-    def show(row):
+    def load(row):
         return LoadedStimulus(
             make_batch(1, seed=row), FileStamp(1, 1), hashlib.sha256(b"").hexdigest(), are_equal=False
         )
 
-    def finish(result):
+    def write(result):
         for one, buffer in zip(wanted, result.buffers, strict=True):
             rows[one.label][result.task.start : result.task.stop] = buffer[:, 0]
 
@@ -820,25 +824,18 @@ def run_lanes(network, wanted, n_lanes):
     ]
     job = CaptureJob(
         model="toy",
-        wanted=wanted,
+        layers=wanted,
         make_recorder=partial(Capture, network, wanted, n_prefix=0, model="toy"),
-        collate=partial(collate_pictures, n_replicates=1, input_shape=SHAPE, device="cpu"),
+        loader=SimpleNamespace(load=load, collate=torch.cat),
         n_replicates=1,
         stimuli_per_task=4,
         device="cpu",
         dtype="float32",
         skip_failed=False,
-    )
-    run_job(
-        job,
-        tasks,
-        load_stimulus=show,
-        load_rows=lambda *_: None,
-        finish=finish,
-        progress=lambda _: None,
         n_lanes=n_lanes,
         n_workers=2,
     )
+    run_job(job, tasks, load_rows=lambda *_: None, write=write, progress=lambda _: None)
     return rows
 
 
@@ -846,4 +843,4 @@ def run_lanes(network, wanted, n_lanes):
 def test_a_network_that_is_not_a_function_of_its_picture_ends_the_run_and_writes_nothing(make):
     network = make_network(make())
     with pytest.raises(CaptureError, match="model 'toy'"):
-        run_lanes(network, make_wanted(network, ["logits"]), 3)
+        run_lanes(network, make_layers(network, ["logits"]), 3)

@@ -59,9 +59,9 @@ def probe_transformers(name, **changes):
 
 def select(wanted, outputs, **aliases):
     chosen = select_layers(wanted, outputs, aliases=aliases, model="net")
-    assert [one.order for one in chosen] == sorted(one.order for one in chosen)
-    assert all(outputs[one.order] == one.output for one in chosen)
-    return [one.label for one in chosen]
+    assert list(chosen) == sorted(chosen)
+    assert all(outputs[i].label == aliases.get(label, label) for i, label in chosen.items())
+    return list(chosen.values())
 
 
 def number(pattern, *counts):
@@ -334,8 +334,9 @@ def test_a_module_called_logits_is_not_taken_for_the_networks_own_output():
 
     outputs = probe_module(Net(), 8)
     assert select("all", outputs) == ["body", "logits:0", "logits"]
-    assert select_layers(["logits"], outputs, aliases={}, model="net")[0].output.name == ""
-    assert select_layers(["logits:0"], outputs, aliases={}, model="net")[0].output.name == "logits"
+    [own] = select_layers(["logits"], outputs, aliases={}, model="net")
+    [module] = select_layers(["logits:0"], outputs, aliases={}, model="net")
+    assert (outputs[own].name, outputs[module].name) == ("", "logits")
 
 
 def test_hidden_states_are_of_language_models_only():

@@ -14,7 +14,6 @@ from torchvision import transforms
 
 from xact.building.survey import survey_model
 from xact.capture.hooks import Capture
-from xact.capture.job import make_wanted
 from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
 from xact.models.checkpoints import hash_checkpoint
@@ -149,7 +148,7 @@ def test_every_time_step_can_be_captured_and_an_area_is_its_last(state, publishe
     plan = survey_model(spec, n_stimuli=2, stored=None, device="cpu")
     assert {layer.label for layer in plan.layers} == set(layers)
     kept = {}
-    capture = Capture(load(spec), make_wanted(plan), n_prefix=0, model=spec.label)
+    capture = Capture(load(spec), plan.layers, n_prefix=0, model=spec.label)
     pictures = make_pictures(2, 224)
     capture.run(pictures, lambda i, units: kept.update({plan.layers[i].label: units.clone()}))
     steps, logits = recompute(state, pictures)

@@ -495,12 +495,12 @@ def test_aliases_true_names_and_globs_mean_one_layer_and_the_alias_is_kept(remem
     aliases = resolve_aliases(spec.aliases, outputs)
 
     def select(*layers):
-        return [one.label for one in select_layers(list(layers), outputs, aliases=aliases, model="net")]
+        return [*select_layers(list(layers), outputs, aliases=aliases, model="net").values()]
 
     fifth = "transformer.blocks.5.pwff.fc2"
     assert select(fifth) == select("vit.layers.5.mlp.fc2") == select("*.blocks.5.**") == [fifth]
     assert len(select("transformer.blocks.*.pwff.fc2")) == len(select("**.mlp.fc2")) == 12
-    assert fifth in [one.label for one in select_layers("all", outputs, aliases=aliases, model="net")]
+    assert fifth in select_layers("all", outputs, aliases=aliases, model="net").values()
     with pytest.raises(NameNotFoundError, match=r"nearest: transformer\.blocks\."):
         select("transformer.blocks.12.pwff.fc2")
 

@@ -15,11 +15,11 @@ from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.show_pictures import draw_amounts
+from xact.capture.load_pictures import draw_amounts
 from xact.complaints import make_complaint
 from xact.disk.digest import FileStamp
 from xact.errors import RequestError
-from xact.labels import Kind, StimulusTable
+from xact.labels import Kind, SourceRow, StimulusTable
 from xact.models.load import check_allowed, find_kind, find_weights, load_network
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
@@ -39,14 +39,14 @@ class Pictures:
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return the size and time of a file; an array has no time."""
         picture = self.pictures[row]
         if isinstance(picture, np.ndarray):
             return FileStamp(picture.nbytes, 0)
         return stamp_file(Path(picture), name=str(picture))
 
-    def read(self, row: int) -> bytes | np.ndarray:
+    def read(self, row: SourceRow) -> bytes | np.ndarray:
         """Return a file's bytes, or the array itself."""
         picture = self.pictures[row]
         return picture if isinstance(picture, np.ndarray) else read_file(Path(picture), name=str(picture))
@@ -65,11 +65,11 @@ class Captions:
     kind: ClassVar[Kind] = "text"
     n_replicates: ClassVar[int] = 1
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return the size of a text, which has no time."""
         return FileStamp(len(self.read(row)), 0)
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: SourceRow) -> bytes:
         """Return a text as UTF-8."""
         return self.captions[row].encode()
 
@@ -175,21 +175,18 @@ def collect_blocks(
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     network = load_network(spec, find_weights(spec))
     stimuli = order_stimuli(source, source.table.ids, {})
-    prepared = prepare_job(plan, model, spec, network, recipe, stimuli)
+    job = prepare_job(plan, model, spec, network, recipe, stimuli)
     blocks: dict[int, list[np.ndarray]] = {}
 
-    def finish(result: TaskResult) -> None:
+    def write(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
     run_job(
-        prepared.job,
+        job,
         list_tasks(plan, model, spec, State(), stimuli),
-        load_stimulus=prepared.load_stimulus,
         load_rows=lambda _task, _buffers: None,
-        finish=finish,
+        write=write,
         progress=lambda _n: None,
-        n_lanes=prepared.n_lanes,
-        n_workers=prepared.n_workers,
     )
     return blocks
 

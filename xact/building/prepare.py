@@ -10,7 +10,7 @@ from typing import Any
 
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
-from xact.capture.show_pictures import StimuliByRow, draw_amounts
+from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models.base import Weights
 from xact.models.load import check_allowed, check_gate, find_weights
@@ -21,7 +21,7 @@ from xact.stimuli.open import open_stimuli
 from xact.store.journal import State, load_state
 from xact.store.merge import Request, compare_settings, make_plan
 from xact.store.plan import Plan, PlannedModel
-from xact.store.tasks import Task, make_tasks
+from xact.store.tasks import Task, make_rows, make_tasks
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def list_tasks(
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks
     captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    lengths = [captions.count_tokens(row) for row in range(plan.n_stimuli)]
+    lengths = [captions.count_tokens(row) for row in make_rows(0, plan.n_stimuli)]
     return list(make_tasks(plan, model, done, lengths=lengths))
 
 

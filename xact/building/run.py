@@ -17,7 +17,7 @@ from xact.building.provenance import check_network, check_versions, hash_tensors
 from xact.building.write_task import load_rows, write_task
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.show_pictures import draw_all_amounts
+from xact.capture.load_pictures import draw_all_amounts
 from xact.disk.durable import sweep_partial
 from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
 from xact.models.base import Network
@@ -87,13 +87,13 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
     """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
     source = prepared.source
-    row_of = {stimulus: row for row, stimulus in enumerate(source.table.ids)}
+    stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     for row, (stamp, sha256) in prepared.stored.stamps.items():
-        stimulus = prepared.plan.stimuli.ids[row]
-        at = row_of[stimulus]
-        if source.stamp(at) != stamp and hash_stimulus(source.read(at)) != sha256:
+        source_row = stimuli.find_source_row(row)
+        if source.stamp(source_row) != stamp and hash_stimulus(source.read(source_row)) != sha256:
             raise MismatchError(
-                f"stimulus {stimulus!r} ({source.table.files[at]}) is not the file that the store has values of",
+                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) is not the file that the store has "
+                "values of",
                 hint="put the old file back, or build another store",
             )
 
@@ -152,14 +152,11 @@ def _run_tasks(
 
     try:
         run_job(
-            job.job,
+            job,
             tasks,
-            load_stimulus=job.load_stimulus,
             load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, buffers),
-            finish=write,
+            write=write,
             progress=progress,
-            n_lanes=job.n_lanes,
-            n_workers=job.n_workers,
         )
     finally:
         outcome.warnings += list_warnings(model.label, counts, n_nonfinite)

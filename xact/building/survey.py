@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
-from xact.building.survey_text import check_logits, describe_reading, plan_hidden_layers, survey_hidden
+from xact.building.plan_layers import plan_layers
+from xact.building.survey_text import check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
-    Selected,
     find_blocks,
-    find_depth,
     is_channel_unclear,
     resolve_aliases,
     select_layers,
@@ -25,7 +24,6 @@ from xact.capture.layers import (
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
 from xact.errors import CaptureError, RequestError
-from xact.labels import check_label
 from xact.models.base import Network, Transform
 from xact.models.base import Weights as FoundWeights
 from xact.models.device import choose_batch_size, get_kind, resolve_device
@@ -93,13 +91,18 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
     network, outputs, input_shape = survey_outputs(spec)
     aliases = resolve_aliases(spec.aliases, outputs)
     selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
-    tokens = find_tokens(network, outputs)
     return Surveyed(
         n_parameters=count_parameters(network.module),
         n_prefix_tokens=network.n_prefix_tokens or 0,
         input_shape=input_shape,
         transform=make_transform(spec).record,
-        layers=plan_layers(selected, parse_reductions(spec.reduce), tokens, outputs, spec.depth_bins),
+        layers=plan_layers(
+            selected,
+            outputs,
+            parse_reductions(spec.reduce),
+            partial(plan_picture_units, tokens=find_tokens(network, outputs), outputs=outputs),
+            depth_bins=spec.depth_bins,
+        ),
     )
 
 
@@ -113,7 +116,13 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
         n_prefix_tokens=0,
         input_shape=input_shape,
         transform=describe_reading(spec, network),
-        layers=plan_hidden_layers(selected, parse_reductions(spec.reduce), outputs, has_cls=network.has_cls),
+        layers=plan_layers(
+            selected,
+            outputs,
+            parse_reductions(spec.reduce),
+            partial(plan_hidden_units, has_cls=network.has_cls),
+            depth_bins={},
+        ),
     )
 
 
@@ -186,49 +195,18 @@ def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
     return Tokens(network.n_prefix_tokens, network.has_cls, lengths[0]) if lengths else None
 
 
-def plan_layers(
-    selected: Sequence[Selected],
-    reductions: Sequence[Reduction],
-    tokens: Tokens | None,
-    outputs: Sequence[Output],
-    depth_bins: Mapping[str, int],
-) -> tuple[PlannedLayer, ...]:
-    """Return every reduced layer in forward order."""
-    planned: list[PlannedLayer] = []
-    for one in selected:
-        check_label(one.label, what="the layer")
-        shape = one.output.shape
-        if shape is None:
-            raise RequestError(f"layer {one.label!r} gives no tensor whose first axis is the stimulus")
-        for reduction in reductions:
-            if reduction.name not in ("flatten", "project") and is_channel_unclear(one.output, outputs):
-                raise RequestError(
-                    f"layer {one.label!r} gives {shape} for each stimulus: which axis is the channel under "
-                    f"'{reduction.name}' cannot be told",
-                    hint="reduce: flatten, or name another layer",
-                )
-            units = plan_units(reduction, shape, tokens=tokens, layer=one.label)
-            planned.append(
-                PlannedLayer(
-                    label=one.label if len(reductions) == 1 else f"{one.label}@{reduction.label}",
-                    name=one.output.name,
-                    call=one.output.call,
-                    n_calls=one.output.n_calls,
-                    part=one.output.part,
-                    class_name=one.output.class_name,
-                    reduction=reduction.name,
-                    k=reduction.k,
-                    seed=reduction.seed,
-                    output_shape=shape,
-                    n_units=units.n_units,
-                    unit_axes=units.axes,
-                    unit_shape=units.shape,
-                    layer_index=len(planned),
-                    depth=find_depth(one.output, one.order, outputs),
-                    depth_bin=depth_bins.get(one.label, 0),
-                )
-            )
-    return tuple(planned)
+def plan_picture_units(
+    reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None, outputs: Sequence[Output]
+) -> dict[str, int]:
+    """Return {axis: length} of the units of a reduced layer; RequestError where its channel cannot be told."""
+    shape = output.shape or ()
+    if reduction.name not in ("flatten", "project") and is_channel_unclear(output, outputs):
+        raise RequestError(
+            f"layer {layer!r} gives {shape} for each stimulus: which axis is the channel under "
+            f"'{reduction.name}' cannot be told",
+            hint="reduce: flatten, or name another layer",
+        )
+    return plan_units(reduction, shape, tokens=tokens, layer=layer)
 
 
 def find_versions(source: str) -> dict[str, str]:

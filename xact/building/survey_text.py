@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +12,13 @@ from torch import nn
 
 from xact.capture.hidden_states import find_hidden_states
 from xact.capture.hooks import find_device
-from xact.capture.layers import LOGITS, Output, Selected, find_depth
+from xact.capture.layers import LOGITS, Output
 from xact.capture.reduce import Reduction, plan_text_units
 from xact.errors import RequestError
 from xact.models.base import Network, Weights
 from xact.models.load import load_network, make_architecture
 from xact.models.text_batch import Encoded, pad
 from xact.recipe.resolve import ModelSpec
-from xact.store.plan import PlannedLayer
 
 TYPICAL_TOKENS = 64
 """Tokens of a caption where memory is estimated; what is stored does not depend on it."""
@@ -91,33 +89,6 @@ def check_logits(spec: ModelSpec) -> None:
         )
 
 
-def plan_hidden_layers(
-    selected: Sequence[Selected], reductions: Sequence[Reduction], outputs: Sequence[Output], *, has_cls: bool
-) -> tuple[PlannedLayer, ...]:
-    """Return every pooled hidden state in forward order."""
-    planned: list[PlannedLayer] = []
-    for one in selected:
-        shape = one.output.shape or ()
-        for reduction in reductions:
-            units = plan_text_units(reduction, shape[-1], has_cls=has_cls, layer=one.label)
-            planned.append(
-                PlannedLayer(
-                    label=one.label if len(reductions) == 1 else f"{one.label}@{reduction.label}",
-                    name=one.output.name,
-                    call=0,
-                    n_calls=1,
-                    part="",
-                    class_name=one.output.class_name,
-                    reduction=reduction.name,
-                    k=0,
-                    seed=0,
-                    output_shape=shape,
-                    n_units=units.n_units,
-                    unit_axes=units.axes,
-                    unit_shape=units.shape,
-                    layer_index=len(planned),
-                    depth=find_depth(one.output, one.order, outputs),
-                    depth_bin=0,
-                )
-            )
-    return tuple(planned)
+def plan_hidden_units(reduction: Reduction, output: Output, layer: str, *, has_cls: bool) -> dict[str, int]:
+    """Return {axis: length} of the units of a pooled hidden state."""
+    return plan_text_units(reduction, (output.shape or ())[-1], has_cls=has_cls, layer=layer)

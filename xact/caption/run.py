@@ -24,6 +24,7 @@ from xact.caption.table import (
 from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError, StimulusError
+from xact.labels import SourceRow
 from xact.models.device import get_kind, resolve_device
 from xact.recipe.load import load_recipe
 from xact.recipe.schema import CaptionRecipe, LoadedRecipe
@@ -224,7 +225,7 @@ class Run:
         for row in batch:
             try:
                 (pictures[row],) = make_pictures(
-                    source.read(row),
+                    source.read(SourceRow(row)),
                     name=source.table.files[row],
                     mask_alpha=self.job.pictures.mask_alpha,
                     border=self.job.pictures.border,

@@ -1,4 +1,4 @@
-"""Run one network over its tasks: decode, show, reduce, hand each finished task over.
+"""Run one network over its tasks: load batches, forward them, reduce, write each finished task.
 
 On a CPU several lanes, each a thread with its own copy of the network (the weights are shared) and one torch thread,
 decode, run and write side by side. On an accelerator there is one lane, and threads decode ahead of it. Batches come
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xact.capture.hooks import Wanted
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
+from xact.labels import StoreRow
 from xact.models.device import get_kind, use_precision
+from xact.store.plan import PlannedLayer
 from xact.store.tasks import Batch, Task
 
 if TYPE_CHECKING:
@@ -39,25 +40,31 @@ class LoadedStimulus:
     """One stimulus, ready for the network."""
 
     content: Any
-    """What `Job.collate` makes batches of: all replicates of one stimulus."""
+    """What `Loader.collate` makes batches of: all replicates of one stimulus."""
     stamp: FileStamp
     sha256: str
     are_equal: bool
     """All replicates came out equal though jitter was asked for."""
 
 
-class StimulusLoader(Protocol):
-    """Prepares the stimulus of a row; called from many threads."""
+class Loader(Protocol):
+    """Makes the inputs of a network; called from many threads."""
 
-    def __call__(self, row: int) -> LoadedStimulus:
+    def load(self, row: StoreRow) -> LoadedStimulus:
         """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
+
+    def collate(self, contents: Sequence[Any]) -> Any:  # noqa: ANN401
+        """Return stimuli, None for one that failed, as one input on the CPU, the replicates of a stimulus side by side.
+
+        The input has `to(device, dtype=...)` and a length.
+        """
 
 
 class Recorder(Protocol):
     """Runs one batch at a time, in one thread."""
 
-    def run(self, batch: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
-        """Show a batch and call `keep(i, units)` once for each wanted layer i; return what else it gives.
+    def run(self, inputs: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
+        """Forward a batch and call `keep(i, units)` once for each layer i; return what else it gives.
 
         That is {name: one number a stimulus}; pictures give none.
         """
@@ -70,11 +77,12 @@ class TaskResult:
     task: Task
     buffers: Sequence[np.ndarray]
     """One for each layer: (stimulus, replicate, unit) float32, the rows of the block from its first on."""
-    failed: dict[int, str]
-    stamps: dict[int, tuple[FileStamp, str]]
+    failed: dict[StoreRow, str]
+    stamps: dict[StoreRow, tuple[FileStamp, str]]
     n_equal: int
+    """Captured stimuli whose replicates all came out equal."""
     seconds: float
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     """{name: {row: number}} that the network gave beside its layers."""
 
 
@@ -88,9 +96,9 @@ class _OpenTask:
     """Taken when the first batch has run, so that decoding ahead never waits for them."""
     opening: threading.Lock = field(default_factory=threading.Lock)
     started: float = field(default_factory=time.monotonic)
-    failed: dict[int, str] = field(default_factory=dict)
-    stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    failed: dict[StoreRow, str] = field(default_factory=dict)
+    stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
+    scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     n_equal: int = 0
 
 
@@ -122,33 +130,31 @@ class CaptureJob:
     """What the engine needs to run one network over its tasks."""
 
     model: str
-    wanted: Sequence[Wanted]
+    layers: Sequence[PlannedLayer]
     make_recorder: Callable[[], Recorder]
     """Makes what runs a batch: one for each lane."""
-    collate: Callable[[Sequence[Any]], Any]
-    """What stimuli show, None for one that failed -> a batch on the CPU, all replicates of a stimulus side by side; it
-    has `to(device, dtype=...)` and a length."""
+    loader: Loader
     n_replicates: int
     stimuli_per_task: int
     device: str
     dtype: str
     skip_failed: bool
     """Whether a stimulus that cannot be read is recorded and passed over."""
+    n_lanes: int
+    n_workers: int
+    """Threads that decode ahead of an accelerator."""
 
 
 def run_job(
     job: CaptureJob,
     tasks: Iterable[Task],
     *,
-    load_stimulus: StimulusLoader,
     load_rows: Callable[[Task, Sequence[np.ndarray]], None],
-    finish: Callable[[TaskResult], None],
+    write: Callable[[TaskResult], None],
     progress: Callable[[int], None],
-    n_lanes: int,
-    n_workers: int,
     strategy: Strategy | None = None,
 ) -> None:
-    """Run every task and call `finish` with its result, from a writing thread, as soon as it is done.
+    """Run every task and call `write` with its result, from a writing thread, as soon as it is done.
 
     `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. `strategy` left out is
     `lanes` on a CPU and `ahead` elsewhere. Returns once all are finished; raises the first error of any thread once
@@ -156,11 +162,11 @@ def run_job(
     """
     strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
-        run = _Run(job, tasks, load_stimulus, load_rows, finish, progress, n_lanes)
+        run = _Run(job, tasks, load_rows, write, progress)
         if strategy == "lanes":
-            run.start([run.run_lane] * n_lanes)
+            run.start([run.run_lane] * job.n_lanes)
         else:
-            run.start([lambda: run.run_ahead(n_workers)])
+            run.start([run.run_ahead])
         run.wait()
 
 
@@ -171,24 +177,21 @@ class _Run:
         self,
         job: CaptureJob,
         tasks: Iterable[Task],
-        load_stimulus: StimulusLoader,
         load_rows: Callable[[Task, Sequence[np.ndarray]], None],
-        finish: Callable[[TaskResult], None],
+        write: Callable[[TaskResult], None],
         progress: Callable[[int], None],
-        n_lanes: int,
     ) -> None:
         self.job = job
-        self.load_stimulus = load_stimulus
         self.load_rows = load_rows
-        self.finish = finish
+        self.write = write
         self.progress = progress
-        shapes = [(job.stimuli_per_task, job.n_replicates, one.n_units) for one in job.wanted]
-        self.pool = BufferPool(n_lanes + 1, shapes)
+        shapes = [(job.stimuli_per_task, job.n_replicates, layer.n_units) for layer in job.layers]
+        self.pool = BufferPool(job.n_lanes + 1, shapes)
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.turn = threading.Lock()
         self.batches = self._make_batches(iter(tasks))
-        self.writers = ThreadPoolExecutor(n_lanes, thread_name_prefix="xact-write")
+        self.writers = ThreadPoolExecutor(job.n_lanes, thread_name_prefix="xact-write")
         self.writes: list[Future[None]] = []
         self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
@@ -248,34 +251,35 @@ class _Run:
             return None if self.stop.is_set() else next(self.batches, None)
 
     def run_lane(self) -> None:
-        """Decode, run and hand over batch after batch in this thread."""
+        """Load and run batch after batch in this thread."""
         torch.set_num_threads(1)
         recorder = self.job.make_recorder()
         while (item := self.next_batch()) is not None:
             opened, batch = item
-            self._show(recorder, opened, batch, self._prepare(opened, batch))
+            self._run_batch(recorder, opened, batch, self._load_batch(opened, batch))
 
-    def run_ahead(self, n_workers: int) -> None:
-        """Run batch after batch in this thread while others decode the ones to come."""
+    def run_ahead(self) -> None:
+        """Run batch after batch in this thread while others load the ones to come."""
+        n_workers = self.job.n_workers
         recorder = self.job.make_recorder()
         with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
             ahead: list[tuple[_OpenTask, Batch, Future[Any]]] = []
             while True:
                 while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
-                    ahead.append((*item, decoders.submit(self._prepare, *item)))
+                    ahead.append((*item, decoders.submit(self._load_batch, *item)))
                 if not ahead:
                     return
-                opened, batch, prepared = ahead.pop(0)
+                opened, batch, loaded = ahead.pop(0)
                 if self.stop.is_set():
                     return
-                self._show(recorder, opened, batch, prepared.result())
+                self._run_batch(recorder, opened, batch, loaded.result())
 
-    def _prepare(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
-        """Return what a batch shows; a failed stimulus leaves its place empty."""
+    def _load_batch(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
+        """Return the input of a batch; a failed stimulus leaves its place empty."""
         contents: list[Any] = []
         for row in batch.rows:
             try:
-                shown = self.load_stimulus(row)
+                loaded = self.job.loader.load(row)
             except StimulusError as error:
                 if not self.job.skip_failed:
                     raise
@@ -283,31 +287,31 @@ class _Run:
                 with self.lock:
                     opened.failed[row] = str(error)
                 continue
-            contents.append(shown.content)
+            contents.append(loaded.content)
             with self.lock:
-                opened.stamps[row] = shown.stamp, shown.sha256
-                opened.n_equal += shown.are_equal
-        return self.job.collate(contents)
+                opened.stamps[row] = loaded.stamp, loaded.sha256
+                opened.n_equal += loaded.are_equal and row in opened.task.rows
+        return self.job.loader.collate(contents)
 
-    def _show(self, recorder: Recorder, opened: _OpenTask, batch: Batch, shown: Any) -> None:  # noqa: ANN401
-        """Run one batch into the buffers of its task, and hand the task over after its last batch."""
+    def _run_batch(self, recorder: Recorder, opened: _OpenTask, batch: Batch, inputs: Any) -> None:  # noqa: ANN401
+        """Run one batch into the buffers of its task, and write the task after its last batch."""
         job = self.job
         if not self._take_buffers(opened):
             return
-        shown = shown.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
-        staged: dict[int, Tensor] = {}
+        inputs = inputs.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
+        on_device: dict[int, Tensor] = {}
 
         def keep(i: int, units: Tensor) -> None:
             if units.device.type == "cpu":
                 _store_rows(opened, batch, i, units, job.n_replicates)
             else:
-                staged[i] = units.clone()
+                on_device[i] = units.clone()
 
         try:
-            scores = recorder.run(shown, keep)
+            scores = recorder.run(inputs, keep)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"model {job.model!r}: {job.device} has no memory for a batch of {len(shown)}",
+                f"model {job.model!r}: {job.device} has no memory for a batch of {len(inputs)}",
                 hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
                 "compute.on_out_of_memory: halve before the model's first task is done",
             ) from error
@@ -315,7 +319,7 @@ class _Run:
             if isinstance(error, XactError):
                 raise
             raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
-        for i, units in staged.items():
+        for i, units in on_device.items():
             _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
         self.progress(sum(row in opened.task.rows for row in batch.rows))
         with self.lock:
@@ -324,9 +328,9 @@ class _Run:
             opened.n_left -= 1
             is_done = opened.n_left == 0
         if is_done:
-            self.writes.append(self.writers.submit(self._finish, opened))
+            self.writes.append(self.writers.submit(self._write, opened))
 
-    def _finish(self, opened: _OpenTask) -> None:
+    def _write(self, opened: _OpenTask) -> None:
         try:
             task = opened.task
             n_rows = task.stop - task.start
@@ -339,7 +343,7 @@ class _Run:
             kept = task.rows - failed.keys()
             scores = {name: {row: x for row, x in by.items() if row in kept} for name, by in opened.scores.items()}
             seconds = time.monotonic() - opened.started
-            self.finish(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds, scores))
+            self.write(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds, scores))
         except BaseException:
             self.stop.set()
             raise
@@ -363,8 +367,9 @@ def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replic
     """Copy the rows of a batch that are wanted into the buffer of layer i, each to its own place."""
     target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
     start, rows = opened.task.start, batch.rows
-    if isinstance(rows, range) and opened.task.rows.issuperset(rows):
-        copy_flat(target[rows.start - start : rows.stop - start].flatten(0, 1), units)
+    first = rows[0] - start
+    if list(rows) == list(range(rows[0], rows[0] + len(rows))) and opened.task.rows.issuperset(rows):
+        copy_flat(target[first : first + len(rows)].flatten(0, 1), units)
         return
     for index, row in enumerate(rows):
         if row in opened.task.rows:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xact.capture.hooks import Guard, Runnable, Wanted, copy_module
+from xact.capture.hooks import Guard, Runnable, copy_module
 from xact.capture.layers import HIDDEN
-from xact.capture.reduce import pool_tokens
+from xact.capture.reduce import make_reduction, pool_tokens
 from xact.errors import CaptureError
 from xact.models.text_batch import TextBatch
+from xact.store.plan import PlannedLayer
 
 
 def find_hidden_states(output: Any, *, model: str) -> Sequence[Tensor]:  # noqa: ANN401  the library types no outputs
@@ -35,18 +36,18 @@ class TextCapture:
     """Capture of fixed hidden states from one copy of a language model, one batch at a time; for one thread."""
 
     def __init__(
-        self, network: Runnable, wanted: Sequence[Wanted], *, n_replicates: int, model: str, share: bool
+        self, network: Runnable, layers: Sequence[PlannedLayer], *, n_replicates: int, model: str, share: bool
     ) -> None:
         """`share` runs the network itself and not a copy; `model` is for messages."""
         self._network = network
         self._module = network.module if share else copy_module(network.module)
         self._guard = Guard(self._module, model=model)
-        self._wanted = [(find_index(one), one) for one in wanted]
+        self._layers = [(layer, find_index(layer), make_reduction(layer)) for layer in layers]
         self._n_replicates = n_replicates
         self._model = model
 
     def run(self, batch: TextBatch, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
-        """Show a batch, call `keep(i, units)` once for each wanted layer i, and return the scores of each stimulus.
+        """Forward a batch, call `keep(i, units)` once for each layer i, and return the scores of each stimulus.
 
         `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError where a hidden state is
         not there or not as wide as planned, or the pass draws random numbers or changes the network.
@@ -54,14 +55,14 @@ class TextCapture:
         with self._guard.watch(batch.ids.device), torch.inference_mode():
             output = self._network.forward(self._module, batch)
             states = find_hidden_states(output, model=self._model)
-            for i, (index, one) in enumerate(self._wanted):
+            for i, (layer, index, reduction) in enumerate(self._layers):
                 found = tuple(states[index].shape) if index < len(states) else None
-                planned = (*batch.ids.shape, one.n_units)
+                planned = (*batch.ids.shape, layer.n_units)
                 if found != planned:
                     raise CaptureError(
-                        f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned"
+                        f"model {self._model!r}, layer {layer.label!r}: gave {found} where {planned} was planned"
                     )
-                keep(i, pool_tokens(one.reduction, states[index], batch.mask.to(states[index].device)))
+                keep(i, pool_tokens(reduction, states[index], batch.mask.to(states[index].device)))
             losses = measure_losses(self._network.find_logits(output), batch)
         return self._score(batch, losses)
 
@@ -77,11 +78,11 @@ class TextCapture:
         }
 
 
-def find_index(wanted: Wanted) -> int:
+def find_index(layer: PlannedLayer) -> int:
     """Return which hidden state a layer is."""
-    match = HIDDEN.fullmatch(wanted.output.name)
+    match = HIDDEN.fullmatch(layer.name)
     if match is None:
-        raise CaptureError(f"layer {wanted.label!r} is no hidden state")
+        raise CaptureError(f"layer {layer.label!r} is no hidden state")
     return int(match[1])
 
 

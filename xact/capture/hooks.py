@@ -10,20 +10,19 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction, apply_reduction
+from xact.capture.reduce import apply_reduction, make_reduction
 from xact.errors import CaptureError, RequestError, make_one_line
+from xact.store.plan import PlannedLayer
 
 
 class Runnable(Protocol):
-    """A network and how it is shown a batch."""
+    """A network and its forward pass."""
 
     @property
     def module(self) -> nn.Module:
@@ -31,21 +30,11 @@ class Runnable(Protocol):
 
     @property
     def forward(self) -> Callable[[nn.Module, Any], object]:
-        """Show a batch (n, 3, height, width) to the module or a copy of it."""
+        """Forward a batch (n, 3, height, width) through the module or a copy of it."""
 
     @property
     def find_logits(self) -> Callable[[object], Tensor | None]:
         """Find the (n, k) logits in what `forward` returned."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One reduced layer to capture."""
-
-    label: str
-    output: Output
-    reduction: Reduction
-    n_units: int
 
 
 def find_device(module: nn.Module) -> torch.device:
@@ -74,8 +63,8 @@ class _DeepestReached(BaseException):
 class Capture:
     """Capture of fixed layers from one copy of a network, one batch at a time; for one thread."""
 
-    def __init__(self, network: Runnable, wanted: Sequence[Wanted], *, n_prefix: int, model: str) -> None:
-        """`wanted` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages.
+    def __init__(self, network: Runnable, layers: Sequence[PlannedLayer], *, n_prefix: int, model: str) -> None:
+        """`layers` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages.
 
         Raise RequestError for a network that cannot be copied, CaptureError for one in which a stimulus's values
         would depend on the others of its batch.
@@ -83,14 +72,14 @@ class Capture:
         self._network = network
         self._module = copy_module(network.module)
         self._guard = Guard(self._module, model=model)
-        self._wanted = list(wanted)
+        self._layers = [(layer, make_reduction(layer)) for layer in layers]
         self._n_prefix = n_prefix
         self._model = model
-        self._stop_early = not any(not one.output.name for one in wanted)
+        self._stop_early = all(layer.name for layer in layers)
         self._by_call: dict[tuple[str, int], list[int]] = {}
-        for i, one in enumerate(wanted):
-            self._by_call.setdefault((one.output.name, one.output.call), []).append(i)
-        self._n_calls = {one.output.name: one.output.n_calls for one in wanted if one.output.name}
+        for i, layer in enumerate(layers):
+            self._by_call.setdefault((layer.name, layer.call), []).append(i)
+        self._n_calls = {layer.name: layer.n_calls for layer in layers if layer.name}
         for name, module in self._module.named_modules():
             if isinstance(module, _BatchNorm) and module.running_mean is None:
                 raise CaptureError(
@@ -99,7 +88,7 @@ class Capture:
                 )
 
     def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
-        """Show `batch` (n, 3, height, width) and call `keep(i, units)` once for each wanted layer i.
+        """Forward `batch` (n, 3, height, width) and call `keep(i, units)` once for each layer i.
 
         `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
         during the call only: copy it. A picture has no numbers of its own: the result is empty. Raise CaptureError
@@ -129,7 +118,7 @@ class Capture:
                 call = calls[name]
                 calls[name] += 1
                 self._keep_all(name, call, output, batch, fired, keep)
-                if self._stop_early and len(fired) == len(self._wanted):
+                if self._stop_early and len(fired) == len(self._layers):
                     raise _DeepestReached
 
             return hook
@@ -146,20 +135,20 @@ class Capture:
         self, name: str, call: int, output: object, batch: Tensor, fired: set[int], keep: Callable[[int, Tensor], None]
     ) -> None:
         for i in self._by_call.get((name, call), []):
-            one = self._wanted[i]
-            value = find_part(output, one.output.part)
+            layer, reduction = self._layers[i]
+            value = find_part(output, layer.part)
             found = tuple(value.shape) if isinstance(value, Tensor) else None
-            planned = (len(batch), *(one.output.shape or ()))
+            planned = (len(batch), *layer.output_shape)
             if not isinstance(value, Tensor) or found != planned:
                 raise CaptureError(
-                    f"model {self._model!r}, layer {one.label!r}: gave {found} where {planned} was planned",
-                    hint="the network's shapes depend on what it is shown; such a layer cannot be stored",
+                    f"model {self._model!r}, layer {layer.label!r}: gave {found} where {planned} was planned",
+                    hint="the network's shapes depend on its input; such a layer cannot be stored",
                 )
-            value = self._to_float32(value, one.label)
-            if one.reduction.name == "flatten":
+            value = self._to_float32(value, layer.label)
+            if reduction.name == "flatten":
                 keep(i, value)  # flattened where it is copied to: once, not twice
             else:
-                keep(i, apply_reduction(one.reduction, value, n_prefix=self._n_prefix))
+                keep(i, apply_reduction(reduction, value, n_prefix=self._n_prefix))
             fired.add(i)
 
     def _to_float32(self, value: Tensor, label: str) -> Tensor:
@@ -169,7 +158,7 @@ class Capture:
         return narrow
 
     def _check_firing(self, calls: Counter[str], fired: set[int], *, stopped: bool) -> None:
-        silent = [self._wanted[i].label for i in range(len(self._wanted)) if i not in fired]
+        silent = [layer.label for i, (layer, _) in enumerate(self._layers) if i not in fired]
         if silent:
             raise CaptureError(f"model {self._model!r}, layer {silent[0]!r} did not fire in a forward pass")
         for name, planned in self._n_calls.items():
@@ -180,7 +169,7 @@ class Capture:
 
 
 class Guard:
-    """Sees to it that a network is a function of what it is shown."""
+    """Sees to it that a network is a function of its input."""
 
     def __init__(self, module: nn.Module, *, model: str) -> None:
         self._module = module
@@ -198,7 +187,7 @@ class Guard:
         if self._count_changes() != version:
             raise CaptureError(
                 f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
-                "would depend on those shown before"
+                "would depend on those that ran before"
             )
         if not torch.equal(_get_random_state(device), random):
             raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")

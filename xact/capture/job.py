@@ -1,24 +1,21 @@
-"""A loaded network and the stimuli of a plan, brought together: on which device, what it is shown, what records it."""
+"""A loaded network and the stimuli of a plan, brought together: on which device, its inputs, what records it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from xact.capture.engine import CaptureJob, Recorder, StimulusLoader
+from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
-from xact.capture.hooks import Capture, Wanted, find_device
-from xact.capture.layers import Output
-from xact.capture.reduce import Reduction
-from xact.capture.show_captions import CaptionLoader
-from xact.capture.show_pictures import PictureLoader, StimuliByRow, collate_pictures
+from xact.capture.hooks import Capture, find_device
+from xact.capture.load_captions import CaptionLoader
+from xact.capture.load_pictures import PictureLoader, StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
+from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
 from xact.models.device import count_lanes, count_workers, get_memory_format, resolve_device
 from xact.models.load import make_tokenizer, make_transform
@@ -29,47 +26,34 @@ from xact.stimuli.base import StimulusSource
 from xact.store.plan import Plan, PlannedModel
 
 
-@dataclass(frozen=True)
-class PreparedJob:
-    """What the engine needs to run one network."""
-
-    job: CaptureJob
-    load_stimulus: StimulusLoader
-    n_lanes: int
-    n_workers: int
-
-
 def order_stimuli(
-    source: StimulusSource, ids: Sequence[str], known: Mapping[int, tuple[FileStamp, str]]
+    source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
 ) -> StimuliByRow:
     """Return the stimuli of a source in the rows of a store."""
-    return StimuliByRow(source, ids, {stimulus: row for row, stimulus in enumerate(source.table.ids)}, known)
+    return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
 
 
 def prepare_job(
     plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, stimuli: StimuliByRow
-) -> PreparedJob:
+) -> CaptureJob:
     """Put a network where it runs, and get its stimuli ready."""
     device = move_network(network, model, spec)
-    wanted = make_wanted(model)
-    show = {"image": _show_pictures, "text": _show_captions}[model.kind]
-    shown = show(plan, model, spec, network, recipe, stimuli, device)
-    job = CaptureJob(
+    n_workers = count_workers(recipe.compute.workers)
+    lanes = 1 if network.is_placed else n_workers
+    if model.kind == "image":
+        loader: Loader = make_picture_loader(model, spec, recipe, stimuli, device)
+    else:
+        loader = make_caption_loader(spec, stimuli, plan.n_replicates)
+    return CaptureJob(
         model=model.label,
-        wanted=wanted,
-        make_recorder=partial(shown.make_recorder, wanted),
-        collate=shown.collate,
+        layers=model.layers,
+        make_recorder=partial(make_recorder, model, network, plan.n_replicates),
+        loader=loader,
         n_replicates=plan.n_replicates,
         stimuli_per_task=plan.stimuli_per_task,
         device=device,
         dtype=model.dtype,
         skip_failed=recipe.on_error == "skip",
-    )
-    n_workers = count_workers(recipe.compute.workers)
-    lanes = 1 if network.is_placed else n_workers
-    return PreparedJob(
-        job=job,
-        load_stimulus=shown.load_stimulus,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )
@@ -103,71 +87,29 @@ def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
             raise CaptureError(f"model {model!r}: a weight of {name!r} overflows {str(dtype).removeprefix('torch.')}")
 
 
+def make_recorder(model: PlannedModel, network: Network, n_replicates: int) -> Recorder:
+    """Return what forwards batches through one copy of a network."""
+    if model.kind == "image":
+        return Capture(network, model.layers, n_prefix=model.n_prefix_tokens, model=model.label)
+    return TextCapture(network, model.layers, n_replicates=n_replicates, model=model.label, share=network.is_placed)
+
+
+def make_picture_loader(
+    model: PlannedModel, spec: ModelSpec, recipe: Recipe, stimuli: StimuliByRow, device: str
+) -> PictureLoader:
+    """Return the pictures of a store, ready for one network."""
+    pictures = get_pictures(recipe.stimuli, model.label)
+    return PictureLoader(
+        stimuli=stimuli,
+        replicates=recipe.replicates,
+        mask_alpha=pictures.mask_alpha,
+        border=pictures.border,
+        transform=make_transform(spec),
+        input_shape=model.input_shape,
+        device=device,
+    )
+
+
 def make_caption_loader(spec: ModelSpec, stimuli: StimuliByRow, n_replicates: int) -> CaptionLoader:
     """Return the captions of a store, ready for one language model."""
     return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates)
-
-
-@dataclass(frozen=True)
-class _Showing:
-    """What is different between pictures and captions."""
-
-    load_stimulus: StimulusLoader
-    make_recorder: Callable[[Sequence[Wanted]], Recorder]
-    collate: Callable[[Sequence[Any]], Any]
-
-
-def _show_pictures(
-    plan: Plan,
-    model: PlannedModel,
-    spec: ModelSpec,
-    network: Network,
-    recipe: Recipe,
-    stimuli: StimuliByRow,
-    device: str,
-) -> _Showing:
-    pictures = get_pictures(recipe.stimuli, model.label)
-    return _Showing(
-        load_stimulus=PictureLoader(
-            stimuli=stimuli,
-            replicates=recipe.replicates,
-            mask_alpha=pictures.mask_alpha,
-            border=pictures.border,
-            transform=make_transform(spec),
-            input_shape=model.input_shape,
-        ),
-        make_recorder=partial(Capture, network, n_prefix=model.n_prefix_tokens, model=model.label),
-        collate=partial(collate_pictures, n_replicates=plan.n_replicates, input_shape=model.input_shape, device=device),
-    )
-
-
-def _show_captions(
-    plan: Plan,
-    model: PlannedModel,
-    spec: ModelSpec,
-    network: Network,
-    _recipe: Recipe,
-    stimuli: StimuliByRow,
-    _device: str,
-) -> _Showing:
-    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    return _Showing(
-        load_stimulus=captions,
-        make_recorder=partial(
-            TextCapture, network, n_replicates=plan.n_replicates, model=model.label, share=network.is_placed
-        ),
-        collate=captions.collate,
-    )
-
-
-def make_wanted(model: PlannedModel) -> list[Wanted]:
-    """Return what a capture is asked for, from the plan."""
-    return [
-        Wanted(
-            label=layer.label,
-            output=Output(layer.name, layer.class_name, layer.call, layer.n_calls, layer.part, layer.output_shape, 0),
-            reduction=Reduction(layer.reduction, layer.k, layer.seed),
-            n_units=layer.n_units,
-        )
-        for layer in model.layers
-    ]

@@ -67,16 +67,6 @@ class Output:
         return f"{self.name}{call}{self.part}"
 
 
-@dataclass(frozen=True)
-class Selected:
-    """An output under the label that the store gives it."""
-
-    label: str
-    output: Output
-    order: int
-    """Position among all outputs of the forward pass."""
-
-
 def find_blocks(outputs: Sequence[Output]) -> list[str]:
     """Return the names of the outermost residual or transformer blocks, in forward order."""
     classes = {
@@ -139,8 +129,8 @@ def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Outp
 
 def select_layers(
     wanted: LayersChoice, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str
-) -> list[Selected]:
-    """Return the outputs that `wanted` (a recipe's `layers`) means, in forward order.
+) -> dict[int, str]:
+    """Return {position in `outputs`: label} of what `wanted` (a recipe's `layers`) means, in forward order.
 
     Raise NameNotFoundError with the nearest names, RequestError for a name that means several outputs or none that
     can be stored.
@@ -165,7 +155,7 @@ def select_layers(
     doubles = [label for label, n in Counter(chosen.values()).items() if n > 1]
     if doubles:
         raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
-    return [Selected(chosen[i], outputs[i], i) for i in sorted(chosen)]
+    return dict(sorted(chosen.items()))
 
 
 def match_glob(pattern: str, names: Sequence[str]) -> list[str]:

@@ -19,6 +19,8 @@ from xact.recipe.schema import Projection, ReductionsChoice
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from xact.store.plan import PlannedLayer
+
 TOKEN_REDUCTIONS = ("patch_mean", "cls", "last")
 """Reductions that mean something on tokens only."""
 
@@ -56,15 +58,9 @@ class Reduction:
         return f"project-{self.k}" if self.name == "project" else self.name
 
 
-@dataclass(frozen=True)
-class Units:
-    """What the units of a reduced layer are."""
-
-    n_units: int
-    axes: tuple[str, ...]
-    """`channel y x`, `y x channel`, `token feature`, `feature` or `unit`."""
-    shape: tuple[int, ...]
-    """Lengths of `axes`; their product is `n_units`."""
+def make_reduction(layer: PlannedLayer) -> Reduction:
+    """Return the reduction of a planned layer."""
+    return Reduction(layer.reduction, layer.k, layer.seed)
 
 
 def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
@@ -96,19 +92,22 @@ def name_axes(shape: Sequence[int]) -> tuple[str, ...]:
     return tuple(f"axis{i}" for i in range(len(shape)))
 
 
-def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | None, layer: str) -> Units:
-    """Return the units that `reduction` makes of an output of `shape` (of one stimulus, without the batch).
+def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | None, layer: str) -> dict[str, int]:
+    """Return {axis: length} of the units that `reduction` makes of an output of `shape` (of one stimulus).
+
+    The axes are `channel y x`, `y x channel`, `token feature`, `feature` or `unit`, in C order; their product is the
+    number of units.
 
     Raise RequestError where the reduction has no meaning for that output: `cls` without a class token, a mean over
     axes that cannot be told apart.
     """
-    axes, size = name_axes(shape), math.prod(shape)
+    axes = name_axes(shape)
     if reduction.name == "project":
-        return Units(reduction.k, ("unit",), (reduction.k,))
+        return {"unit": reduction.k}
     if reduction.name == "cls" and not (tokens and tokens.has_cls):
         raise RequestError(f"layer {layer!r}: the network has no class token", hint="reduce: mean")
     if reduction.name == "flatten" or len(shape) <= 1:
-        return Units(size, axes or ("feature",), tuple(shape) or (1,))
+        return dict(zip(axes, shape, strict=True)) or {"feature": 1}
     if axes[0] == "axis0":
         raise RequestError(
             f"layer {layer!r} gives {tuple(shape)} for each stimulus: which axis to keep under "
@@ -118,8 +117,7 @@ def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | N
     if axes[0] != "token":
         if reduction.name in ("cls", "last"):
             raise RequestError(f"layer {layer!r} gives a map, not tokens; '{reduction.name}' has no meaning there")
-        n_channels = shape[axes.index("channel")]
-        return Units(n_channels, ("channel",), (n_channels,))
+        return {"channel": shape[axes.index("channel")]}
     if reduction.name in ("cls", "patch_mean") and (tokens is None or shape[0] != tokens.n_tokens):
         found = "has no known tokens" if tokens is None else f"works on {tokens.n_tokens} tokens"
         raise RequestError(
@@ -127,13 +125,14 @@ def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | N
             "which are the class and register tokens",
             hint="reduce: mean, or name another layer",
         )
-    return Units(shape[1], ("feature",), (shape[1],))
+    return {"feature": shape[1]}
 
 
-def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> Units:
-    """Return the units that `reduction` makes of a hidden state of `width`; captions differ in their tokens.
+def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> dict[str, int]:
+    """Return {axis: length} of the units that `reduction` makes of a hidden state of `width`.
 
-    Raise RequestError for a reduction that would keep the tokens apart, and for `cls` without a class token.
+    Captions differ in their number of tokens: raise RequestError for a reduction that would keep the tokens apart, and
+    for `cls` without a class token.
     """
     if reduction.name not in TEXT_REDUCTIONS:
         raise RequestError(
@@ -142,7 +141,7 @@ def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: s
         )
     if reduction.name == "cls" and not has_cls:
         raise RequestError(f"layer {layer!r}: a model that predicts the next word has no class token", hint="last")
-    return Units(width, ("feature",), (width,))
+    return {"feature": width}
 
 
 def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:

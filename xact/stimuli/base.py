@@ -19,7 +19,7 @@ import numpy.typing as npt
 from xact.disk.digest import FileStamp, name_file_kind
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, StimulusError
-from xact.labels import RESERVED_COLUMNS, Column, Kind, StimulusTable, check_label, fold_label
+from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
 
 MAX_FILE_NBYTES = 500_000_000
 """Bytes of the largest file that is read as one stimulus."""
@@ -64,11 +64,11 @@ class StimulusSource(Protocol):
         """Captions of each stimulus; 1 for pictures, which the recipe replicates."""
         ...
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return what tells cheaply that this stimulus is still the same: size and modification time, of a file."""
         ...
 
-    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+    def read(self, row: SourceRow) -> bytes | npt.NDArray[np.uint8]:
         """Return a whole file, an array of pixels, or text; from several threads at once, if need be."""
         ...
 
@@ -80,7 +80,7 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All that a source has, before a recipe's columns, fields, where and limit; it is not checked yet."""
 
-    def check(self, rows: Sequence[int]) -> None:
+    def check(self, rows: Sequence[SourceRow]) -> None:
         """Refuse rows whose stimuli are not there: RequestError or StimulusError."""
         ...
 
@@ -97,15 +97,15 @@ class FileSource:
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return the size and the modification time of the file."""
         return stamp_file(self.paths[row], name=self.table.files[row])
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: SourceRow) -> bytes:
         """Return the whole file."""
         return read_file(self.paths[row], name=self.table.files[row])
 
-    def check(self, rows: Sequence[int]) -> None:
+    def check(self, rows: Sequence[SourceRow]) -> None:
         """Refuse files that are not there, or are no regular files."""
         missing = [row for row in rows if not os.path.lexists(self.paths[row])]
         if missing:
@@ -126,7 +126,7 @@ class ChosenStimuli:
     """Some rows of a listing, with the labels that the recipe gives them."""
 
     listing: ListedStimuli
-    rows: Sequence[int]
+    rows: Sequence[SourceRow]
     """Row of the listing for each row of the table."""
     table: StimulusTable
     notes: Sequence[str] = ()
@@ -147,15 +147,15 @@ class ChosenStimuli:
         """Captions of each stimulus; 1 for pictures."""
         return self.listing.n_replicates
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return what tells cheaply that this stimulus is still the same."""
         return self.listing.stamp(self.rows[row])
 
-    def read(self, row: int) -> bytes | npt.NDArray[np.uint8]:
+    def read(self, row: SourceRow) -> bytes | npt.NDArray[np.uint8]:
         """Return a whole file, an array of pixels, or text."""
         return self.listing.read(self.rows[row])
 
-    def check(self, rows: Sequence[int]) -> None:
+    def check(self, rows: Sequence[SourceRow]) -> None:
         """Refuse rows whose stimuli are not there."""
         self.listing.check([self.rows[row] for row in rows])
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.labels import Column, StimulusTable, fold_label
+from xact.labels import Column, SourceRow, StimulusTable, fold_label
 from xact.recipe.stimuli_schema import StimuliBlock
 from xact.stimuli.base import check_columns, resolve_path
 from xact.stimuli.columns import load_columns, to_labels
@@ -33,15 +33,15 @@ def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple
     return table, notes
 
 
-def choose_rows(table: StimulusTable, block: StimuliBlock) -> Sequence[int]:
+def choose_rows(table: StimulusTable, block: StimuliBlock) -> list[SourceRow]:
     """Return the rows that the recipe's `where` and then its `limit` leave."""
-    rows: Sequence[int] = range(len(table))
+    rows: Iterable[int] = range(len(table))
     if block.where is not None:
         own = {"stimulus": table.ids, "condition": table.conditions, "stem": table.stems, "file": table.files}
         rows = find_rows(block.where, {**table.columns, **own})
         if not rows:
             raise RequestError(f"stimuli.where {block.where!r} leaves none of the {len(table)} stimuli")
-    return rows[: block.limit]
+    return [SourceRow(row) for row in rows][: block.limit]
 
 
 def load_labels(file: Path, table: StimulusTable) -> tuple[dict[str, Column], list[str]]:

@@ -29,6 +29,7 @@ from xact.disk.durable import (
     write_file,
 )
 from xact.errors import StoreError
+from xact.labels import StoreRow
 from xact.store.check_journal import find_line_fault, find_plan_fault
 from xact.store.plan import Plan
 
@@ -46,14 +47,14 @@ class TaskRecord:
     block: int
     stop: int
     """Row after the last one in the block that was asked for."""
-    failed: dict[int, str]
+    failed: dict[StoreRow, str]
     """{row: error} of the rows that could not be had."""
     shards: dict[str, Written | None]
     """{path: what was written}; None where all was NaN and no file was written."""
     n_nonfinite: dict[str, int]
     """{layer: values that are NaN or infinite}, where there are any."""
     seconds: float
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     """{name: {row: number}} of the rows that have one."""
 
     def to_line(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class State:
     committed: int = 0
     """The generation that readers see; 0 where none is."""
     tasks: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
-    stamps: dict[int, tuple[FileStamp, str]] = field(default_factory=dict)
+    stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     """{row: (stamp, sha256)} of every stimulus that was hashed."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """{model: what was found when it was loaded}: hash of its tensors, seconds."""
@@ -93,7 +94,7 @@ class State:
         """Return the finished tasks of one model."""
         return [record for (label, _), record in self.tasks.items() if label == model]
 
-    def find_done(self, model: str) -> dict[int, tuple[int, frozenset[int]]]:
+    def find_done(self, model: str) -> dict[int, tuple[int, frozenset[StoreRow]]]:
         """Return {block: (row after the last finished one, rows that failed)}."""
         return {record.block: (record.stop, frozenset(record.failed)) for record in self.find_records(model)}
 
@@ -109,7 +110,7 @@ class State:
         """Return True if every row of `plan` is finished and safe."""
         return all(self.find_present(model, plan))
 
-    def find_scores(self, model: str, name: str) -> dict[int, float]:
+    def find_scores(self, model: str, name: str) -> dict[StoreRow, float]:
         """Return {row: number} of every row that has one."""
         return {row: x for record in self.find_records(model) for row, x in record.scores.get(name, {}).items()}
 
@@ -126,8 +127,10 @@ class State:
         if "task" in line:
             model, block = line["task"]
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
-            failed = {int(row): error for row, error in line["failed"].items()}
-            scores = {name: {int(row): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()}
+            failed = {StoreRow(int(row)): error for row, error in line["failed"].items()}
+            scores = {
+                name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
+            }
             n_nonfinite = Counter(line["n_nonfinite"])
             if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
                 older = self.tasks[model, block]
@@ -137,7 +140,7 @@ class State:
                 model, block, line["stop"], failed, shards, dict(n_nonfinite), line["seconds"], scores
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
-            self.stamps[row] = FileStamp(nbytes, mtime_ns), sha256
+            self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 

@@ -20,6 +20,7 @@ from xact.labels import DIMS
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import add_crc32c, make_codecs
+from xact.store.tasks import make_rows
 
 LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
 """Chunk length of label arrays along each dimension: fixed, so that every axis can grow."""
@@ -99,7 +100,7 @@ def make_model_labels(plan: Plan) -> Arrays:
 
 def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
     """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
-    sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in range(plan.n_stimuli)]
+    sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in make_rows(0, plan.n_stimuli)]
     on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
     present = [state.find_present(m.label, plan) for m in plan.models]
     found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}

@@ -59,11 +59,11 @@ class PlannedModel(PlanRecord):
     n_parameters: int
     n_prefix_tokens: int
     input_shape: tuple[int, ...]
-    """Of one stimulus: (3, y, x) of a picture, (tokens, words of the vocabulary) of a caption."""
+    """Of one input: (3, y, x) of a picture, (tokens, words of the vocabulary) of a caption."""
     transform: dict[str, Any]
     dtype: str
     kind: Literal["image", "text"] = "image"
-    """What the network is shown."""
+    """What its stimuli are."""
     quantize: str = ""
     """How its weights are packed, where they are."""
     device_map: str = ""
@@ -71,7 +71,7 @@ class PlannedModel(PlanRecord):
     device: str
     """Kind: cpu, cuda or mps."""
     batch_size: int
-    """Stimuli times replicates in one forward pass."""
+    """Inputs (stimuli x replicates) in one forward pass."""
     versions: dict[str, str]
     config: dict[str, Any] | None = None
     """What the architecture was made from, where the registry says it."""
@@ -88,7 +88,7 @@ class PlannedModel(PlanRecord):
 
     @property
     def working_values(self) -> int:
-        """Numbers that one stimulus makes at once: of a picture four times its largest output; of a caption the logits
+        """Numbers that one input makes at once: of a picture four times its largest output; of a caption the logits
         and all hidden states."""
         sizes = [math.prod(layer.output_shape) for layer in self.layers]
         return 4 * max(sizes) if self.kind == "image" else math.prod(self.input_shape) + sum(sizes)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
+from xact.labels import StoreRow
 from xact.store.plan import Plan, PlannedModel
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are shown together."""
+    """Rows that are forwarded together."""
 
-    rows: Sequence[int]
-    """In the order in which they are shown."""
+    rows: Sequence[StoreRow]
+    """In the order of the input."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,14 @@ class Task:
     stop: int
     """Row after the last one that the block has once the task is done."""
     batches: tuple[Batch, ...]
-    """To be run; rows outside `rows` in them are shown but not kept."""
-    rows: frozenset[int]
+    """To be run; rows outside `rows` in them are forwarded but not kept."""
+    rows: frozenset[StoreRow]
     """To be captured; the block's other rows keep the bits they have in the store."""
+
+
+def make_rows(start: int, stop: int) -> Sequence[StoreRow]:
+    """Return the rows of a store from `start` to `stop`, which is not among them."""
+    return cast("Sequence[StoreRow]", range(start, stop))
 
 
 def make_batches(
@@ -44,7 +51,7 @@ def make_batches(
     cuts = sorted({start, stop, *(row for row in segments if start < row < stop)})
     batches = []
     for begin, last in itertools.pairwise(cuts):
-        rows: Sequence[int] = range(begin, last)
+        rows = make_rows(begin, last)
         if lengths:
             rows = tuple(sorted(rows, key=lambda row: lengths[row]))
         batches += [Batch(rows[i : i + batch_stimuli]) for i in range(0, len(rows), batch_stimuli)]
@@ -52,7 +59,7 @@ def make_batches(
 
 
 def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
-    """Return the stimuli in a batch of `batch_size` showings: whole stimuli, at least one."""
+    """Return the stimuli in a batch of `batch_size` inputs: whole stimuli, at least one."""
     return max(1, batch_size // n_replicates)
 
 
@@ -66,7 +73,7 @@ def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
 def make_tasks(
     plan: Plan,
     model: PlannedModel,
-    done: Mapping[int, tuple[int, frozenset[int]]],
+    done: Mapping[int, tuple[int, frozenset[StoreRow]]],
     *,
     lengths: Sequence[int] = (),
 ) -> Iterator[Task]:
@@ -79,8 +86,8 @@ def make_tasks(
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
     for block in range(-(-model.n_stimuli // size)):
         start, stop = block * size, min((block + 1) * size, model.n_stimuli)
-        done_stop, failed = done.get(block, (start, frozenset()))
-        rows = frozenset(range(done_stop, stop)) | failed
+        done_stop, failed = done.get(block, (start, frozenset[StoreRow]()))
+        rows = frozenset(make_rows(done_stop, stop)) | failed
         if rows:
             batches = make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli, lengths=lengths)
             wanted = tuple(batch for batch in batches if not rows.isdisjoint(batch.rows))

@@ -13,6 +13,7 @@ import numpy as np
 from xact.disk.digest import FileStamp
 from xact.disk.durable import Written, remove_file, replace_file, sweep_partial, sync_folder, write_file
 from xact.errors import StoreError
+from xact.labels import StoreRow
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
@@ -71,7 +72,7 @@ class StoreWriter:
         """
         return _write_shards(self.store, self.plan, model, buffers, block)
 
-    def add_task(self, record: TaskRecord, stamps: Mapping[int, tuple[FileStamp, str]] | None = None) -> None:
+    def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Add a task whose shards are written; `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
         with self._lock:
             line = record.to_line()

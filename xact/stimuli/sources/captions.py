@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from xact.disk.digest import FileStamp
 from xact.errors import RequestError, make_nearest_text
-from xact.labels import Column, Kind, StimulusTable
+from xact.labels import Column, Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 from xact.stimuli.base import resolve_path
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
@@ -49,16 +49,16 @@ class CaptionSource:
     n_replicates: int
     kind: ClassVar[Kind] = "text"
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return the bytes of the text and, in place of a time, a number made of its hash: it is in memory anyway."""
         data = self.read(row)
         return FileStamp(len(data), int.from_bytes(hashlib.sha256(data).digest()[:7], "big"))
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: SourceRow) -> bytes:
         """Return the captions of one stimulus as UTF-8, joined by NUL."""
         return "\0".join(self.captions[row]).encode()
 
-    def check(self, rows: Sequence[int]) -> None:
+    def check(self, rows: Sequence[SourceRow]) -> None:
         """Do nothing: every caption is here."""
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from xact.disk.digest import FileStamp
 from xact.errors import RequestError, StimulusError, make_nearest_text
-from xact.labels import Kind, StimulusTable
+from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
 from xact.stimuli.base import resolve_path, stamp_file
 
@@ -39,7 +39,7 @@ class Hdf5Source:
         self._array: Any = None
         self._is_closed = False
 
-    def stamp(self, row: int) -> FileStamp:
+    def stamp(self, row: SourceRow) -> FileStamp:
         """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
 
         One file may hold several arrays of one shape: the time alone would take one for the other.
@@ -47,7 +47,7 @@ class Hdf5Source:
         mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
         return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
-    def read(self, row: int) -> npt.NDArray[np.uint8]:
+    def read(self, row: SourceRow) -> npt.NDArray[np.uint8]:
         """Return one row, of shape (height, width, 3) or (height, width)."""
         try:
             pixels: npt.NDArray[np.uint8] = self._open()[row]
@@ -56,7 +56,7 @@ class Hdf5Source:
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         return pixels
 
-    def check(self, rows: Sequence[int]) -> None:
+    def check(self, rows: Sequence[SourceRow]) -> None:
         """Do nothing: that the array is there was seen when it was listed."""
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from xact.errors import RequestError
-from xact.labels import Column, StimulusTable
+from xact.labels import Column, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import NsdStimuli
 from xact.stimuli.base import ChosenStimuli, ListedStimuli
 from xact.stimuli.columns import find_column, to_labels
@@ -44,7 +44,7 @@ def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
         files=[f"{BRICK}[{row}]" for row in range(n_images)],
         columns=columns,
     )
-    rows = find_nsd_rows(block, columns, n_images, file)
+    rows = [SourceRow(row) for row in find_nsd_rows(block, columns, n_images, file)]
     return ChosenStimuli(Hdf5Source(path, BRICK, table, row_nbytes=math.prod(shape)), rows, table.take(rows))
 
 

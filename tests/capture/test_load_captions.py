@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from xact.capture.show_captions import CaptionLoader
-from xact.capture.show_pictures import StimuliByRow
+from xact.capture.load_captions import CaptionLoader
+from xact.capture.load_pictures import StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import StimulusError
 from xact.labels import StimulusTable
@@ -58,14 +58,14 @@ def count_words(text: str) -> Encoded:
     return Encoded([len(word) for word in text.split()], len(text), is_cut=False)
 
 
-def make_texts(template: str = "{caption}") -> CaptionLoader:
+def make_loader(template: str = "{caption}") -> CaptionLoader:
     stimuli = StimuliByRow(Lines(DATA), list(DATA), ROWS, {})
     return CaptionLoader(stimuli, Tokenizer(count_words, 99, {}), template, n_replicates=2)
 
 
 def test_captions_stand_in_their_order_each_in_the_template():
-    shown = make_texts("say {caption} now")(ROWS["short first"])
-    assert [list(one.ids) for one in shown.content] == [[3, 1, 3, 3], [3, 1, 5, 3, 4, 4, 3, 5, 3]]
+    loaded = make_loader("say {caption} now").load(ROWS["short first"])
+    assert [list(one.ids) for one in loaded.content] == [[3, 1, 3, 3], [3, 1, 5, 3, 4, 4, 3, 5, 3]]
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_captions_stand_in_their_order_each_in_the_template():
 )
 def test_what_is_not_as_many_captions_as_announced_is_refused_by_name(stimulus, said):
     with pytest.raises(StimulusError, match=said):
-        make_texts()(ROWS[stimulus])
+        make_loader().load(ROWS[stimulus])
 
 
 def test_the_length_of_a_stimulus_is_that_of_its_longest_caption_and_0_where_it_cannot_be_read():
-    texts = make_texts()
-    assert [texts.count_tokens(row) for row in ROWS.values()] == [7, 6, 0, 0, 0, 0]
+    loader = make_loader()
+    assert [loader.count_tokens(row) for row in ROWS.values()] == [7, 6, 0, 0, 0, 0]
 
 
 def test_a_stimulus_that_failed_keeps_the_places_of_all_its_captions_in_a_batch():
-    texts = make_texts()
-    batch = texts.collate([texts(0).content, None, texts(1).content])
+    loader = make_loader()
+    batch = loader.collate([loader.load(0).content, None, loader.load(1).content])
     assert batch.mask.sum(1).tolist() == [2, 7, 1, 1, 6, 2]
     assert batch.ids[4].tolist() == [1, 3, 6, 2, 1, 5, 99]
     assert len(batch) == 6

@@ -12,6 +12,7 @@ from torch import Tensor
 from xact.capture.engine import LoadedStimulus
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
+from xact.labels import SourceRow, StoreRow
 from xact.models.base import Transform
 from xact.models.device import get_memory_format
 from xact.recipe.schema import Replicates
@@ -36,28 +37,32 @@ class StimuliByRow:
     source: StimulusSource
     ids: Sequence[str]
     """Stimulus of each row of the store."""
-    row_of: Mapping[str, int]
+    row_of: Mapping[str, SourceRow]
     """{stimulus: its row in the source}."""
-    known: Mapping[int, tuple[FileStamp, str]]
-    """{row of the store: (stamp, sha256)} of stimuli that were shown before."""
+    known: Mapping[StoreRow, tuple[FileStamp, str]]
+    """{row of the store: (stamp, sha256)} of stimuli that the store has values of."""
 
-    def find(self, row: int) -> ReadStimulus:
+    def find_source_row(self, row: StoreRow) -> SourceRow:
+        """Return the row of the source that has the stimulus of a row of the store."""
+        return self.row_of[self.ids[row]]
+
+    def find(self, row: StoreRow) -> ReadStimulus:
         """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
-        at = self.row_of[self.ids[row]]
-        stamp = self.source.stamp(at)
-        data = self.source.read(at)
+        source_row = self.find_source_row(row)
+        stamp = self.source.stamp(source_row)
+        data = self.source.read(source_row)
         sha256 = hash_stimulus(data)
         known = self.known.get(row)
         if known is not None and known[1] != sha256:
             raise MismatchError(
                 f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
-        return ReadStimulus(self.source.table.files[at], data, stamp, sha256)
+        return ReadStimulus(self.source.table.files[source_row], data, stamp, sha256)
 
 
 @dataclass(frozen=True)
 class PictureLoader:
-    """Pictures by row, ready for one network; called from many threads."""
+    """Pictures by row of the store, ready for one network; called from many threads."""
 
     stimuli: StimuliByRow
     replicates: Replicates
@@ -65,9 +70,11 @@ class PictureLoader:
     border: float
     transform: Transform
     input_shape: tuple[int, ...]
+    device: str
+    """Where batches go: it decides how they lie in memory."""
 
-    def __call__(self, row: int) -> LoadedStimulus:
-        """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be shown."""
+    def load(self, row: StoreRow) -> LoadedStimulus:
+        """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be read."""
         found = self.stimuli.find(row)
         stimulus = self.stimuli.ids[row]
         amounts = draw_amounts(self.replicates, stimulus)
@@ -85,16 +92,15 @@ class PictureLoader:
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
         return LoadedStimulus(tensors, found.stamp, found.sha256, are_equal)
 
-
-def collate_pictures(
-    contents: Sequence[Tensor | None], *, n_replicates: int, input_shape: Sequence[int], device: str
-) -> Tensor:
-    """Return stimuli (replicate, 3, y, x) as one batch (stimulus x replicate, 3, y, x); one that failed is zeros."""
-    pictures = torch.zeros((len(contents) * n_replicates, *input_shape)).to(memory_format=get_memory_format(device))
-    for i, content in enumerate(contents):
-        if content is not None:
-            pictures[i * n_replicates : (i + 1) * n_replicates] = content
-    return pictures
+    def collate(self, contents: Sequence[Tensor | None]) -> Tensor:
+        """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); a failed one is zeros."""
+        n = self.replicates.count
+        pictures = torch.zeros((len(contents) * n, *self.input_shape))
+        pictures = pictures.to(memory_format=get_memory_format(self.device))
+        for i, content in enumerate(contents):
+            if content is not None:
+                pictures[i * n : (i + 1) * n] = content
+        return pictures
 
 
 def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from support.lab import write_lab
 from torchvision.transforms import functional as F
 
 import xact
-from xact.capture.show_pictures import PictureLoader, StimuliByRow, draw_all_amounts
+from xact.capture.load_pictures import PictureLoader, StimuliByRow, draw_all_amounts
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError
 from xact.labels import StimulusTable
@@ -63,18 +63,18 @@ STORED = ["c", "a", "d"]
 """The stimuli of the store, in an order that is not the source's."""
 
 
-def make_holdings(known: Mapping[int, tuple[FileStamp, str]] | None = None, *, pixels=PIXELS) -> StimuliByRow:
+def make_stimuli(known: Mapping[int, tuple[FileStamp, str]] | None = None, *, pixels=PIXELS) -> StimuliByRow:
     return StimuliByRow(Arrays(pixels), STORED, {"a": 0, "b": 1, "c": 2, "d": 3}, known or {})
 
 
-def make_gallery(
+def make_loader(
     replicates: Replicates = SHIFTED, *, border: float = 0.0, pixels=PIXELS, **changes: object
 ) -> PictureLoader:
-    """Make a gallery whose transform gives the pixels as they are, (channel, y, x)."""
+    """Make a loader whose transform gives the pixels as they are, (channel, y, x)."""
     transform = Transform(lambda picture: torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(), {})
     height, width = (side + 2 * round(border * side) for side in (SIZE[1], SIZE[0]))
-    fields = {"transform": transform, "input_shape": (3, height, width)} | changes
-    return PictureLoader(make_holdings(pixels=pixels), replicates, "black", border, **fields)
+    fields = {"transform": transform, "input_shape": (3, height, width), "device": "cpu"} | changes
+    return PictureLoader(make_stimuli(pixels=pixels), replicates, "black", border, **fields)
 
 
 def draw_by_hand(seed: int, stimulus: str, replicate: int, reach: float) -> tuple[float, float]:
@@ -103,21 +103,21 @@ def shift_by_hand(pixels: np.ndarray, dx: float, dy: float) -> np.ndarray:
 
 
 def test_a_row_of_the_store_is_the_stimulus_of_its_label_wherever_the_source_has_it():
-    gallery = make_gallery(Replicates())
+    loader = make_loader(Replicates())
     for row, name in enumerate(STORED):
-        found, shown = gallery.stimuli.find(row), gallery(row)
+        found, loaded = loader.stimuli.find(row), loader.load(row)
         at = list(PIXELS).index(name)
         assert np.array_equal(found.data, PIXELS[name])
         assert found.name == f"file of {name}.png"
-        assert found.stamp == shown.stamp == FileStamp(1000 + at, at)
-        assert np.array_equal(shown.content[0].permute(1, 2, 0).numpy(), PIXELS[name])
+        assert found.stamp == loaded.stamp == FileStamp(1000 + at, at)
+        assert np.array_equal(loaded.content[0].permute(1, 2, 0).numpy(), PIXELS[name])
 
 
 def test_a_stimulus_that_is_not_the_one_that_was_shown_before_is_refused_by_its_label():
-    first = make_holdings().find(1)
-    same = make_holdings({1: (FileStamp(0, 0), first.sha256)})
+    first = make_stimuli().find(1)
+    same = make_stimuli({1: (FileStamp(0, 0), first.sha256)})
     assert same.find(1).sha256 == first.sha256
-    other = make_holdings({1: (first.stamp, hashlib.sha256(b"another").hexdigest())})
+    other = make_stimuli({1: (first.stamp, hashlib.sha256(b"another").hexdigest())})
     with pytest.raises(MismatchError, match="stimulus 'a' changed while the store was being built"):
         other.find(1)
     assert other.find(0).name == "file of c.png"
@@ -125,9 +125,9 @@ def test_a_stimulus_that_is_not_the_one_that_was_shown_before_is_refused_by_its_
 
 def test_each_replicate_is_shifted_by_the_draw_of_the_seed_and_the_label():
     for row, name in enumerate(STORED):
-        shown = make_gallery()(row).content.permute(0, 2, 3, 1).numpy()
-        assert len(shown) == 3
-        for replicate, found in enumerate(shown):
+        loaded = make_loader().load(row).content.permute(0, 2, 3, 1).numpy()
+        assert len(loaded) == 3
+        for replicate, found in enumerate(loaded):
             expected = shift_by_hand(PIXELS[name], *draw_by_hand(11, name, replicate, 2.0))
             assert np.abs(found - expected).max() <= 1.01  # Pillow works in fixed point
 
@@ -141,28 +141,35 @@ def test_the_amounts_of_all_stimuli_are_those_that_each_is_shown_with():
 
 
 def test_the_border_lies_around_the_picture_before_it_is_jittered():
-    gallery = make_gallery(border=0.25)
+    loader = make_loader(border=0.25)
     framed = np.pad(PIXELS["c"], ((2, 2), (2, 2), (0, 0)))  # round(0.25 * 6), round(0.25 * 8)
-    shown = gallery(0).content.permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(shown[0], framed)
+    loaded = loader.load(0).content.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(loaded[0], framed)
     for replicate in (1, 2):
         expected = shift_by_hand(framed, *draw_by_hand(11, "c", replicate, 2.0))
-        assert np.abs(shown[replicate] - expected).max() <= 1.01
+        assert np.abs(loaded[replicate] - expected).max() <= 1.01
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_replicates_are_equal_where_jitter_changes_nothing_and_a_single_one_is_no_such_case(count):
     still = Replicates(count=count, jitter=ShiftJitter(kind="shift", pixels=1e-9))
     black = {name: np.zeros_like(pixels) for name, pixels in PIXELS.items()}
-    assert make_gallery(still, pixels=black)(0).are_equal == (count > 1)
-    assert not make_gallery(SHIFTED)(0).are_equal
-    assert not make_gallery(Replicates(count=count))(0).are_equal  # no jitter was asked for
+    assert make_loader(still, pixels=black).load(0).are_equal == (count > 1)
+    assert not make_loader(SHIFTED).load(0).are_equal
+    assert not make_loader(Replicates(count=count)).load(0).are_equal  # no jitter was asked for
 
 
 def test_a_transform_that_gives_another_shape_than_planned_is_refused_by_the_label():
-    gallery = make_gallery(input_shape=(3, *SIZE))  # y and x exchanged
+    loader = make_loader(input_shape=(3, *SIZE))  # y and x exchanged
     with pytest.raises(CaptureError, match=r"stimulus 'd': the transform gave \(3, 6, 8\)"):
-        gallery(2)
+        loader.load(2)
+
+
+def test_a_stimulus_that_failed_keeps_the_places_of_all_its_replicates_in_a_batch():
+    loader = make_loader()
+    first, last = loader.load(0).content, loader.load(2).content
+    batch = loader.collate([first, None, last])
+    assert torch.equal(batch, torch.cat([first, torch.zeros(3, 3, SIZE[1], SIZE[0]), last]))
 
 
 RECIPE = """

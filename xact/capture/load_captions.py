@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xact.capture.engine import LoadedStimulus
-from xact.capture.show_pictures import ReadStimulus, StimuliByRow
+from xact.capture.load_pictures import ReadStimulus, StimuliByRow
 from xact.errors import StimulusError
+from xact.labels import StoreRow
 from xact.models.base import Tokenizer
 from xact.models.text_batch import Encoded, TextBatch, pad
 
@@ -27,17 +28,17 @@ class CaptionLoader:
     n_replicates: int
     """Captions of each stimulus."""
 
-    def __call__(self, row: int) -> LoadedStimulus:
+    def load(self, row: StoreRow) -> LoadedStimulus:
         """Return the captions of one stimulus; StimulusError where they cannot be read."""
         found = self.stimuli.find(row)
         captions = split_captions(found, n_captions=self.n_replicates)
         encoded = [self.tokenizer.encode(self.template.replace("{caption}", caption)) for caption in captions]
         return LoadedStimulus(encoded, found.stamp, found.sha256, are_equal=False)
 
-    def count_tokens(self, row: int) -> int:
+    def count_tokens(self, row: StoreRow) -> int:
         """Return the tokens of a stimulus's longest caption, 0 where they cannot be read."""
         try:
-            return max(len(caption.ids) for caption in self(row).content)
+            return max(len(caption.ids) for caption in self.load(row).content)
         except StimulusError:
             return 0
 

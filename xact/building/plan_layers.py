@@ -1,0 +1,55 @@
+"""The layers of a model in its plan: one for each output that is selected and each reduction of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from xact.capture.layers import Output, find_depth
+from xact.capture.reduce import Reduction
+from xact.errors import RequestError
+from xact.labels import check_label
+from xact.store.plan import PlannedLayer
+
+PlanUnits = Callable[[Reduction, Output, str], Mapping[str, int]]
+"""(reduction, output, label of the layer) -> {axis: length} of its units; RequestError where it has no meaning."""
+
+
+def plan_layers(
+    selected: Mapping[int, str],
+    outputs: Sequence[Output],
+    reductions: Sequence[Reduction],
+    plan_units: PlanUnits,
+    *,
+    depth_bins: Mapping[str, int],
+) -> tuple[PlannedLayer, ...]:
+    """Return every reduced layer in forward order; `selected` is {position in `outputs`: label}."""
+    planned: list[PlannedLayer] = []
+    for (i, label), reduction in itertools.product(selected.items(), reductions):
+        check_label(label, what="the layer")
+        output = outputs[i]
+        if output.shape is None:
+            raise RequestError(f"layer {label!r} gives no tensor whose first axis is the stimulus")
+        units = plan_units(reduction, output, label)
+        planned.append(
+            PlannedLayer(
+                label=label if len(reductions) == 1 else f"{label}@{reduction.label}",
+                name=output.name,
+                call=output.call,
+                n_calls=output.n_calls,
+                part=output.part,
+                class_name=output.class_name,
+                reduction=reduction.name,
+                k=reduction.k,
+                seed=reduction.seed,
+                output_shape=output.shape,
+                n_units=math.prod(units.values()),
+                unit_axes=tuple(units),
+                unit_shape=tuple(units.values()),
+                layer_index=len(planned),
+                depth=find_depth(output, i, outputs),
+                depth_bin=depth_bins.get(label, 0),
+            )
+        )
+    return tuple(planned)

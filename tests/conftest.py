@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from support.recipes import load_script
 from support.warm import Warm, open_warm
+
+hypothesis.settings.register_profile("xact", deadline=None)  # a deadline is a timed assertion
+hypothesis.settings.load_profile("xact")
 
 
 @pytest.fixture(scope="session")

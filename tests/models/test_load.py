@@ -158,12 +158,10 @@ def test_the_architecture_of_a_transformers_folder_is_the_network_that_is_loaded
     assert list_shapes(make_on_meta(spec).module) == list_shapes(load(spec).module)
 
 
-def test_a_network_of_a_billion_parameters_is_described_in_a_moment():
-    make_on_meta(make_spec("timm", "test_vit.r160_in1k"))  # the import of timm is not what is measured
-    began = time.perf_counter()
+def test_a_network_of_a_billion_parameters_is_described_without_its_values():
     network = make_on_meta(make_spec("timm", "vit_giant_patch14_dinov2.lvd142m", "pretrained"))
     assert sum(parameter.numel() for parameter in network.module.parameters()) > 1e9
-    assert time.perf_counter() - began < 10
+    assert {tensor.device.type for tensor in network.module.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -802,12 +800,13 @@ def no_network(monkeypatch, tmp_path):
         ("slip", "slip_small_100ep", "slip_small_100ep.pt"),
     ],
 )
-def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, model_id, file):
+def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, model_id, file, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     spec = make_spec(source, model_id, "pretrained")
-    began = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         models.find_weights(spec)
-    assert time.perf_counter() - began < 8
+    assert sum(waits) < 8  # seconds between attempts
     text = str(caught.value)
     assert "'net'" in text
     assert file in text

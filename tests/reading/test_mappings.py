@@ -569,11 +569,9 @@ def test_a_file_that_is_replaced_is_not_mixed_with_the_old_one_in_a_child(tmp_pa
 @pytest.mark.parametrize(("name", "spared"), [("seed's file", "dask zarr numcodecs"), ("cube", "h5py")])
 def test_reading_loads_only_what_it_needs(places, name, spared):
     script = f"""
-import sys, time
+import sys
 sys.modules["torch"] = None
-started = time.perf_counter()
 import xact
-assert time.perf_counter() - started < 0.1
 assert not {{"numpy", "h5py", "zarr", "xarray"}} & set(sys.modules)
 acts = xact.load_lazy_activations({str(places[name])!r})
 acts["ViT-B-16"]["img3"]["head"]

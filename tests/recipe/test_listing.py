@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.cli import run
 
-from xact.cli.main import main
 from xact.recipe.registry.listing import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.recipe.registry.load import load_registry
 
 REGISTRY = load_registry()
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    return exit_.value.code, *capsys.readouterr()
 
 
 def test_the_table_has_a_line_for_every_network_and_names_the_sets(capsys):

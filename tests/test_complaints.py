@@ -242,7 +242,7 @@ def walk(data: Any, at: Location) -> Any:
     return data
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(at=st.sampled_from(PLACES[1:]), value=st.sampled_from(VALUES))
 def test_a_complaint_about_any_wrong_value_names_a_place_in_the_data(at: Location, value: object):
     data = deepcopy(WHOLE)
@@ -250,7 +250,7 @@ def test_a_complaint_about_any_wrong_value_names_a_place_in_the_data(at: Locatio
     assert_named(data, changed=at)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(at=st.sampled_from(HOLDERS), word=st.sampled_from(WORDS))
 def test_a_complaint_about_any_strange_key_names_that_key(at: Location, word: str):
     data = deepcopy(WHOLE)

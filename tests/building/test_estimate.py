@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.cli import run
 from support.pictures import write_pictures
-
-from xact.cli.main import main
 
 
 @pytest.fixture
@@ -18,12 +17,6 @@ def recipe(tmp_path, monkeypatch):
     path = tmp_path / "recipe.yml"
     path.write_text(f"store: s.zarr\nstimuli: {{source: folder, root: stimuli}}\n{text}", encoding="utf-8")
     return path
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    return exit_.value.code, *capsys.readouterr()
 
 
 def test_a_build_for_a_device_that_is_not_here_can_be_planned_but_not_begun(recipe, capsys):

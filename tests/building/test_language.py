@@ -24,6 +24,7 @@ import transformers
 import xarray as xr
 from support.language_models import CAPTIONS, NETWORKS, write_model
 from support.pictures import write_pictures
+from support.stores import assert_equal_stores, load_values
 
 import xact
 from xact.building.prepare import prepare_build
@@ -177,19 +178,6 @@ def made(folder, tmp_path) -> Path:
     return write_recipe(tmp_path, describe(folder, "llama"), describe(folder, "bert"))
 
 
-def read(store: Path) -> dict[str, np.ndarray]:
-    data = xr.open_zarr(store).load()
-    return {name: np.asarray(data[name].values) for name in data.variables}
-
-
-def assert_equal_stores(one: Path, other: Path) -> None:
-    ours, theirs = read(one), read(other)
-    assert ours.keys() == theirs.keys()
-    for name, values in ours.items():
-        same = values.tobytes() == theirs[name].tobytes() if values.dtype.kind == "f" else None
-        assert np.array_equal(values, theirs[name]) if same is None else same, name
-
-
 def test_each_row_holds_its_own_caption_though_batches_are_sorted_by_length(made, folder):
     prepared = prepare_build(load_recipe(made), made.with_suffix(".zarr"), allow_code=False)
     rows = [row for task in prepared.tasks["llama"] for batch in task.batches for row in batch.rows]
@@ -252,9 +240,9 @@ def test_a_killed_build_goes_on_to_the_same_bits(made, tmp_path):
 def test_appended_captions_leave_the_old_rows_as_they_are(made, folder):
     store = made.with_suffix(".zarr")
     xact.build(made, limit=17)
-    before = read(store)
+    before = load_values(store)
     xact.build(made)
-    after = read(store)
+    after = load_values(store)
     for name in ("activations", "loss", "bpb", "n_tokens"):
         assert after[name][:, :17].tobytes() == before[name].tobytes(), name
     assert np.isfinite(after["loss"][0]).all()
@@ -461,7 +449,7 @@ def test_a_model_spread_over_devices_is_placed_by_the_library(folder, tmp_path):
     write_captions(tmp_path / "captions.csv")
     for name, more in (("plain", ""), ("spread", ", device_map: auto")):
         xact.build(write_recipe(tmp_path, describe(folder, "llama", more), name=name))
-    one, other = (read(tmp_path / f"{name}.zarr")["activations"] for name in ("plain", "spread"))
+    one, other = (load_values(tmp_path / f"{name}.zarr")["activations"] for name in ("plain", "spread"))
     assert_close(other, one, "device_map")
 
 

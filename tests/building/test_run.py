@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from PIL import Image
+from support.files import read_store_files
 from support.lab import make_entry, write_lab
 from support.pictures import write_pictures, write_recipe
 from support.stores import assert_equal_stores, load_values
@@ -172,17 +173,12 @@ CHANGES = [
 def test_a_finished_store_refuses_a_changed_recipe_by_key_and_keeps_every_byte(tmp_path):
     recipe = write_lab(tmp_path, make_entry("one"))
     assert xact.build(recipe, allow_code=True, settings=["storage.layout=cube"]).is_complete
-    before = read_files(tmp_path / "store.zarr")
+    before = read_store_files(tmp_path / "store.zarr")
     for change, key in CHANGES:
         with pytest.raises(MismatchError) as caught:
             xact.build(recipe, allow_code=True, settings=["storage.layout=cube", change])
         assert key in str(caught.value)
-        assert read_files(tmp_path / "store.zarr") == before, change
-
-
-def read_files(store: Path) -> dict[str, bytes]:
-    files = (file for file in store.rglob("*") if file.is_file() and file.name not in ("lock", "holder.json"))
-    return {str(file): file.read_bytes() for file in files}
+        assert read_store_files(tmp_path / "store.zarr") == before, change
 
 
 def test_a_stimulus_that_changed_is_refused_by_name(stimuli, tmp_path):

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from support.cli import run
 from support.pictures import write_pictures
 from support.tiny_pixtral import write_pixtral
 from transformers.utils import logging
@@ -76,13 +77,6 @@ def write(tmp_path: Path, network: Path, stimuli: Path) -> Write:
     return write_recipe
 
 
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as end:
-        xact.cli.main.main(["caption", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    return int(end.value.code or 0), out, err
-
-
 def read(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8-sig") as opened:
         return list(csv.DictReader(opened))
@@ -115,7 +109,7 @@ def ask_by_hand(
 @pytest.mark.parametrize("prompt", ["caption", "describe the cat"])
 def test_captions_are_what_plain_transformers_says_of_one_picture_at_a_time(capsys, write, network, stimuli, prompt):
     recipe = write()
-    code, out, err = run(capsys, recipe, "--prompt", prompt)
+    code, out, err = run(capsys, "caption", recipe, "--prompt", prompt)
     assert (code, err) == (0, "")
     assert "6 captions added" in out
     files = sorted(stimuli.iterdir())
@@ -131,7 +125,7 @@ def test_captions_are_what_plain_transformers_says_of_one_picture_at_a_time(caps
 
 def test_a_processor_without_a_chat_template_gets_the_text_and_then_the_picture(capsys, write, tmp_path, stimuli):
     plain = write_pixtral(tmp_path / "plain", seed=4, chat=None)
-    assert run(capsys, write(model=plain))[0] == 0
+    assert run(capsys, "caption", write(model=plain))[0] == 0
     processor = transformers.AutoProcessor.from_pretrained(plain)
     network = transformers.LlavaForConditionalGeneration.from_pretrained(plain).eval()
     picture = Image.open(min(stimuli.iterdir()))
@@ -191,7 +185,7 @@ def test_alpha_and_border_are_those_of_the_recipe(capsys, write, network, tmp_pa
         (tmp_path / "by_hand").mkdir(exist_ok=True)
         Image.fromarray(framed).save(tmp_path / "by_hand" / file.name)
     recipe = write(stimuli=f"{tmp_path}/framed, mask_alpha: white, border: 0.1")
-    run(capsys, recipe)
+    run(capsys, "caption", recipe)
     said = ask_by_hand(network, sorted((tmp_path / "by_hand").iterdir()), PROMPTS["caption"].text)
     assert [row["caption"] for row in read(tmp_path / "c.csv")] == said
 
@@ -234,7 +228,7 @@ def test_an_answer_outside_the_set_is_asked_for_once_more_and_then_listed(
     capsys, write, closed_network, stimuli, tmp_path
 ):
     recipe = write(model=closed_network)
-    code, out, err = run(capsys, recipe, "--prompt", "motion")
+    code, out, err = run(capsys, "caption", recipe, "--prompt", "motion")
     files = sorted(stimuli.iterdir())
     first = ask_by_hand(closed_network, files, PROMPTS["motion"].text)
     second = ask_by_hand(closed_network, files, make_reminder(PROMPTS["motion"]))
@@ -256,12 +250,12 @@ def test_an_answer_outside_the_set_is_asked_for_once_more_and_then_listed(
     assert len(err.splitlines()) == 2
 
     before = {file: file.read_bytes() for file in tmp_path.glob("c.*")}
-    assert run(capsys, recipe, "--prompt", "motion")[0] == 1  # the same again would be said
+    assert run(capsys, "caption", recipe, "--prompt", "motion")[0] == 1  # the same again would be said
     assert {file: file.read_bytes() for file in tmp_path.glob("c.*")} == before
 
     with (tmp_path / "c.csv").open("a") as opened:  # a person's answers
         opened.writelines(f"{stem},root,x.png,static,m,motion\n" for stem in bad)
-    code, out, err = run(capsys, recipe, "--prompt", "motion")
+    code, out, err = run(capsys, "caption", recipe, "--prompt", "motion")
     assert (code, err) == (0, "")
     assert "nothing to do" in out
 
@@ -276,7 +270,7 @@ def test_an_answer_is_stored_in_the_spelling_of_its_set(write, tmp_path):
 def test_an_answer_that_was_cut_off_is_stored_and_listed_until_it_is_corrected(capsys, write, tmp_path):
     endless = write_pixtral(tmp_path / "endless", seed=4, ends=False)
     recipe = write(model=endless)
-    code, _, err = run(capsys, recipe)
+    code, _, err = run(capsys, "caption", recipe)
     assert (code, "6 answers need a look" in err) == (1, True)
     rows = read(tmp_path / "c.csv")
     listed = read(tmp_path / "c.review.csv")
@@ -284,10 +278,10 @@ def test_an_answer_that_was_cut_off_is_stored_and_listed_until_it_is_corrected(c
     assert {row["problem"] for row in listed} == {"cut off at max_new_tokens"}
     text = (tmp_path / "c.csv").read_text()
     (tmp_path / "c.csv").write_text(text.replace(rows[0]["caption"], "a dog"))
-    assert "5 answers need a look" in run(capsys, recipe)[2]
+    assert "5 answers need a look" in run(capsys, "caption", recipe)[2]
     lines = (tmp_path / "c.review.csv").read_text().splitlines(keepends=True)
     (tmp_path / "c.review.csv").write_text("".join(lines[:2]))  # a person finds the others good enough
-    assert run(capsys, recipe)[0] == 0
+    assert run(capsys, "caption", recipe)[0] == 0
 
 
 def test_a_picture_that_cannot_be_read_stops_the_run_or_is_listed_and_tried_again(capsys, write, stimuli, tmp_path):
@@ -300,12 +294,12 @@ def test_a_picture_that_cannot_be_read_stops_the_run_or_is_listed_and_tried_agai
         caption(recipe)
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00"]
     recipe = write(stimuli=folder, rest="on_error: skip")
-    assert run(capsys, recipe)[0] == 1
+    assert run(capsys, "caption", recipe)[0] == 1
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00", "p02", "p03"]
     (listed,) = read(tmp_path / "c.review.csv")
     assert listed["problem"].startswith("unreadable: 'p01.png'")
     (folder / "p01.png").write_bytes(good)
-    assert run(capsys, recipe)[0] == 0
+    assert run(capsys, "caption", recipe)[0] == 0
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00", "p02", "p03", "p01"]
 
 
@@ -357,16 +351,16 @@ def test_a_run_that_is_killed_goes_on_to_the_same_table(write, tmp_path, name):
 
 def test_a_limit_may_grow_and_corrected_rows_stay(capsys, write, tmp_path):
     recipe = write()
-    assert run(capsys, recipe, "--limit", 2)[0] == 0
+    assert run(capsys, "caption", recipe, "--limit", 2)[0] == 0
     corrected = (tmp_path / "c.csv").read_text().replace("\n", "\r\n").replace('"p00"', "p00")
     (tmp_path / "c.csv").write_bytes(b"\xef\xbb\xbf" + corrected.encode())
     before = (tmp_path / "c.csv").read_bytes()
-    code, out, _ = run(capsys, recipe)
+    code, out, _ = run(capsys, "caption", recipe)
     assert (code, "4 captions added" in out) == (0, True)
     assert (tmp_path / "c.csv").read_bytes().startswith(before)
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")][1:] == [f"p{i:02d}" for i in range(1, 6)]
     stamp = (tmp_path / "c.csv").stat().st_mtime_ns
-    code, out, _ = run(capsys, recipe)
+    code, out, _ = run(capsys, "caption", recipe)
     assert (code, "nothing to do" in out) == (0, True)
     assert (tmp_path / "c.csv").stat().st_mtime_ns == stamp
 
@@ -428,7 +422,7 @@ def test_a_recipe_for_captions_needs_no_models_and_a_build_still_does(capsys, wr
         xact.cli.main.main(["build", str(recipe), "--store", "s.zarr"])
     assert end.value.code == 2
     assert "no models are asked for" in capsys.readouterr().err
-    assert run(capsys, recipe)[0] == 0
+    assert run(capsys, "caption", recipe)[0] == 0
 
 
 REFUSED = [
@@ -447,7 +441,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("change", "words", "reason"), REFUSED, ids=[reason for *_, reason in REFUSED])
 def test_a_wrong_request_is_one_line_and_leaves_nothing(capsys, write, tmp_path, change, words, reason):
-    code, _, err = run(capsys, write(**change))
+    code, _, err = run(capsys, "caption", write(**change))
     assert code == 2
     assert words in err
     assert len(err.splitlines()) <= 2
@@ -464,7 +458,7 @@ def test_weights_that_are_not_here_are_one_line_and_leave_nothing(capsys, write,
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    code, _, err = run(capsys, write(model="mistral-community/pixtral-12b"))
+    code, _, err = run(capsys, "caption", write(model="mistral-community/pixtral-12b"))
     assert code == 1
     assert "mistral-community/pixtral-12b/config.json is not in" in err
     assert err.splitlines()[1].startswith("hint: `hf download mistral-community/pixtral-12b`")

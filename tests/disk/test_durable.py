@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 LINE = st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=8), st.none()), max_size=4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINE, min_size=1, max_size=6), cut=st.integers(1, 40), after=st.lists(LINE, max_size=3))
 def test_lines_before_and_after_a_torn_one_are_read_and_the_torn_one_is_not(lines, cut, after, tmp_path_factory):
     path = tmp_path_factory.mktemp("torn") / "journal"

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from support.files import write_hdf5
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store, write_task
 
 from xact.disk.locks import hold_lock
@@ -424,12 +425,6 @@ def test_a_store_is_verified_without_torch_xarray_or_zarr(tmp_path: Path) -> Non
         "assert not {'torch', 'xarray', 'zarr', 'dask', 'h5py'} & sys.modules.keys(), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def write_hdf5(file: Path, values: dict[str, np.ndarray]) -> None:
-    with h5py.File(file, "w") as opened:
-        for path, array in values.items():
-            opened[path] = array
 
 
 def two(n_units: int = 3, n_replicates: int = 2) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.networks import assert_evaluated_as_imagenet, draw_batch, get_published, load
 from torch.nn import functional as F
-from torchvision import transforms
 
 from xact.building.survey import survey_model
 from xact.capture.hooks import Capture
@@ -18,7 +17,8 @@ from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
 from xact.models.checkpoints import hash_checkpoint
 from xact.models.sources import cornet
-from xact.recipe.resolve import resolve_model
+
+make_spec = partial(get_published, "cornet:cornet_s")
 
 RECURRENT = [("V2", 64, 128, 2), ("V4", 128, 256, 4), ("IT", 256, 512, 2)]  # area, channels in and out, time steps
 
@@ -71,15 +71,6 @@ def published_file(state, tmp_path_factory):
     return path
 
 
-def make_spec(weights="pretrained", **changes):
-    spec = resolve_model("cornet:cornet_s", folder=Path())
-    return replace(spec, weights=str(weights), seed=0 if weights == "random" else -1, **changes)
-
-
-def load(spec):
-    return models.load_network(spec, models.find_weights(spec))
-
-
 def normalise(state, name, x):
     parts = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
     return F.batch_norm(x, *parts, training=False, eps=1e-5)
@@ -108,10 +99,6 @@ def recompute(state, pictures):
     return steps, F.linear(x.mean((2, 3)), state["decoder.linear.weight"], state["decoder.linear.bias"])
 
 
-def make_pictures(n, size):
-    return torch.randn((n, 3, size, size), generator=torch.Generator().manual_seed(1))
-
-
 def test_the_architecture_has_the_published_tensors_and_no_others():
     with torch.device("meta"):
         module = models.make_architecture(make_spec()).module
@@ -133,7 +120,7 @@ def test_the_areas_have_the_papers_sizes():
 
 def test_the_published_layout_is_loaded_and_gives_the_papers_values(state, published_file):
     network = load(make_spec(published_file))
-    pictures = make_pictures(3, 64)
+    pictures = draw_batch(3, 64)
     steps, logits = recompute(state, pictures)
     with torch.inference_mode():
         found = network.find_logits(network.forward(network.module, pictures))
@@ -149,7 +136,7 @@ def test_every_time_step_can_be_captured_and_an_area_is_its_last(state, publishe
     assert {layer.label for layer in plan.layers} == set(layers)
     kept = {}
     capture = Capture(load(spec), plan.layers, n_prefix=0, model=spec.label)
-    pictures = make_pictures(2, 224)
+    pictures = draw_batch(2, 224)
     capture.run(pictures, lambda i, units: kept.update({plan.layers[i].label: units.clone()}))
     steps, logits = recompute(state, pictures)
     expected = {f"{area}.output:{t}": x for area, xs in steps.items() if area != "V1" for t, x in enumerate(xs)}
@@ -216,7 +203,7 @@ def test_random_weights_are_decided_by_the_seed_and_keep_the_signal_alive():
     assert not torch.equal(one.V4.conv2.weight, other.V4.conv2.weight)
     assert float(one.V4.conv2.weight.std()) == pytest.approx((2 / (9 * 1024)) ** 0.5, rel=0.01)
     with torch.inference_mode():
-        x = one.V4(one.V2(one.V1(make_pictures(1, 64))))
+        x = one.V4(one.V2(one.V1(draw_batch(1, 64))))
     assert 0.1 < float(x.std()) < 100
 
 
@@ -240,18 +227,8 @@ def test_untrained_weights_are_drawn_as_in_resnet():
 
 
 def test_the_transform_is_that_of_the_training():
-    steps = transforms.Compose(
-        [
-            transforms.Resize(256),  # bilinear
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
     transform = models.make_transform(make_spec())
-    for size in ((301, 233), (97, 640)):
-        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        assert torch.equal(transform.apply(Image.fromarray(pixels)), steps(Image.fromarray(pixels)))
+    assert_evaluated_as_imagenet(transform, resize=256)
     assert (transform.record["kind"], transform.record["weights"]) == ("weights", "cornet_s")
 
 

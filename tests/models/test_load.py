@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.networks import Marker, load
+from support.pictures import draw_picture
 from support.recipes import load_script
 from torch import nn
 
@@ -71,12 +73,6 @@ def make_spec(source, model_id, weights="random", *, seed=0, transform="weights"
     )
 
 
-def make_picture(size=(301, 233)):
-    generator = np.random.default_rng(0)
-    small = generator.integers(0, 256, (24, 31, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-
-
 def list_shapes(module):
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
@@ -84,10 +80,6 @@ def list_shapes(module):
 def make_on_meta(spec):
     with torch.device("meta"):
         return models.make_architecture(spec)
-
-
-def load(spec):
-    return models.load_network(spec, models.find_weights(spec))
 
 
 def assert_same_state(one, other):
@@ -159,12 +151,10 @@ def test_the_architecture_of_a_transformers_folder_is_the_network_that_is_loaded
     assert list_shapes(make_on_meta(spec).module) == list_shapes(load(spec).module)
 
 
-def test_a_network_of_a_billion_parameters_is_described_in_a_moment():
-    make_on_meta(make_spec("timm", "test_vit.r160_in1k"))  # the import of timm is not what is measured
-    began = time.perf_counter()
+def test_a_network_of_a_billion_parameters_is_described_without_its_values():
     network = make_on_meta(make_spec("timm", "vit_giant_patch14_dinov2.lvd142m", "pretrained"))
     assert sum(parameter.numel() for parameter in network.module.parameters()) > 1e9
-    assert time.perf_counter() - began < 10
+    assert {tensor.device.type for tensor in network.module.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -560,7 +550,7 @@ def test_a_transformers_network_of_the_hub_is_found_in_the_cache(tmp_path, monke
     assert (weights.record["hub"], weights.record["revision"]) == ("some/vit", revision)
     assert weights.record["files"] == {file.name: hash_checkpoint(file) for file in weights.files}
     assert_same_state(models.load_network(spec, weights).module, library)
-    assert models.make_transform(spec).apply(make_picture()).shape == (3, 32, 32)
+    assert models.make_transform(spec).apply(draw_picture((301, 233))).shape == (3, 32, 32)
 
 
 OLD, NEW = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
@@ -666,14 +656,6 @@ def test_a_file_that_does_not_fit_names_the_tensors(tmp_path, change, text):
 def test_only_the_first_few_keys_are_listed():
     with pytest.raises(WeightsError, match=r"4 missing \(0\.bias, 0\.weight, 1\.bias and 1 more\)"):
         load_strictly(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {}, "the weights")
-
-
-class Marker:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
@@ -803,12 +785,13 @@ def no_network(monkeypatch, tmp_path):
         ("slip", "slip_small_100ep", "slip_small_100ep.pt"),
     ],
 )
-def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, model_id, file):
+def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, model_id, file, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
     spec = make_spec(source, model_id, "pretrained")
-    began = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         models.find_weights(spec)
-    assert time.perf_counter() - began < 8
+    assert sum(waits) < 8  # seconds between attempts
     text = str(caught.value)
     assert "'net'" in text
     assert file in text
@@ -861,8 +844,9 @@ def test_weights_trained_with_quickgelu_are_refused_on_gelu(model_id, right):
 
 
 def test_towers_that_no_gelu_reaches_take_either_name():
-    for model_id in ("RN50/openai", "RN50-quickgelu/openai"):
-        make_on_meta(make_spec("open_clip", model_id))
+    one, other = (make_on_meta(make_spec("open_clip", f"{name}/openai")) for name in ("RN50", "RN50-quickgelu"))
+    assert list_shapes(one.module) == list_shapes(other.module)
+    assert str(one.module) == str(other.module)
 
 
 def test_an_architecture_without_a_tag_has_no_pretrained_weights():
@@ -930,10 +914,10 @@ def assert_same_transform(transform, library):
     import json
 
     for size in ((301, 233), (97, 640)):
-        ours = transform.apply(make_picture(size))
+        ours = transform.apply(draw_picture(size))
         assert ours.dtype == torch.float32
         assert ours.ndim == 3
-        assert torch.equal(ours, library(make_picture(size)))
+        assert torch.equal(ours, library(draw_picture(size)))
     text = json.dumps(transform.record)
     assert {"library", "kind", "repr"} <= set(json.loads(text))
     assert " at 0x" not in text  # an address would differ from run to run
@@ -959,14 +943,14 @@ def test_an_explicit_block_is_resize_crop_scale_normalise():
 def test_an_explicit_block_can_squash_and_leave_the_crop_out():
     block = Resize(resize=64, crop=None, squash=True, interpolation="bilinear", **IMAGENET)
     transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
-    assert transform.apply(make_picture()).shape == (3, 64, 64)
+    assert transform.apply(draw_picture((301, 233))).shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("squash", [True, False])
 def test_a_squashed_picture_keeps_its_whole_width(squash):
     block = Resize(resize=64, crop=64, squash=squash, interpolation="bicubic", **IMAGENET)
     transform = models.make_transform(make_spec("torchvision", "resnet18", transform=block))
-    picture = make_picture((300, 150))
+    picture = draw_picture((300, 150))
     if squash:
         small = picture.resize((64, 64), Image.Resampling.BICUBIC)
     else:
@@ -1018,7 +1002,7 @@ def test_a_network_of_own_code_is_made_seeded_and_loaded(code_folder):
 def test_own_code_brings_its_transform_or_needs_a_block(code_folder):
     spec = make_spec("python", "own_code:with_transform", folder=code_folder)
     transform = models.make_transform(spec)
-    assert torch.equal(transform.apply(make_picture((5, 4))), torch.full((3, 2, 2), 5.0))
+    assert torch.equal(transform.apply(draw_picture((5, 4))), torch.full((3, 2, 2), 5.0))
     assert transform.record["sha256"] == hash_checkpoint(code_folder / "own_code.py")
     with pytest.raises(RequestError, match="declares no transform"):
         models.make_transform(replace(spec, id="own_code:tiny"))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import zipfile
 from dataclasses import replace
-from pathlib import Path, PosixPath
+from functools import partial
+from pathlib import PosixPath
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
-from torchvision import transforms
+from support.networks import Marker, assert_evaluated_as_imagenet, draw_batch, get_published, load
 
 from xact.building.survey import find_versions, survey_model
 from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
 from xact.models.checkpoints import hash_checkpoint, load_state_dict
 from xact.models.sources import slip
-from xact.recipe.resolve import resolve_model
+
+make_spec = partial(get_published, "slip:slip_small_100ep")
 
 # every kind of tensor beside the tower, small: only the names matter
 BESIDE = {
@@ -80,15 +81,6 @@ def published_file(tower, tmp_path_factory):
     return path
 
 
-def make_spec(weights="pretrained", **changes):
-    spec = resolve_model("slip:slip_small_100ep", folder=Path())
-    return replace(spec, weights=str(weights), seed=0 if weights == "random" else -1, **changes)
-
-
-def load(spec):
-    return models.load_network(spec, models.find_weights(spec))
-
-
 def show(network, pictures):
     with torch.inference_mode():
         return network.find_logits(network.forward(network.module, pictures))
@@ -102,10 +94,6 @@ def show_plain(tower, pictures, *, num_heads):
         return plain(pictures)
 
 
-def make_pictures(n=2):
-    return torch.randn((n, 3, 224, 224), generator=torch.Generator().manual_seed(1))
-
-
 def test_the_tower_has_the_published_tensors_and_no_others():
     with torch.device("meta"):
         network = models.make_architecture(make_spec())
@@ -114,10 +102,10 @@ def test_the_tower_has_the_published_tensors_and_no_others():
 
 
 def test_the_published_layout_is_loaded_and_twelve_heads_give_its_values(tower, published_file):
-    found = show(load(make_spec(published_file)), make_pictures())
+    found = show(load(make_spec(published_file)), draw_batch(2))
     assert found.shape == (2, 384)
-    assert torch.equal(found, show_plain(tower, make_pictures(), num_heads=12))
-    six = show_plain(tower, make_pictures(), num_heads=6)  # timm's own default, which every tensor fits
+    assert torch.equal(found, show_plain(tower, draw_batch(2), num_heads=12))
+    six = show_plain(tower, draw_batch(2), num_heads=6)  # timm's own default, which every tensor fits
     assert float((found - six).abs().max()) > 0.01 * float(six.abs().max())
 
 
@@ -144,16 +132,6 @@ def test_a_file_that_does_not_fit_names_the_tensors(tower, tmp_path, change, tex
     torch.save(content, tmp_path / "own.pt")
     with pytest.raises(WeightsError, match=rf"the weights in own\.pt do not fit the architecture: {text}"):
         load(make_spec(tmp_path / "own.pt"))
-
-
-class Marker:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
 
 
 @pytest.mark.parametrize("place", ["beside", "in args", "as args of a path", "in the state dict"])
@@ -257,18 +235,8 @@ def test_the_plan_names_blocks_tokens_and_the_version_of_timm():
 
 
 def test_the_transform_is_that_of_the_authors_evaluation():
-    steps = transforms.Compose(
-        [
-            transforms.Resize(224),  # bilinear
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
     transform = models.make_transform(make_spec())
-    for size in ((301, 233), (97, 640)):
-        pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        assert torch.equal(transform.apply(Image.fromarray(pixels)), steps(Image.fromarray(pixels)))
+    assert_evaluated_as_imagenet(transform, resize=224)
     assert (transform.record["kind"], transform.record["weights"]) == ("weights", "slip_small_100ep")
 
 

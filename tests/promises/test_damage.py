@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask
 import pytest
+from support.files import flip_bit
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -46,12 +48,7 @@ def find_shard(store: Path) -> Path:
 
 
 def flip(at: int) -> Callable[[Path], None]:
-    def change(shard: Path) -> None:
-        data = bytearray(shard.read_bytes())
-        data[at] ^= 16
-        shard.write_bytes(data)
-
-    return change
+    return partial(flip_bit, at=at, bit=4)
 
 
 def cut(n_left: int) -> Callable[[Path], None]:

@@ -23,6 +23,7 @@ from PIL import Image
 from support.cli import assert_refused, assert_within_bounds
 from support.lab import make_entry, write_lab
 from support.mutants import make_draw, mutate, seal
+from support.pictures import encode_picture, frame_png
 from support.warm import Ended, Warm
 
 from xact.store.shards import add_crc32c
@@ -43,33 +44,23 @@ def stores(warm, tmp_path_factory) -> Path:
     return folder
 
 
-def make_png(*chunks: tuple[bytes, bytes]) -> bytes:
-    parts = (struct.pack(">I", len(data)) + k + data + struct.pack(">I", zlib.crc32(k + data)) for k, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
 def make_header(width: int, height: int, *, depth: int = 8, color: int = 2) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
 
 
 def save(format_name: str) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(buffer, format_name)
-    return buffer.getvalue()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    return encode_picture(Image.fromarray(pixels), format_name)
 
 
 IMAGES: dict[str, bytes | Callable[[Path], None]] = {
     "no bytes at all": b"",
     "a signature and nothing more": b"\x89PNG\r\n\x1a\n",
-    "a header of four thousand million pixels a side": make_png(make_header(2**32 - 1, 2**32 - 1), (b"IEND", b"")),
-    "rows that end early": make_png(
-        make_header(2000, 2000), (b"IDAT", zlib.compress((b"\0" + b"\xff" * 6000) * 1900, 9)), (b"IEND", b"")
+    "a header of four thousand million pixels a side": frame_png(make_header(2**32 - 1, 2**32 - 1)),
+    "rows that end early": frame_png(
+        make_header(2000, 2000), (b"IDAT", zlib.compress((b"\0" + b"\xff" * 6000) * 1900, 9))
     ),
-    "a bomb of text in a PNG": make_png(
-        make_header(1, 1), (b"zTXt", b"a\0\0" + zlib.compress(b"x" * 200_000_000, 9)), (b"IEND", b"")
-    ),
+    "a bomb of text in a PNG": frame_png(make_header(1, 1), (b"zTXt", b"a\0\0" + zlib.compress(b"x" * 200_000_000, 9))),
     "a PNG without its end": save("PNG")[:-200],
     "a PNG with a wrong checksum": save("PNG")[:60] + b"\0" + save("PNG")[61:],
     "a TIFF whose list of tags is itself": b"II*\0\x08\0\0\0"

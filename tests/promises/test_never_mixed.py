@@ -15,6 +15,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 from support import faults
+from support.files import read_store_files
 
 import xact
 from xact.errors import MismatchError, RequestError, XactError
@@ -267,11 +268,6 @@ def has_some_rows(store: Path) -> bool:
     return journal is not None and '"task"' in journal.read_text()
 
 
-def read_files(store: Path) -> dict[str, bytes]:
-    files = (file for file in store.rglob("*") if file.is_file() and file.name not in ("lock", "holder.json"))
-    return {str(file.relative_to(store)): file.read_bytes() for file in files}
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Site:
     return Site(tmp_path_factory.mktemp("site"))
@@ -279,11 +275,11 @@ def prepared(tmp_path_factory) -> Site:
 
 def check_refused(prepared: Site, store: Path, whole: str, said: str, *changes: str) -> None:
     """The change is refused naming it, changes no byte, and the old recipe goes on to the undisturbed store."""
-    files = read_files(store)
+    files = read_store_files(store)
     with pytest.raises((MismatchError, RequestError), match=said) as caught:
         prepared.build(*changes)
     assert "\n" not in str(caught.value)
-    assert read_files(store) == files
+    assert read_store_files(store) == files
     assert prepared.build().is_complete
     assert faults.digest_store(store) == whole
 

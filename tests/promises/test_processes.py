@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support.cli import assert_one_line
 from support.lab import make_entry, write_lab, write_network
 from support.mutants import make_draw
 from support.processes import start_holder
@@ -25,13 +26,6 @@ def start_build(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def assert_told(err: str, *said: str) -> None:
-    lines = err.rstrip("\n").split("\n")
-    assert lines[0].startswith("error: "), err
-    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), err
-    assert all(one in err for one in said), err
-
-
 def test_of_four_builders_of_one_store_one_wins_and_the_others_name_it(tmp_path):
     recipe = write_lab(tmp_path, make_entry())
     builders = [start_build(recipe) for _ in range(4)]
@@ -41,7 +35,7 @@ def test_of_four_builders_of_one_store_one_wins_and_the_others_name_it(tmp_path)
     for pid, code in codes.items():
         if pid != winner:
             assert code == 1
-            assert_told(told[pid], "is being built by ")
+            assert_one_line(told[pid], "is being built by ")
             assert f"process {winner} on " in told[pid] or "another process" in told[pid]
     assert bool(xact.open_activations(tmp_path / "store.zarr").notnull().any("unit").all())
 
@@ -52,7 +46,7 @@ def test_while_one_builds_all_others_are_refused_at_once_and_a_killed_one_leaves
         for _ in range(4):
             ended = warm.run("build", recipe, "--allow-code")
             assert ended.code == 1
-            assert_told(ended.err, f"process {holder.pid} on ")
+            assert_one_line(ended.err, f"process {holder.pid} on ")
             assert ended.seconds < 2
         holder.kill()
         holder.wait()
@@ -70,7 +64,7 @@ def test_a_file_system_without_locks_is_said_and_nothing_is_built(name, warm, tm
     )
     ended = warm.run("build", recipe, "--allow-code", prelude=prelude)
     assert ended.code == 1
-    assert_told(ended.err, "has no file locks", os.strerror(getattr(errno, name)), "another disk")
+    assert_one_line(ended.err, "has no file locks", os.strerror(getattr(errno, name)), "another disk")
     assert not list((tmp_path / "store.zarr").rglob("*.json"))
 
 
@@ -90,7 +84,7 @@ def test_a_disk_that_fills_up_is_said_with_what_is_needed_and_free_and_the_build
         )
         ended = warm.run("build", recipe, "--allow-code", "--store", store, prelude=prelude)
         assert ended.code == 1
-        assert_told(ended.err, "no room to write ", "bytes are free", "are needed", "goes on where it stopped")
+        assert_one_line(ended.err, "no room to write ", "bytes are free", "are needed", "goes on where it stopped")
         ended = warm.run("build", recipe, "--allow-code", "--store", store)
         assert ended.code == 0, ended.err
         assert bool(xact.open_activations(store).notnull().any("unit").all())
@@ -123,7 +117,7 @@ def test_a_thread_that_dies_is_one_line_and_the_build_goes_on_once_it_lives(deat
     (tmp_path / "ill").touch()
     ended = warm.run("build", recipe, "--allow-code")
     assert ended.code in (1, 2)
-    assert_told(ended.err, DEATHS[death])
+    assert_one_line(ended.err, DEATHS[death])
     assert list((tmp_path / "store.zarr" / ".xact").glob("journal-*"))
     (tmp_path / "ill").unlink()
     ended = warm.run("build", recipe, "--allow-code")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from support.readme import README, ROOT, find_chapter, list_blocks
+from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
 
 
@@ -138,12 +139,40 @@ def test_the_stimuli_of_the_page_are_such():
         Recipe.model_validate(parse_yaml(text, name="README.md")[0] | {"store": "-", "models": ["ResNet50"]})
 
 
+TREE = """\
+xact/
+├── cli/              the command line
+│   main terminal
+├── models/           networks
+│   ├── sources/      one library each
+│   │   timm slip
+│   │   cornet
+│   base
+├── caption/          captions
+│   run engines/ base vllm
+└── store/            the format on disk
+    plan
+"""
+
+
+def test_a_drawn_tree_is_read_line_by_line():
+    assert list_tree(TREE) == [
+        *("cli/", "cli/main.py", "cli/terminal.py"),
+        *("models/", "models/sources/", "models/sources/timm.py", "models/sources/slip.py"),
+        *("models/sources/cornet.py", "models/base.py"),
+        *("caption/", "caption/run.py", "caption/engines/", "caption/engines/base.py", "caption/engines/vllm.py"),
+        *("store/", "store/plan.py"),
+    ]
+
+
 def test_the_picture_of_the_house_names_every_file():
     ((_, picture),) = list_blocks(find_chapter("How the house is built"), "text")
-    named = set(re.findall(r"[\w/]+\.py|\w+/", picture))
-    there = {path.name for path in (ROOT / "xact").rglob("*.py") if not path.name.startswith("__")}
-    folders = {f"{path.parent.name}/" for path in (ROOT / "xact").rglob("__init__.py")}
-    assert named == there | folders
+    named = list_tree(picture)
+    code = [path.relative_to(ROOT / "xact") for path in (ROOT / "xact").rglob("*.py")]
+    files = {path.as_posix() for path in code if not path.name.startswith("__")}
+    folders = {f"{path.parent.as_posix()}/" for path in code if path.name == "__init__.py" and len(path.parts) > 1}
+    assert len(named) == len(set(named))
+    assert set(named) == files | folders
 
 
 def test_the_page_names_every_command():
@@ -173,8 +202,33 @@ def test_the_registry_of_the_page_is_one(tmp_path: Path):
     assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]
 
 
-def test_every_test_that_stands_behind_a_promise_is_there():
+def find_marks(file: Path) -> dict[str, set[str]]:
+    """Find the marks of every test of a file: {test: names of its marks and of its file's}."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and "pytestmark" in " ".join(map(ast.unparse, node.targets))
+    ]
+    of_file = set(re.findall(r"mark\.(\w+)", " ".join(map(ast.unparse, own))))
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    return {
+        test.name: of_file | set(re.findall(r"mark\.(\w+)", " ".join(map(ast.unparse, test.decorator_list))))
+        for test in tests
+    }
+
+
+def test_the_marks_of_a_test_and_of_its_file_are_found(tmp_path: Path):
+    file = tmp_path / "test_a.py"
+    file.write_text("pytestmark = pytest.mark.slow\n\n@pytest.mark.skip(reason='x')\ndef test_a(): ...\n")
+    assert find_marks(file) == {"test_a": {"slow", "skip"}}
+
+
+def test_every_test_that_stands_behind_a_promise_is_there_and_not_skipped():
     named = re.findall(r"`(test_\w+)`", find_chapter("What xact promises"))
-    written = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    marks: dict[str, set[str]] = {}
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        marks |= find_marks(file)
     assert len(named) > 10
-    assert [name for name in named if f"\ndef {name}(" not in written] == []
+    assert [name for name in named if name not in marks] == []
+    assert [name for name in named if marks[name] & {"skip", "skipif", "xfail"}] == []

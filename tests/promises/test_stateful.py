@@ -190,7 +190,6 @@ class OneStore(RuleBasedStateMachine):
 
 SETTINGS = settings(
     stateful_step_count=8,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from support.cli import run
 
-from xact.cli.main import main
 from xact.recipe.registry.listing import describe_model, find_checkpoints, find_weights_here, list_models
 from xact.recipe.registry.load import load_registry
 
 REGISTRY = load_registry()
-
-
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    return exit_.value.code, *capsys.readouterr()
 
 
 def test_the_table_has_a_line_for_every_network_and_names_the_sets(capsys):
@@ -55,9 +48,10 @@ def test_one_network_is_told_in_full(capsys):
     assert told["weights"] == {"file": "resnet50-11ad3fa6.pth", "sha256": "11ad3fa6", "hub": None, "revision": None}
 
 
-def test_every_network_can_be_told():
+def test_what_is_told_of_every_network_is_json():
     for label in REGISTRY.entries:
-        json.dumps(describe_model(REGISTRY, label))
+        told = describe_model(REGISTRY, label)
+        assert json.loads(json.dumps(told)).keys() == told.keys() > {"label", "sets"}
 
 
 def test_an_unknown_name_gets_the_nearest_and_the_sets(capsys):
@@ -99,6 +93,4 @@ def test_the_list_needs_no_torch_and_no_library_of_networks():
         "heavy = {'torch', 'timm', 'open_clip', 'transformers', 'torchvision', 'xarray'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
-    began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    assert time.perf_counter() - began < 10

@@ -342,7 +342,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
         load_recipe(tmp_path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet=st.sampled_from("ab:-[]{},&*!|>'\"%@`#?~ \n\t01.é\x00\ud800"), max_size=40))
 def test_any_text_is_data_or_a_recipe_error(text: str):
     with suppress(RecipeError):

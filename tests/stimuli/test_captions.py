@@ -25,12 +25,6 @@ from xact.stimuli.base import ChosenStimuli, hash_stimulus
 from xact.stimuli.open import open_stimuli
 
 
-@pytest.fixture(autouse=True)
-def no_roots(monkeypatch):
-    for variable in ("NSD_DATASET", "BOLD_DATASET", "THINGS_DATASET"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 def open_captions(folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(CaptionsStimuli(source="captions", **keys), folder)
 

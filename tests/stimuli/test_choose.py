@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from PIL import Image
-from support.pictures import write_pictures, write_recipe
+from support.pictures import put_pictures, write_pictures, write_recipe
 
 import xact
 from xact.building.run import Outcome
@@ -223,18 +222,12 @@ def test_fields_without_one_reading_are_refused(fields, stem, message):
 # columns
 
 
-def put(root: Path, *names: str) -> None:
-    for i, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (3, 2), (i, 0, 0)).save(root / name)
-
-
 def open_folder(folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(FolderStimuli(source="folder", **keys), folder)
 
 
 def test_tables_of_labels_are_paired_by_stem_or_by_stimulus_never_by_row(tmp_path):
-    put(tmp_path, "x/b.png", "x/a.png", "y/a.png")
+    put_pictures(tmp_path, "x/b.png", "x/a.png", "y/a.png")
     (tmp_path / "ratings.csv").write_text("rating,stem\n2.5,b\n1,a\n")
     pd.DataFrame({"stimulus": ["y/a", "x/b", "x/a"], "n": [3, 2, 1], "ok": [True, False, True]}).to_parquet(
         tmp_path / "more.parquet"
@@ -247,7 +240,7 @@ def test_tables_of_labels_are_paired_by_stem_or_by_stimulus_never_by_row(tmp_pat
 
 
 def test_keys_are_text_as_written(tmp_path):
-    put(tmp_path, "001.png", "1.png")
+    put_pictures(tmp_path, "001.png", "1.png")
     (tmp_path / "t.csv").write_text("stem,word\n1,one\n001,code\n")
     assert open_folder(tmp_path, columns="t.csv").table.columns == {"word": ["code", "one"]}
 
@@ -283,7 +276,7 @@ def test_rows_of_stimuli_that_are_not_there_are_left_and_said(tmp_path, capsys):
     ],
 )
 def test_tables_of_labels_that_do_not_fit_are_refused(text, message, tmp_path):
-    put(tmp_path, "a.png", "b.png")
+    put_pictures(tmp_path, "a.png", "b.png")
     (tmp_path / "own.csv").write_text("path,known\na.png,1\nb.png,2\n")
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(RequestError, match=message) as caught:
@@ -295,7 +288,7 @@ def test_tables_of_labels_that_do_not_fit_are_refused(text, message, tmp_path):
 
 
 def test_columns_come_first_then_fields_then_where_then_limit(tmp_path):
-    put(tmp_path, "mug_90.png", "mug_0.png", "fish_0.png", "fish_90.png")
+    put_pictures(tmp_path, "mug_90.png", "mug_0.png", "fish_0.png", "fish_90.png")
     (tmp_path / "t.csv").write_text("stem,seen\nmug_0,yes\nmug_90,no\nfish_0,yes\nfish_90,yes\n")
     keys = {"columns": "t.csv", "fields": "{object}_{angle}", "where": "seen == 'yes' and angle >= 0"}
     table = open_folder(tmp_path, **keys).table
@@ -309,7 +302,7 @@ def test_columns_come_first_then_fields_then_where_then_limit(tmp_path):
 
 
 def test_a_limit_counts_the_stimuli_that_where_leaves(tmp_path):
-    put(tmp_path, *(f"p_{i}.png" for i in range(6)))
+    put_pictures(tmp_path, *(f"p_{i}.png" for i in range(6)))
     keys = {"fields": "{p}_{n}", "where": "n in [1, 3, 5]"}
     for limit, stems in ((1, ["p_1"]), (2, ["p_1", "p_3"]), (4, ["p_1", "p_3", "p_5"])):
         assert open_folder(tmp_path, **keys, limit=limit).table.stems == stems
@@ -331,7 +324,7 @@ def test_where_takes_the_labels_of_the_stimuli_whatever_a_column_of_their_name_h
 
 
 def test_reading_follows_the_rows_that_were_chosen(tmp_path):
-    put(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    put_pictures(tmp_path, "a.png", "b.png", "c.png", "d.png")
     source = open_folder(tmp_path, where="stem in ['d', 'b']")
     for row, name in enumerate(["b.png", "d.png"]):
         assert source.read(row) == (tmp_path / name).read_bytes()
@@ -339,7 +332,7 @@ def test_reading_follows_the_rows_that_were_chosen(tmp_path):
 
 
 def test_all_labels_are_checked_but_only_what_is_chosen_has_to_be_there(tmp_path):
-    put(tmp_path, "a.png", "b.png")
+    put_pictures(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text("path,n\na.png,1\nb.png,2\ngone.png,3\n")
     block = {"source": "table", "file": "t.csv"}
     assert open_stimuli(TableStimuli(**block, where="n < 3"), tmp_path).table.ids == ["a", "b"]

@@ -31,12 +31,6 @@ VARIABLES = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS
 MAKERS = {"nsd": make_nsd, "bold5000": make_bold5000, "things": make_things}
 
 
-@pytest.fixture(autouse=True)
-def no_roots(monkeypatch):
-    for variable in VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
-
-
 def open_dataset(source: str, folder: Path, **keys: object) -> ChosenStimuli:
     return open_stimuli(BLOCKS[source](source=source, **{"root": ".", **keys}), folder)
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import encode_picture, frame_png
 
 from xact.errors import StimulusError
 from xact.recipe.schema import ColorJitter, NoJitter, ShiftJitter
@@ -26,24 +27,10 @@ GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 WIDE = np.array([[0, 127, 128, 129], [255, 257, 4863, 65407], [32767, 32768, 65534, 65535]], dtype=np.uint16)
 
 
-def save(picture: Image.Image, format_name: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, format_name, **options)
-    return file.getvalue()
-
-
 def decode(data: bytes | np.ndarray, mask_alpha: str = "black") -> np.ndarray:
     picture = decode_picture(data, name="x.png", mask_alpha=mask_alpha)
     assert picture.mode == "RGB"
     return np.asarray(picture)
-
-
-def frame_png(chunks: dict[bytes, bytes]) -> bytes:
-    framed = (
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in {**chunks, b"IEND": b""}.items()
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def make_png(
@@ -54,7 +41,7 @@ def make_png(
     lines = samples.astype(">u2" if depth == 16 else np.uint8).reshape(height, -1)
     raw = b"".join(b"\0" + line.tobytes() for line in lines)
     header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
-    return frame_png({b"IHDR": header, **(chunks or {}), b"IDAT": zlib.compress(raw)})
+    return frame_png((b"IHDR", header), *(chunks or {}).items(), (b"IDAT", zlib.compress(raw)))
 
 
 def make_tiff(samples: np.ndarray, *, order: str = "<", **tags: int | list[int]) -> bytes:
@@ -113,39 +100,41 @@ def spread(grey: np.ndarray) -> np.ndarray:
     ],
 )
 def test_lossless_files_give_their_pixels(format_name, options):
-    np.testing.assert_array_equal(decode(save(Image.fromarray(PIXELS), format_name, **options)), PIXELS)
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(PIXELS), format_name, **options)), PIXELS)
 
 
 @pytest.mark.parametrize("format_name", ["JPEG", "WEBP"])
 def test_lossy_files_give_what_pillow_decodes(format_name):
-    data = save(Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8))), format_name)
+    data = encode_picture(Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8))), format_name)
     np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def test_grey_one_bit_and_palette_files_become_rgb():
-    np.testing.assert_array_equal(decode(save(Image.fromarray(GREY), "PNG")), spread(GREY))
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(GREY), "PNG")), spread(GREY))
     bits = GREY > 127
-    np.testing.assert_array_equal(decode(save(Image.fromarray(bits), "PNG")), spread(bits * np.uint8(255)))
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(bits), "PNG")), spread(bits * np.uint8(255)))
     indices = (GREY % 4).astype(np.uint8)
     colors = np.array([[10, 20, 30], [200, 0, 0], [0, 150, 0], [7, 8, 9]], np.uint8)
     palette = Image.fromarray(indices, "L").convert("P")
     palette.putdata(indices.ravel().tolist())
     palette.putpalette(colors.tobytes())
     for format_name in ("PNG", "GIF", "TIFF"):
-        np.testing.assert_array_equal(decode(save(palette, format_name)), colors[indices], err_msg=format_name)
+        np.testing.assert_array_equal(
+            decode(encode_picture(palette, format_name)), colors[indices], err_msg=format_name
+        )
 
 
 def test_the_name_of_a_file_does_not_decide_its_format():
-    data = save(Image.fromarray(PIXELS), "TIFF")
+    data = encode_picture(Image.fromarray(PIXELS), "TIFF")
     np.testing.assert_array_equal(np.asarray(decode_picture(data, name="a.jpg", mask_alpha="none")), PIXELS)
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (save(Image.fromarray(WIDE), "PNG"), "Pillow's own convert clips to white"),
-        (save(Image.fromarray(WIDE), "TIFF"), "little-endian, mode I;16"),
-        (save(Image.fromarray(WIDE), "TIFF", compression="tiff_lzw"), "through libtiff"),
+        (encode_picture(Image.fromarray(WIDE), "PNG"), "Pillow's own convert clips to white"),
+        (encode_picture(Image.fromarray(WIDE), "TIFF"), "little-endian, mode I;16"),
+        (encode_picture(Image.fromarray(WIDE), "TIFF", compression="tiff_lzw"), "through libtiff"),
         (make_tiff(WIDE[..., None], order=">"), "big-endian, mode I;16B"),
         (make_tiff(65535 - WIDE[..., None], photometric=0), "white is zero: Pillow gives the negative"),
     ],
@@ -197,9 +186,9 @@ def test_exif_orientation_is_applied(orientation, format_name):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8)))
-    stored = decode(save(picture, format_name, **({"lossless": True} if format_name == "WEBP" else {})))
+    stored = decode(encode_picture(picture, format_name, **({"lossless": True} if format_name == "WEBP" else {})))
     options = {"lossless": True} if format_name == "WEBP" else {}
-    data = save(picture, format_name, exif=exif, **options)
+    data = encode_picture(picture, format_name, exif=exif, **options)
     np.testing.assert_array_equal(decode(data), undo[orientation](stored))
 
 
@@ -252,16 +241,16 @@ FILLS = {"black": 0, "white": 255, "gray": 128}
 def test_pixels_of_alpha_zero_take_the_colour_and_others_keep_theirs_unblended(mask_alpha, format_name):
     rgba = Image.fromarray(np.dstack([PIXELS, ALPHA]))
     expected = np.where((ALPHA == 0)[..., None], FILLS[mask_alpha], PIXELS)
-    np.testing.assert_array_equal(decode(save(rgba, format_name), mask_alpha), expected)
+    np.testing.assert_array_equal(decode(encode_picture(rgba, format_name), mask_alpha), expected)
 
 
 def test_webp_alpha_is_masked():
-    data = save(Image.fromarray(np.dstack([PIXELS, ALPHA])), "WEBP", lossless=True, exact=True)
+    data = encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "WEBP", lossless=True, exact=True)
     np.testing.assert_array_equal(decode(data, "gray"), np.where((ALPHA == 0)[..., None], 128, PIXELS))
 
 
 def test_grey_with_alpha_is_masked():
-    data = save(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG")
+    data = encode_picture(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG")
     np.testing.assert_array_equal(decode(data, "white"), np.where((ALPHA == 0)[..., None], 255, spread(GREY)))
 
 
@@ -295,7 +284,7 @@ def test_a_gif_with_a_transparent_colour_is_masked():
     palette.putpalette(COLORS.tobytes())
     palette.putdata(INDICES.ravel().tolist())
     expected = np.where((INDICES == 2)[..., None], 255, COLORS[INDICES])
-    np.testing.assert_array_equal(decode(save(palette, "GIF", transparency=2), "white"), expected)
+    np.testing.assert_array_equal(decode(encode_picture(palette, "GIF", transparency=2), "white"), expected)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +337,7 @@ def test_a_key_of_few_bits_counts_in_the_files_own_steps(depth, n_levels):
     ]
     raw = zlib.compress(b"\0" + bytes(packed))
     header = struct.pack(">IIBBBBB", 16, 1, depth, 0, 0, 0, 0)
-    data = frame_png({b"IHDR": header, b"tRNS": struct.pack(">H", 1), b"IDAT": raw})
+    data = frame_png((b"IHDR", header), (b"tRNS", struct.pack(">H", 1)), (b"IDAT", raw))
     grey = levels * (255 // (n_levels - 1))
     expected = np.where(levels == 1, 128, grey)[None]
     np.testing.assert_array_equal(decode(data, "gray"), spread(expected))
@@ -357,8 +346,8 @@ def test_a_key_of_few_bits_counts_in_the_files_own_steps(depth, n_levels):
 @pytest.mark.parametrize(
     "data",
     [
-        save(Image.fromarray(np.dstack([PIXELS, ALPHA])), "PNG"),
-        save(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG"),
+        encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "PNG"),
+        encode_picture(Image.fromarray(np.dstack([GREY, ALPHA]), "LA"), "PNG"),
         make_palette_png(b"\xff\xff\xff\xff"),
         make_png(COLOR_WIDE, 2, depth=16, chunks={b"tRNS": bytes(6)}),
     ],
@@ -370,7 +359,7 @@ def test_mask_alpha_none_refuses_transparency_and_says_which_key_to_set(data):
 
 
 def test_mask_alpha_none_takes_an_opaque_picture():
-    np.testing.assert_array_equal(decode(save(Image.fromarray(PIXELS), "PNG"), "none"), PIXELS)
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(PIXELS), "PNG"), "none"), PIXELS)
 
 
 # what is refused
@@ -386,18 +375,21 @@ def make_bomb(side: int) -> bytes:
     squeezer = zlib.compressobj(9)
     line = bytes(1 + -(-side // 8))
     body = b"".join(squeezer.compress(line) for _ in range(side)) + squeezer.flush()
-    return frame_png({b"IHDR": header, b"IDAT": body})
+    return frame_png((b"IHDR", header), (b"IDAT", body))
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (save(BIG.convert("CMYK"), "JPEG"), "is a JPEG picture with CMYK pixels"),
-        (save(BIG.convert("CMYK"), "TIFF"), "is a TIFF picture with CMYK pixels"),
-        (save(BIG.convert("LAB"), "TIFF"), "is a TIFF picture with Lab pixels"),
-        (save(BIG.convert("YCbCr"), "TIFF"), "is a TIFF (picture with YCbCr pixels|file that cannot be decoded)"),
-        (save(BIG.convert("F"), "TIFF"), "is a TIFF picture with floating-point pixels"),
-        (save(BIG.convert("I"), "TIFF"), "is a TIFF picture with 32-bit or signed integer pixels"),
+        (encode_picture(BIG.convert("CMYK"), "JPEG"), "is a JPEG picture with CMYK pixels"),
+        (encode_picture(BIG.convert("CMYK"), "TIFF"), "is a TIFF picture with CMYK pixels"),
+        (encode_picture(BIG.convert("LAB"), "TIFF"), "is a TIFF picture with Lab pixels"),
+        (
+            encode_picture(BIG.convert("YCbCr"), "TIFF"),
+            "is a TIFF (picture with YCbCr pixels|file that cannot be decoded)",
+        ),
+        (encode_picture(BIG.convert("F"), "TIFF"), "is a TIFF picture with floating-point pixels"),
+        (encode_picture(BIG.convert("I"), "TIFF"), "is a TIFF picture with 32-bit or signed integer pixels"),
         (make_tiff(WIDE.astype(np.int16)[..., None], format=2), "is a TIFF picture with 32-bit or signed integer"),
         (make_tiff(GREY.astype(np.int8)[..., None], format=2), "is a TIFF picture with signed or undefined samples"),
         (make_tiff(COLOR_WIDE, planar=2), "is a TIFF picture with one plane a channel"),
@@ -405,30 +397,42 @@ def make_bomb(side: int) -> bytes:
             make_tiff(np.concatenate([COLOR_WIDE, WIDE[..., None]], -1), extra=1),
             "is a TIFF picture with 16-bit samples multiplied by alpha",
         ),
-        (save(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "is a GIF file of more than one frame"),
-        (save(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "is a WebP file of more than one frame"),
-        (save(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), "is a PNG file of more than one frame"),
-        (save(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "is a TIFF file of more than one frame"),
+        (
+            encode_picture(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+            "is a GIF file of more than one frame",
+        ),
+        (
+            encode_picture(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]),
+            "is a WebP file of more than one frame",
+        ),
+        (
+            encode_picture(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]),
+            "is a PNG file of more than one frame",
+        ),
+        (
+            encode_picture(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]),
+            "is a TIFF file of more than one frame",
+        ),
         (b"", r"is empty \(0 bytes\)"),
         (b"stimulus,path\na,b\n", "is text, not a PNG"),
         (b"\0" * 100, "is of no known format, not a PNG"),
-        (save(BIG, "BMP"), "is a BMP file, not a PNG"),
-        (save(BIG, "PPM"), "is of no known format, not a PNG"),
+        (encode_picture(BIG, "BMP"), "is a BMP file, not a PNG"),
+        (encode_picture(BIG, "PPM"), "is of no known format, not a PNG"),
         (make_bomb(9500), "has 9500 x 9500 = 90250000 pixels; 50000000 is the most"),
         (make_bomb(20000), "has 20000 x 20000 = 400000000 pixels; 50000000 is the most"),
-        (save(BIG, "PNG")[:-40], "is a PNG file that cannot be decoded"),
-        (save(BIG, "PNG")[:-9], "is a PNG file that cannot be decoded"),
-        (save(BIG, "PNG")[:20], "is a PNG file that cannot be decoded"),
-        (save(BIG, "JPEG")[:-2], "is a JPEG file that cannot be decoded"),
-        (save(BIG, "JPEG")[:700], "is a JPEG file that cannot be decoded"),
-        (save(BIG, "JPEG")[:700] + bytes(2000), "is a JPEG file that cannot be decoded"),
-        (save(BIG, "GIF")[:400], "is a GIF file that cannot be decoded"),
-        (save(BIG, "TIFF")[:-200], "is a TIFF file that cannot be decoded"),
+        (encode_picture(BIG, "PNG")[:-40], "is a PNG file that cannot be decoded"),
+        (encode_picture(BIG, "PNG")[:-9], "is a PNG file that cannot be decoded"),
+        (encode_picture(BIG, "PNG")[:20], "is a PNG file that cannot be decoded"),
+        (encode_picture(BIG, "JPEG")[:-2], "is a JPEG file that cannot be decoded"),
+        (encode_picture(BIG, "JPEG")[:700], "is a JPEG file that cannot be decoded"),
+        (encode_picture(BIG, "JPEG")[:700] + bytes(2000), "is a JPEG file that cannot be decoded"),
+        (encode_picture(BIG, "GIF")[:400], "is a GIF file that cannot be decoded"),
+        (encode_picture(BIG, "TIFF")[:-200], "is a TIFF file that cannot be decoded"),
         (
             make_tiff(PIXELS, format=[1, 1, 1])[:-2],
             "is a TIFF file that cannot be decoded: its tag 339 points outside the file",
         ),
-        (save(BIG, "WEBP")[:-20], "is a WebP file that cannot be decoded"),
+        (encode_picture(BIG, "WEBP")[:-20], "is a WebP file that cannot be decoded"),
         (make_palette_png(None, COLORS[:2]), "has a pixel of colour 3 and a palette of 2 colours"),
     ],
 )
@@ -441,7 +445,7 @@ def test_what_is_not_one_whole_8_bit_rgb_picture_is_refused_by_name(data, messag
 
 
 def test_one_flipped_bit_of_a_png_is_refused():
-    whole = save(BIG, "PNG")
+    whole = encode_picture(BIG, "PNG")
     for at in range(8, len(whole) - 12, 7):  # the end mark has no pixels
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
@@ -482,14 +486,16 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 WHOLE = {
-    "PNG": save(BIG, "PNG"),
+    "PNG": encode_picture(BIG, "PNG"),
     "16-bit PNG": make_png(COLOR_WIDE, 2, depth=16),
-    "JPEG": save(BIG, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"),
-    "GIF": save(BIG, "GIF"),
-    "TIFF": save(BIG, "TIFF"),
-    "LZW TIFF": save(BIG, "TIFF", compression="tiff_lzw"),
+    "JPEG": encode_picture(
+        BIG, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    ),
+    "GIF": encode_picture(BIG, "GIF"),
+    "TIFF": encode_picture(BIG, "TIFF"),
+    "LZW TIFF": encode_picture(BIG, "TIFF", compression="tiff_lzw"),
     "16-bit TIFF": make_tiff(COLOR_WIDE, order=">"),
-    "WebP": save(BIG, "WEBP"),
+    "WebP": encode_picture(BIG, "WEBP"),
 }
 
 
@@ -683,7 +689,7 @@ def test_a_grey_picture_under_colour_jitter_gives_equal_replicates():
 
 
 def test_the_steps_come_in_order_mask_border_jitter():
-    rgba = save(Image.fromarray(np.dstack([PIXELS, ALPHA])), "PNG")
+    rgba = encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "PNG")
     amounts = {"jitter_dx": np.array([0.0, 1.0]), "jitter_dy": np.array([0.0, 0.0])}
     plain, moved = make_pictures(rgba, name="x", mask_alpha="white", border=0.3, amounts=amounts, n_replicates=2)
     masked = np.where((ALPHA == 0)[..., None], 255, PIXELS)

@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from support.files import write_hdf5
+from support.pictures import put_pictures
 
 from xact.errors import RequestError, StimulusError
 from xact.labels import StimulusTable
@@ -24,16 +25,6 @@ from xact.stimuli import base as stimuli
 from xact.stimuli.base import check_table, hash_stimulus
 from xact.stimuli.columns import type_column
 from xact.stimuli.open import open_stimuli
-
-
-def put(root: Path, *names: str) -> None:
-    """Write a small picture under each name, every one different."""
-    for name in names:
-        file = root / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        color = tuple(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:3])
-        with file.open("wb") as opened:
-            Image.new("RGB", (3, 2), color).save(opened, "PNG")
 
 
 def open_folder(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
@@ -59,7 +50,7 @@ def make_table(**fields: object) -> StimulusTable:
 
 
 def test_one_root_folder_gives_ids_without_a_prefix_and_the_condition_root(tmp_path):
-    put(tmp_path, "s/b.png", "s/a.png", "s/deep/c.png", "s/.hidden.png", "s/d.jpg")
+    put_pictures(tmp_path, "s/b.png", "s/a.png", "s/deep/c.png", "s/.hidden.png", "s/d.jpg")
     source = open_folder(tmp_path, root="s")
     assert source.table == StimulusTable(
         ids=["a", "b"], conditions=["root"] * 2, stems=["a", "b"], files=["a.png", "b.png"], columns={}
@@ -68,7 +59,7 @@ def test_one_root_folder_gives_ids_without_a_prefix_and_the_condition_root(tmp_p
 
 
 def test_folders_give_rows_by_condition_and_name_whatever_the_order_of_the_recipe(tmp_path):
-    put(tmp_path, "rot/b.png", "rot/a10.png", "rot/a2.png", "confound/leaves/a2.png")
+    put_pictures(tmp_path, "rot/b.png", "rot/a10.png", "rot/a2.png", "confound/leaves/a2.png")
     table = open_folder(tmp_path, folders=["rot", "confound/leaves"]).table
     assert table.ids == ["confound/leaves/a2", "rot/a10", "rot/a2", "rot/b"]
     assert table.conditions == ["confound/leaves", "rot", "rot", "rot"]
@@ -77,7 +68,7 @@ def test_folders_give_rows_by_condition_and_name_whatever_the_order_of_the_recip
 
 
 def test_reading_gives_the_bytes_of_the_row(tmp_path):
-    put(tmp_path, "x/b.png", "x/a.png", "y/a.png")
+    put_pictures(tmp_path, "x/b.png", "x/a.png", "y/a.png")
     source = open_folder(tmp_path, folders=["*/"])
     for row, file in enumerate(["x/a.png", "x/b.png", "y/a.png"]):
         data = (tmp_path / file).read_bytes()
@@ -105,22 +96,22 @@ def test_reading_gives_the_bytes_of_the_row(tmp_path):
     ],
 )
 def test_folders_become_conditions(tmp_path, folders, ids, reason):
-    put(tmp_path, "s/top.png", "s/x/a.png", "s/y/a.png", "s/y/deep/a.png", "s/.git/a.png")
+    put_pictures(tmp_path, "s/top.png", "s/x/a.png", "s/y/a.png", "s/y/deep/a.png", "s/.git/a.png")
     assert open_folder(tmp_path, root="s", folders=folders).table.ids == ids, reason
 
 
 def test_a_folder_whose_name_looks_like_a_glob_is_that_folder(tmp_path):
-    put(tmp_path, "a[1]/x.png", "a1/x.png")
+    put_pictures(tmp_path, "a[1]/x.png", "a1/x.png")
     assert open_folder(tmp_path, folders=["a[1]"]).table.ids == ["a[1]/x"]
 
 
 def test_a_root_whose_name_looks_like_a_glob_is_that_root(tmp_path):
-    put(tmp_path, "s[1]/x/a.png", "s1/y/a.png")
+    put_pictures(tmp_path, "s[1]/x/a.png", "s1/y/a.png")
     assert open_folder(tmp_path, root="s[1]", folders=["*/"]).table.ids == ["x/a"]
 
 
 def test_globs_may_be_absolute_or_lead_out_of_the_root(tmp_path):
-    put(tmp_path, "s/a.png", "far/x/a.png", "far/y/a.png")
+    put_pictures(tmp_path, "s/a.png", "far/x/a.png", "far/y/a.png")
     for item in ("../far/*", str(tmp_path / "far/*/")):
         source = open_folder(tmp_path, root="s", folders=[item])
         assert source.table.ids == ["x/a", "y/a"]
@@ -128,21 +119,21 @@ def test_globs_may_be_absolute_or_lead_out_of_the_root(tmp_path):
 
 
 def test_absolute_folders_are_named_by_their_path_under_the_root_or_else_by_their_name(tmp_path):
-    put(tmp_path, "s/x/a.png", "far/away/b.png")
+    put_pictures(tmp_path, "s/x/a.png", "far/away/b.png")
     table = open_folder(tmp_path, root="s", folders=[str(tmp_path / "s/x"), str(tmp_path / "far/away")]).table
     assert table.ids == ["away/b", "x/a"]
     assert table.files == [(tmp_path / "far/away/b.png").as_posix(), "x/a.png"]
 
 
 def test_a_file_with_an_extension_in_capitals_is_left_out_only_where_no_pattern_meets_it(tmp_path):
-    put(tmp_path, "x/a.png", "x/b.JPG", "x/d/c.PNG", "x/.e.PNG", "x/F.txt")
+    put_pictures(tmp_path, "x/a.png", "x/b.JPG", "x/d/c.PNG", "x/.e.PNG", "x/F.txt")
     assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a"]
     assert open_folder(tmp_path, folders=["x"], pattern=["*.png", "*.JPG"]).table.ids == ["x/a", "x/b"]
     assert open_folder(tmp_path, folders=["x"], pattern=["*.png", "d/*.PNG"]).table.ids == ["x/a", "x/d/c"]
 
 
 def test_the_hint_for_an_extension_in_capitals_is_the_pattern_that_meets_the_file(tmp_path):
-    put(tmp_path, "x/a.png", "x/d/b.Png")
+    put_pictures(tmp_path, "x/a.png", "x/d/b.Png")
     with pytest.raises(RequestError) as caught:
         open_folder(tmp_path, folders=["x"], pattern="**/*.png")
     assert caught.value.hint == "add '**/*.Png' to stimuli.pattern, or rename the file"
@@ -150,7 +141,7 @@ def test_the_hint_for_an_extension_in_capitals_is_the_pattern_that_meets_the_fil
 
 
 def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
-    put(tmp_path, "x/a.png", "x/d/b.png", "x/d/.h/c.png", "x/e.v2.png", "x/f.jpg")
+    put_pictures(tmp_path, "x/a.png", "x/d/b.png", "x/d/.h/c.png", "x/e.v2.png", "x/f.jpg")
     assert open_folder(tmp_path, folders=["x"]).table.ids == ["x/a", "x/e.v2"]
     assert open_folder(tmp_path, folders=["x"], pattern="**/*.png").table.ids == ["x/a", "x/d/b", "x/e.v2"]
     assert open_folder(tmp_path, folders=["x"], pattern="d/*.png").table.ids == ["x/d/b"]
@@ -160,7 +151,7 @@ def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
 
 
 def test_limit_takes_the_first_rows(tmp_path):
-    put(tmp_path, "c.png", "a.png", "b.png")
+    put_pictures(tmp_path, "c.png", "a.png", "b.png")
     source = open_folder(tmp_path, limit=2)
     assert source.table.ids == ["a", "b"]
     assert source.read(1) == (tmp_path / "b.png").read_bytes()
@@ -168,7 +159,7 @@ def test_limit_takes_the_first_rows(tmp_path):
 
 
 def test_links_to_files_and_folders_are_followed(tmp_path):
-    put(tmp_path, "far/a.png")
+    put_pictures(tmp_path, "far/a.png")
     (tmp_path / "s").mkdir()
     (tmp_path / "s/l.png").symlink_to(tmp_path / "far/a.png")
     (tmp_path / "s/x").symlink_to(tmp_path / "far")
@@ -178,7 +169,7 @@ def test_links_to_files_and_folders_are_followed(tmp_path):
 
 
 def test_folders_named_like_images_are_skipped(tmp_path):
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     (tmp_path / "b.png").mkdir()
     assert open_folder(tmp_path).table.ids == ["a"]
 
@@ -218,20 +209,20 @@ def test_folders_named_like_images_are_skipped(tmp_path):
     ],
 )
 def test_folders_that_make_no_clear_list_are_refused(tmp_path, files, keys, message):
-    put(tmp_path, *files)
+    put_pictures(tmp_path, *files)
     with pytest.raises(RequestError, match=message) as caught:
         open_folder(tmp_path, **keys)
     assert "\n" not in str(caught.value)
 
 
 def test_names_equal_after_unicode_normalisation_are_refused(tmp_path):
-    put(tmp_path, *(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")))
+    put_pictures(tmp_path, *(unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")))
     with pytest.raises(RequestError, match="are one name after Unicode normalisation"):
         open_folder(tmp_path)
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):
-    put(tmp_path, os.fsdecode(b"caf\xe9.png"))
+    put_pictures(tmp_path, os.fsdecode(b"caf\xe9.png"))
     with pytest.raises(RequestError, match=r"the file name b'caf\\xe9.png' is not UTF-8"):
         open_folder(tmp_path)
 
@@ -250,7 +241,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # the socket's owner is gone before it is listed
 def test_what_is_no_regular_file_is_refused_at_listing_without_waiting(tmp_path, monkeypatch, make, message):
     monkeypatch.chdir(tmp_path)  # a socket's path has to be short
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     make(Path("x.png"))
     with pytest.raises(StimulusError, match=message):
         open_folder(tmp_path)
@@ -266,7 +257,7 @@ def test_what_is_no_regular_file_is_refused_at_listing_without_waiting(tmp_path,
     ],
 )
 def test_a_file_replaced_after_listing_is_refused_without_waiting(tmp_path, replace, message):
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     source = open_folder(tmp_path)
     (tmp_path / "a.png").unlink()
     replace(tmp_path / "a.png")
@@ -372,7 +363,7 @@ def test_columns_are_typed_only_where_nothing_is_lost(cells, expected, reason):
 
 
 def test_a_table_keeps_its_rows_order_and_columns(tmp_path):
-    put(tmp_path, "s/b.png", "s/d/a.x.png", "s/c.png")
+    put_pictures(tmp_path, "s/b.png", "s/d/a.x.png", "s/c.png")
     write_table(
         tmp_path,
         "\ufeffid,path,condition,rating,subject,word\r\n"
@@ -395,7 +386,7 @@ def test_a_table_keeps_its_rows_order_and_columns(tmp_path):
 
 
 def test_without_ids_and_conditions_the_path_and_all_take_their_place(tmp_path):
-    put(tmp_path, "x/a.png", "x/b.jpg")
+    put_pictures(tmp_path, "x/a.png", "x/b.jpg")
     write_table(tmp_path, "file name\tn\nx/a.png\t1\nx/b.jpg\t2\n", "t.tsv")
     table = open_table(tmp_path, file="t.tsv", path="file name").table
     assert table == StimulusTable(
@@ -408,7 +399,7 @@ def test_without_ids_and_conditions_the_path_and_all_take_their_place(tmp_path):
 
 
 def test_a_column_may_have_a_reserved_name_where_the_recipe_takes_it_for_the_path_or_the_id(tmp_path):
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     write_table(tmp_path, "file,stimulus,id\na.png,first,7\n")
     table = open_table(tmp_path, path="file", id="stimulus").table
     assert table.ids == ["first"]
@@ -416,13 +407,13 @@ def test_a_column_may_have_a_reserved_name_where_the_recipe_takes_it_for_the_pat
 
 
 def test_limit_needs_only_the_files_it_takes(tmp_path):
-    put(tmp_path, "b.png", "a.png")
+    put_pictures(tmp_path, "b.png", "a.png")
     write_table(tmp_path, "path\nb.png\na.png\nmissing.png\n")
     assert open_table(tmp_path, limit=2).table.ids == ["b", "a"]
 
 
 def test_parquet_columns_keep_their_types(tmp_path):
-    put(tmp_path, "a.png", "b.png")
+    put_pictures(tmp_path, "a.png", "b.png")
     frame = pd.DataFrame(
         {
             "path": ["a.png", "b.png"],
@@ -465,7 +456,7 @@ def test_parquet_columns_keep_their_types(tmp_path):
     ],
 )
 def test_parquet_columns_without_one_meaning_are_refused(tmp_path, columns, message):
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     pd.DataFrame(columns).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(RequestError, match=message):
         open_table(tmp_path, file="t.parquet")
@@ -505,7 +496,7 @@ def test_parquet_columns_without_one_meaning_are_refused(tmp_path, columns, mess
     ],
 )
 def test_tables_that_are_unclear_are_refused(tmp_path, text, keys, message):
-    put(tmp_path, "a.png")
+    put_pictures(tmp_path, "a.png")
     write_table(tmp_path, text)
     with pytest.raises(RequestError, match=message) as caught:
         open_table(tmp_path, **keys)
@@ -534,18 +525,12 @@ def test_a_folder_in_place_of_a_listed_file_is_refused(tmp_path):
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 
 
-def write_hdf5(tmp_path: Path, **datasets: object) -> None:
-    with h5py.File(tmp_path / "s.h5", "w") as file:
-        for name, data in datasets.items():
-            file[name.replace("__", "/")] = data
-
-
 def open_hdf5(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
     return open_stimuli(Hdf5Stimuli(source="hdf5", **{"file": "s.h5", "dataset": "imgBrick", **keys}), tmp_path)
 
 
 def test_rows_of_an_hdf5_array_are_stimuli(tmp_path):
-    write_hdf5(tmp_path, imgBrick=IMAGES)
+    write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES})
     source = open_hdf5(tmp_path)
     assert source.table == StimulusTable(
         ids=["00000", "00001", "00002", "00003"],
@@ -563,7 +548,7 @@ def test_rows_of_an_hdf5_array_are_stimuli(tmp_path):
 
 
 def test_a_stamp_tells_another_time_and_another_array_of_the_same_file(tmp_path):
-    write_hdf5(tmp_path, imgBrick=IMAGES, others=255 - IMAGES)
+    write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES, "others": 255 - IMAGES})
     stamp = open_hdf5(tmp_path).stamp(0)
     assert open_hdf5(tmp_path).stamp(0) == stamp
     assert open_hdf5(tmp_path, dataset="others").stamp(0) != stamp
@@ -580,7 +565,7 @@ def test_a_stamp_tells_another_time_and_another_array_of_the_same_file(tmp_path)
     ],
 )
 def test_ids_come_from_a_second_data_set(tmp_path, ids, expected, reason):
-    write_hdf5(tmp_path, a__images=IMAGES[..., 0], a__ids=ids)
+    write_hdf5(tmp_path / "s.h5", {"a/images": IMAGES[..., 0], "a/ids": ids})
     source = open_hdf5(tmp_path, dataset="a/images", id="a/ids", limit=3)
     assert source.table.ids == expected[:3], reason
     assert source.table.stems == expected[:3]
@@ -591,9 +576,9 @@ def test_ids_come_from_a_second_data_set(tmp_path, ids, expected, reason):
     ("datasets", "keys", "message"),
     [
         ({"imgBrick": IMAGES}, {"file": "t.h5"}, r"there is no file '.*t.h5' \(nearest: s.h5\)"),
-        ({"x__imgBrick": IMAGES}, {}, r"the data set 'imgBrick' of .* is not there \(nearest: x/imgBrick\)"),
+        ({"x/imgBrick": IMAGES}, {}, r"the data set 'imgBrick' of .* is not there \(nearest: x/imgBrick\)"),
         ({"q": IMAGES}, {}, r"the data set 'imgBrick' of .* is not there \(it holds q\)"),
-        ({"imgBrick__a": IMAGES}, {}, "the data set 'imgBrick' of .* is a group"),
+        ({"imgBrick/a": IMAGES}, {}, "the data set 'imgBrick' of .* is a group"),
         ({"imgBrick": IMAGES.astype(np.float32)}, {}, r"has shape \(4, 6, 5, 3\) and type float32"),
         ({"imgBrick": IMAGES.transpose(0, 3, 1, 2)}, {}, r"has shape \(4, 3, 6, 5\) and type uint8"),
         ({"imgBrick": IMAGES[0]}, {}, r"has shape \(6, 5, 3\) and type uint8"),
@@ -611,14 +596,14 @@ def test_ids_come_from_a_second_data_set(tmp_path, ids, expected, reason):
     ],
 )
 def test_hdf5_files_that_hold_no_clear_stimuli_are_refused(tmp_path, datasets, keys, message):
-    write_hdf5(tmp_path, **datasets)
+    write_hdf5(tmp_path / "s.h5", datasets)
     with pytest.raises(RequestError, match=message) as caught:
         open_hdf5(tmp_path, **keys)
     assert "\n" not in str(caught.value)
 
 
 def test_an_hdf5_file_that_is_gone_after_listing_is_refused(tmp_path):
-    write_hdf5(tmp_path, imgBrick=IMAGES)
+    write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES})
     source = open_hdf5(tmp_path)
     (tmp_path / "s.h5").unlink()
     for use in (source.read, source.stamp):
@@ -650,7 +635,7 @@ def test_hdf5_rows_can_be_read_from_many_threads(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # a fork among threads is what is tested
 def test_hdf5_rows_can_be_read_after_a_fork(tmp_path):
-    write_hdf5(tmp_path, imgBrick=IMAGES)
+    write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES})
     source = open_hdf5(tmp_path)
     source.read(0)
     child = os.fork()

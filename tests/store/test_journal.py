@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.files import flip_bit
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.disk.digest import FileStamp
@@ -172,14 +173,8 @@ def test_a_folder_without_a_store_has_no_state(tmp_path):
     assert read_generation(tmp_path / "nowhere") == 0
 
 
-def flip(file, at):
-    data = bytearray(file.read_bytes())
-    data[at] ^= 1
-    file.write_bytes(data)
-
-
 def damage_bit(file):
-    flip(file, 20)
+    flip_bit(file, 20)
 
 
 def cut_last_line(file):

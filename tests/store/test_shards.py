@@ -85,7 +85,7 @@ def arrays(draw_):
     return shape, draw_(st.integers(1, 14)), draw_(st.integers(1, 20))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(array=arrays(), codec=st.sampled_from(CODECS), kind=st.sampled_from(["mixed", "plain", "nan", "zero"]))
 def test_zarr_reads_the_bits_that_were_written_whatever_the_shapes(array, codec, kind, tmp_path_factory):
     shape, n_stimuli, n_units = array
@@ -96,7 +96,7 @@ def test_zarr_reads_the_bits_that_were_written_whatever_the_shapes(array, codec,
     assert found[0, :, 0].tobytes() == values.tobytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(array=arrays(), codec=st.sampled_from(CODECS), data=st.data())
 def test_any_part_of_a_shard_equals_the_slice_of_the_values(array, codec, data, tmp_path_factory):
     shape, _, _ = array

@@ -16,12 +16,13 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return int(end.value.code or 0), out, err
 
 
-def assert_one_line(err: str) -> None:
-    """An error is one line, and where there is one, a hint."""
+def assert_one_line(err: str, *said: str) -> None:
+    """An error is one line, and where there is one, a hint; both together say `said`."""
     lines = err.rstrip("\n").split("\n")
     assert lines[0].startswith("error: "), err
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), err
     assert "Traceback" not in err
+    assert all(one in err for one in said), err
 
 
 MOST_SECONDS = 2.0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,3 +27,35 @@ def write_recipe(folder: Path, text: str) -> Path:
     file = folder / "recipe.yml"
     file.write_text(text)
     return file
+
+
+def draw_picture(size: tuple[int, int]) -> Image.Image:
+    """Draw a smooth picture of (width, height) pixels, the same in every run."""
+    small = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def put_pictures(root: Path, *names: str) -> None:
+    """Write a small picture under each name, every one different."""
+    for name in names:
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        color = tuple(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:3])
+        with file.open("wb") as opened:
+            Image.new("RGB", (3, 2), color).save(opened, "PNG")
+
+
+def encode_picture(picture: Image.Image, format_name: str, **options: object) -> bytes:
+    """Return the bytes of a file of this picture."""
+    file = io.BytesIO()
+    picture.save(file, format_name, **options)
+    return file.getvalue()
+
+
+def frame_png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG file of these (kind, body) and of IEND, whatever they hold."""
+    framed = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in (*chunks, (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)

@@ -93,7 +93,7 @@ def test_every_damage_is_an_error_that_names_store_model_layer_and_chunk(store, 
         read(store)
     assert str(caught.value).startswith(f"store '{store}', model 'M', layer '{DAMAGED}': {shard}")
     assert found in str(caught.value)
-    assert caught.value.hint == f"xact verify {store} lists all damaged or missing files"
+    assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"
     open_layer(store, "M", "layer1").compute()  # the others are as good as before
 
 
@@ -133,7 +133,7 @@ def test_an_error_in_another_process_says_the_same(store):
     with dask.config.set(scheduler="processes", num_workers=1), pytest.raises(StoreError) as caught:
         one.mean("replicate").compute()
     assert f"store '{store}', model 'M', layer '{DAMAGED}': " in str(caught.value)
-    assert caught.value.hint == f"xact verify {store} lists all damaged or missing files"
+    assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"
 
 
 @only_cube
@@ -146,7 +146,7 @@ def test_an_error_in_a_worker_of_a_cluster_says_the_same(store):
         with pytest.raises(StoreError) as caught:
             client.compute(one.mean("replicate")).result()
         assert f"store '{store}', model 'M', layer '{DAMAGED}': " in str(caught.value)
-        assert caught.value.hint == f"xact verify {store} lists all damaged or missing files"
+        assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"
 
 
 def test_every_error_survives_pickling_with_its_hint():
@@ -160,4 +160,4 @@ def test_a_damaged_label_names_the_store_too(store):
     for read in (open_activations, load_lazy_activations):
         with pytest.raises(StoreError, match=f"{store}/stem/c/0 do not match their checksum") as caught:
             read(store)
-        assert caught.value.hint == f"xact verify {store} lists all damaged or missing files"
+        assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"

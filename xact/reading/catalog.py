@@ -45,7 +45,7 @@ def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
     if lost:
         raise StoreError(
             f"the store {str(store)!r} lacks its label {lost[0]!r}",
-            hint=f"xact verify {store} lists the damage",
+            hint=f"xact verify {store} names what is damaged",
         )
     lost = [name for name in labels if not _fits(name, labels)]
     if lost:
@@ -53,7 +53,7 @@ def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
         raise StoreError(
             f"the store {str(store)!r} has labels {lost[0]!r:.60} of type {values.dtype} and shape {values.shape} on "
             f"{dims}",
-            hint=f"xact verify {store} lists the damage",
+            hint=f"xact verify {store} names what is damaged",
         )
     return Catalog(snapshot, labels)
 
@@ -181,7 +181,7 @@ class Catalog:
         except KeyError:
             raise StoreError(
                 f"the root of the store {str(self.snapshot.path)!r} does not list {path!r}",
-                hint=f"xact verify {self.snapshot.path} lists the damage",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
             ) from None
 
     def _check_shape(self, path: str, n_units: int) -> None:
@@ -193,7 +193,7 @@ class Catalog:
             raise StoreError(
                 f"the store {str(self.snapshot.path)!r} has {path!r:.60} of shape {shape} for {n_stimuli} stimuli, "
                 f"{n_replicates} replicates and {n_units} units",
-                hint=f"xact verify {self.snapshot.path} lists the damage",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
             )
 
     def _load_lengths(self, m: int, k: int) -> tuple[int, ...]:

@@ -146,7 +146,7 @@ class LayerArray:
     def _refuse(self, found: str) -> StoreError:
         return StoreError(
             f"store {self.store!r}, model {self.model!r}, layer {self.layer!r}: {found}",
-            hint=f"xact verify {self.store} lists all damaged or missing files",
+            hint=f"xact verify {self.store} names all that is damaged or missing",
         )
 
 

@@ -246,7 +246,7 @@ def test_an_answer_outside_the_set_is_asked_for_once_more_and_then_listed(
     assert {row["stimulus"]: row["answer"] for row in read(tmp_path / "c.review.csv")} == bad
     assert {row["problem"] for row in read(tmp_path / "c.review.csv")} == {"not one of motion, static"}
     assert code == 1
-    assert f"error: {len(bad)} answers need a look" in err
+    assert f"error: {len(bad)} answers need a check" in err
     assert len(err.splitlines()) == 2
 
     before = {file: file.read_bytes() for file in tmp_path.glob("c.*")}
@@ -271,14 +271,14 @@ def test_an_answer_that_was_cut_off_is_stored_and_listed_until_it_is_corrected(c
     endless = write_pixtral(tmp_path / "endless", seed=4, ends=False)
     recipe = write(model=endless)
     code, _, err = run(capsys, "caption", recipe)
-    assert (code, "6 answers need a look" in err) == (1, True)
+    assert (code, "6 answers need a check" in err) == (1, True)
     rows = read(tmp_path / "c.csv")
     listed = read(tmp_path / "c.review.csv")
     assert [row["answer"] for row in listed] == [row["caption"] for row in rows]
     assert {row["problem"] for row in listed} == {"cut off at max_new_tokens"}
     text = (tmp_path / "c.csv").read_text()
     (tmp_path / "c.csv").write_text(text.replace(rows[0]["caption"], "a dog"))
-    assert "5 answers need a look" in run(capsys, "caption", recipe)[2]
+    assert "5 answers need a check" in run(capsys, "caption", recipe)[2]
     lines = (tmp_path / "c.review.csv").read_text().splitlines(keepends=True)
     (tmp_path / "c.review.csv").write_text("".join(lines[:2]))  # a person finds the others good enough
     assert run(capsys, "caption", recipe)[0] == 0
@@ -398,7 +398,7 @@ def test_weights_that_changed_are_refused_only_where_rows_are_missing(write, tmp
 def test_a_table_without_its_record_is_refused(write, tmp_path):
     caption(write(n_tokens=2))
     (tmp_path / "c.settings.json").unlink()
-    with pytest.raises(MismatchError, match="which says how it was made, is not"):
+    with pytest.raises(MismatchError, match="the record of how it was made, does not"):
         caption(write(n_tokens=2))
 
 
@@ -426,14 +426,18 @@ def test_a_recipe_for_captions_needs_no_models_and_a_build_still_does(capsys, wr
 
 
 REFUSED = [
-    ({"more": ", engine: vllm"}, "the engine vllm is asked for, and vllm is not installed", "an extra that is missing"),
+    (
+        {"more": ", engine: vllm"},
+        "the recipe asks for the engine vllm, but vllm is not installed",
+        "an extra that is missing",
+    ),
     ({"more": ", prompt: scenes"}, "there is no prompt 'scenes' (nearest: scene", "a name that is misspelt"),
     (
         {"more": ", engine: vllm", "device": "cpu"},
         "vllm does not run on compute.device 'cpu'",
         "not for vLLM to choose",
     ),
-    ({"more": ", engine: vllm", "dtype": "tf32"}, "the engine vllm has no switch for tf32", "not its to switch"),
+    ({"more": ", engine: vllm", "dtype": "tf32"}, "the engine vllm does not support tf32", "not its to switch"),
     ({"output": "c.xlsx"}, "has the extension '.xlsx'", "a workbook"),
     ({"more": ", batchsize: 2"}, "unknown key 'caption.batchsize' (nearest: batch_size)", "a key that is misspelt"),
 ]
@@ -450,7 +454,7 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(capsys, write, tmp_path,
 
 def test_an_output_has_to_be_named(tmp_path, stimuli):
     (tmp_path / "r.yml").write_text(f"stimuli: {{source: folder, root: {stimuli}}}\n")
-    with pytest.raises(RequestError, match="no output is named"):
+    with pytest.raises(RequestError, match="the output is not set"):
         caption(tmp_path / "r.yml")
 
 

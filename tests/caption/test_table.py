@@ -260,7 +260,7 @@ def test_a_link_to_the_table_stays_a_link(tmp_path: Path):
 
 
 DAMAGED = [
-    ({"captions": {"004": "a dog"}, "listed": []}, "has an answer for '004', which the stimuli lack"),
+    ({"captions": {"004": "a dog"}, "listed": []}, "has an answer for '004', which is not a stimulus"),
     ({"captions": {"001": "a dog"}}, "is damaged"),
     ({"captions": ["001"], "listed": []}, "is damaged"),
     ({"captions": {}, "listed": [["001", "empty"]]}, "is damaged"),
@@ -299,7 +299,7 @@ def test_a_row_that_is_no_stimulus_or_there_twice_is_refused(tmp_path: Path):
     add(output, s001="a dog")
     whole = output.read_text()
     output.write_text(whole.replace('"001"', "1"))  # as a spreadsheet writes it
-    with pytest.raises(RequestError, match="has a row for '1', which the stimuli lack"):
+    with pytest.raises(RequestError, match="has a row for '1', which is not a stimulus"):
         add(output)
     output.write_text(whole + whole.splitlines()[1] + "\n")
     with pytest.raises(RequestError, match="has two rows for '001'"):
@@ -311,5 +311,5 @@ def test_an_output_is_csv_or_parquet(tmp_path: Path):
     with pytest.raises(RequestError, match=r"has the extension '\.xlsx'"):
         check_output(Path("captions.xlsx"))
     (tmp_path / "c.csv").mkdir()
-    with pytest.raises(RequestError, match="is no file"):
+    with pytest.raises(RequestError, match="is not a file"):
         check_output(tmp_path / "c.csv")

@@ -222,7 +222,7 @@ def test_a_stem_stands_for_the_one_stimulus_that_has_it(tmp_path, layout):
     np.testing.assert_array_equal(model["plain/img1"]["a"], draw_values("m", "a", 1, 2, 3)[0])
     assert "fish" in model
     assert "mug" not in model
-    with pytest.raises(NameNotFoundError, match=r"has 2 stimuli of the stem 'mug' \(plain/img0, leaves/img2\)"):
+    with pytest.raises(NameNotFoundError, match=r"has 2 stimuli with the stem 'mug' \(plain/img0, leaves/img2\)"):
         model["mug"]
 
 
@@ -505,7 +505,7 @@ def test_a_row_that_is_not_finished_is_refused_when_it_is_read(tmp_path):
             layer = acts[model][stimulus].keys()[0]
             with pytest.raises(StoreError, match=f"model '{model}': the row of stimulus '{stimulus}' is not") as caught:
                 acts[model][stimulus][layer]
-            assert caught.value.hint == "allow_incomplete=True gives it as NaN, or " + RUN_AGAIN
+            assert caught.value.hint == "allow_incomplete=True reads it as NaN, or " + RUN_AGAIN
             known = load_lazy_activations(store, allow_incomplete=True)
             assert np.isnan(pickle.loads(pickle.dumps(known))[model][stimulus][layer]).all()  # noqa: S301  ours
             np.testing.assert_array_equal(known["ViT-B-16"]["plain/img4"]["head"], expect("ViT-B-16", "head", 4))
@@ -548,13 +548,13 @@ def overwrite_middle(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "found"),
     [
-        (lambda path: path.write_text("model,stimulus\n"), "is no HDF5 file, or a damaged one: .*file signature"),
-        (lambda path: path.write_bytes(b""), "is no HDF5 file, or a damaged one"),
+        (lambda path: path.write_text("model,stimulus\n"), "is not an HDF5 file, or is damaged: .*file signature"),
+        (lambda path: path.write_bytes(b""), "is not an HDF5 file, or is damaged"),
         (cut_short, "is damaged: .*truncated file"),
         (overwrite_middle, "is damaged: "),
-        (write_flat, "/images is a data set, and a model is a group"),
-        (write_two_levels, "/m/layer is a data set, and a stimulus is a group"),
-        (write_four_levels, "/m/s/block is a group, and a layer is a data set"),
+        (write_flat, "/images is a data set, but a model must be a group"),
+        (write_two_levels, "/m/layer is a data set, but a stimulus must be a group"),
+        (write_four_levels, "/m/s/block is a group, but a layer must be a data set"),
     ],
     ids="text empty cut overwritten flat two four".split(),
 )

@@ -396,11 +396,13 @@ def incomplete(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_rows_that_are_not_present_are_refused(incomplete):
-    with pytest.raises(StoreError, match=r"31 of 60 rows .* model 'ResNet', stimulus 'plain/img11'") as caught:
+    with pytest.raises(
+        StoreError, match=r"31 of 60 requested rows .* model 'ResNet', stimulus 'plain/img11'"
+    ) as caught:
         open_activations(incomplete)
-    assert caught.value.hint == "allow_incomplete=True gives them as NaN, or " + RUN_AGAIN
+    assert caught.value.hint == "allow_incomplete=True reads them as NaN, or " + RUN_AGAIN
     for open_one in (open_layer, open_map):
-        with pytest.raises(StoreError, match="1 of 30 rows"):
+        with pytest.raises(StoreError, match="1 of 30 requested rows"):
             open_one(incomplete, "ResNet", "logits")
 
 

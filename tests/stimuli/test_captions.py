@@ -56,9 +56,9 @@ def test_coco_s_captions_are_paired_with_nsd_by_id_and_put_into_its_order(keys, 
 
 
 def test_the_root_of_nsd_may_come_from_the_environment(tmp_path, monkeypatch):
-    with pytest.raises(RequestError, match=r"nsd is not known: no stimuli.root, no NSD_DATASET"):
+    with pytest.raises(RequestError, match=r"nsd is unknown: neither stimuli.root nor NSD_DATASET is set"):
         open_captions(tmp_path, dataset="nsd")
-    with pytest.raises(RequestError, match=r"no stimuli.file"):
+    with pytest.raises(RequestError, match=r"stimuli.file, the file of captions, is not set"):
         open_captions(tmp_path)
     make_nsd(tmp_path / "n", n=3, has_captions=True)
     monkeypatch.setenv("NSD_DATASET", str(tmp_path / "n"))
@@ -153,7 +153,7 @@ def test_things_ids_are_looked_up_in_the_data_set_and_give_its_order(tmp_path, m
     assert list(read_all(open_text(tmp_path, "things_id,caption\n" + rows)).items()) == [
         (name, [f"About {name}."]) for name in THINGS_RANKED
     ]
-    with pytest.raises(RequestError, match=r"the column 'things_id' of .* names no image of things in row 1: '7'"):
+    with pytest.raises(RequestError, match=r"the column 'things_id' of .*, row 1: '7' is not an image of things"):
         open_text(tmp_path, "things_id,caption\n7,x\n")
 
 
@@ -163,7 +163,7 @@ def test_names_of_bold5000_are_put_into_the_order_of_first_presentation(tmp_path
     source = open_text(tmp_path, "image_name,caption\n" + rows, dataset="bold5000", root="bold")
     assert read_all(source) == {name: [f"About {name}."] for name in BOLD_FIRST}
     assert source.table.ids == list(BOLD_FIRST)
-    with pytest.raises(RequestError, match=r"names no image of bold5000 in row 1: 'airport2' \(nearest: airport1"):
+    with pytest.raises(RequestError, match=r"row 1: 'airport2' is not an image of bold5000 \(nearest: airport1"):
         open_text(tmp_path, "image_name,caption\nairport2.jpg,x\n", dataset="bold5000", root="bold")
 
 
@@ -198,9 +198,9 @@ def test_rows_of_no_data_set_stay_in_their_order_with_their_columns(tmp_path):
         ("id,caption\na,x;y\n", {"captions": "stimuli"}, "captions: stimuli needs a column 'captions'"),
         ("id,captions\na,x;y\nb,z\n", {"captions": "replicates"}, "'a' has 2, 'b' has 1"),
         ("nsd_id,caption\n17,x\n017,y\n", {}, "the stimulus id 'nsd_00017' stands twice .*c.csv"),
-        ("nsd_id,caption\n73000,x\n", {}, r"holds no nsdId in row 1: '73000'"),
-        ("nsd_id,caption\n1.5,x\n", {}, "the column 'nsd_id' of .* holds 1.5: not text, not integers"),
-        ("id,caption\ncat,x\n", {"dataset": "nsd"}, "the column 'id' of .* holds no number in row 1: 'cat'"),
+        ("nsd_id,caption\n73000,x\n", {}, r"row 1: '73000' is not an nsdId"),
+        ("nsd_id,caption\n1.5,x\n", {}, "the column 'nsd_id' of .* holds 1.5, which is neither text nor an integer"),
+        ("id,caption\ncat,x\n", {"dataset": "nsd"}, "the column 'id' of .*, row 1: 'cat' is not a number"),
         ("nsd_id,caption\n1,x\n", {"dataset": "things"}, "the column 'nsd_id' of .* is not of the data set 'things'"),
         ("id,caption,model\na,x,M\n", {}, "column 'model' of .* has a reserved name"),
         ("id,caption\n", {}, "holds no stimuli"),

@@ -54,7 +54,7 @@ def test_a_record_comes_back_through_any_reader_of_csv(cells: list[str], end: st
 def test_a_text_that_breaks_off_in_its_last_cell_is_refused_by_the_line_where_its_row_begins(rows):
     lines = [make_line(row, end="\n") for row in rows]
     first = 1 + sum(line.count("\n") + len(re.findall("\r(?!\n)", line)) for line in lines[:-1])
-    with pytest.raises(RequestError, match=rf"a\.csv, line {first}: a quotation mark is opened and never closed"):
+    with pytest.raises(RequestError, match=rf"a\.csv, line {first}: a quotation mark is opened but never closed"):
         parse_records("".join(lines)[:-2], name="a.csv")
 
 

@@ -55,10 +55,10 @@ def test_a_missing_root_names_both_ways_to_set_it(source, tmp_path, monkeypatch)
     variable = VARIABLES[source]
     (tmp_path / "trees").mkdir()
     for root, value, found in (
-        (None, None, f"no stimuli.root, no {variable}"),
-        (None, "", f"no stimuli.root, no {variable}"),
-        (None, str(tmp_path / "tree"), rf"{variable}\) is not there \(nearest: trees\)"),
-        ("tree", str(tmp_path / "trees"), r"stimuli.root\) is not there \(nearest: trees\)"),
+        (None, None, f"neither stimuli.root nor {variable} is set"),
+        (None, "", f"neither stimuli.root nor {variable} is set"),
+        (None, str(tmp_path / "tree"), rf"{variable}\) does not exist \(nearest: trees\)"),
+        ("tree", str(tmp_path / "trees"), r"stimuli.root\) does not exist \(nearest: trees\)"),
     ):
         if value is not None:
             monkeypatch.setenv(variable, value)
@@ -155,9 +155,9 @@ def test_ids_of_nsd_are_in_the_order_of_nsd_id_whatever_the_order_of_the_recipe(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"ids": [1, 1]}, r"stimuli.ids: the nsdId 1 stands twice"),
+        ({"ids": [1, 1]}, r"stimuli.ids: the nsdId 1 appears twice"),
         ({"ids": [1, 6]}, r"stimuli.ids: the nsdId 6 is not below 6"),
-        ({"where": "subjet1 == 1"}, r"character 1: 'subjet1' is no column \(nearest: subject1"),
+        ({"where": "subjet1 == 1"}, r"character 1: 'subjet1' is not a column \(nearest: subject1"),
         ({"where": "shared1000 == 1"}, r"the column 'shared1000' \(true or false\) with 1 \(a number\)"),
         ({"where": "nsdId > 5"}, r"leaves none of the 6 stimuli"),
         ({"fields": "{a}_{loss}"}, r"column 'loss' of stimuli.fields has a reserved name"),
@@ -187,7 +187,7 @@ def test_a_table_that_is_not_of_the_brick_is_refused(tmp_path):
 def test_a_table_with_as_many_rows_as_the_brick_but_other_ids_is_refused(ids, said, tmp_path):
     make_nsd(tmp_path, n=3)
     write_rows(tmp_path / "nsd_stim_info_merged.csv", [["cocoId", "nsdId"], *([9, one] for one in ids)])
-    with pytest.raises(RequestError, match=rf"not of one data set: 3 images, 3 rows with nsdId {said}"):
+    with pytest.raises(RequestError, match=rf"do not belong to the same data set: 3 images, 3 rows with nsdId {said}"):
         open_dataset("nsd", tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_images_that_no_list_presents_or_that_are_not_there_are_refused(tmp_path
     with pytest.raises(RequestError, match=r"1 images of BOLD5000 are in no presentation list; the first is 'attic9"):
         open_dataset("bold5000", tmp_path)
     (presented / "Scene/attic9.jpg").rename(presented / "COCO/airport1.png")
-    with pytest.raises(RequestError, match=r"'.*COCO/airport1.png' and '.*Scene/airport1.jpg' have one name"):
+    with pytest.raises(RequestError, match=r"'.*COCO/airport1.png' and '.*Scene/airport1.jpg' have the same name"):
         open_dataset("bold5000", tmp_path)
     (presented / "COCO/airport1.png").unlink()
     (presented / "Scene/zengarden3.png").unlink()

@@ -1,1 +1,1 @@
-"""Pictures -> a table of captions."""
+"""Write a table of captions for pictures."""

@@ -13,7 +13,7 @@ from xact.stimuli.csv_text import Cell
 
 
 def load_parquet(data: bytes, *, name: str) -> list[dict[str, str]]:
-    """Return the column `stimulus` and the column `caption` of a parquet file as text; an empty file has no rows."""
+    """Return the columns `stimulus` and `caption` of a parquet file as text. An empty file has zero rows."""
     if not data:
         return []
     table = _read(data, name)
@@ -27,7 +27,7 @@ def load_parquet(data: bytes, *, name: str) -> list[dict[str, str]]:
 
 
 def add_to_parquet(data: bytes, rows: Sequence[Mapping[str, Cell]], *, columns: Sequence[str], name: str) -> bytes:
-    """Return the bytes of a parquet file with rows added at its end; it keeps its values, types and columns."""
+    """Return the bytes of a parquet file with rows added at its end. The file keeps its values, types and columns."""
     table = pyarrow.table({column: pyarrow.array([row[column] for row in rows]) for column in columns})
     if data:
         held = _read(data, name)
@@ -39,8 +39,8 @@ def add_to_parquet(data: bytes, rows: Sequence[Mapping[str, Cell]], *, columns: 
     return written
 
 
-def _fit(fresh: Any, field: Any, name: str) -> Any:  # noqa: ANN401  pyarrow ships no types
-    """Return the new cells of one column in the type that the file has; nothing where the column is not ours."""
+def _fit(fresh: Any, field: Any, name: str) -> Any:  # noqa: ANN401  pyarrow has no annotations
+    """Return the new cells of one column in the type of the file; nulls if the new rows lack the column."""
     if field.name not in fresh.column_names:
         return pyarrow.nulls(len(fresh), field.type)
     cells = fresh.column(field.name)
@@ -51,11 +51,11 @@ def _fit(fresh: Any, field: Any, name: str) -> Any:  # noqa: ANN401  pyarrow shi
     except pyarrow.ArrowException as error:
         raise RequestError(
             f"the column {field.name!r} of {name} has the type {field.type}, which new rows do not fit: {error}",
-            hint="give the column its old type back",
+            hint="restore the old type of the column",
         ) from None
 
 
-def _read(data: bytes, name: str) -> Any:  # noqa: ANN401  pyarrow ships no types
+def _read(data: bytes, name: str) -> Any:  # noqa: ANN401  pyarrow has no annotations
     try:
         return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
     except (pyarrow.ArrowException, OSError) as error:

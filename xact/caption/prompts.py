@@ -1,4 +1,4 @@
-"""What is asked about a picture, and which answers will do."""
+"""Questions about a picture, and the check of an answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Prompt:
     """One question."""
 
     name: str
-    """What the column `caption_prompt` says."""
+    """Value in the column `caption_prompt`."""
     text: str
     answers: tuple[str, ...] = ()
-    """The closed set of answers; empty: any text."""
+    """The closed set of answers. Empty: any text is allowed."""
 
 
 PROMPTS: Mapping[str, Prompt] = {
@@ -44,24 +44,24 @@ PROMPTS: Mapping[str, Prompt] = {
         ),
     )
 }
-"""The prompts that go by a name; their answer sets are those of the study they come from."""
+"""{name: prompt}. Prompts and answer sets come from the same study."""
 
 CUSTOM = "custom"
-"""The name of a prompt that is given as text and not named."""
+"""Name of a prompt that is given as text, without a name."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What an answer is worth."""
+    """The result of the check of an answer."""
 
     caption: str | None
-    """What is stored; None: nothing."""
+    """Text to store, or None."""
     problem: str | None = None
-    """Why a person should look at it."""
+    """Why a person should check the answer, or None."""
 
 
 def find_prompt(asked: str, name: str | None) -> Prompt:
-    """Return the prompt of that name, else one of that very text; a name that is misspelt is refused."""
+    """Return the prompt with the name `asked`, else a prompt with this text. Refuse a misspelt name."""
     if asked in PROMPTS:
         known = PROMPTS[asked]
         return Prompt(name or known.name, known.text, known.answers)
@@ -69,23 +69,23 @@ def find_prompt(asked: str, name: str | None) -> Prompt:
     if nearest:
         raise NameNotFoundError(
             f"there is no prompt {asked!r} (nearest: {', '.join(nearest)})",
-            hint="a prompt of your own that is one word needs a caption.prompt_name",
+            hint="your own prompt of a single word needs a caption.prompt_name",
         )
     return Prompt(name or CUSTOM, asked)
 
 
 def make_reminder(prompt: Prompt) -> str:
-    """Return what is asked the second time, after an answer outside the closed set."""
+    """Return the second question, for an answer outside the closed set."""
     return f"{prompt.text}\nReply with one of these and nothing else: {', '.join(prompt.answers)}."
 
 
 def judge(prompt: Prompt, answer: str, *, is_cut: bool) -> Judged:
-    """Return what is stored of an answer, and what is wrong with it.
+    """Return the text to store for an answer, and its problem.
 
-    White space around it goes. An answer of a closed set is stored in the set's spelling, whatever its case and
-    punctuation; one outside the set, an empty one and one that a text file cannot hold are not stored at all. Several
-    lines, a script that the prompt is not written in, and an answer cut off at the last token are stored, and a person
-    should look at them.
+    Outer white space is removed. An answer in a closed set is stored in the spelling of the set; case and punctuation
+    do not matter. Not stored: an answer outside the set, an empty answer, and an answer with control characters, which
+    a text file cannot hold. Stored with a problem, for a person to check: an answer of several lines, an answer in
+    another script than the prompt, and an answer that was cut off at the last token.
     """
     text = answer.strip()
     if not text:
@@ -104,7 +104,7 @@ def judge(prompt: Prompt, answer: str, *, is_cut: bool) -> Judged:
 
 
 def make_listable(answer: str) -> str:
-    """Return an answer as a text file can list it: nothing of one that holds control characters."""
+    """Return an answer without outer white space, or an empty text if it contains control characters."""
     has_control = any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in answer)
     return "" if has_control else answer.strip()
 
@@ -115,6 +115,6 @@ def _fold(text: str) -> str:
 
 
 def _list_scripts(text: str) -> set[str]:
-    """Return the scripts of a text's letters, by the first word of their Unicode names; `�` is one of its own."""
+    """Return the scripts of a text's letters, from the first word of their Unicode names. `�` counts as a script."""
     names = {unicodedata.name(c, "UNNAMED").split()[0] for c in text if c.isalpha()}
     return names | ({"UNREADABLE"} if "\N{REPLACEMENT CHARACTER}" in text else set())

@@ -1,6 +1,6 @@
 """Rows of text in a CSV file, which a person may correct by hand between two runs.
 
-What stands in the file keeps every byte. New rows follow it in its own order of columns and with its own line ends.
+Existing rows keep every byte. New rows follow, with the column order and the line ends of the file.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from xact.stimuli.csv_text import Cell, make_line, parse_records
 
 
 def load_rows(data: bytes, *, needed: Sequence[str], name: str) -> list[dict[str, str]]:
-    """Return the rows of a CSV file, {column: cell} each; an empty file has none.
+    """Return the rows of a CSV file, each as {column: cell}. An empty file has zero rows.
 
-    Raise RequestError where a column of `needed` is missing, or where a row cannot be read for sure.
+    Raise RequestError if a column in `needed` is missing, or if a row is ambiguous.
     """
     records = parse_records(_decode(data, name), name=name)
     if not records:
@@ -28,14 +28,14 @@ def load_rows(data: bytes, *, needed: Sequence[str], name: str) -> list[dict[str
                 f"{name}, line {record.line}: {len(record.cells)} cells, the header has {len(header)}",
                 hint="put quotation marks around a cell that holds a comma",
             )
-    # a spreadsheet may end a table with rows of nothing
+    # a spreadsheet may end a table with empty rows
     return [dict(zip(header, record.cells, strict=True)) for record in records[1:] if any(record.cells)]
 
 
 def add_rows(data: bytes, rows: Sequence[Mapping[str, Cell]], *, columns: Sequence[str], name: str) -> bytes:
-    """Return the bytes of a CSV file with rows added at its end; columns that the file lacks are left out.
+    """Return the bytes of a CSV file with rows added at its end. Columns that the file lacks are left out.
 
-    `columns` are those of a new file; a file that has a header keeps its own.
+    `columns` is the header of a new file. A file with a header keeps its own.
     """
     text = _decode(data, name)
     records = parse_records(text, name=name)

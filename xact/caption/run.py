@@ -1,4 +1,4 @@
-"""`xact caption`: ask a network about every picture of a recipe, and keep the answers as a table."""
+"""`xact caption`: ask a model about every picture of a recipe, and write the answers as a table."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 UNREADABLE = "unreadable: "
-"""How the problem of a picture begins that could not be shown; the next run tries it again."""
+"""Prefix of the problem of a picture that cannot be decoded. The next run tries the picture again."""
 
 
 @dataclass(frozen=True)
 class CaptionOutcome:
-    """How a run ended."""
+    """Result of a run."""
 
     output: Path
     review: Path
-    """Answers that a person should look at; there only where there are some."""
+    """File of the answers that a person should check. It exists only if there are such answers."""
     n_added: int
     problems: Mapping[str, str]
-    """{stimulus: what is wrong with its answer}, as far as nobody has mended it."""
+    """{stimulus: problem of its answer}, without the answers that a person has corrected."""
 
 
 @dataclass(frozen=True)
 class CaptionJob:
-    """What one run is asked for."""
+    """Settings of one run."""
 
     loaded: LoadedRecipe
     prompt: Prompt
@@ -68,20 +68,20 @@ class CaptionJob:
     pictures: PictureBlock
     layout: Layout
     n_stimuli: int
-    """Those that the recipe's limit leaves."""
+    """Number of stimuli after the recipe's limit."""
 
     @property
     def record_file(self) -> Path:
-        """Where it is written how the table was made."""
+        """File that records how the table was made."""
         return self.output.with_suffix(".settings.json")
 
     @property
     def review_file(self) -> Path:
-        """Where answers are listed that a person should look at."""
+        """File that lists the answers that a person should check."""
         return self.output.with_suffix(".review.csv")
 
     def make_record(self) -> dict[str, Any]:
-        """Return what decides an answer and is known before anything is looked for, as JSON-able data."""
+        """Return the settings that affect an answer, as JSON-able data. Weights and versions are added later."""
         recipe = self.loaded.recipe
         asked = recipe.caption.model_dump(exclude={"output", "prompt", "batch_size"})
         return {
@@ -101,10 +101,11 @@ def caption(
     limit: int | None = None,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> CaptionOutcome:
-    """Write the captions of a recipe's pictures, or those that are missing.
+    """Write the missing captions of a recipe's pictures.
 
-    Arguments beat the recipe. `watch(n)` is told how many stimuli are missing and returns what is told of each batch.
-    Raise RequestError, WorkError or StoreError; every batch that was finished stays, and the same call goes on.
+    Arguments override the recipe. `watch(n)` receives the number of missing stimuli; it returns a function that
+    receives the number of new stimuli of each batch. Raise RequestError, WorkError or StoreError. Finished batches
+    stay, and the same call continues after them.
     """
     job = make_job(load_recipe(recipe, _make_overrides(prompt, output, limit), schema=CaptionRecipe))
     try:
@@ -114,13 +115,13 @@ def caption(
 
 
 def make_job(loaded: LoadedRecipe) -> CaptionJob:
-    """Return what a recipe asks for; everything is checked that needs neither weights nor the table."""
+    """Return the job of a recipe. Checks everything that needs neither the weights nor the table."""
     recipe = loaded.recipe
     asked = recipe.caption
     pictures = get_pictures(recipe.stimuli, asked.model)
     prompt = find_prompt(asked.prompt, asked.prompt_name)
     if asked.output is None:
-        raise RequestError("no output is named", hint="--output FILE.csv, or `output:` under `caption:`")
+        raise RequestError("the output is not set", hint="--output FILE.csv, or `output:` under `caption:`")
     output = expand_path(asked.output)
     check_output(output)
     engine = open_engine(asked.engine)
@@ -149,7 +150,7 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
 
 def _make_overrides(prompt: str | None, output: str | Path | None, limit: int | None) -> list[tuple[str, Any, str]]:
     overrides: list[tuple[str, Any, str]] = []
-    if prompt is not None:  # the recipe's name belongs to the recipe's prompt
+    if prompt is not None:  # the recipe's prompt_name belongs to the recipe's prompt
         overrides += [("caption.prompt", prompt, "--prompt"), ("caption.prompt_name", None, "--prompt")]
     if output is not None:
         overrides.append(("caption.output", str(output), "--output"))
@@ -164,8 +165,8 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
     with open_table(job.output, job.review_file, job.layout) as table:
         if held is None and (table.captions or table.listed):
             raise MismatchError(
-                f"{job.output} is there, and {job.record_file}, which says how it was made, is not",
-                hint="put that file back, or give another --output",
+                f"{job.output} exists, but {job.record_file}, the record of how it was made, does not",
+                hint="restore that file, or give another --output",
             )
         n_before = len(table.captions)
         run = Run(job, table)
@@ -189,12 +190,12 @@ class Run:
     table: CaptionTable
 
     def find_missing(self) -> set[int]:
-        """Return the stimuli that have no answer yet, good or bad, by their row in the source."""
+        """Return the source rows of the stimuli without an answer, good or bad."""
         settled = {*self.table.captions, *(row.stimulus for row in self.table.listed if self._is_settled(row))}
         return {row for row in range(self.job.n_stimuli) if self.job.source.table.ids[row] not in settled}
 
     def add_batch(self, captioner: Captioner, batch: Sequence[int], fresh: Sequence[int]) -> None:
-        """Answer a whole batch, so that neighbours are the same in every run; keep the answers of its fresh rows."""
+        """Answer a whole batch, so that neighbours are the same in every run. Keep the answers of the `fresh` rows."""
         ids = self.job.source.table.ids
         pictures, problems = self._load_pictures(batch)
         answers = self._ask(captioner, pictures, first=ids[batch[0]]) if pictures else {}
@@ -204,7 +205,7 @@ class Run:
         self.table.add({one: judged.caption for one, _, judged in kept if judged.caption is not None}, listed)
 
     def find_problems(self) -> dict[str, str]:
-        """Return what is still wrong: an answer that nobody has corrected, a stimulus without a row."""
+        """Return {stimulus: problem} for listed answers that are not corrected, and for stimuli without a caption."""
         last = {row.stimulus: row for row in self.table.listed}
         captions = self.table.captions
         return {
@@ -214,12 +215,12 @@ class Run:
         }
 
     def _is_settled(self, row: Listed) -> bool:
-        """Return whether a stimulus was answered and its answer is not to be stored: it would be the same again."""
+        """Return True if a stimulus has an answer that must not be stored. Asking again would give the same answer."""
         is_unreadable = row.problem.startswith(UNREADABLE)
         return not is_unreadable and judge(self.job.prompt, row.answer, is_cut=False).caption is None
 
     def _load_pictures(self, batch: Sequence[int]) -> tuple[dict[int, Image], dict[int, str]]:
-        """Return the pictures that can be shown, and what is wrong with the others where a recipe skips those."""
+        """Return the decoded pictures, and the problems of the others if the recipe skips unreadable pictures."""
         recipe, source = self.job.loaded.recipe, self.job.source
         pictures, problems = {}, {}
         for row in batch:
@@ -239,7 +240,7 @@ class Run:
         return pictures, problems
 
     def _ask(self, captioner: Captioner, pictures: Mapping[int, Image], *, first: str) -> dict[int, tuple[str, Judged]]:
-        """Return each picture's answer and what it is worth; one outside a closed set is asked for once more."""
+        """Return each picture's answer and its check. After an answer outside a closed set, ask a second time."""
         prompt = self.job.prompt
         answers: dict[int, tuple[str, Judged]] = {}
         for attempt, text in enumerate([prompt.text, make_reminder(prompt)]):
@@ -260,13 +261,13 @@ def make_seed(seed: int, first: str, attempt: int) -> int:
 
 
 def _make_batches(n_stimuli: int, batch_size: int) -> Iterator[range]:
-    """Yield the rows of each batch; where they begin and end does not depend on what is there already."""
+    """Yield the rows of each batch. The batches do not depend on the rows that exist already."""
     for start in range(0, n_stimuli, batch_size):
         yield range(start, min(start + batch_size, n_stimuli))
 
 
 def _load_captioner(job: CaptionJob, held: Mapping[str, Any] | None) -> Captioner:
-    """Find the weights, compare them with those of the rows that are there, load them, and record how rows are made."""
+    """Find the weights, compare them with the record of the existing rows, load them, and write a missing record."""
     weights = find_captioner_weights(job.settings.model, job.loaded.folder)
     versions = {name: importlib.metadata.version(name) for name in job.engine.LIBRARIES}
     record = job.make_record() | {"weights": weights.record, "versions": versions}
@@ -278,22 +279,22 @@ def _load_captioner(job: CaptionJob, held: Mapping[str, Any] | None) -> Captione
 
 
 def _load_record(job: CaptionJob) -> dict[str, Any] | None:
-    """Return how the rows that are there were made; None where nothing says so, and where there are none."""
+    """Return the record of how the existing rows were made, or None if the record or the rows are missing."""
     if not job.record_file.exists():
         return None
     try:
         held = json.loads(job.record_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RequestError(f"{job.record_file} cannot be read: {error}", hint="put the file back as it was") from None
+        raise RequestError(f"{job.record_file} cannot be read: {error}", hint="restore the file") from None
     if not isinstance(held, dict):
-        raise RequestError(f"{job.record_file} is no record of captions", hint="give another --output")
+        raise RequestError(f"{job.record_file} is not a record of captions", hint="give another --output")
     table = job.output.with_name(str(held.get("output")))
     has_rows = any(file.exists() for file in (table, make_rows_path(table), job.review_file))
     return held if has_rows else None
 
 
 def _compare(held: Mapping[str, Any] | None, record: Mapping[str, Any], output: Path) -> None:
-    """Refuse to add rows that are made in another way than those that are there."""
+    """Refuse to add rows with other settings than those of the existing rows."""
     if held is None:
         return
     old = dict(flatten_leaves({key: held.get(key) for key in record}))
@@ -302,5 +303,5 @@ def _compare(held: Mapping[str, Any] | None, record: Mapping[str, Any], output: 
         if old.get(key) != new.get(key):
             raise MismatchError(
                 f"{key} differs: {output} was made with {old.get(key)!r:.200}, now it is {new.get(key)!r:.200}",
-                hint="give the old value back, or write to another --output",
+                hint="use the old value, or write to another --output",
             )

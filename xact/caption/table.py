@@ -1,7 +1,7 @@
-"""The table of captions, as CSV or parquet, and the list of answers that a person should look at.
+"""The table of captions, as CSV or parquet, and the list of answers that a person should check.
 
-Answers are appended to a file of JSON lines beside the table, one line a batch. At the end of a run the table and the
-list are written whole, with what stood in them before, and the file of answers is removed.
+During a run, answers are appended to a file of JSON lines beside the table, one line per batch. At the end of a run,
+the table and the list are written whole, including their old rows, and the file of answers is removed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from xact.labels import Column, StimulusTable
 from xact.stimuli.csv_text import Cell
 
 KEY = "stimulus"
-"""The column that says whose row it is."""
+"""Column with the stimulus of each row."""
 
 ANSWER_COLUMNS = ("caption", "caption_model", "caption_prompt")
-"""What is added to a source's own columns."""
+"""Columns that are added to the columns of the source."""
 
 TAKEN = ("stimulus", "condition", "image_file", *ANSWER_COLUMNS, "captions")
-"""Names that a source's own column gives up; `captions` would say that a row holds several."""
+"""Names that a column of the source may not keep. A column `captions` would mean several captions per row."""
 
 FORMATS = (".csv", ".parquet")
 
 
 class Listed(NamedTuple):
-    """An answer that a person should look at; its fields are the columns of the list."""
+    """An answer that a person should check. Its fields are the columns of the list."""
 
     stimulus: str
     problem: str
@@ -42,10 +42,10 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """What stands in the row of each stimulus before anything is answered."""
+    """The cells of each stimulus's row, without the caption."""
 
     columns: Mapping[str, Column]
-    """The source's own columns by their name in the table."""
+    """{name in the table: column of the source}."""
     row_of: Mapping[str, int]
     """{stimulus: its row in the source}."""
     model: str
@@ -57,7 +57,7 @@ class Layout:
         return [*self.columns, *ANSWER_COLUMNS]
 
     def find_cells(self, stimulus: str) -> dict[str, Cell] | None:
-        """Return every cell of a stimulus's row but the caption; None for no stimulus of the source."""
+        """Return all cells of a stimulus's row except the caption, or None if the source lacks the stimulus."""
         row = self.row_of.get(stimulus)
         if row is None:
             return None
@@ -66,7 +66,7 @@ class Layout:
 
 
 def make_layout(table: StimulusTable, *, model: str, prompt_name: str) -> Layout:
-    """Return the columns of a table of captions; a source's column whose name is taken becomes `source_NAME`."""
+    """Return the columns of a table of captions. A source column with a name in TAKEN becomes `source_NAME`."""
     columns: dict[str, Column] = {
         "stimulus": table.ids,
         "condition": table.conditions,
@@ -81,13 +81,13 @@ def make_layout(table: StimulusTable, *, model: str, prompt_name: str) -> Layout
 
 
 class TableFile:
-    """A CSV or parquet file as it was read; `rows` are those that stand in it, none where there is no file."""
+    """A CSV or parquet file at the time of reading. `rows` is empty if the file does not exist."""
 
     def __init__(self, path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:
         self._path = path
         self._data = _read(path)
         if _is_parquet(path):
-            from xact.caption.parquet import add_to_parquet, load_parquet  # now: a signal leaves no time for an import
+            from xact.caption.parquet import add_to_parquet, load_parquet  # now: a signal leaves too little time
 
             self.rows = load_parquet(self._data, name=str(path))
             self._add = partial(add_to_parquet, columns=columns, name=str(path))
@@ -96,18 +96,18 @@ class TableFile:
             self._add = partial(add_rows, columns=columns, name=str(path))
 
     def add(self, rows: Sequence[Mapping[str, Cell]]) -> None:
-        """Write the file whole, with these rows at its end; refuse where another program has changed it."""
+        """Write the whole file with these rows at its end. Refuse if another program has changed the file."""
         data = self._add(self._data, rows)
         if _read(self._path) != self._data:
             raise StoreError(
                 f"another program changed {self._path} while answers were being added",
-                hint="run the same command again: it goes on from the file as it is now",
+                hint="run the same command again: it continues from the present file",
             )
-        write_file(self._path.resolve(), [data])  # what a link leads to, not the link
+        write_file(self._path.resolve(), [data])  # write the target of a link, not the link
 
 
 class CaptionTable:
-    """Captions by stimulus, and the answers to look at; each batch is safe once `add` returns."""
+    """Captions by stimulus, and the answers to check. When `add` returns, its batch is safe on disk."""
 
     def __init__(self, output: Path, review: Path, layout: Layout) -> None:
         self._layout = layout
@@ -117,20 +117,20 @@ class CaptionTable:
         self.captions = _index(self._table.rows, layout, str(output))
         self.listed = dict.fromkeys(Listed(*(row[name] for name in Listed._fields)) for row in self._review.rows)
         self._held = frozenset(self.captions), frozenset(self.listed)
-        captions, listed = self._load_answers()  # of a run that was killed
+        captions, listed = self._load_answers()  # from a run that was killed
         self.captions |= captions
         self.listed |= listed
 
     def add(self, captions: Mapping[str, str], listed: Sequence[Listed]) -> None:
-        """Keep the captions of these stimuli, in this order, and the answers to look at, listed already or not."""
+        """Append the captions of these stimuli, in this order, and the answers to check, even if already listed."""
         if captions or listed:
             append_line(self._lines, {"captions": dict(captions), "listed": listed})
             self.captions |= captions
             self.listed |= dict.fromkeys(listed)
 
-    def finish(self) -> None:
+    def write(self) -> None:
         """Write the list and the table once, then remove the file of answers."""
-        captions, listed = self._load_answers()  # a signal may have come between the line and the memory of it
+        captions, listed = self._load_answers()  # a signal may have stopped `add` after it wrote its line
         if listed:
             self._review.add([row._asdict() for row in listed])
         if captions:
@@ -140,7 +140,7 @@ class CaptionTable:
         sync_folder(self._lines.parent)
 
     def _load_answers(self) -> tuple[dict[str, str], dict[Listed, None]]:
-        """Return the answers that are in their file and not in the table or the list, in order."""
+        """Return the answers in the file of answers that the table and the list lack, in order."""
         captions: dict[str, str] = {}
         listed: dict[Listed, None] = {}
         for line in read_lines(self._lines):
@@ -152,35 +152,35 @@ class CaptionTable:
 
 @contextmanager
 def open_table(output: Path, review: Path, layout: Layout) -> Iterator[CaptionTable]:
-    """Hold a table of captions, new or as it was left, while answers are added; write it at the end."""
+    """Lock a new or existing table of captions while answers are added; write the table at the end."""
     with hold_lines(make_rows_path(output), output):
         table = CaptionTable(output, review, layout)
         try:
             yield table
         except BaseException:
             with suppress(XactError):  # the answers stay in their own file, and the next run writes the table
-                table.finish()
+                table.write()
             raise
-        table.finish()
+        table.write()
 
 
 def check_output(output: Path) -> None:
-    """Refuse a file that can be no table of captions."""
+    """Refuse a path that cannot be a table of captions."""
     if output.suffix.lower() not in FORMATS:
         raise RequestError(
-            f"the output {str(output)!r} has the extension {output.suffix!r}", hint=f"one of {', '.join(FORMATS)}"
+            f"the output {str(output)!r} has the extension {output.suffix!r}", hint=f"use one of {', '.join(FORMATS)}"
         )
     if output.exists() and not output.is_file():
-        raise RequestError(f"the output {str(output)!r} is there and is no file", hint="give another --output")
+        raise RequestError(f"the output {str(output)!r} exists but is not a file", hint="give another --output")
 
 
 def make_rows_path(output: Path) -> Path:
-    """Return the file beside a table that takes the answers of a run, as JSON lines."""
+    """Return the path of the JSON-lines file beside a table, which takes the answers during a run."""
     return output.with_name(output.name + ".rows.jsonl")
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of a file, none where it is not there."""
+    """Return the bytes of a file, or zero bytes if it does not exist."""
     try:
         return read_whole(path)
     except FileNotFoundError:
@@ -190,8 +190,8 @@ def _read(path: Path) -> bytes:
 
 
 def _parse_line(line: Mapping[str, Any], layout: Layout, path: Path) -> tuple[dict[str, str], list[Listed]]:
-    """Return the captions by stimulus, and the answers to look at, of one line that `CaptionTable.add` wrote."""
-    hint = "remove the file: its answers are asked for again"
+    """Return the captions by stimulus, and the answers to check, from a line that `CaptionTable.add` wrote."""
+    hint = "remove the file, and its answers are asked for again"
     try:
         captions = {one: str(text) for one, text in line["captions"].items()}
         listed = [Listed(*map(str, row)) for row in line["listed"]]
@@ -199,7 +199,9 @@ def _parse_line(line: Mapping[str, Any], layout: Layout, path: Path) -> tuple[di
         raise StoreError(f"{path} is damaged", hint=hint) from None
     odd = next((one for one in captions if one not in layout.row_of), None)
     if odd is not None:
-        raise RequestError(f"{path} has an answer for {odd!r}, which the stimuli lack", hint=f"put it back, or {hint}")
+        raise RequestError(
+            f"{path} has an answer for {odd!r}, which is not a stimulus", hint=f"restore the stimulus, or {hint}"
+        )
     return captions, listed
 
 
@@ -208,7 +210,7 @@ def _is_parquet(output: Path) -> bool:
 
 
 def _index(rows: Sequence[Mapping[str, str]], layout: Layout, name: str) -> dict[str, str]:
-    """Return {stimulus: caption}; refuse rows of no stimulus, and two rows of one."""
+    """Return {stimulus: caption}. Refuse rows of unknown stimuli, and two rows of the same stimulus."""
     captions: dict[str, str] = {}
     for row in rows:
         stimulus = row[KEY]
@@ -217,10 +219,10 @@ def _index(rows: Sequence[Mapping[str, str]], layout: Layout, name: str) -> dict
         if stimulus not in layout.row_of:
             nearest = make_nearest_text(stimulus, layout.row_of)
             raise RequestError(
-                f"{name} has a row for {stimulus!r}, which the stimuli lack{nearest}",
-                hint="a spreadsheet may have changed the name (001 to 1): put it back; a row of your own: take it out",
+                f"{name} has a row for {stimulus!r}, which is not a stimulus{nearest}",
+                hint="restore the name if a spreadsheet changed it (001 to 1); remove a row that you added",
             )
         if stimulus in captions:
-            raise RequestError(f"{name} has two rows for {stimulus!r}", hint="take one of them out")
+            raise RequestError(f"{name} has two rows for {stimulus!r}", hint="remove one of them")
         captions[stimulus] = row["caption"]
     return captions

@@ -1,1 +1,1 @@
-"""The command line: arguments, commands, what is printed, signals."""
+"""The command line: arguments, commands, output, signals."""

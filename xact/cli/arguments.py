@@ -24,10 +24,10 @@ from xact.errors import make_one_line
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints look like all others."""
+    """An argument parser whose errors look like all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and where help is, and exit with 2."""
+        """Print the error in one line and a hint to --help, then exit with 2."""
         sys.stderr.write(f"error: {make_one_line(message)}\nhint: {self.prog} --help\n")
         sys.exit(2)
 
@@ -45,38 +45,38 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    build = add("build", run_build, "Build the store that a recipe describes, or what of it is missing.")
+    build = add("build", run_build, "Build the store that a recipe describes, or its missing part.")
     add_overrides(build)
     build.add_argument("--yes", action="store_true", help="do not ask before a large build")
-    plan = add("plan", run_plan, "Show what build would do; touch nothing.")
+    plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)
     plan.add_argument("--json", action="store_true")
-    models = add("models", run_models, "List the networks of the registry, or say all of one of them.")
+    models = add("models", run_models, "List the networks of the registry, or describe one in full.")
     models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
     models.add_argument("--json", action="store_true")
-    layers = add("layers", run_layers, "List every layer of a network that can be named, in forward order.")
+    layers = add("layers", run_layers, "List every layer of a network that a recipe can name, in forward order.")
     layers.add_argument("model", metavar="MODEL", help="a label of the registry, or source:id")
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
-    layers.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
+    layers.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     layers.add_argument("--json", action="store_true")
-    info = add("info", run_info, "Show what a store holds, or an HDF5, netCDF or .pt file.")
+    info = add("info", run_info, "Show the contents of a store or of an HDF5, netCDF or .pt file.")
     info.add_argument("path", metavar="STORE|FILE")
-    info.add_argument("--model", metavar="M", help="this model only")
+    info.add_argument("--model", metavar="M", help="show this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true")
-    caption = add("caption", run_caption, "Write a table of captions of a recipe's pictures, or what of it is missing.")
+    caption = add("caption", run_caption, "Write a table of captions for a recipe's pictures, or its missing rows.")
     caption.add_argument("recipe", metavar="RECIPE")
-    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or a text of your own")
+    caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or your own text")
     caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
-    caption.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
+    caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
     verify = add(
-        "verify", run_verify, "Compare every byte of a store with its manifest, of an export with its side file."
+        "verify", run_verify, "Compare every byte of a store with its manifest, or of an export with its side file."
     )
     verify.add_argument("path", metavar="STORE|FILE")
     verify.add_argument("--json", action="store_true")
-    imports = add("import", run_import, "Make a store of files that older programs, or xact export, wrote.")
+    imports = add("import", run_import, "Make a store from files of older programs or of xact export.")
     imports.add_argument("files", metavar="FILE", nargs="+", help=".h5 files of several conditions, or .pt files")
     imports.add_argument("--store", metavar="PATH", required=True)
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
@@ -85,35 +85,37 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:
-    """Add the flags that beat the recipe."""
+    """Add the flags that override the recipe."""
     command.add_argument("recipe", metavar="RECIPE")
     command.add_argument("--store", metavar="PATH")
     command.add_argument("--models", metavar="M", nargs="+", action="extend", help="labels, sets or source:id")
     command.add_argument("--stimuli-root", metavar="DIR")
     command.add_argument("--folders", metavar="F", nargs="+", action="extend")
     command.add_argument("--replicates", metavar="N", type=int)
-    command.add_argument("--untrained", action="store_true", help="the models' untrained twins in their place")
-    command.add_argument("--seeds", metavar="N", nargs="+", action="extend", type=int, help="of the untrained twins")
+    command.add_argument("--untrained", action="store_true", help="use the untrained twins of the models instead")
+    command.add_argument(
+        "--seeds", metavar="N", nargs="+", action="extend", type=int, help="seeds of the untrained twins"
+    )
     command.add_argument("--device", metavar="auto|mps|cuda|cuda:1|cpu")
     command.add_argument("--batch-size", metavar="N", type=int, help="pictures in one forward pass")
-    command.add_argument("--workers", metavar="N", type=int, help="threads; changes no value")
-    command.add_argument("--limit", metavar="N", type=int, help="the first N stimuli only")
+    command.add_argument("--workers", metavar="N", type=int, help="number of threads; does not change values")
+    command.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     command.add_argument("--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[])
-    command.add_argument("--allow-code", action="store_true", help="allow networks that are Python code of your own")
+    command.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:
-    """Add what `xact export` takes."""
+    """Add the arguments of `xact export`."""
     command.add_argument("store", metavar="STORE")
     command.add_argument("--to", required=True, choices=["hdf5", "netcdf", "pt"])
     command.add_argument("--output-dir", metavar="DIR", help="default: here; for pt `features`")
-    command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: of every file's name; default model_activations")
+    command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: prefix of file names; default model_activations")
     command.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
     command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
     command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
     command.add_argument("--replicates", choices=["all", "0", "mean"], help="default all; for pt 0")
     command.add_argument("--names", choices=["path", "basename"], help="hdf5: conditions in file names; default path")
     existing = command.add_mutually_exclusive_group()
-    existing.add_argument("--append", action="store_true", help="hdf5: add models to files that exist")
-    existing.add_argument("--overwrite", action="store_true", help="write files that exist anew")
+    existing.add_argument("--append", action="store_true", help="hdf5: add models to existing files")
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")

@@ -1,5 +1,6 @@
-"""The command `xact`: arguments in, calls out, exit codes back. Heavy modules are imported by the command that needs
-them, so that `xact --help` answers at once.
+"""The commands of `xact`. Each takes arguments, calls the library and returns an exit code.
+
+A command imports its heavy modules itself, so that `xact --help` answers at once.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ OVERRIDES = (
 
 
 def get_overrides(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the flags that beat the recipe, by the names that `xact.build` gives them."""
+    """Return {argument of `xact.build`: value} for the flags that override the recipe."""
     return {name: getattr(options, name) for name in OVERRIDES}
 
 
 def run_build(options: argparse.Namespace) -> int:
-    """Build a store; 0 when all that was asked for is there."""
+    """Build a store; return 0 if everything that the recipe asks for is in the store."""
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals():
@@ -69,7 +70,7 @@ def run_plan(options: argparse.Namespace) -> int:
 
 
 def run_models(options: argparse.Namespace) -> int:
-    """List the registry, a set of it, or one network in full."""
+    """List the registry, list one of its sets, or describe one network in full."""
     from xact.recipe.registry.listing import describe_model, list_models, make_text_table, show_model
     from xact.recipe.registry.load import load_registry
 
@@ -112,7 +113,7 @@ def run_layers(options: argparse.Namespace) -> int:
             raise RequestError(
                 f"model {options.model!r} has no layer that {options.glob!r} matches"
                 f"{make_nearest_text(options.glob, names)}",
-                hint="`*` stands for a part between dots, `**` for anything",
+                hint="`*` matches a part between dots, `**` matches anything",
             )
     if options.json:
         found = [
@@ -136,7 +137,7 @@ def run_layers(options: argparse.Namespace) -> int:
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Show what a store or a file holds."""
+    """Show the contents of a store or a file."""
     from xact.files.describe import load_kind
 
     kind = load_kind(options.path)
@@ -146,7 +147,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Look at every byte; 0 when each is as it was written."""
+    """Check every byte; return 0 if all bytes are unchanged."""
     from xact.files.verify import verify
 
     report = verify(options.path)
@@ -159,7 +160,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_import(options: argparse.Namespace) -> int:
-    """Make a store of old files."""
+    """Make a store from files of older programs or of xact export."""
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals():
@@ -172,7 +173,7 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def run_caption(options: argparse.Namespace) -> int:
-    """Write captions; 0 when there are all and none needs a look."""
+    """Write captions; return 0 if all exist and a person need not check any."""
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("captioning", safe="all finished answers are safe"):
@@ -188,21 +189,19 @@ def run_caption(options: argparse.Namespace) -> int:
                 watch=progress.start,
             )
     n_problems = len(outcome.problems)
-    done = (
-        f"{outcome.n_added} captions added"
-        if outcome.n_added or n_problems
-        else "nothing to do, all captions are there"
-    )
+    done = f"{outcome.n_added} captions added" if outcome.n_added or n_problems else "nothing to do, all captions exist"
     sys.stdout.write(f"{outcome.output}: {done}\n")
     if not n_problems:
         return 0
-    sys.stderr.write(f"error: {n_problems} answers need a look; {outcome.review} lists them\n")
-    sys.stderr.write(f"hint: correct them in {outcome.output}, or take a line out of the list to accept or retry it\n")
+    sys.stderr.write(f"error: {n_problems} answers need a check; {outcome.review} lists them\n")
+    sys.stderr.write(
+        f"hint: correct them in {outcome.output}, or remove a line from the list to accept or retry its answer\n"
+    )
     return 1
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Write a store as files of another format, and print their names."""
+    """Write a store as files of another format, and print their paths."""
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
@@ -212,7 +211,7 @@ def run_export(options: argparse.Namespace) -> int:
     return 0
 
 
-AFTER_EXPORT = "run the same command again, with --overwrite where files were finished"
+AFTER_EXPORT = "run the same command again, with --overwrite if some files were finished"
 
 
 def run_schema(_options: argparse.Namespace) -> int:

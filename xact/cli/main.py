@@ -1,4 +1,4 @@
-"""The command `xact`: arguments in, one command run, an exit code out."""
+"""The program `xact`: parse the arguments, run one command, exit with its code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xact.errors import InterruptedBuildError, WorkError, XactError
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 1 failed or incomplete, 2 a wrong request, 75 interrupted and resumable."""
+    """Run one command and exit: 0 done, 1 failed or incomplete, 2 wrong request, 75 interrupted but resumable."""
     options = make_parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a label may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to show a label
     try:
         code = options.run(options)
     except XactError as error:
@@ -28,15 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             leave(code)
     except MemoryError as error:
         code = report(WorkError(f"the machine has no memory for this: {error or 'none is left'}"))
-    except BrokenPipeError:  # the reader of our output went away: not our failure to report
+    except BrokenPipeError:  # the reader of our output has closed the pipe: print no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:  # a disk that fails while it is read
+    except OSError as error:  # a disk error during a read
         if options.debug:
             traceback.print_exc()
         what = f"{error.filename}: " if error.filename else ""
         code = report(WorkError(f"{what}{error.strerror or error}", hint="--debug shows where this happened"))
-    if arguments is None:  # this process is the command, and its work is over
+    if arguments is None:  # this process runs only this command, which is done
         from xact.cli.signals import ignore_signals
 
         ignore_signals()
@@ -52,7 +52,7 @@ def report(error: XactError) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process now, without waiting for threads that are in the middle of a batch."""
+    """End the process now. Do not wait for threads in the middle of a batch."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""How far a build is: a bar on a terminal, else one plain line every 30 seconds, on stderr."""
+"""Progress of a build on stderr: a bar on a terminal, otherwise one plain line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE_EVERY = 30.0
 
 
 class Progress:
-    """Counts stimuli and says so; safe to tell from several threads."""
+    """Counts stimuli and prints the progress. Several threads may report at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class Progress:
         self._close: Callable[[], None] = lambda: None
 
     def start(self, total: int) -> Callable[[int], None]:
-        """Begin with `total` stimuli to go; return what is told how many more are done."""
+        """Start with `total` stimuli; return a function that receives the number of newly finished stimuli."""
         self._total = total
         self._started = self._last = time.monotonic()
         if not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Signals that end a command so that it can be run again: exit code 75 within seconds, wherever it is."""
+"""Signals that stop a command so that it can run again: exit code 75 within seconds, at any point."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from types import FrameType
 from xact.errors import InterruptedBuildError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals after which a build can be resumed, an export run again; SLURM sends the last two ahead of a time limit."""
+"""Signals after which a build can continue and an export run again. SLURM sends the last two before a time limit."""
 
 PATIENCE = 3.0
-"""Seconds for the batch under way to end; then the process ends without it, which loses that batch only."""
+"""Seconds that the current batch has to end. Then the process ends without it and loses only this batch."""
 
 GO_ON = "run the same command again: it goes on where it stopped"
 
@@ -29,8 +29,8 @@ def stop_on_signals(
 ) -> Iterator[None]:
     """Raise InterruptedBuildError in the main thread on a signal, and end the process if that takes too long.
 
-    The error names `what` was interrupted, what is `safe`, and what to do. A call into C can keep the main thread
-    from hearing of a signal for long, so another thread listens as well.
+    The error names `what` was interrupted, what is `safe`, and what to do (`hint`). A call into C can delay a signal
+    in the main thread for a long time, so a second thread listens too.
     """
     listening, telling = os.pipe()
     os.set_blocking(telling, False)
@@ -42,7 +42,7 @@ def stop_on_signals(
     try:
         yield
     except Exception as error:
-        if heard and error is not heard[0]:  # raised inside an import, it may be taken for another failure
+        if heard and error is not heard[0]:  # code around an import may turn the interruption into another error
             raise heard[0] from error
         raise
     finally:
@@ -53,7 +53,7 @@ def stop_on_signals(
 
 
 def ignore_signals() -> None:
-    """Let no further signal change how this process ends, which takes Python itself a second."""
+    """Ignore further signals, so that they cannot change how this process ends. Python needs a second to end."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
@@ -64,13 +64,13 @@ def _raise(
     number: int,
     _frame: FrameType | None,
 ) -> None:
-    ignore_signals()  # one is enough: a second must not break off what the first began
+    ignore_signals()  # a second signal must not interrupt the work of the first
     heard.append(errors[number])
     raise errors[number]
 
 
 def make_interruption(number: int, what: str, safe: str, hint: str) -> InterruptedBuildError:
-    """Return the error that a signal ends the work with."""
+    """Return the error for work that a signal interrupts."""
     return InterruptedBuildError(f"the {what} was interrupted by {signal.Signals(number).name}; {safe}", hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""What commands print on a terminal, and what they ask."""
+"""Output and questions of the commands on a terminal."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
-    """Print the plan; ask, on a terminal, before a build that is large or has no room."""
+    """Print the plan. On a terminal, ask before a build that is large or may not fit on the disk."""
     from xact.building.estimate import estimate
 
     estimated = estimate(prepared)
     show_estimate(estimated)
     show_warnings(estimated.warnings)
     if estimated.nbytes > estimated.free_nbytes:
-        sys.stderr.write("warning: the disk has less room than this takes before compression\n")
+        sys.stderr.write("warning: the disk has less free space than this build needs before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
         return True
     return input("build this? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:
-    """Print how a build or an import ended and return the exit code."""
+    """Print the result of a build or an import, and return the exit code."""
     show_warnings(outcome.warnings)
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
         sys.stderr.write(f"failed: {name}: {error}\n")
@@ -37,14 +37,14 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     elif outcome.is_complete:
         sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
     part = ""
-    if outcome.whole_models is not None:  # some rows are not there, and would be refused
+    if outcome.whole_models is not None:  # reading would refuse the missing rows
         part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
     sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
     if outcome.is_complete:
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
     sys.stderr.write(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
-    sys.stderr.write("hint: mend them and run the same command again: it tries the failed ones anew\n")
+    sys.stderr.write("hint: fix them and run the same command again: it retries the failed ones\n")
     return 1
 
 
@@ -81,7 +81,7 @@ def show_estimate(estimated: Estimate) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns, the first to the left and the others to the right."""
+    """Print rows in columns: the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
@@ -91,7 +91,7 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def format_nbytes(nbytes: int) -> str:
-    """Return a size in words, in powers of 1000."""
+    """Return a size as text, with units in powers of 1000."""
     size = float(nbytes)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -101,7 +101,7 @@ def format_nbytes(nbytes: int) -> str:
 
 
 def show_file(file: ExportFile) -> None:
-    """Print a file that is written, and what a reader of it must know."""
+    """Print the path of a written file, and the note for its readers."""
     sys.stdout.write(f"{file.path}\n")
     if file.note:
         sys.stdout.write(f"note: {file.note}\n")

@@ -1,1 +1,1 @@
-"""Store -> labelled xarray, and nested mappings."""
+"""Read a store as labelled xarray objects or as nested mappings."""

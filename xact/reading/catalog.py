@@ -1,6 +1,6 @@
-"""All labels of a store, in memory, and the arrays on disk that they name: neither xarray nor dask is needed.
+"""The labels of a store, in memory, and the disk array of each layer. Needs neither xarray nor dask.
 
-Knows nothing of how a store is made: torch and pydantic stay unloaded.
+Does not import the code that writes a store, so torch and pydantic stay unloaded.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from xact.store.shards import ShardFormat, parse_format
 from xact.store.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
 
 Names = str | Iterable[str] | None
-"""A name, a glob in which `*` stands for any text and `?` for one character, several of them, or all."""
+"""A name, a glob (`*` matches any text, `?` one character), several names or globs, or None for all."""
 
 
 def open_catalog(store: str | Path) -> Catalog:
-    """Return all labels of a store, read once for each generation of it."""
+    """Return all labels of a store. Each generation of a store is read once."""
     return _read_catalog(Path(store).absolute(), stamp_root(store))
 
 
 @functools.lru_cache(maxsize=4)
-def _read_catalog(store: Path, stamp: Stamp) -> Catalog:
-    del stamp  # only tells one generation from the next
+def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
+    """Read the labels. `_stamp` only serves as a part of the cache key: it changes with each generation."""
     snapshot = open_snapshot(store)
     labels = snapshot.load_labels()
     needed = {"model", "layer", "stimulus", "replicate", "n_units", "layer_index", "unit_axes", "unit_shape", "present"}
     lost = sorted(needed - labels.keys())
     if lost:
         raise StoreError(
-            f"the store {str(store)!r} has lost its label {lost[0]!r}",
+            f"the store {str(store)!r} lacks its label {lost[0]!r}",
             hint=f"xact verify {store} names what is damaged",
         )
     lost = [name for name in labels if not _fits(name, labels)]
@@ -65,11 +65,11 @@ KINDS = {
     **dict.fromkeys(["n_units", "layer_index"], ("i", ("model", "layer"))),
     **dict.fromkeys(["unit_axes", "unit_shape", "path"], ("U", ("model", "layer"))),
 }
-"""{label that is reckoned with: (numpy's letter for its type, its dimensions)}; None: itself."""
+"""{label that the readers use: (numpy's letter for its type, its dimensions)}. None: the label is its own dimension."""
 
 
 def _fits(name: str, labels: Labels) -> bool:
-    """Return whether labels have the type and the dimensions of their name, and are as many as what they name."""
+    """Return True if a label has the type, the dimensions and the lengths that its name requires."""
     dims, values = labels[name]
     kind, wanted = KINDS.get(name, (values.dtype.kind, dims))
     lengths = tuple(labels[dim][1].size for dim in dims)
@@ -82,14 +82,14 @@ class OneLayer:
 
     array: LayerArray
     coords: dict[str, Any]
-    """All labels but those of the units."""
+    """All labels except those of the units."""
     unit_axes: dict[str, int]
-    """{name: length}; a name that a label has taken already is `unit_NAME`."""
+    """{name of the axis: length}. If a label already has the name, the axis is called `unit_NAME`."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """What a store holds: its labels, in memory."""
+    """The labels of a store, in memory."""
 
     snapshot: Snapshot
     labels: Labels
@@ -106,29 +106,29 @@ class Catalog:
 
     @property
     def n_units(self) -> np.ndarray:
-        """Units (model, layer); 0 where the model has no such layer."""
+        """Number of units, (model, layer); 0 if the model lacks the layer."""
         return self.labels["n_units"][1]
 
     @cached_property
     def cube_format(self) -> ShardFormat:
-        """Format of a cube's one array."""
+        """Format of the single array of a store with layout `cube`."""
         return self._find_format("activations")
 
     def find_models(self, wanted: Names) -> list[int]:
-        """Return the places of the models asked for, in the order asked."""
+        """Return the positions of the wanted models, in the order of `wanted`."""
         known = self.models.tolist()
         what = f"the store {str(self.snapshot.path)!r} has no model"
         names = find_names(wanted, known, what=what, hint=f"xact info {self.snapshot.path} lists all {len(known)}")
         return [known.index(name) for name in names]
 
     def order_layers(self, m: int) -> list[int]:
-        """Return the places of one model's layers, in forward order."""
+        """Return the positions of one model's layers, in forward order."""
         index = self.labels["layer_index"][1][m]
         has = np.flatnonzero(self.n_units[m])
         return [int(k) for k in has[np.argsort(index[has], kind="stable")]]
 
     def find_layers(self, wanted: Names, m: Sequence[int]) -> list[int]:
-        """Return the places of the layers asked for that the models `m` have, in forward order."""
+        """Return the positions of the wanted layers that the models `m` have, in forward order."""
         ordered = merge_orders([self.order_layers(i) for i in m])
         by_name = {str(self.layers[k]): k for k in ordered}
         what, more = "no chosen model has a layer", ""
@@ -139,20 +139,20 @@ class Catalog:
         return [k for name, k in by_name.items() if name in names]
 
     def find_rows(self, m: Sequence[int], *, allow_incomplete: bool) -> dict[int, Rows]:
-        """Return the rows of each model in `m`; refuse those that are not finished."""
+        """Return {model: its rows} for the models `m`. Refuse unfinished rows unless `allow_incomplete`."""
         present = self.labels["present"][1]
         lacking = [(i, row) for i in m for row in np.flatnonzero(~present[i]).tolist()]
         if lacking and not allow_incomplete:
             i, row = lacking[0]
             raise StoreError(
-                f"{len(lacking)} of {len(m) * present.shape[1]} rows asked for are not there, the first: model "
+                f"{len(lacking)} of {len(m) * present.shape[1]} requested rows are not finished; the first: model "
                 f"{str(self.models[i])!r}, stimulus {str(self.labels['stimulus'][1][row])!r}",
-                hint=f"allow_incomplete=True gives them as NaN, or {RUN_AGAIN}",
+                hint=f"allow_incomplete=True reads them as NaN, or {RUN_AGAIN}",
             )
         return {i: Rows(present.shape[1], None if present[i].all() else present[i]) for i in m}
 
     def find_array(self, m: int, k: int, rows: Rows, *, as_map: bool = False) -> LayerArray | None:
-        """Return the array of one layer of one model, None where the model has no such layer."""
+        """Return the array of one layer of one model, or None if the model lacks the layer."""
         n_units = int(self.n_units[m, k])
         if not n_units:
             return None
@@ -185,7 +185,7 @@ class Catalog:
             ) from None
 
     def _check_shape(self, path: str, n_units: int) -> None:
-        """Refuse an array that is not as long as the labels say."""
+        """Refuse an array if its shape contradicts the labels."""
         shape = self.snapshot.metadata[path]["shape"]
         n_stimuli, n_replicates = (self.labels[name][1].size for name in ("stimulus", "replicate"))
         n_shown = self.snapshot.metadata[path]["codecs"][0]["configuration"]["chunk_shape"][3]
@@ -208,7 +208,7 @@ class Catalog:
         return lengths
 
     def open_one(self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool) -> OneLayer:
-        """Return one layer of one model, both named in full."""
+        """Return one layer of one model. Both names must be complete; globs are not allowed."""
         known = self.models.tolist()
         at = self.snapshot.path
         check_name(
@@ -227,7 +227,7 @@ class Catalog:
         return OneLayer(array, self.make_coords({"model": m, "layer": k}), dict(zip(names, shape, strict=True)))
 
     def make_coords(self, at: Mapping[str, int | np.ndarray]) -> dict[str, Any]:
-        """Return all labels at the given places of models and layers; one place leaves no axis."""
+        """Return all labels at the given positions {dimension: positions}. An integer position drops its dimension."""
         coords: dict[str, Any] = {}
         for name, (dims, values) in self.labels.items():
             for axis in reversed(range(len(dims))):
@@ -238,7 +238,7 @@ class Catalog:
 
 
 def parse_names(text: object) -> list[str] | None:
-    """Return the names in a JSON list of distinct names, None where it is none."""
+    """Return the names in a JSON list of distinct names, or None if `text` is anything else."""
     try:
         names = parse_json(str(text))
     except ValueError:
@@ -248,12 +248,12 @@ def parse_names(text: object) -> list[str] | None:
 
 
 def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> list[str]:
-    """Return those of `known` that are asked for, in the order asked; refuse a name or glob that fits none."""
+    """Return the known names that `wanted` selects, in the order of `wanted`. Refuse a name or glob without a match."""
     if wanted is None:
         return list(known)
     asked = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     if not asked:
-        raise RequestError("an empty list of names asks for nothing", hint="leave it out to have all")
+        raise RequestError("an empty list of names selects nothing", hint="leave it out to select all")
     found: dict[str, None] = {}
     for name in asked:
         glob = re.compile("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in name), re.DOTALL)
@@ -265,7 +265,7 @@ def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> 
 
 
 def merge_orders(orders: Sequence[Sequence[int]]) -> list[int]:
-    """Return all places once, each order kept where they agree; otherwise by first appearance."""
+    """Return each position once. Keep the given orders where they agree; otherwise use the first appearance."""
     rank = {place: i for i, place in enumerate(dict.fromkeys(place for order in orders for place in order))}
     after: dict[int, set[int]] = {place: set() for place in rank}
     for order in orders:
@@ -275,7 +275,7 @@ def merge_orders(orders: Sequence[Sequence[int]]) -> list[int]:
     free = [(rank[place], place) for place in rank if not n_before[place]]
     merged: dict[int, None] = {}
     while len(merged) < len(rank):
-        place = heapq.heappop(free)[1] if free else next(one for one in rank if one not in merged)  # a circle is cut
+        place = heapq.heappop(free)[1] if free else next(one for one in rank if one not in merged)  # break a cycle
         if place in merged:
             continue
         merged[place] = None

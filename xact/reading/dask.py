@@ -1,7 +1,7 @@
-"""Dask arrays over activations on disk that hand every selection down to the reading.
+"""Dask arrays over activations on disk that read only the selected values.
 
-Dask itself joins only the first of several selections with the reading before it, and none by an array of places:
-`acts.sel(model=...).sel(stimulus=...)` would read whole blocks for one row.
+Example: `acts.sel(model=...).sel(stimulus=...)` reads one row. A plain dask array would read whole blocks, because dask
+joins only the first selection with the read, and never joins a selection by an array of positions.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from xact.reading.disk_arrays import LayerArray, Pick, StackArray
 from xact.store.chunks import FLOAT32_NBYTES
 
 BLOCK_NBYTES = 64 * 2**20
-"""Upper bound of a dask block, where one shard is not larger; small enough for a few at once in any memory."""
+"""Upper bound of a dask block in bytes, unless one shard is larger. A few such blocks fit into any memory."""
 
 MAX_BLOCKS = 20_000
-"""Blocks that dask plans without a wait; with more of them a block grows, up to `LARGEST_BLOCK_NBYTES`."""
+"""Number of blocks that dask plans without a delay. Above it, blocks grow up to `LARGEST_BLOCK_NBYTES`."""
 
 LARGEST_BLOCK_NBYTES = 4 * BLOCK_NBYTES
 
 
 @dataclass(frozen=True)
 class View:
-    """Some places along each axis of an array on disk, read when it is indexed."""
+    """Selected positions along each axis of an array on disk. Indexing a view reads the values."""
 
     base: LayerArray | StackArray
     picks: tuple[Pick, ...]
-    """Along each axis of `base`."""
+    """Positions along each axis of `base`."""
     is_kept: tuple[bool, ...]
-    """Whether an axis of `base` is one of the view; it has a single place where not."""
+    """For each axis of `base`: True if the view keeps it. A dropped axis has a single position."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,19 +48,19 @@ class View:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the values."""
+        """Type of the values."""
         return self.base.dtype
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         picks = [str(pick) if isinstance(pick, range) else pick.tolist() for pick in self.picks]
         return (type(self).__name__, type(self.base).__name__, self.base.key, picks, self.is_kept)
 
-    def __getitem__(self, key: Any) -> np.ndarray:  # noqa: ANN401  any index that dask gives
+    def __getitem__(self, key: Any) -> np.ndarray:  # noqa: ANN401  dask passes any kind of index
         view = self.select(key)
         return self.base.read(view.picks).reshape(view.shape)
 
-    def select(self, key: Any) -> View:  # noqa: ANN401  any index of one axis at a time
-        """Return the view that an index of this one gives; nothing is read."""
+    def select(self, key: Any) -> View:  # noqa: ANN401  dask passes any kind of index
+        """Return the view that an index selects from this view. Reads nothing."""
         inner, is_kept = expand_index(key, self.shape)
         picked = iter(zip(inner, is_kept, strict=True))
         picks, kept = list(self.picks), list(self.is_kept)
@@ -72,15 +72,15 @@ class View:
 
 
 class LazyArray(da.Array):
-    """A dask array over a view; what is selected from it is one again, anything else a plain dask array."""
+    """A dask array over a view. A selection gives a LazyArray again; any other operation gives a plain dask array."""
 
     on_disk: View
     blocks_of: tuple[int, ...]
     """Length of a block along each axis of the array on disk."""
     name_on_disk: str
-    """Its name while it is what is on disk: assigning to elements gives it another."""
+    """Dask's name of the array with the values on disk. Assigning to elements changes `name`."""
 
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  any index, dask's own type
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  users pass any kind of index
         keys = index if isinstance(index, tuple) else (index,)
         is_plain = all(_is_plain(key) for key in keys) and sum(np.ndim(key) for key in keys) <= 1
         if not is_plain or self.name != self.name_on_disk:
@@ -88,17 +88,17 @@ class LazyArray(da.Array):
         view = self.on_disk.select(tuple(np.asarray(key) if isinstance(key, list) else key for key in keys))
         chunks = make_chunks(view, self.blocks_of)
         if sum(map(len, chunks)) > sum(map(len, self.chunks)):
-            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # places to and fro between blocks: dask reads each block once
+            return super().__getitem__(index)  # type: ignore[no-untyped-call]  # unsorted positions: dask reads each block once
         return make_lazy(view, self.blocks_of)
 
 
-def _is_plain(key: Any) -> bool:  # noqa: ANN401  any index of one axis
-    is_bool = isinstance(key, (bool, np.bool_))  # a new axis, to numpy
+def _is_plain(key: Any) -> bool:  # noqa: ANN401  users pass any kind of index
+    is_bool = isinstance(key, (bool, np.bool_))  # numpy adds an axis for a bool
     return key is Ellipsis or (isinstance(key, (int, np.integer, slice, list, np.ndarray)) and not is_bool)
 
 
 def make_lazy(view: View, blocks_of: tuple[int, ...]) -> LazyArray:
-    """Return the dask array over a view; `blocks_of` is the length of a block along each axis on disk."""
+    """Return a dask array over a view. `blocks_of` is the length of a block along each axis on disk."""
     meta = np.empty((0,) * view.ndim, dtype=view.dtype)
     chunks = make_chunks(view, blocks_of)
     plain = da.from_array(view, chunks=chunks, asarray=False, fancy=True, meta=meta)  # type: ignore[no-untyped-call]
@@ -108,14 +108,14 @@ def make_lazy(view: View, blocks_of: tuple[int, ...]) -> LazyArray:
 
 
 def open_lazy(array: LayerArray | StackArray) -> LazyArray:
-    """Return the dask array over a whole array on disk: blocks of whole shards, each with all units."""
+    """Return a dask array over a whole array on disk. Each block holds whole shards and all units."""
     rows = choose_block_rows(array)
     blocks_of = (rows, *array.shape[1:]) if isinstance(array, LayerArray) else (1, rows, 1, *array.shape[3:])
     return make_lazy(View(array, tuple(map(range, array.shape)), (True,) * len(array.shape)), blocks_of)
 
 
 def make_chunks(view: View, blocks_of: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return the lengths of dask's blocks along each axis of a view: cut where the blocks on disk are."""
+    """Return the lengths of dask's blocks along each axis of a view. They end where the blocks on disk end."""
     return tuple(
         _count_runs(pick, size) for pick, size, kept in zip(view.picks, blocks_of, view.is_kept, strict=True) if kept
     )
@@ -128,17 +128,17 @@ def _count_runs(pick: Pick, size: int) -> tuple[int, ...]:
 
 
 def join_picks(outer: Pick, inner: Pick) -> Pick:
-    """Return the places that `inner` takes among `outer`."""
+    """Return the positions `outer[inner]`."""
     if isinstance(outer, range) and isinstance(inner, range):
         start, step = outer.start + inner.start * outer.step, outer.step * inner.step
         return range(start, start + len(inner) * step, step)
     return np.asarray(outer, dtype=np.intp)[np.asarray(inner, dtype=np.intp)]
 
 
-def expand_index(key: Any, shape: Sequence[int]) -> tuple[list[Pick], list[bool]]:  # noqa: ANN401  any index
-    """Return (places along each axis, whether it is kept), each axis indexed on its own.
+def expand_index(key: Any, shape: Sequence[int]) -> tuple[list[Pick], list[bool]]:  # noqa: ANN401  any kind of index
+    """Return (positions along each axis, True for each axis that stays). Each axis is indexed on its own.
 
-    Takes integers, which drop their axis, slices, arrays of integers and masks.
+    The index of an axis is an integer, which drops the axis, a slice, an array of integers or a boolean mask.
     """
     keys = list(key) if isinstance(key, tuple) else [key]
     at = next((i for i, one in enumerate(keys) if one is Ellipsis), None)
@@ -151,7 +151,7 @@ def expand_index(key: Any, shape: Sequence[int]) -> tuple[list[Pick], list[bool]
     return picks, [isinstance(one, slice) or np.ndim(one) == 1 for one in keys]
 
 
-def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  any index of one axis
+def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  users pass any kind of index
     if isinstance(key, slice):
         return range(length)[key]
     places = np.asarray(key)
@@ -167,9 +167,9 @@ def _pick(key: Any, length: int) -> Pick:  # noqa: ANN401  any index of one axis
 
 
 def choose_block_rows(array: LayerArray | StackArray) -> int:
-    """Return the stimuli of a dask block: whole shards, of moderate size, not too many of them.
+    """Return the number of stimuli in a dask block: whole shards, moderate blocks, few blocks.
 
-    A layer that fits is one block: its shards are read side by side all the same, and joining blocks is a copy.
+    A layer that fits into one block is one block: its shards are read in parallel anyway, and joining blocks copies.
     """
     if isinstance(array, LayerArray):
         form, n_stimuli, n_units, n_cells = array.form, array.rows.n, array.n_units, 1

@@ -1,6 +1,6 @@
-"""Activations on disk: paths, shapes and formats, no numbers, so that other processes can be told what to read.
+"""Activations on disk, described by paths, shapes and formats, so that another process can read them too.
 
-Only the chunks that hold what is asked for are read.
+A read decodes only the chunks that contain requested values.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xact.store.shards import ShardFormat, read_rows, split_rows
 from xact.store.snapshot import find_absent_shards
 
 PARALLEL_NBYTES = 8 * 2**20
-"""Values from which on several shards are read side by side, bytes; for fewer, threads cost more than they save."""
+"""Bytes of values from which shards are read in parallel. For fewer bytes, threads cost more than they save."""
 
 Pick = range | np.ndarray
-"""Places along one axis: a range, or an array of them."""
+"""Positions along one axis: a range or an array of integers."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Rows:
 
     n: int
     present: np.ndarray | None
-    """Whether each row is finished and safe; None where all are. Other rows read as NaN."""
+    """True for each row that is finished and safe on disk; None if all are. Other rows read as NaN."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LayerArray:
     prefix: str
     """Path of the shards inside the store, up to the number of the block."""
     layer_place: int
-    """Along the layer axis of the array on disk."""
+    """Position along the layer axis of the array on disk."""
     model: str
     layer: str
     form: ShardFormat
@@ -53,7 +53,7 @@ class LayerArray:
     unit_shape: tuple[int, ...]
     """Lengths of the unit axes; `(n_units,)` for one flat axis."""
     token: str
-    """Of the generation, for the names that dask gives."""
+    """Identifies the generation; a part of dask's array names."""
 
     dtype = np.dtype(np.float32)
 
@@ -69,11 +69,11 @@ class LayerArray:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells this array from any other."""
+        """Values that identify this array among all arrays."""
         return (self.token, self.model, self.layer, self.unit_shape, self.rows.present is None)
 
     def read(self, picks: Sequence[Pick]) -> np.ndarray:
-        """Return the values at these places along each axis."""
+        """Return the values at these positions along each axis."""
         rows, replicates, *units = picks
         lengths = [len(pick) for pick in picks]
         if 0 in lengths:
@@ -89,7 +89,7 @@ class LayerArray:
         return data.reshape(lengths)
 
     def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
-        """Fill `out` (stimulus, replicate, unit) from the given rows and from `first_unit` on."""
+        """Fill `out` (stimulus, replicate, unit) with the given rows and the units from `first_unit` on."""
         asked = np.asarray(rows)
         ordered, back = np.unique(asked, return_inverse=True)
         present = self.rows.present
@@ -118,7 +118,7 @@ class LayerArray:
             for one in parts:
                 self._fill_part(*one)
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding release the GIL
             for done in [pool.submit(self._fill_part, *one) for one in parts]:
                 done.result()
 
@@ -135,7 +135,7 @@ class LayerArray:
             raise self._refuse(f"{Path(self.store, key)} cannot be read: {error.strerror}") from None
 
     def _check_absent(self, key: str) -> None:
-        """Refuse a shard that is missing, unless the build found nothing but NaN and wrote none."""
+        """Refuse a missing shard, unless the build left it out because all its values are NaN."""
         try:
             absent = find_absent_shards(Path(self.store))
         except StoreError as error:
@@ -152,10 +152,10 @@ class LayerArray:
 
 @dataclass(frozen=True)
 class StackArray:
-    """Layers of several models, (model, stimulus, layer, replicate, unit), float32; NaN beyond a layer's units."""
+    """Layers of several models, (model, stimulus, layer, replicate, unit), float32. NaN pads a layer's units."""
 
     cells: tuple[tuple[LayerArray | None, ...], ...]
-    """By model and layer; None where the model has no such layer."""
+    """`cells[model][layer]`; None if the model lacks the layer."""
 
     dtype = np.dtype(np.float32)
 
@@ -168,11 +168,11 @@ class StackArray:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells this array from any other."""
+        """Values that identify this array among all arrays."""
         return tuple(cell and cell.key for row in self.cells for cell in row)
 
     def read(self, picks: Sequence[Pick]) -> np.ndarray:
-        """Return the values at these places along each axis."""
+        """Return the values at these positions along each axis."""
         models, rows, layers, replicates, units = picks
         out = np.empty([len(pick) for pick in picks], dtype=self.dtype)
         for i, m in enumerate(models):
@@ -182,7 +182,7 @@ class StackArray:
 
 
 def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: Pick, units: Pick) -> None:
-    """Fill `out` (stimulus, replicate, unit) from a layer, and with NaN where it has no such unit."""
+    """Fill `out` (stimulus, replicate, unit) from a layer. Units that the layer lacks become NaN."""
     if cell is None or 0 in out.shape:
         out[...] = np.nan
         return
@@ -199,7 +199,7 @@ def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: 
 
 
 def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | np.ndarray:
-    """Return the places along the flat unit axis (C order): a range where they follow each other."""
+    """Return the positions along the flat unit axis (C order), as a range if they are consecutive."""
     flat = np.zeros(1, dtype=np.intp)
     if all(is_whole(pick, length) for pick, length in zip(units[1:], unit_shape[1:], strict=True)):
         first, row = units[0], prod(unit_shape[1:])
@@ -211,5 +211,5 @@ def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | n
 
 
 def is_whole(pick: Pick, length: int) -> bool:
-    """Return whether these are all places of an axis, in order."""
+    """Return True if `pick` is every position of an axis, in order."""
     return isinstance(pick, range) and pick == range(length)

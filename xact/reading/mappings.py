@@ -1,7 +1,7 @@
-"""Activations as nested mappings, model -> stimulus -> layer -> array, read when they are asked for.
+"""Activations as nested mappings: `acts[model][stimulus][layer]` reads one array (replicate, unit).
 
-The same on an HDF5 file of three levels and on a store. The names and signatures are those that users of such files
-know. Nothing here loads torch.
+Works on an HDF5 file with three levels and on a store. Existing scripts for such files know these names and
+signatures. Does not load torch.
 """
 
 from __future__ import annotations
@@ -21,50 +21,174 @@ from xact.errors import StoreError
 from xact.reading.trees.base import Tree, open_tree
 
 MAX_CACHED_ARRAY_NBYTES = 10 * 2**20
-"""Arrays of fewer bytes than this are cached."""
+"""Arrays with fewer bytes than this are cached."""
 
 CACHE_NBYTES = 256 * 2**20
-"""Bound of the cache of one opened file or store, bytes."""
+"""Upper bound of the cache of one open file or store, in bytes."""
 
 ENTRY_NBYTES = 512
-"""What an array costs in the cache beside its values: objects, key and place, measured, rounded up."""
+"""Bytes that a cached array needs besides its values, for objects and key: measured and rounded up."""
 
 CacheKey = tuple[str, ...]
-"""(model, stimulus, layer), or the beginning of one."""
+"""(model, stimulus, layer), or only its first names."""
 
 Value = TypeVar("Value")
 
 
 def load_lazy_activations(path: str | Path, *, allow_incomplete: bool = False) -> LazyActivations:
-    """Open an HDF5 file or a store as `acts[model][stimulus][layer]`, each an array (replicate, unit).
+    """Open an HDF5 file or a store as nested mappings: `acts[model][stimulus][layer]` reads one array.
 
-    A stimulus goes by the name that it has in the file; in a store by its label, or by its stem where no other
-    stimulus has it. Arrays belong to whom they are given: changing one changes nothing else. Raise StoreError where
-    there is nothing to open, or where it is damaged; NameNotFoundError, a KeyError, for a name that is not there.
-    Rows of a store that are not finished are refused when they are read; `allow_incomplete` gives them as NaN.
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+    allow_incomplete : bool, optional
+        If True, unfinished rows of a store read as NaN. If False, reading one raises StoreError.
+
+    Returns
+    -------
+    LazyActivations
+        {model: {stimulus: {layer: array}}}. Each array has shape (replicate, unit); from a store it is float32, from
+        a file it has the type in the file. Layers are in forward order. In a store, a stimulus is named by its label,
+        or by its stem if that is unique; in a file, by its name there. Each access returns an array of its own:
+        changing it changes nothing else. As a context manager, the mapping closes the file or store.
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished; on access, if the values are damaged or unfinished.
+    NameNotFoundError
+        On access, for an unknown name. It is a KeyError too.
+    RequestError
+        On access, after the mapping was closed.
+
+    Examples
+    --------
+    >>> with xact.load_lazy_activations("quickstart.zarr") as acts:
+    ...     values = acts["MobileNetV2"]["plain/mug_000"]["features.8"]  # (replicate, unit)
     """
     return LazyActivations(open_tree(path, allow_incomplete=allow_incomplete), ArrayCache())
 
 
 def load_model_activations_lazy(path: str | Path, model: str) -> dict[str, LazyModel]:
-    """Open one model as {model: mapping}; what is open is closed with the last reference to the mapping."""
+    """Open one model of an HDF5 file or a store as nested mappings.
+
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+    model : str
+        Label of the model.
+
+    Returns
+    -------
+    dict of {str: LazyModel}
+        {model: {stimulus: {layer: array}}} with this model only; arrays as in `load_lazy_activations`. The file or
+        store closes with the last reference to the mapping.
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished; on access, if the values are damaged or unfinished.
+    NameNotFoundError
+        If the model is unknown; on access, for an unknown stimulus or layer.
+
+    Examples
+    --------
+    >>> acts = xact.load_model_activations_lazy("quickstart.zarr", "MobileNetV2")
+    >>> values = acts["MobileNetV2"]["plain/mug_000"]["features.8"]  # (replicate, unit)
+    """
     return {model: load_lazy_activations(path)[model]}
 
 
 def get_available_models(path: str | Path) -> list[str]:
-    """Return the models of a file or store."""
+    """Return the models of an HDF5 file or a store.
+
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+
+    Returns
+    -------
+    list of str
+        Labels of the models, in the order of the file or store.
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished.
+
+    Examples
+    --------
+    >>> xact.get_available_models("quickstart.zarr")
+    ['MobileNetV2', 'ViT-Tiny-untrained']
+    """
     with load_lazy_activations(path) as acts:
         return acts.keys()
 
 
 def get_available_images(path: str | Path, model: str) -> list[str]:
-    """Return the stimuli of a model."""
+    """Return the stimuli of a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+    model : str
+        Label of the model.
+
+    Returns
+    -------
+    list of str
+        Names of the stimuli in a file; labels of all stimuli of a store, also of those that the model has not
+        finished.
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished.
+    NameNotFoundError
+        If the model is unknown.
+
+    Examples
+    --------
+    >>> stimuli = xact.get_available_images("quickstart.zarr", "MobileNetV2")
+    >>> n_stimuli = len(stimuli)
+    """
     with load_lazy_activations(path) as acts:
         return acts[model].keys()
 
 
 def get_available_layers(path: str | Path, model: str, sample_image: str | None = None) -> list[str]:
-    """Return the layers of a model in forward order, as the stimulus `sample_image` has them, by default the first."""
+    """Return the layers of a model in forward order.
+
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+    model : str
+        Label of the model.
+    sample_image : str, optional
+        The stimulus whose layers are listed; by default the first stimulus.
+
+    Returns
+    -------
+    list of str
+        Labels of the layers.
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished, or if the model has no stimuli.
+    NameNotFoundError
+        If the model or the stimulus is unknown.
+
+    Examples
+    --------
+    >>> layers = xact.get_available_layers("quickstart.zarr", "MobileNetV2")
+    >>> last = layers[-1]
+    """
     with load_lazy_activations(path) as acts:
         return acts[model].get_sample(sample_image).keys()
 
@@ -72,13 +196,42 @@ def get_available_layers(path: str | Path, model: str, sample_image: str | None 
 def get_activation_shape(
     path: str | Path, model: str, sample_image: str | None = None, layer_name: str | None = None
 ) -> tuple[int, ...]:
-    """Return (n_replicates, n_units) of a layer, by default the first, without reading it."""
+    """Return the shape of a layer's array for one stimulus, without reading the values.
+
+    Parameters
+    ----------
+    path : str or Path
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+    model : str
+        Label of the model.
+    sample_image : str, optional
+        The stimulus; by default the first stimulus.
+    layer_name : str, optional
+        Label of the layer; by default the first layer.
+
+    Returns
+    -------
+    tuple of int
+        (n_replicates, n_units).
+
+    Raises
+    ------
+    StoreError
+        If `path` does not exist, is damaged or unfinished, or if the model has no stimuli or layers.
+    NameNotFoundError
+        If the model, the stimulus or the layer is unknown.
+
+    Examples
+    --------
+    >>> xact.get_activation_shape("quickstart.zarr", "MobileNetV2", layer_name="features.8")
+    (3, 64)
+    """
     with load_lazy_activations(path) as acts:
         return acts[model].get_sample(sample_image).get_shape(layer_name)
 
 
 class ArrayCache:
-    """Arrays that were read lately; beyond the bound the one that was used least lately goes first."""
+    """A cache of arrays. When it is full, it drops the least recently used array first."""
 
     def __init__(self, max_nbytes: int = CACHE_NBYTES) -> None:
         self.max_nbytes = max_nbytes
@@ -86,13 +239,13 @@ class ArrayCache:
         _CACHES.add(self)
 
     def begin(self) -> None:
-        """Begin with no arrays and a lock that nobody holds."""
+        """Start with an empty cache and a free lock."""
         self.nbytes = 0
         self._arrays: OrderedDict[CacheKey, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, key: CacheKey) -> np.ndarray | None:
-        """Return a copy of an array, None where it is not in the cache."""
+        """Return a copy of an array, or None if it is not in the cache."""
         with self._lock:
             if key not in self._arrays:
                 return None
@@ -100,12 +253,12 @@ class ArrayCache:
             return self._arrays[key].copy()
 
     def keep(self, key: CacheKey, values: np.ndarray) -> None:
-        """Keep a copy of an array unless it is large, and drop others until all fit."""
+        """Keep a copy of an array unless it is large; drop other arrays until all fit."""
         if values.nbytes >= MAX_CACHED_ARRAY_NBYTES:
             return
         with self._lock:
             self._drop(key)
-            self._arrays[key] = values.copy()  # of its own: a view would keep its whole base in memory
+            self._arrays[key] = values.copy()  # a view would keep its whole base in memory
             self.nbytes += values.nbytes + ENTRY_NBYTES
             while self.nbytes > self.max_nbytes:
                 self._drop(next(iter(self._arrays)))
@@ -121,14 +274,14 @@ class ArrayCache:
             self.nbytes -= dropped.nbytes + ENTRY_NBYTES
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArrayCache, (self.max_nbytes,)  # another process begins with an empty one
+        return ArrayCache, (self.max_nbytes,)  # another process starts with an empty cache
 
 
 _CACHES: weakref.WeakSet[ArrayCache] = weakref.WeakSet()
 
 
 def _empty_caches() -> None:
-    """Begin anew after a fork: a thread of the parent may have been in the middle of a change."""
+    """Reset all caches after a fork, because a thread of the parent may have been changing one."""
     for cache in list(_CACHES):
         cache.begin()
 
@@ -137,7 +290,7 @@ os.register_at_fork(after_in_child=_empty_caches)
 
 
 class Level(Mapping[str, Value]):
-    """One level of the nesting: names, and what lies under them."""
+    """One level of the nesting: a mapping from names to the next level."""
 
     def __init__(self, tree: Tree, cache: ArrayCache, at: CacheKey = ()) -> None:
         self._tree = tree
@@ -156,7 +309,7 @@ class Level(Mapping[str, Value]):
             raise self._tree.refuse(name, *self._at)
         return found
 
-    def keys(self) -> list[str]:  # type: ignore[override]  # a list, as users of these files know it
+    def keys(self) -> list[str]:  # type: ignore[override]  # existing scripts expect a list
         """Return the names, as a list."""
         return self._tree.list_names(*self._at)
 
@@ -169,11 +322,11 @@ class Level(Mapping[str, Value]):
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._tree.find_name(name, *self._at) is not None
 
-    __eq__ = object.__eq__  # a Mapping's would read every array of both sides
+    __eq__ = object.__eq__  # Mapping.__eq__ would read every array of both sides
     __hash__ = object.__hash__
 
     def clear_cache(self) -> None:
-        """Drop what is cached from here downwards."""
+        """Drop the cached arrays of this level and of all levels below."""
         self._cache.clear(self._at)
 
     def __repr__(self) -> str:
@@ -196,10 +349,10 @@ class LazyStimulus(Level[np.ndarray]):
         for neighbour, values in found.items():
             self._cache.keep((model, neighbour, name), values)
         self._cache.keep((model, stimulus, name), asked)  # last, so that it is dropped last
-        return asked.copy() if found else asked  # not a view that keeps its neighbours in memory
+        return asked.copy() if found else asked  # a view would keep its neighbours in memory
 
     def get_shape(self, layer: str | None = None) -> tuple[int, ...]:
-        """Return (n_replicates, n_units) of a layer, by default the first, without reading it."""
+        """Return (n_replicates, n_units) of a layer, by default of the first, without reading it."""
         model, stimulus = self._at
         return self._tree.find_shape(model, stimulus, get_first(self) if layer is None else self._find(layer))
 
@@ -216,13 +369,13 @@ class LazyModel(Level[LazyStimulus]):
 
 
 class LazyActivations(Level[LazyModel]):
-    """{model: mapping} of a whole file or store; a context manager that closes it."""
+    """{model: mapping} of a whole file or store. As a context manager, it closes the file or store."""
 
     def _get(self, name: str) -> LazyModel:
         return LazyModel(self._tree, self._cache, (*self._at, name))
 
     def close(self) -> None:
-        """Close what is open and drop the cache; any access after that, through any level, is an error."""
+        """Close the file or store and drop the cache. Any later access, through any level, raises RequestError."""
         self._tree.close()
         self._cache.clear()
 
@@ -236,7 +389,7 @@ class LazyActivations(Level[LazyModel]):
 
 
 def get_first(level: Level[Any]) -> str:
-    """Return the first name of a level; refuse an empty one."""
+    """Return the first name of a level; raise StoreError if the level is empty."""
     for name in level:
         return name
     raise StoreError(f"{level!r} is empty")

@@ -1,6 +1,6 @@
-"""Open a store lazily as labelled arrays, whatever its layout: dask-backed values, labels in memory.
+"""Open a store of either layout as labelled arrays: lazy values (dask), labels in memory.
 
-Knows nothing of how a store is made: torch and pydantic stay unloaded.
+Does not import the code that writes a store, so torch and pydantic stay unloaded.
 """
 
 from __future__ import annotations
@@ -20,12 +20,38 @@ from xact.reading.disk_arrays import StackArray
 def open_activations(
     store: str | Path, *, models: Names = None, layers: Names = None, allow_incomplete: bool = False
 ) -> xr.DataArray:
-    """Open layers of several models as one lazy array (model, stimulus, layer, replicate, unit), float32.
+    """Open layers of one or more models as one lazy array.
 
-    Layers that no chosen model has are left out; the others are in the order of `layer_index`. `unit` is as long as
-    the widest chosen layer; values beyond a layer's `n_units`, and of layers that a model lacks, are NaN. All labels
-    are in memory. Raise NameNotFoundError for a name that is not there, StoreError where a row of a chosen model is
-    not finished; `allow_incomplete` gives such rows as NaN.
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+    models, layers : str, iterable of str, or None
+        Labels or globs (`*` matches any text, `?` one character); None selects all. Models come in the order given,
+        layers in forward order (`layer_index`). Layers that none of these models has are left out.
+    allow_incomplete : bool, optional
+        If True, unfinished rows read as NaN. If False, an unfinished row of a selected model raises StoreError.
+
+    Returns
+    -------
+    xarray.DataArray
+        Activations, float32, with dask blocks and dimensions (model, stimulus, layer, replicate, unit). `unit` is as
+        long as the widest selected layer; NaN fills the rest of narrower layers, and layers that a model lacks. All
+        labels of the store are coordinates in memory, for example `condition` (stimulus) and `n_units` (model, layer).
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    NameNotFoundError
+        If a label or glob has no match.
+    RequestError
+        If `models` or `layers` is empty.
+
+    Examples
+    --------
+    >>> acts = xact.open_activations("quickstart.zarr", models=["MobileNetV2"], layers="features.1*")
+    >>> plain = acts.sel(stimulus=acts.condition == "plain").mean("replicate").compute()
     """
     catalog = open_catalog(store)
     m = catalog.find_models(models)
@@ -37,10 +63,35 @@ def open_activations(
 
 
 def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False) -> xr.DataArray:
-    """Open one layer as a lazy array (stimulus, replicate, unit), float32, without padding.
+    """Open one layer of one model as a lazy array without padding.
 
-    The place of each unit in the layer's own output is on `unit`: `channel`, `y`, `x`, or `token`, `feature`. Errors
-    are those of `open_activations`.
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+    model, layer : str
+        Labels of the model and the layer; globs are not allowed.
+    allow_incomplete : bool, optional
+        If True, unfinished rows read as NaN. If False, an unfinished row of the model raises StoreError.
+
+    Returns
+    -------
+    xarray.DataArray
+        Activations, float32, with dask blocks and dimensions (stimulus, replicate, unit). Coordinates on `unit` give
+        the position of each unit in the layer's own output (int32): `channel`, `y`, `x`, or `token`, `feature`. All
+        other labels of the store are coordinates too.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    NameNotFoundError
+        If the model or the layer is unknown.
+
+    Examples
+    --------
+    >>> layer = xact.open_layer("quickstart.zarr", "MobileNetV2", "features.8")
+    >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
     one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=False)
     places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
@@ -51,9 +102,35 @@ def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: b
 
 
 def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False) -> xr.DataArray:
-    """Open one layer in its own shape as a lazy array: (stimulus, replicate, channel, y, x), or (…, token, feature).
+    """Open one layer of one model as a lazy array in the layer's own shape.
 
-    Errors are those of `open_activations`.
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+    model, layer : str
+        Labels of the model and the layer; globs are not allowed.
+    allow_incomplete : bool, optional
+        If True, unfinished rows read as NaN. If False, an unfinished row of the model raises StoreError.
+
+    Returns
+    -------
+    xarray.DataArray
+        Activations, float32, with dask blocks and dimensions (stimulus, replicate, ...): for example (..., channel, y,
+        x) or (..., token, feature). Each axis of the layer has its positions as a coordinate (int32). All other
+        labels of the store are coordinates too.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    NameNotFoundError
+        If the model or the layer is unknown.
+
+    Examples
+    --------
+    >>> grid = xact.open_map("quickstart.zarr", "ViT-Tiny-untrained", "blocks.3")
+    >>> first = grid.isel(stimulus=0, replicate=0).compute()  # here (feature,)
     """
     one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=True)
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
@@ -63,7 +140,29 @@ def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: boo
 
 
 def load_stimuli(store: str | Path) -> pd.DataFrame:
-    """Load the labels of the stimuli, one row a stimulus in the order of the store, indexed by `stimulus`."""
+    """Load the labels of the stimuli as a table.
+
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per stimulus, in the order of the store, with the index `stimulus`. Columns: `stimulus_index`,
+        `condition`, `stem`, `file`, `sha256`, and the columns of the recipe's own tables.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished.
+
+    Examples
+    --------
+    >>> stimuli = xact.load_stimuli("quickstart.zarr")
+    >>> n_per_condition = stimuli.groupby("condition").size()
+    """
     labels = open_catalog(store).labels
     columns = {name: values for name, (dims, values) in labels.items() if dims == ("stimulus",)}
     index = pd.Index(columns.pop("stimulus"), name="stimulus")
@@ -71,7 +170,29 @@ def load_stimuli(store: str | Path) -> pd.DataFrame:
 
 
 def load_layers(store: str | Path) -> pd.DataFrame:
-    """Load the labels of the layers and their models, one row for each layer of each model, in forward order."""
+    """Load the labels of the layers and of their models as a table.
+
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per layer of each model, in forward order. Columns: `model`, `layer`; labels of the layer, such as
+        `n_units`, `depth` and `unit_shape`; labels of the model, such as `source`, `weights` and `seed`.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished.
+
+    Examples
+    --------
+    >>> layers = xact.load_layers("quickstart.zarr")
+    >>> deepest = layers.loc[layers.groupby("model")["depth"].idxmax()]
+    """
     catalog = open_catalog(store)
     places = [(m, k) for m in range(len(catalog.models)) for k in catalog.order_layers(m)]
     m, k = np.array(places, dtype=np.intp).reshape(-1, 2).T

@@ -1,1 +1,1 @@
-"""What is shown: where it is, its labels, its pixels."""
+"""Stimuli: their sources, their labels and their pixels."""

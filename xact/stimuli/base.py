@@ -1,6 +1,6 @@
-"""Sources of stimuli: each lists its stimuli with their labels, and reads one by its row.
+"""Sources of stimuli. A source lists its stimuli with their labels, and reads one stimulus by its row.
 
-A source is a file of this folder with a function `open_source(block, folder)`.
+Each source is a module of `sources/` with a function `open_source(block, folder)`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
 
 MAX_FILE_NBYTES = 500_000_000
-"""Bytes of the largest file that is read as one stimulus."""
+"""Most bytes of a file that is read as one stimulus."""
 
 SOURCES: Mapping[str, str] = {
     "folder": "xact.stimuli.sources.folder",
@@ -33,15 +33,14 @@ SOURCES: Mapping[str, str] = {
     "things": "xact.stimuli.sources.things",
     "captions": "xact.stimuli.sources.captions",
 }
-"""Where each `source` of a recipe lives; imported when it is asked for."""
+"""{`source` of a recipe: its module}. A module is imported on first use."""
 
 
 class StimulusSource(Protocol):
     """Stimuli in a fixed order, with their labels.
 
-    Pictures (`kind` is "image") are read as a whole file or as an array of pixels. Captions ("text") are read as
-    UTF-8: the `n_replicates` captions of one stimulus, joined by "\\0", so that the hash of what is read covers them
-    all.
+    A picture (`kind` is "image") is read as the bytes of a file or as an array of pixels. A caption ("text") is read
+    as UTF-8: the `n_replicates` captions of one stimulus, joined by "\\0", so that one hash covers all of them.
     """
 
     @property
@@ -51,49 +50,49 @@ class StimulusSource(Protocol):
 
     @property
     def location(self) -> str:
-        """Where the stimuli are, for messages."""
+        """Location of the stimuli, for messages."""
         ...
 
     @property
     def kind(self) -> Kind:
-        """What the stimuli are."""
+        """Kind of the stimuli, image or text."""
         ...
 
     @property
     def n_replicates(self) -> int:
-        """Captions of each stimulus; 1 for pictures, which the recipe replicates."""
+        """Number of captions per stimulus; 1 for pictures, because the recipe replicates them."""
         ...
 
     def stamp(self, row: SourceRow) -> FileStamp:
-        """Return what tells cheaply that this stimulus is still the same: size and modification time, of a file."""
+        """Return the size and the modification time, a cheap test that a stimulus has not changed."""
         ...
 
     def read(self, row: SourceRow) -> bytes | npt.NDArray[np.uint8]:
-        """Return a whole file, an array of pixels, or text; from several threads at once, if need be."""
+        """Return the bytes of a file, an array of pixels, or text. Several threads may read at once."""
         ...
 
     def close(self) -> None:
-        """Let go of open files; reading afterwards is an error."""
+        """Close open files. A later read is an error."""
         ...
 
 
 class ListedStimuli(StimulusSource, Protocol):
-    """All that a source has, before a recipe's columns, fields, where and limit; it is not checked yet."""
+    """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
     def check(self, rows: Sequence[SourceRow]) -> None:
-        """Refuse rows whose stimuli are not there: RequestError or StimulusError."""
+        """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
         ...
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Stimuli that are a file each."""
+    """Stimuli with one file each."""
 
     table: StimulusTable
     paths: Sequence[Path]
     location: str
     root: str
-    """What the files of the table are relative to."""
+    """Root folder of the paths in `table.files`."""
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
@@ -106,7 +105,7 @@ class FileSource:
         return read_file(self.paths[row], name=self.table.files[row])
 
     def check(self, rows: Sequence[SourceRow]) -> None:
-        """Refuse files that are not there, or are no regular files."""
+        """Refuse missing files, and files that are not regular."""
         missing = [row for row in rows if not os.path.lexists(self.paths[row])]
         if missing:
             raise RequestError(
@@ -118,49 +117,49 @@ class FileSource:
             self.stamp(row)
 
     def close(self) -> None:
-        """Do nothing: no file stays open."""
+        """Do nothing: each read closes its file."""
 
 
 @dataclass(frozen=True)
 class ChosenStimuli:
-    """Some rows of a listing, with the labels that the recipe gives them."""
+    """Selected rows of a listing, with the labels that the recipe adds."""
 
     listing: ListedStimuli
     rows: Sequence[SourceRow]
     """Row of the listing for each row of the table."""
     table: StimulusTable
     notes: Sequence[str] = ()
-    """What a person should know of how they were labelled."""
+    """Notes to the user about the labels."""
 
     @property
     def location(self) -> str:
-        """Where the stimuli are, for messages."""
+        """Location of the stimuli, for messages."""
         return self.listing.location
 
     @property
     def kind(self) -> Kind:
-        """What the stimuli are."""
+        """Kind of the stimuli, image or text."""
         return self.listing.kind
 
     @property
     def n_replicates(self) -> int:
-        """Captions of each stimulus; 1 for pictures."""
+        """Number of captions per stimulus; 1 for pictures."""
         return self.listing.n_replicates
 
     def stamp(self, row: SourceRow) -> FileStamp:
-        """Return what tells cheaply that this stimulus is still the same."""
+        """Return the size and the modification time, a cheap test that a stimulus has not changed."""
         return self.listing.stamp(self.rows[row])
 
     def read(self, row: SourceRow) -> bytes | npt.NDArray[np.uint8]:
-        """Return a whole file, an array of pixels, or text."""
+        """Return the bytes of a file, an array of pixels, or text."""
         return self.listing.read(self.rows[row])
 
     def check(self, rows: Sequence[SourceRow]) -> None:
-        """Refuse rows whose stimuli are not there."""
+        """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
         self.listing.check([self.rows[row] for row in rows])
 
     def close(self) -> None:
-        """Let go of open files; reading afterwards is an error."""
+        """Close open files. A later read is an error."""
         self.listing.close()
 
 
@@ -170,10 +169,10 @@ def hash_stimulus(data: bytes | npt.NDArray[Any]) -> str:
 
 
 def check_table(table: StimulusTable, *, location: str) -> None:
-    """Refuse a table that cannot be the labels of a store.
+    """Refuse a table that cannot label the stimuli of a store.
 
-    At least one stimulus; ids that stay apart after Unicode normalisation and case folding; ids, conditions and
-    stems that can be labels; columns that take no name of the store's own.
+    A valid table has at least one stimulus. Its ids stay distinct after Unicode normalisation and case folding. Its
+    ids, conditions and stems are valid labels. Its columns do not use the names that the store uses itself.
     """
     if not len(table):
         raise RequestError(f"{location} holds no stimuli")
@@ -189,9 +188,9 @@ def check_table(table: StimulusTable, *, location: str) -> None:
 
 
 def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
-    """Refuse columns whose names the store needs or cannot have, or whose cells it cannot hold.
+    """Refuse columns with a reserved or invalid name, or with a NUL character in a cell.
 
-    Each becomes a folder of its name, and some disks take `Age` and `age` for one.
+    Each column becomes a folder, and some disks treat `Age` and `age` as the same name.
     """
     seen: dict[str, str] = {}
     for column, cells in columns.items():
@@ -216,12 +215,12 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
 
 
 def resolve_path(path: str, start: Path) -> Path:
-    """Return `path` as seen from `start`: absolute, `~` expanded, `.` and `..` folded, links left as they are."""
+    """Return the absolute form of `path`, which may start from `start`. Expands `~`, `.` and `..`; keeps links."""
     return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
 
 
 def make_file_label(path: Path, root: Path) -> str:
-    """Return the path under `root`, else the whole path, with `/` between its parts."""
+    """Return the path relative to `root` if it is inside, else the whole path, with `/` between its parts."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
@@ -240,7 +239,7 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
 
 
 def read_file(path: Path, *, name: str) -> bytes:
-    """Return the bytes of a regular file; raise StimulusError for anything else, without ever waiting on it."""
+    """Return the bytes of a regular file; raise StimulusError for anything else. Never blocks on a pipe."""
     nbytes = stamp_file(path, name=name).nbytes
     try:
         # a pipe put in the file's place meanwhile would hang an ordinary open
@@ -255,7 +254,7 @@ def read_file(path: Path, *, name: str) -> bytes:
 
 
 def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:
-    """Return what is wrong with two rows whose ids are the same, or look it."""
+    """Return the message about two rows with the same id, or with ids that look the same."""
     where = f"rows {first + 1} and {second + 1}"
     if table.files[first] != table.files[second]:
         where = f"{where}, {table.files[first]!r} and {table.files[second]!r}"

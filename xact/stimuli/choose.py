@@ -1,4 +1,4 @@
-"""Labels that a recipe adds to the stimuli of any source, and the rows that it chooses by them."""
+"""Add the recipe's labels to the stimuli of any source, and select rows by labels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
 
 KEYS = ("stimulus", "stem")
-"""Columns by which the rows of a table of labels are paired with the stimuli."""
+"""Columns that pair the rows of a label table with the stimuli."""
 
 
 def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple[StimulusTable, list[str]]:
-    """Return the table with the recipe's `columns` and then its `fields`, and what a person should know of them."""
+    """Return the table with the recipe's `columns` and then its `fields`, and notes to the user about them."""
     notes: list[str] = []
     names = [block.columns] if isinstance(block.columns, str) else block.columns or []
     for name in names:
@@ -34,7 +34,7 @@ def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple
 
 
 def choose_rows(table: StimulusTable, block: StimuliBlock) -> list[SourceRow]:
-    """Return the rows that the recipe's `where` and then its `limit` leave."""
+    """Return the rows that remain after the recipe's `where` and then its `limit`."""
     rows: Iterable[int] = range(len(table))
     if block.where is not None:
         own = {"stimulus": table.ids, "condition": table.conditions, "stem": table.stems, "file": table.files}
@@ -45,10 +45,10 @@ def choose_rows(table: StimulusTable, block: StimuliBlock) -> list[SourceRow]:
 
 
 def load_labels(file: Path, table: StimulusTable) -> tuple[dict[str, Column], list[str]]:
-    """Return the columns of a file, a cell for each stimulus, and a note where it has rows of no stimulus.
+    """Return the columns of a file with one cell per stimulus, and a note if some rows match no stimulus.
 
-    Rows are paired by the column `stimulus` or `stem`. Raise RequestError where the file has both or neither, where
-    one key stands twice, and for a stimulus without a row.
+    The column `stimulus` or `stem` pairs rows with stimuli. Raise RequestError if the file has both columns or
+    neither, if a key appears twice, or if a stimulus has no row.
     """
     columns = load_columns(file, key="columns", as_written=KEYS)
     keys = [key for key in KEYS if key in columns]

@@ -1,4 +1,4 @@
-"""Tables on disk: a CSV or parquet file -> named columns, each of one type."""
+"""Load a CSV or parquet file as named columns. Each column has one type."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""What stands between the cells of a text table, by its extension."""
+"""{extension of a text table: separator between cells}."""
 
 PARQUET = (".parquet", ".pq")
 
 MAX_EXACT = 2**53
-"""The largest integer up to which every integer is a float64."""
+"""All integers up to this number are exact in float64."""
 
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
 _FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -37,16 +37,16 @@ def load_columns(
     rename: Mapping[str, str] = {},
     drop: Collection[str] = (),
 ) -> dict[str, Column]:
-    """Return every column of a table under the name that `rename` gives it, without those of `drop`.
+    """Return the columns of a table, renamed by `rename` {old name: new name}, without the columns in `drop`.
 
-    In a text table the columns of `as_written` (named as renamed) stay text, the others are typed. `key` is the
-    recipe's, under `stimuli`. Raise RequestError for a table that cannot be read or is not one.
+    In a text table, the columns in `as_written` (new names) stay text; the others get a type. `key` is the recipe's
+    key under `stimuli` that names the file. Raise RequestError if the table cannot be read or is invalid.
     """
     suffix = file.suffix.lower()
     if suffix not in (*SEPARATORS, *PARQUET):
         raise RequestError(
             f"the table {str(file)!r} has the extension {suffix!r}",
-            hint=f"a table is one of {', '.join((*SEPARATORS, *PARQUET))}",
+            hint=f"use one of {', '.join((*SEPARATORS, *PARQUET))}",
         )
     if not file.is_file():
         names = [found.name for found in file.parent.glob("*") if found.is_file()]
@@ -61,13 +61,13 @@ def load_columns(
 
 
 def type_column(cells: Sequence[str]) -> Column:
-    """Return the cells of one text column as integers, floats, booleans or, where that would change them, as text.
+    """Return the cells of a text column as integers, floats or booleans. Keep text that such a type would change.
 
-    Integers as `-?(0|[1-9]digits)`, at most 18 digits; numbers of the same form with a fraction or an exponent,
-    an empty cell among them NaN; true and false. A code such as `001`, a word such as `NA`, and a column with an
-    integer among fractions that no float64 can hold stay as written.
+    An integer is `-?(0|[1-9]digits)` with at most 18 digits. A float has the same form with a fraction or an exponent;
+    an empty cell among floats becomes NaN. A boolean is true or false. Some columns stay text: codes such as `001`,
+    words such as `NA`, and floats mixed with an integer that float64 cannot hold exactly.
     """
-    distinct = set(cells)  # far fewer than cells, in most columns
+    distinct = set(cells)  # most columns have far fewer distinct cells
     if cells and all(_INTEGER.fullmatch(cell) for cell in distinct):
         return [int(cell) for cell in cells]
     if any(cells) and all(not cell or _is_float(cell) for cell in distinct):
@@ -122,7 +122,7 @@ def _load_parquet(file: Path) -> dict[str, Column]:
     except (pyarrow.ArrowException, OSError) as error:
         raise RequestError(f"the table {str(file)!r} cannot be read as parquet: {error}") from None
     _check_names(table.column_names, file)
-    unnamed = re.compile(r"__index_level_\d+__")  # what pandas calls an index without a name
+    unnamed = re.compile(r"__index_level_\d+__")  # pandas gives this name to an unnamed index
     return {
         name: _load_parquet_column(table.column(name), name, file)
         for name in table.column_names
@@ -130,8 +130,8 @@ def _load_parquet(file: Path) -> dict[str, Column]:
     }
 
 
-def _load_parquet_column(column: Any, name: str, file: Path) -> Column:  # noqa: ANN401  pyarrow ships no types
-    """Return one column with its type kept: a missing number is NaN, a missing text is empty."""
+def _load_parquet_column(column: Any, name: str, file: Path) -> Column:  # noqa: ANN401  pyarrow has no annotations
+    """Return one column with its own type. A missing number becomes NaN, a missing text becomes empty."""
     from pyarrow import types
 
     kind = column.type.value_type if types.is_dictionary(column.type) else column.type
@@ -158,13 +158,13 @@ def _load_parquet_column(column: Any, name: str, file: Path) -> Column:  # noqa:
 def _check_names(names: Sequence[str], file: Path) -> None:
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise RequestError(f"the column {twice[0]!r} stands twice in {str(file)!r}", hint="rename one of the two")
+        raise RequestError(f"the column {twice[0]!r} appears twice in {str(file)!r}", hint="rename one of the two")
     if "" in names:
-        raise RequestError(f"column {list(names).index('') + 1} of {str(file)!r} has no name", hint="give it one")
+        raise RequestError(f"column {list(names).index('') + 1} of {str(file)!r} has no name", hint="give it a name")
 
 
 def _rename_columns(columns: Mapping[str, T], rename: Mapping[str, str], file: Path) -> dict[str, T]:
-    """Return the columns under the names that the recipe gives them."""
+    """Return the columns with the new names of `rename`."""
     for name in rename:
         if name not in columns:
             raise RequestError(f"rename: {file.name} has no column {name!r}{make_nearest_text(name, columns)}")
@@ -176,18 +176,18 @@ def _rename_columns(columns: Mapping[str, T], rename: Mapping[str, str], file: P
 
 
 def to_labels(cells: Column, name: str, file: Path) -> list[str]:
-    """Return the ids or conditions of one column as text; refuse what has no one spelling."""
+    """Return the ids or conditions of a column as text. Refuse missing values, floats and booleans."""
     where = f"the column {name!r} of {str(file)!r}"
     for row, cell in enumerate(cells):
         if cell == "" or cell != cell:
-            raise RequestError(f"{where} has no value in row {row + 1}", hint="every stimulus needs one")
+            raise RequestError(f"{where} has no value in row {row + 1}", hint="every stimulus needs a value")
     if any(isinstance(cell, bool | float) for cell in cells):
-        raise RequestError(f"{where} holds {cells[0]!r}: not text, not integers", hint="write it as text")
+        raise RequestError(f"{where} holds {cells[0]!r}, which is neither text nor an integer", hint="write it as text")
     return [str(cell) for cell in cells]
 
 
 def find_column(columns: Mapping[str, T], name: str, file: Path, *, hint: str) -> T:
-    """Return the column of that name; raise RequestError with the nearest names where there is none."""
+    """Return the column `name`; raise RequestError with the nearest names if it is missing."""
     if name not in columns:
         nearest = make_nearest_text(name, columns) or f" (it has {', '.join([*columns][:8])})"
         raise RequestError(f"the table {str(file)!r} has no column {name!r}{nearest}", hint=hint)

@@ -1,8 +1,8 @@
-"""CSV as text: cells that no spreadsheet runs, and records that know their line.
+"""CSV text: cells that a spreadsheet does not run as formulas, and records with their line numbers.
 
-A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula. `escape_cell` puts one apostrophe before
-such a text, and before a text that begins with apostrophes and then such a character, so that `unescape_cell` gives
-every text back exactly. All other texts, `'tis` among them, stay as they are.
+A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula. `escape_cell` adds an apostrophe:
+`=1+1` becomes `'=1+1`, and `'=1+1` becomes `''=1+1`, so that `unescape_cell` restores every text exactly. Other texts,
+for example `'tis`, do not change.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 from xact.errors import RequestError
 
-_RUNS = r"(\s*[=+\-@＝＋－＠]|[\t\r\n])"  # the wide forms too: East Asian spreadsheets take them for the narrow ones
+_RUNS = r"(\s*[=+\-@＝＋－＠]|[\t\r\n])"  # also the full-width forms: East Asian spreadsheets run them too
 _DANGEROUS = re.compile("'*" + _RUNS)
 _ESCAPED = re.compile("'+" + _RUNS)
 
 _OPEN_QUOTE = "unexpected end of data"
-"""What the csv module says of a text that ends inside a quoted cell."""
+"""Message of the csv module for a text that ends inside a quoted cell."""
 
 Cell = str | int | float | bool
 
@@ -31,30 +31,30 @@ class CsvRecord:
     """One row of a CSV text."""
 
     line: int
-    """Where it begins, counted from 1."""
+    """Number of its first line, from 1."""
     cells: list[str]
-    """Unescaped."""
+    """The unescaped cells."""
 
 
 def escape_cell(text: str) -> str:
-    """Return a text that no spreadsheet runs as a formula; `unescape_cell` gives it back."""
+    """Return the text in a form that a spreadsheet does not run as a formula. `unescape_cell` restores the text."""
     return "'" + text if _DANGEROUS.match(text) else text
 
 
 def unescape_cell(text: str) -> str:
-    """Return the text that `escape_cell` was given."""
+    """Return the text that `escape_cell` received."""
     return text[1:] if _ESCAPED.match(text) else text
 
 
 def make_line(cells: Sequence[Cell], *, end: str) -> str:
-    """Return one record: texts escaped and in quotation marks, numbers bare, a missing number empty."""
+    """Return one record: texts are escaped and quoted, numbers are not quoted, a missing number is empty."""
     return ",".join(map(_format_cell, cells)) + end
 
 
 def parse_records(text: str, *, name: str) -> list[CsvRecord]:
-    """Return the records of a CSV text; empty lines are no records.
+    """Return the records of a CSV text without empty lines.
 
-    Raise RequestError, naming the line, for what no CSV has.
+    Raise RequestError with the line number if the text is not valid CSV.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     records: list[CsvRecord] = []
@@ -67,9 +67,9 @@ def parse_records(text: str, *, name: str) -> list[CsvRecord]:
         except csv.Error as error:
             if str(error) == _OPEN_QUOTE:
                 raise RequestError(
-                    f"{name}, line {line}: a quotation mark is opened and never closed", hint="close it by hand"
+                    f"{name}, line {line}: a quotation mark is opened but never closed", hint="close it by hand"
                 ) from None
-            raise RequestError(f"{name}, line {reader.line_num}: {error}", hint="mend the line by hand") from None
+            raise RequestError(f"{name}, line {reader.line_num}: {error}", hint="correct the line by hand") from None
         if cells:
             records.append(CsvRecord(line, [unescape_cell(cell) for cell in cells]))
 

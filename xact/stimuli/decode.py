@@ -1,4 +1,4 @@
-"""The bytes of a picture's file, or a row of an array, to pixels: RGB, upright, transparent pixels coloured."""
+"""Decode a picture file or an array row into pixels: RGB, upright, with a colour for transparent pixels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from xact.errors import StimulusError, make_one_line
 from xact.stimuli.png_rows import has_all_rows
 
 MAX_PIXELS = 50_000_000
-"""Pixels of the largest picture that is decoded; a larger one is refused from its header."""
+"""Most pixels of a picture that is decoded. A larger picture is refused after its header is read."""
 
 MASK_COLORS = {"black": (0, 0, 0), "white": (255, 255, 255), "gray": (128, 128, 128)}
-"""Colour of the pixels whose alpha is 0, by the recipe's word."""
+"""{word of the recipe: colour of the pixels with alpha 0}."""
 
 _READERS: tuple[type[ImageFile], ...] = (PngImageFile, JpegImageFile, WebPImageFile, TiffImageFile, GifImageFile)
 _OPENERS = dict(zip(("PNG", "JPEG", "WebP", "TIFF", "GIF"), _READERS, strict=True))
@@ -42,41 +42,41 @@ _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     "PDF": (b"%PDF",),
     "BigTIFF": (b"II+\0", b"MM\0+"),
 }
-"""How files begin: four of the five formats that are decoded, and the commonest of those that are not."""
+"""First bytes of files: four of the five supported formats, and the most common unsupported formats."""
 
 _PYTHON_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, EOFError)
 _OTHER_ERRORS = (AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError)
 _DECODE_ERRORS = (*_PYTHON_ERRORS, *_OTHER_ERRORS, Image.DecompressionBombWarning, UserWarning)
-"""What Pillow's readers raise on bytes that are not the picture they claim to be.
+"""Exceptions that Pillow's readers raise for damaged files.
 
-Pillow states no closed list: its readers index, unpack, divide and assert on what the file says, and allocate what
-it asks for. The warnings are here for those who turn them into errors.
+Pillow documents no complete list: its readers index, unpack, divide, assert and allocate with numbers from the file.
+The warnings are listed for programs that turn warnings into errors.
 """
 
 _EXACT_MODES = frozenset(["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I;16N"])
-"""Pillow's modes that become 8-bit RGB without a guess about colour or range."""
+"""Pillow modes that convert to 8-bit RGB without a guess about colour or range."""
 
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA")
 _MODE_WORDS = {"CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "Lab", "F": "floating-point", "I": "32-bit or signed integer"}
 
 _TIFF_TAGS = frozenset([*range(256, 260), 262, 266, 273, 274, *range(277, 280), 284, 317, *range(320, 326), 338, 339])
-"""The tags that say how the pixels of a TIFF lie and what they mean (TIFF 6.0, part 1 and 2)."""
+"""TIFF tags that define the layout and the meaning of the pixels (TIFF 6.0, part 1 and 2)."""
 
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE}
 _UPRIGHT |= {6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
-"""What undoes each EXIF orientation (Exif 2.32, tag 0x0112)."""
+"""{EXIF orientation: the transposition that undoes it} (Exif 2.32, tag 0x0112)."""
 
 Array = npt.NDArray[Any]
 
 
 def decode_picture(data: bytes | Array, *, name: str, mask_alpha: str) -> Image.Image:
-    """Return the picture that a whole file or an array of pixels holds, RGB and upright.
+    """Return the picture in a whole file or in an array of pixels, as upright RGB.
 
     `data` is the bytes of a PNG, JPEG, WebP, TIFF or single-frame GIF, or uint8 of shape (height, width, 3) or
-    (height, width). Pixels whose alpha is exactly 0 take the colour `mask_alpha` (black, white, gray); elsewhere
-    alpha is dropped and the colour stays as it is stored. `none` refuses a picture with transparency. Sixteen bits
-    become eight by round(v * 255 / 65535). Raise StimulusError, naming `name`.
+    (height, width). Pixels with alpha exactly 0 get the colour `mask_alpha` (black, white, gray); other pixels lose
+    their alpha and keep their stored colour. With `none`, a picture with transparency is refused. Sixteen bits become
+    eight by round(v * 255 / 65535). Raise StimulusError with `name`.
     """
     if not isinstance(data, bytes):
         return _make_picture(data, name)
@@ -93,7 +93,7 @@ def decode_picture(data: bytes | Array, *, name: str, mask_alpha: str) -> Image.
                 hint="set stimuli.mask_alpha: black, white or gray, or flatten the picture",
             )
         if isinstance(opened, PngImageFile):
-            _OPENERS["PNG"](io.BytesIO(data)).verify()  # decoding alone reads past a wrong checksum
+            _OPENERS["PNG"](io.BytesIO(data)).verify()  # decoding alone ignores a wrong checksum
         picture, hidden = _load_wide(opened, data) if _is_wide(opened) else _load_narrow(opened, name)
         if isinstance(opened, PngImageFile) and _may_lack_rows(opened) and not has_all_rows(data):
             raise ValueError("its pixels end before its last row")
@@ -122,14 +122,14 @@ def _refuse_undecodable(name: str, format_name: str) -> Iterator[None]:
         reason = make_one_line(str(error)) or type(error).__name__
         raise StimulusError(
             f"{name!r} is a {format_name} file that cannot be decoded: {reason}",
-            hint="the file is damaged or cut short: get it anew, or leave it out",
+            hint="the file is damaged or cut short: get it again, or leave it out",
         ) from None
 
 
 def _sniff_format(data: bytes, name: str) -> str:
-    """Return which of the five formats the bytes begin like, or refuse them by name."""
+    """Return the supported format of the bytes, or refuse them with the format's name."""
     if not data:
-        raise StimulusError(f"{name!r} is empty (0 bytes)", hint="get the file anew, or leave it out")
+        raise StimulusError(f"{name!r} is empty (0 bytes)", hint="get the file again, or leave it out")
     found = next((word for word, beginnings in _BEGINNINGS.items() if data.startswith(beginnings)), None)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         found = "WebP"
@@ -144,7 +144,7 @@ def _sniff_format(data: bytes, name: str) -> str:
 
 
 def check_size(width: int, height: int, *, name: str, what: str = "") -> None:
-    """Refuse a picture of more than MAX_PIXELS, naming `name`."""
+    """Refuse a picture with more than MAX_PIXELS pixels. `name` is the picture in the message."""
     if width * height > MAX_PIXELS:
         raise StimulusError(
             f"{name!r} {what}has {width} x {height} = {width * height} pixels; {MAX_PIXELS} is the most",
@@ -153,7 +153,7 @@ def check_size(width: int, height: int, *, name: str, what: str = "") -> None:
 
 
 def _check_kind(opened: ImageFile, name: str, format_name: str) -> None:
-    """Refuse several frames, and colours that have no one meaning as 8-bit RGB."""
+    """Refuse several frames, and colours without a unique meaning in 8-bit RGB."""
     if getattr(opened, "is_animated", False):
         found = f"{name!r} is a {format_name} file of more than one frame"
         raise StimulusError(found, hint="save the frame you mean as a file of its own")
@@ -163,11 +163,11 @@ def _check_kind(opened: ImageFile, name: str, format_name: str) -> None:
 
 
 def _check_tiff(opened: TiffImageFile, data: bytes, name: str) -> None:
-    """Refuse the TIFF files that Pillow opens without an error and gets wrong."""
+    """Refuse TIFF files that Pillow opens without an error but decodes wrongly."""
     tags = opened.tag_v2
     lost = [tag for tag in _list_tiff_tags(data) if tag in _TIFF_TAGS and tag not in tags]
     if lost:
-        raise ValueError(f"its tag {lost[0]} points outside the file")  # Pillow warns and goes on without
+        raise ValueError(f"its tag {lost[0]} points outside the file")  # Pillow only warns and ignores the tag
     bits, formats = set(tags.get(258, (1,))), set(tags.get(339, (1,)))
     is_wide = bits != {8} and max(bits) > 8
     found = None
@@ -184,7 +184,7 @@ def _check_tiff(opened: TiffImageFile, data: bytes, name: str) -> None:
 
 
 def _list_tiff_tags(data: bytes) -> list[int]:
-    """Return the numbers of the tags of the first picture; raise struct.error where their list is cut short."""
+    """Return the tag numbers of the first picture; raise struct.error if their list is cut short."""
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)
     (n_tags,) = struct.unpack_from(f"{order}H", data, start)
@@ -196,13 +196,13 @@ def _is_wide(opened: ImageFile) -> bool:
 
 
 def _get_raw_mode(opened: ImageFile) -> str:
-    """Return Pillow's word for how the samples lie in the file."""
+    """Return Pillow's name for the layout of the samples in the file."""
     arguments = opened.tile[0].args if opened.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _load_narrow(opened: ImageFile, name: str) -> tuple[Image.Image, Image.Image | None]:
-    """Return an 8-bit picture as RGB, and the mask (255) of its pixels of alpha 0."""
+    """Return an 8-bit picture as RGB, and a mask (255) of its pixels with alpha 0, or None."""
     raw_mode = _get_raw_mode(opened)
     opened.load()
     if opened.mode in ("P", "PA"):
@@ -216,35 +216,35 @@ def _load_narrow(opened: ImageFile, name: str) -> tuple[Image.Image, Image.Image
         picture = opened.convert("RGB")
         if key is None:
             return picture, None
-        steps = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # the key counts in the file's own steps
+        steps = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # the key is in the file's own bit depth
         wanted = np.atleast_1d(key) * steps if opened.mode != "1" else np.array([255 if key else 0])
         return picture, _make_mask((np.asarray(picture) == wanted).all(axis=-1))
     return rgba.convert("RGB"), rgba.getchannel("A").point([255] + [0] * 255)
 
 
 def _may_lack_rows(opened: PngImageFile) -> bool:
-    """Return whether rows could be missing: Pillow leaves them 0, in an interlaced picture all over it."""
+    """Return True if rows could be missing. Pillow fills them with 0; in an interlaced picture they lie anywhere."""
     width, height = opened.size
     return bool(opened.info.get("interlace")) or not any(opened.crop((0, height - 1, width, height)).tobytes())
 
 
 def _check_palette(opened: ImageFile, name: str) -> None:
-    """Refuse a pixel whose colour the palette does not have: Pillow would make one up."""
+    """Refuse a pixel whose colour is not in the palette, because Pillow would invent a colour."""
     n_colors = len(opened.getpalette("RGB") or ()) // 3
     highest = int(np.asarray(opened.getchannel(0)).max())
     if highest >= n_colors:
         raise StimulusError(
             f"{name!r} has a pixel of colour {highest} and a palette of {n_colors} colours",
-            hint="the file is damaged: get it anew, or leave it out",
+            hint="the file is damaged: get it again, or leave it out",
         )
 
 
 def _load_wide(opened: ImageFile, data: bytes) -> tuple[Image.Image, Image.Image | None]:
-    """Return a 16-bit picture as 8-bit RGB, and the mask (255) of its pixels of alpha 0."""
+    """Return a 16-bit picture as 8-bit RGB, and a mask (255) of its pixels with alpha 0, or None."""
     key = opened.info.pop("transparency", None)
     samples = _load_samples(opened, data)  # (height, width) or (height, width, channel)
     if isinstance(opened, TiffImageFile) and opened.tag_v2.get(262) == 0:
-        samples = 65535 - samples  # white is zero, which Pillow ignores at 16 bits
+        samples = 65535 - samples  # 0 is white, but Pillow ignores this at 16 bits
     hidden = None
     if samples.ndim == 3 and samples.shape[2] in (2, 4):
         hidden = samples[..., -1] == 0
@@ -260,14 +260,13 @@ def _load_wide(opened: ImageFile, data: bytes) -> tuple[Image.Image, Image.Image
 def _load_samples(opened: ImageFile, data: bytes) -> Array:
     """Return the 16-bit samples of a picture, uint16 or wider.
 
-    Pillow has no 16-bit colour: it keeps the high byte. The low byte is had by decoding once more with the bytes
-    named the other way round.
+    Pillow keeps only the high byte of 16-bit colour. Decoding again with the opposite byte order gives the low byte.
     """
     raw_mode = _get_raw_mode(opened)
     if opened.mode.startswith("I"):
         opened.load()
         return np.asarray(opened)
-    if raw_mode == "LA;16B":  # four bytes a pixel: both of grey, both of alpha
+    if raw_mode == "LA;16B":  # four bytes per pixel: two of grey, two of alpha
         pixels = _load_as(opened, "RGBA").astype(np.uint16)
         return pixels[..., 0::2] << 8 | pixels[..., 1::2]
     other = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[raw_mode[-1]]
@@ -292,7 +291,7 @@ def _make_mask(hidden: Array) -> Image.Image:
 
 
 def _make_upright(picture: Image.Image, opened: ImageFile) -> Image.Image:
-    """Turn the picture as its EXIF orientation says; Pillow has done it already where the file is a TIFF."""
+    """Turn the picture by its EXIF orientation. Pillow has already turned a TIFF."""
     if isinstance(opened, TiffImageFile):
         return picture
     method = _UPRIGHT.get(opened.getexif().get(0x0112, 1))

@@ -1,4 +1,4 @@
-"""The recipe's `fields`: the parts of a file's name -> columns."""
+"""The recipe's `fields`: turn parts of a file name into columns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?
 
 
 def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
-    """Return a column for each field, from whole stems; typed as the columns of a table are.
+    """Return a column for each field, with a type by `type_column`. A template must match the whole stem.
 
-    In a template `{name}` stands for one character or more and `{name:N}` for exactly N; the text between them
-    stands for itself (`{{` for a brace). Raise RequestError for a stem that does not match, or that a template reads
-    in two ways.
+    Example: `{object}_{number:3}` splits `mug_007` into object `mug` and number `007`. `{name}` matches one or more
+    characters, `{name:N}` exactly N, and other text matches itself (`{{` matches a brace). Raise RequestError for a
+    stem that does not match, or that a template can read in two ways.
     """
     if isinstance(fields, Regex):
         patterns = [_compile(fields.regex)]
@@ -32,31 +32,29 @@ def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
 
 
 def make_pattern(template: str, *, lazy: bool) -> str:
-    """Return the regular expression of a template: the reading whose first texts are the shortest, or the longest."""
+    """Return the regular expression of a template. Its first fields match short text if `lazy`, else long text."""
     pattern, names = "", list[str]()
-    is_open = False  # whether a field without a length ended just here
+    is_open = False  # True if a field without a length ended here
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
-        raise RequestError(f"stimuli.fields: {template!r} is no template ({error})", hint=HINT) from None
+        raise RequestError(f"stimuli.fields: {template!r} is not a template ({error})", hint=HINT) from None
     for literal, name, length, conversion in parts:
         pattern += re.escape(literal)
         is_open = is_open and not literal
         if name is None:
             continue
         if not name.isidentifier() or conversion or not re.fullmatch(r"([1-9]\d{0,2})?", length or ""):
-            raise RequestError(f"stimuli.fields: the field {name!r} of {template!r} is none", hint=HINT)
+            raise RequestError(f"stimuli.fields: the field {name!r} of {template!r} is invalid", hint=HINT)
         if name in names:
-            raise RequestError(f"stimuli.fields: the field {name!r} stands twice in {template!r}", hint=HINT)
+            raise RequestError(f"stimuli.fields: the field {name!r} appears twice in {template!r}", hint=HINT)
         if is_open and not length:
-            raise RequestError(
-                f"stimuli.fields: where {names[-1]!r} ends and {name!r} begins cannot be told", hint=HINT
-            )
+            raise RequestError(f"stimuli.fields: it is unclear where {names[-1]!r} ends and {name!r} begins", hint=HINT)
         names.append(name)
         pattern += f"(?P<{name}>.{{{length}}})" if length else f"(?P<{name}>.+{'?' if lazy else ''})"
         is_open = is_open or not length
     if not names:
-        raise RequestError(f"stimuli.fields: {template!r} names no field", hint=HINT)
+        raise RequestError(f"stimuli.fields: {template!r} has no field", hint=HINT)
     return pattern
 
 
@@ -64,14 +62,14 @@ def _compile(regex: str) -> re.Pattern[str]:
     try:
         pattern = re.compile(regex)
     except (re.error, RecursionError, OverflowError) as error:
-        raise RequestError(f"stimuli.fields: {regex!r} is no regular expression: {error}", hint=HINT) from None
+        raise RequestError(f"stimuli.fields: {regex!r} is not a regular expression: {error}", hint=HINT) from None
     if not pattern.groupindex:
         raise RequestError(f"stimuli.fields: {regex!r} has no named group", hint=HINT)
     return pattern
 
 
 def _match(stem: str, patterns: Sequence[re.Pattern[str]], words: str) -> dict[str, str]:
-    """Return {field: text} of one stem; all patterns have to read it alike."""
+    """Return {field: text} of one stem. All patterns must give the same result."""
     found = [match.groupdict(default="") for pattern in patterns if (match := pattern.fullmatch(stem))]
     if not found:
         raise RequestError(f"stimuli.fields: the stem {stem!r} does not match {words!r}", hint=HINT)

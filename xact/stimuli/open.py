@@ -1,4 +1,4 @@
-"""Open the stimuli of a recipe: list them, then keep what the recipe chooses."""
+"""Open the stimuli of a recipe: list all of them, then select."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_table
 
 
 def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
-    """Return the stimuli that a recipe asks for; relative paths start from `folder`, the recipe's own.
+    """Return the stimuli of a recipe. Relative paths start from `folder`, the folder of the recipe.
 
-    All that the source has is listed and its labels are checked; then columns and fields are added, `where` and
-    `limit` choose, and what is chosen has to be there. Nothing is decoded. Raise RequestError where the request
-    cannot be met, and StimulusError for what is there and is not a regular file.
+    List all stimuli of the source and check their labels, add columns and fields, select by `where` and `limit`, and
+    check that the selected stimuli exist. Decodes nothing. Raise RequestError if the request cannot be met, and
+    StimulusError if a stimulus exists but is not a regular file.
     """
     from xact.stimuli.choose import add_labels, choose_rows  # they use what stands here
 
@@ -27,6 +27,6 @@ def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
 
 
 def open_listing(block: Stimuli, folder: Path) -> ListedStimuli:
-    """Return all the stimuli of a recipe's source."""
+    """Return all stimuli of a recipe's source."""
     listing: ListedStimuli = importlib.import_module(SOURCES[block.source]).open_source(block, folder)
     return listing

@@ -1,7 +1,7 @@
-"""A file's bytes, or a row of an array -> the pictures a network sees: alpha, border, replicates.
+"""Turn a picture file or an array row into the pictures that a network sees: alpha, border, replicates.
 
-The order of the steps is that of the studies this package follows: decode, colour the pixels that are fully
-transparent, add the border, jitter every replicate but the first. The network's own transform comes afterwards.
+The steps follow the studies behind this package: decode, colour the fully transparent pixels, add the border, jitter
+every replicate except the first. The network's own transform comes afterwards.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def make_pictures(
 ) -> list[Image.Image]:
     """Return the replicates of one stimulus, RGB, before any network's transform.
 
-    `amounts` are those of `draw_jitter` for this stimulus. Raise StimulusError, naming `name`, on anything that is
-    not one whole picture.
+    `amounts` is the result of `draw_jitter` for this stimulus. Raise StimulusError with `name` if `data` is not
+    exactly one complete picture.
     """
     picture = decode_picture(data, name=name, mask_alpha=mask_alpha)
     check_size(*_add_border_to_size(picture.size, border), name=name, what=f"with its border of {border:g} ")
@@ -45,12 +45,12 @@ def add_border(picture: Image.Image, border: float) -> Image.Image:
 
 
 def draw_jitter(jitter: Jitter, *, seed: int, stimulus: str, n_replicates: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Return the amounts of jitter by coordinate name, each float64 of shape (n_replicates,).
+    """Return {coordinate: amounts of jitter}, each float64 of shape (n_replicates,).
 
-    `color` gives `jitter_saturation` (a factor) and `jitter_hue` (turns of the colour circle), `shift` gives
-    `jitter_dx` and `jitter_dy` (pixels, to the right and down), `none` nothing. Replicate 0 is never jittered. A
-    draw depends on (seed, stimulus, replicate) and on nothing else: the first 16 bytes of the SHA-256 of their
-    JSON text are two uniform numbers of 53 bits.
+    `color` gives `jitter_saturation` (a factor) and `jitter_hue` (turns of the colour circle). `shift` gives
+    `jitter_dx` and `jitter_dy` (pixels, to the right and down). `none` gives an empty dictionary. Replicate 0 is never
+    jittered. A draw depends only on (seed, stimulus, replicate): the first 16 bytes of the SHA-256 of their JSON text
+    give two uniform numbers of 53 bits.
     """
     if isinstance(jitter, ColorJitter):
         ranges = {"jitter_saturation": (1.0, jitter.saturation), "jitter_hue": (0.0, jitter.hue)}
@@ -66,13 +66,13 @@ def draw_jitter(jitter: Jitter, *, seed: int, stimulus: str, n_replicates: int) 
 
 
 def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_replicates: int) -> list[Image.Image]:
-    """Return `n_replicates` pictures: the picture itself, then one for each further amount of jitter.
+    """Return `n_replicates` pictures: the picture itself, then a jittered picture for each further replicate.
 
-    Colour: saturation first, hue second, each on 8-bit RGB as torchvision does it. Shift: bilinear, black where
-    nothing was. An amount that changes nothing (factor 1, hue 0, no shift) leaves the picture as it is.
+    Colour: torchvision changes first the saturation, then the hue, each in 8-bit RGB. Shift: bilinear, with black in
+    the empty area. A neutral amount (factor 1, hue 0, shift 0) does not change the picture.
     """
     if any(len(values) != n_replicates for values in amounts.values()):
-        raise ValueError(f"every amount of jitter needs {n_replicates} values, one a replicate")
+        raise ValueError(f"every amount of jitter needs {n_replicates} values, one for each replicate")
     pictures = [picture]
     for replicate in range(1, n_replicates):
         one = {name: float(values[replicate]) for name, values in amounts.items()}
@@ -82,7 +82,7 @@ def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_rep
 
 
 def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
-    """Return whether all pictures are the same, pixel for pixel."""
+    """Return True if all pictures are equal, pixel for pixel."""
     first = pictures[0]
     size, pixels = first.size, first.tobytes()
     return all(other is first or (other.size == size and other.tobytes() == pixels) for other in pictures[1:])
@@ -91,7 +91,7 @@ def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
 def _adjust_color(picture: Image.Image, saturation: float, hue: float) -> Image.Image:
     if saturation != 1.0:
         picture = F.adjust_saturation(picture, saturation)
-    if hue != 0.0:  # the way to HSV and back alone would change pixels
+    if hue != 0.0:  # the conversion to HSV and back alone would change pixels
         picture = F.adjust_hue(picture, hue)
     return picture
 
@@ -106,7 +106,7 @@ def _shift(picture: Image.Image, dx: float, dy: float) -> Image.Image:
 
 
 def _draw_uniforms(seed: int, stimulus: str, replicate: int) -> tuple[float, float]:
-    """Return two numbers of [0, 1), the same on every machine and with every library."""
+    """Return two numbers in [0, 1). They are the same on every machine and with every library."""
     digest = hashlib.sha256(json.dumps([seed, stimulus, replicate], ensure_ascii=True).encode()).digest()
     first, second = struct.unpack(">QQ", digest[:16])
     return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53

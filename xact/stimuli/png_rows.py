@@ -1,4 +1,4 @@
-"""Whether a PNG file has all rows of its picture: Pillow takes those that are not there for black, and says nothing."""
+"""Check that a PNG file contains all rows of its picture. Pillow fills missing rows with black, without an error."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import zlib
 from collections.abc import Iterator
 
 N_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Samples of a pixel by the header's colour type (PNG specification, 11.2.2)."""
+"""{colour type in the header: samples per pixel} (PNG specification, 11.2.2)."""
 
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """(first column, first row, step along a row, step down) of the passes of an interlaced picture (ibid., 8.2)."""
 
 PIECE_NBYTES = 2**20
-"""Bytes that are decompressed at a time, and counted."""
+"""Most bytes that are decompressed at a time."""
 
 
 def has_all_rows(data: bytes) -> bool:
-    """Return whether the compressed pixels of a whole PNG file are as many as its header says."""
+    """Return True if a whole PNG file contains as many bytes of pixels as its header requires."""
     chunks = list(_list_chunks(data))
     needed = _count_nbytes(next(body for kind, body in chunks if kind == b"IHDR"))
     inflate = zlib.decompressobj()
@@ -38,7 +38,7 @@ def _list_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _count_nbytes(header: bytes) -> int:
-    """Return the bytes of all rows, each with its byte that names a filter."""
+    """Return the number of bytes of all rows. Each row includes one byte for its filter."""
     width, height, depth, color, _, _, is_interlaced = struct.unpack_from(">IIBBBBB", header)
     grids = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in PASSES]
     bits = depth * N_CHANNELS[color]

@@ -1,4 +1,4 @@
-"""The recipe's `where`: comparisons of columns, read as a tree of white-listed nodes and never evaluated as Python."""
+"""The recipe's `where`, for example `rating > 3`: parsed into a tree of allowed nodes, never evaluated as Python."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column
 
 MAX_LENGTH = 100_000
-"""Characters of the longest text: a list of some ten thousand ids."""
+"""Most characters of an expression, enough for a list of some ten thousand ids."""
 
 MAX_DEPTH = 50
-"""Levels of `not`, brackets, `and` and `or` inside each other."""
+"""Most levels of `not`, brackets, `and` and `or` inside each other."""
 
 ALLOWED = (
     "allowed are columns (or column['any name']), numbers, 'texts', True and False; "
@@ -37,20 +37,20 @@ _KIND_OF = {bool: "true or false", int: "a number", float: "a number", str: "tex
 
 @dataclass(frozen=True)
 class _Operand:
-    """A column, a constant, or the truth of a part of the expression, for every row."""
+    """The value of a part of the expression for every row: a column, a constant, or true and false."""
 
     kind: str
     cells: Sequence[object]
     words: str
-    """What it is, for messages."""
+    """Its description, for messages."""
 
 
 def find_rows(text: str, columns: Mapping[str, Column]) -> list[int]:
-    """Return the rows of which an expression is true; `columns` are at least one, all of one length.
+    """Return the rows for which an expression is true. `columns` has at least one column; all have the same length.
 
-    Text is compared with text, numbers with numbers, true and false with true and false; anything else raises
-    RequestError, naming the column. A missing number (NaN) is unequal to everything: of it only `!=` and `not in`
-    are true. Raise RequestError with the place of anything that is not on the white list.
+    Text compares with text, numbers with numbers, true and false with true and false; anything else raises
+    RequestError with the name of the column. A missing number (NaN) is unequal to everything: only `!=` and `not in`
+    are true for it. Raise RequestError with the position of anything that is not allowed.
     """
     return _Where(text.strip(), columns).find_rows()
 
@@ -64,12 +64,12 @@ class _Where:
         self.n_rows = len(next(iter(columns.values())))
 
     def find_rows(self) -> list[int]:
-        """Return the rows of which the expression is true."""
+        """Return the rows for which the expression is true."""
         truth = self.find_truth(self.parse(), 0)
         return [row for row, is_true in enumerate(truth.cells) if is_true]
 
     def parse(self) -> ast.expr:
-        """Return the tree of the text, of any nodes."""
+        """Return the syntax tree of the text. Its nodes are not checked yet."""
         if len(self.text) > MAX_LENGTH:
             raise RequestError(f"stimuli.where has {len(self.text)} characters; {MAX_LENGTH} is the most")
         try:
@@ -82,7 +82,7 @@ class _Where:
             raise RequestError("stimuli.where is nested too deeply, or holds a NUL character", hint=ALLOWED) from None
 
     def find_truth(self, node: ast.expr, depth: int) -> _Operand:
-        """Return of which rows a part of the expression is true."""
+        """Return for each row whether a part of the expression is true."""
         if depth > MAX_DEPTH:
             self.refuse(node, f"is nested deeper than {MAX_DEPTH} levels")
         if isinstance(node, ast.BoolOp):
@@ -90,7 +90,7 @@ class _Where:
             join = all if isinstance(node.op, ast.And) else any
             cells: list[object] = [join(row) for row in zip(*parts, strict=True)]
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            cells = [not one for one in self.find_truth(node.operand, depth + 1).cells]
+            cells = [not cell for cell in self.find_truth(node.operand, depth + 1).cells]
         elif isinstance(node, ast.Compare):
             cells = self.compare(node)
         else:
@@ -101,7 +101,7 @@ class _Where:
         return _Operand(_KIND_OF[bool], cells, "a comparison")
 
     def compare(self, node: ast.Compare) -> list[object]:
-        """Return of which rows every link of `a < b < c` is true."""
+        """Return for each row True if every comparison in `a < b < c` is true."""
         links: list[list[bool]] = []
         left = self.find_operand(node.left)
         for comparison, right_node in zip(node.ops, node.comparators, strict=True):
@@ -121,9 +121,9 @@ class _Where:
         return [all(row) for row in zip(*links, strict=True)]
 
     def find_members(self, left: _Operand, node: ast.expr, *, is_in: bool) -> list[bool]:
-        """Return which cells are (or are not) in a list of constants."""
+        """Return for each cell True if it is (or is not) in a list of constants."""
         if not isinstance(node, ast.List | ast.Tuple | ast.Set):
-            self.refuse(node, "stands after `in` and is not a list [...]")
+            self.refuse(node, "follows `in` but is not a list [...]")
         members = set()
         for item in node.elts:
             member = self.find_constant(item)
@@ -132,20 +132,20 @@ class _Where:
         return [(cell in members) == is_in for cell in left.cells]
 
     def find_operand(self, node: ast.expr) -> _Operand:
-        """Return a column, or a constant for every row."""
+        """Return a column, or a constant that is repeated for every row."""
         name = _find_name(node)
         if name is None:
             constant = self.find_constant(node)
             return replace(constant, cells=[*constant.cells] * self.n_rows)
         if name not in self.columns:
-            nearest = make_nearest_text(name, self.columns) or f" (there are {', '.join([*self.columns][:8])})"
-            self.refuse(node, f"is no column{nearest}")
+            nearest = make_nearest_text(name, self.columns) or f" (the columns are {', '.join([*self.columns][:8])})"
+            self.refuse(node, f"is not a column{nearest}")
         cells = self.columns[name]
         kind = _KIND_OF[type(cells[0])]
         return _Operand(kind, cells, f"the column {name!r} ({kind})")
 
     def find_constant(self, node: ast.expr) -> _Operand:
-        """Return a number, a text, True or False, as one cell."""
+        """Return a number, a text, True or False as a single cell."""
         sign = 1
         value = node
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
@@ -163,13 +163,13 @@ class _Where:
             self.refuse(node, f"compares {left.words} with {right.words}", hint="compare a column with what it holds")
 
     def refuse(self, node: ast.expr, problem: str, *, hint: str = ALLOWED) -> NoReturn:
-        """Raise RequestError with the place of a node."""
+        """Raise RequestError with the position of a node."""
         words = ast.get_source_segment(self.text, node) or ""
         n_characters = len(self.text.encode()[: node.col_offset].decode(errors="ignore"))
         self.refuse_at(n_characters, f"{words[:40]!r} {problem}", hint=hint)
 
     def refuse_at(self, n_characters: int, problem: str, *, hint: str = ALLOWED) -> NoReturn:
-        """Raise RequestError with a place in the text."""
+        """Raise RequestError with a position in the text."""
         raise RequestError(f"stimuli.where, character {n_characters + 1}: {problem}", hint=hint)
 
 

@@ -1,1 +1,1 @@
-"""What writes captions, one library each."""
+"""Engines that write captions, one module per library."""

@@ -1,4 +1,4 @@
-"""Engines that answer a question about pictures; a file of this folder each, imported when it is asked for."""
+"""Engines that answer a question about pictures. Each is a module of this folder, imported on first use."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ENGINES: Mapping[str, str] = {"transformers": "xact.caption.engines.transformers", "vllm": "xact.caption.engines.vllm"}
-"""Where each `engine` of a recipe lives."""
+"""{`engine` of a recipe: its module}."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Who answers, and how."""
+    """The model that answers, and its settings."""
 
     model: str
     """As in the recipe: a name on the hub, or a folder."""
@@ -32,48 +32,48 @@ class Settings:
     dtype: str
     max_new_tokens: int
     temperature: float
-    """0: greedy."""
+    """0 means greedy decoding."""
 
 
 @dataclass(frozen=True)
 class CaptionWeights:
-    """A network's folder, found before anything is loaded."""
+    """The files of a network, found but not loaded."""
 
     folder: Path
-    """Weights, configuration, tokenizer, chat template."""
+    """Folder of the weights, configuration, tokenizer and chat template."""
     files: tuple[Path, ...]
-    """The weights alone."""
+    """The files of the weights only."""
     record: dict[str, Any]
     """Kind, file names and their sha256, hub revision, as JSON-able data."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said about one picture."""
+    """The answer about one picture."""
 
     text: str
     is_cut: bool
-    """Whether it ends only because `max_new_tokens` were said."""
+    """True if the answer ends only because it reached `max_new_tokens`."""
 
 
 class Captioner(Protocol):
-    """A network ready to answer."""
+    """A network that is ready to answer."""
 
     def answer(self, pictures: Sequence[Image], prompt: str, *, seed: int) -> list[Answer]:
-        """Return one answer a picture, each asked by itself; `seed` matters where answers are drawn."""
+        """Return one answer per picture, each from its own question. `seed` matters if answers are sampled."""
         ...
 
 
 class Engine(Protocol):
-    """What each file of this folder offers."""
+    """The interface of each engine's module."""
 
     AUTO_BATCH: int
-    """Pictures answered together where the recipe says `auto`."""
+    """Number of pictures per batch if the recipe says `auto`."""
     LIBRARIES: Sequence[str]
     """Distributions whose version can change an answer."""
 
     def check(self, settings: Settings) -> None:
-        """Refuse what the engine cannot do, before anything is looked for."""
+        """Refuse settings that the engine does not support, before weights are searched."""
         ...
 
     def load_captioner(self, settings: Settings, weights: CaptionWeights) -> Captioner:
@@ -82,19 +82,19 @@ class Engine(Protocol):
 
 
 def open_engine(name: str) -> Engine:
-    """Return the engine of that name."""
+    """Return the engine `name`."""
     return cast(Engine, importlib.import_module(ENGINES[name]))
 
 
 def find_captioner_weights(model: str, folder: Path) -> CaptionWeights:
-    """Find or download a network that transformers wrote; a relative path starts from `folder`.
+    """Find or download a network in the format of transformers. A relative path starts from `folder`.
 
-    The record covers the small files too: the tokenizer, the chat template and the defaults of generation change
+    The record also covers the small files: the tokenizer, the chat template and the defaults of generation change
     answers as much as the weights do.
     """
     here = folder / expand_path(model)
     if here.is_dir() and not (here / "config.json").is_file():
-        raise WeightsError(f"model {model!r}: there is no config.json in {here}", hint="save_pretrained() makes one")
+        raise WeightsError(f"model {model!r}: there is no config.json in {here}", hint="save_pretrained() writes it")
     try:
         if not here.is_dir():
             fetch_texts(model, label=model)
@@ -102,18 +102,18 @@ def find_captioner_weights(model: str, folder: Path) -> CaptionWeights:
         found = find_files(model, where, is_local=where == here, label=model)
     except WeightsError as error:
         raise WeightsError(
-            str(error), hint=f"`hf download {model}` where the hub is reached; or a local folder: `caption.model: PATH`"
+            str(error), hint=f"run `hf download {model}` with access to the hub, or set caption.model to a local folder"
         ) from error
     texts = {path.name: hash_checkpoint(path) for path in sorted(where.iterdir()) if is_text(path.name)}
     return CaptionWeights(where, found.files, {**found.record, "texts": texts})
 
 
 def load_captioner_config(weights: CaptionWeights) -> dict[str, Any]:
-    """Return the network's configuration as it is written."""
+    """Return the network's configuration, unchanged from config.json."""
     config: dict[str, Any] = json.loads((weights.folder / "config.json").read_text(encoding="utf-8"))
     return config
 
 
 def make_device_error(engine: str, device: str, wanted: str) -> RequestError:
-    """Return the error for a device that an engine does not run on."""
+    """Return the error for a device that an engine does not support."""
     return RequestError(f"the engine {engine} does not run on compute.device {device!r}", hint=wanted)

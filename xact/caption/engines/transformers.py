@@ -1,4 +1,4 @@
-"""Any image-text-to-text network of transformers, Pixtral among them."""
+"""Any image-text-to-text network of transformers, for example Pixtral."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from xact.models.sources.transformers import be_quiet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-library: Any = transformers  # its types cover a part only
+library: Any = transformers  # its annotations are incomplete
 
 AUTO_BATCH = 1
-"""A picture alone: batched with others its answer may differ in a word, in low precision above all."""
+"""One picture per batch: in a larger batch an answer may differ in a word, mostly in low precision."""
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
 
 
 def check(settings: Settings) -> None:
-    """Refuse nothing: every device and precision will do."""
+    """Do nothing: every device and precision is supported."""
 
 
 def load_captioner(settings: Settings, weights: CaptionWeights) -> TransformersCaptioner:
-    """Return the network in eval mode; tensors that are missing or left over are a WeightsError."""
+    """Return the network in eval mode; raise WeightsError if tensors are missing or unexpected."""
     what = f"model {settings.model!r}"
     for file in weights.files:
         if file.suffix != ".safetensors":
-            load_state_dict(file)  # refuses a file that carries code
+            load_state_dict(file)  # refuses a file that contains code
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -58,7 +58,7 @@ def load_captioner(settings: Settings, weights: CaptionWeights) -> TransformersC
 class TransformersCaptioner:
     """A network of transformers and its processor."""
 
-    def __init__(self, settings: Settings, processor: Any, module: Any) -> None:  # noqa: ANN401  no types
+    def __init__(self, settings: Settings, processor: Any, module: Any) -> None:  # noqa: ANN401  see `library`
         self._settings = settings
         self._processor = processor
         self._module = module.eval().requires_grad_(False).to(settings.device)
@@ -69,7 +69,7 @@ class TransformersCaptioner:
         self._ends = _list_ends(module.generation_config.eos_token_id)
 
     def answer(self, pictures: Sequence[Image], prompt: str, *, seed: int) -> list[Answer]:
-        """Return one answer a picture."""
+        """Return one answer per picture."""
         device = self._settings.device
         fork = [device] if get_kind(device) == "cuda" else []
         with torch.inference_mode(), use_precision(self._settings.dtype), torch.random.fork_rng(devices=fork):
@@ -80,7 +80,7 @@ class TransformersCaptioner:
             except torch.OutOfMemoryError as error:
                 raise WorkError(
                     f"model {self._settings.model!r}: {device} has no memory for {len(pictures)} pictures",
-                    hint="a smaller caption.batch_size, or compute.dtype: bfloat16, with an output of its own",
+                    hint="set a smaller caption.batch_size, or compute.dtype: bfloat16; both need a new output",
                 ) from error
             except (IndexError, RuntimeError, TypeError, ValueError) as error:
                 raise WorkError(f"model {self._settings.model!r} failed on a picture: {error}") from error
@@ -89,8 +89,8 @@ class TransformersCaptioner:
         is_cut = [said.shape[1] >= self._settings.max_new_tokens and not self._has_ended(row) for row in said]
         return [Answer(text, cut) for text, cut in zip(texts, is_cut, strict=True)]
 
-    def _encode(self, pictures: Sequence[Image], prompt: str) -> Any:  # noqa: ANN401  no types
-        """Return the prompt of each picture as tensors: its chat template's, or the text and the picture's mark."""
+    def _encode(self, pictures: Sequence[Image], prompt: str) -> Any:  # noqa: ANN401  see `library`
+        """Return prompts and pictures as tensors, with the chat template; without a template, with an image token."""
         if self._processor.chat_template is None:
             text = "\n".join(filter(None, [prompt, getattr(self._processor, "image_token", None)]))
             return self._processor(
@@ -108,7 +108,7 @@ class TransformersCaptioner:
         )
 
     def _choose_decoding(self) -> dict[str, Any]:
-        """Return what overrides the network's own defaults of generation."""
+        """Return the options that override the network's own defaults of generation."""
         chosen = {
             "max_new_tokens": self._settings.max_new_tokens,
             "num_beams": 1,

@@ -1,4 +1,4 @@
-"""vLLM: the same networks, many pictures at a time, on a GPU. An extra: `pip install "xact[vllm]"`."""
+"""vLLM: the same networks, many pictures at a time, on a GPU. Optional: `pip install "xact[vllm]"`."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 AUTO_BATCH = 64
-"""vLLM schedules pictures by itself; a kill loses this many answers at most."""
+"""vLLM schedules pictures by itself. A killed run loses at most this number of answers."""
 
 LIBRARIES = ("torch", "vllm", "transformers", "pillow")
 
 MAX_TOKENS = 8192
-"""Tokens of a prompt with its picture and its answer; a Pixtral picture takes 4,160 at most. Left to itself vLLM
-reserves memory for the longest text that the network could read, a million tokens."""
+"""Most tokens of a prompt with its picture and its answer; a Pixtral picture takes at most 4,160. Without this limit,
+vLLM reserves memory for the longest text that the network can read, a million tokens."""
 
 
 def check(settings: Settings) -> None:
-    """Refuse what vLLM has no switch for, and where it is not installed."""
+    """Refuse settings that vLLM does not support. Refuse all settings if vLLM is not installed."""
     if settings.device not in ("auto", "cuda"):
         raise make_device_error("vllm", settings.device, "auto or cuda; CUDA_VISIBLE_DEVICES chooses among several")
     if settings.dtype == "tf32":
-        raise RequestError("the engine vllm has no switch for tf32", hint="compute.dtype: float32 or bfloat16")
+        raise RequestError("the engine vllm does not support tf32", hint="compute.dtype: float32 or bfloat16")
     if importlib.util.find_spec("vllm") is None:
         raise RequestError(
-            "the engine vllm is asked for, and vllm is not installed",
-            hint='pip install "xact[vllm]" where there is a GPU, or caption.engine: transformers',
+            "the recipe asks for the engine vllm, but vllm is not installed",
+            hint='on a machine with a GPU, pip install "xact[vllm]"; otherwise set caption.engine: transformers',
         )
 
 
@@ -44,7 +44,7 @@ def load_captioner(settings: Settings, weights: CaptionWeights) -> VllmCaptioner
     llm = LLM(
         model=str(weights.folder),
         dtype=settings.dtype,
-        seed=0,  # each request brings its own
+        seed=0,  # each request has its own seed
         max_model_len=min(longest, MAX_TOKENS),
         limit_mm_per_prompt={"image": 1},
     )
@@ -54,12 +54,12 @@ def load_captioner(settings: Settings, weights: CaptionWeights) -> VllmCaptioner
 class VllmCaptioner:
     """A network in a vLLM engine."""
 
-    def __init__(self, settings: Settings, llm: Any) -> None:  # noqa: ANN401  no types here
+    def __init__(self, settings: Settings, llm: Any) -> None:  # noqa: ANN401  vllm is optional
         self._settings = settings
         self._llm = llm
 
     def answer(self, pictures: Sequence[Image], prompt: str, *, seed: int) -> list[Answer]:
-        """Return one answer a picture; the i-th is drawn from `seed + i`."""
+        """Return one answer per picture. Answer i is sampled with `seed + i`."""
         from vllm import SamplingParams
 
         ask = {"type": "text", "text": prompt}

@@ -1,1 +1,1 @@
-"""Model -> stimulus -> layer, in a store and in an HDF5 file."""
+"""Find activations by model, stimulus and layer, in a store or in an HDF5 file."""

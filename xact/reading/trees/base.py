@@ -1,4 +1,4 @@
-"""Activations found by model, stimulus and layer: one file for each kind of thing that holds them.
+"""Find activations by model, stimulus and layer. Each module of this folder reads one kind of source:
 
 hdf5.py    an HDF5 file, /{model}/{stimulus}/{layer}
 store.py   a store
@@ -20,21 +20,21 @@ HOMES = {"store": "xact.reading.trees.store", "hdf5": "xact.reading.trees.hdf5"}
 
 
 class Tree(ABC):
-    """Activations by model, stimulus and layer; safe under threads and after a fork, opened anew when unpickled."""
+    """Activations by model, stimulus and layer. Safe with threads and after a fork; unpickling opens it again."""
 
     path: Path
-    """Absolute: a worker process may stand elsewhere."""
+    """Absolute: a worker process may have another working directory."""
     allow_incomplete: bool
-    """Whether rows of a store that are not finished read as NaN, instead of an error."""
+    """If True, unfinished rows of a store read as NaN; otherwise reading them raises StoreError."""
     is_closed = False
 
     @abstractmethod
     def list_names(self, *at: str) -> list[str]:
-        """Return the models; of a model its stimuli; of a model and a stimulus the layers, in forward order."""
+        """Return the names below `at`: models; stimuli of (model,); layers of (model, stimulus) in forward order."""
 
     @abstractmethod
     def find_name(self, name: str, *at: str) -> str | None:
-        """Return the one of `list_names(*at)` that is meant, None where there is none."""
+        """Return the full name in `list_names(*at)` that `name` means, or None."""
 
     @abstractmethod
     def find_shape(self, model: str, stimulus: str, layer: str) -> tuple[int, ...]:
@@ -42,19 +42,19 @@ class Tree(ABC):
 
     @abstractmethod
     def read(self, model: str, stimulus: str, layer: str) -> dict[str, np.ndarray]:
-        """Return {stimulus: values (replicate, unit)} of a layer: the one asked for, and those decoded with it."""
+        """Return {stimulus: values (replicate, unit)} of a layer, for `stimulus` and for all decoded with it."""
 
     def close(self) -> None:
-        """Let go of all that is open; any access after that is an error."""
+        """Close all open files. Any later access raises RequestError."""
         self.is_closed = True
 
     def check_open(self) -> None:
-        """Refuse a tree that was closed."""
+        """Raise RequestError if the tree is closed."""
         if self.is_closed:
             raise RequestError(f"{str(self.path)!r} was closed", hint="load it again")
 
     def refuse(self, name: object, *at: str) -> NameNotFoundError:
-        """Return the error for a name that is not there, with the nearest ones."""
+        """Return the error for an unknown name, with the nearest names."""
         known = self.list_names(*at)
         what = (
             f"{str(self.path)!r} has no model",
@@ -76,7 +76,7 @@ class Tree(ABC):
 
 
 def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
-    """Open an HDF5 file or a store; raise StoreError where there is none, or where it is damaged."""
+    """Open an HDF5 file or a store; raise StoreError if it does not exist or is damaged."""
     path = Path(path).absolute()
     if not path.exists():
         raise StoreError(

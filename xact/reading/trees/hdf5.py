@@ -1,4 +1,4 @@
-"""An HDF5 file of three levels, /{model}/{stimulus}/{layer}, each layer (replicate, unit)."""
+"""An HDF5 file with three levels, /{model}/{stimulus}/{layer}. Each layer is an array (replicate, unit)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from xact.errors import StoreError
 from xact.reading.trees.base import Tree
 
 LOCK = threading.RLock()
-"""Held around every call into HDF5: a file is opened once, and not closed while another thread reads it."""
+"""Locked during every call into HDF5: a file is opened once, and never closed while another thread reads it."""
 
-# A fork waits until no thread is inside HDF5. After the import of h5py, whose own lock is then taken after this one, as
-# everywhere else: the other way round a fork and a reading thread would wait for each other.
+# A fork waits until all threads have left HDF5. This line comes after the import of h5py, so that a fork locks h5py's
+# own lock after this one, as all other code does. In the other order a fork and a reading thread could deadlock.
 os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 
 LEVELS = ("a model", "a stimulus", "a layer")
 
 
 def open_tree(path: Path, *, allow_incomplete: bool) -> Hdf5Tree:
-    """Open a file; a row that is not finished is not in it, so `allow_incomplete` changes nothing."""
+    """Open a file. `allow_incomplete` has no effect: such a file contains only finished rows."""
     return Hdf5Tree(path, allow_incomplete=allow_incomplete)
 
 
@@ -41,10 +41,10 @@ class Hdf5Tree(Tree):
         self._pid = 0
         self._last: tuple[tuple[str, ...], h5py.Group] | None = None
         self._stamp = _stamp(path)
-        self.list_names()  # a file of another kind is refused at once
+        self.list_names()  # refuse a file of another kind at once
 
     def list_names(self, *at: str) -> list[str]:
-        """Return the names at a place: layers in forward order, all others in the file's own."""
+        """Return all names below `at`: layers in forward order, others in the order of the file."""
         with LOCK, self._errors(*at):
             group = self._open_group(*at)
             names = [str(name) for name in group]
@@ -56,7 +56,7 @@ class Hdf5Tree(Tree):
         return names
 
     def find_name(self, name: str, *at: str) -> str | None:
-        """Return the name itself where it is there; a path into deeper levels is no name."""
+        """Return `name` if it exists below `at`, else None. A path into deeper levels is not a name."""
         if not isinstance(name, str) or "/" in name or name in ("", "."):
             return None
         with LOCK, self._errors(*at):
@@ -93,7 +93,7 @@ class Hdf5Tree(Tree):
             _check_level(group, name, at[:i])
             group = group[name]
         if len(at) == 2:
-            self._last = at, group  # the next layer asked for is mostly one of the same stimulus
+            self._last = at, group  # most calls ask for the next layer of the same stimulus
         return group
 
     def _open_layer(self, model: str, stimulus: str, layer: str) -> h5py.Dataset:
@@ -102,12 +102,12 @@ class Hdf5Tree(Tree):
         return group[layer]
 
     def _open(self) -> h5py.File:
-        """Return the file; a child of a fork opens it anew, not to share the parent's descriptor."""
+        """Return the open file. After a fork, the child opens it again, because it must not share the descriptor."""
         self.check_open()
         if self._file is None or self._pid != os.getpid():
             if self._file is not None:
                 self._file.close()
-                self._file, self._last = None, None  # stays so where the next lines fail
+                self._file, self._last = None, None  # stays None if the next lines fail
             if _stamp(self.path) != self._stamp:
                 raise StoreError(f"{self.path} has changed since it was opened", hint="load it again")
             self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
@@ -115,17 +115,17 @@ class Hdf5Tree(Tree):
 
     @contextmanager
     def _errors(self, *at: str) -> Iterator[None]:
-        """Say what HDF5 complains of in one line that names the place."""
+        """Turn an error of HDF5 into a StoreError of one line, with the file and the path inside it."""
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             found = " ".join(str(error.args[-1] if error.args else error).split())
             place = f"{self.path}{': /' + '/'.join(at) if at else ''}"
             if isinstance(error, BlockingIOError):
-                raise StoreError(f"{place} is being written ({found})", hint="wait until it is whole") from None
+                raise StoreError(f"{place} is being written ({found})", hint="wait until it is complete") from None
             if isinstance(error, OSError) and error.errno is not None:
                 raise StoreError(f"{place} cannot be read: {os.strerror(error.errno)}") from None
-            kind = "is damaged" if h5py.is_hdf5(self.path) else "is no HDF5 file, or a damaged one"
+            kind = "is damaged" if h5py.is_hdf5(self.path) else "is not an HDF5 file, or is damaged"
             raise StoreError(f"{place} {kind}: {found}", hint="export or copy it again") from None
 
 
@@ -138,22 +138,22 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _check_level(group: h5py.Group, name: str, at: tuple[str, ...]) -> None:
-    """Refuse a data set where a group belongs, and the other way round."""
+    """Refuse a data set in place of a group, and a group in place of a data set."""
     wanted, found = (h5py.Dataset if len(at) == 2 else h5py.Group), group.get(name, getclass=True)
     if found is not wanted:
         kind = {h5py.Group: "a group", h5py.Dataset: "a data set"}
         raise StoreError(
-            f"{group.file.filename}: /{'/'.join([*at, name])} is {kind.get(found, 'nothing that can be read')}, and "
-            f"{LEVELS[len(at)]} is {kind[wanted]}",
+            f"{group.file.filename}: /{'/'.join([*at, name])} is {kind.get(found, 'unreadable')}, but "
+            f"{LEVELS[len(at)]} must be {kind[wanted]}",
             hint="the file must have three levels: /model/stimulus/layer",
         )
 
 
 def is_ordered(group: h5py.Group) -> bool:
-    """Return whether a group lists its members as they were created, and not by the alphabet."""
+    """Return True if a group lists its members in order of creation, not in alphabetical order."""
     return bool(group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_INDEXED)
 
 
 def make_natural_key(name: str) -> list[str | int]:
-    """Return a key that sorts numbers inside a name as numbers: blocks.2 before blocks.10."""
+    """Return a sort key that compares numbers inside names as numbers: blocks.2 before blocks.10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]

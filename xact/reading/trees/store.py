@@ -14,16 +14,16 @@ from xact.reading.trees.base import Tree
 from xact.store.chunks import FLOAT32_NBYTES
 
 NEIGHBOURS_NBYTES = 16 * 2**20
-"""Most bytes of the stimuli that are kept because they were decoded with the one asked for."""
+"""Upper bound, in bytes, of a chunk whose other stimuli are kept after one of them was requested."""
 
 
 def open_tree(path: Path, *, allow_incomplete: bool) -> StoreTree:
-    """Open a store; raise StoreError where it is none, or is unfinished."""
+    """Open a store; raise StoreError if it is not a store or is unfinished."""
     return StoreTree(path, allow_incomplete=allow_incomplete)
 
 
 class StoreTree(Tree):
-    """A store as it was when it was opened: what is published later is not seen."""
+    """A store at the time of opening. Generations that are published later stay invisible."""
 
     def __init__(self, path: Path, *, allow_incomplete: bool = False) -> None:
         self.path = path
@@ -48,7 +48,7 @@ class StoreTree(Tree):
         return stems
 
     def _get_places(self, *at: str) -> dict[str, int]:
-        """Return {label: place} of the names at one place of the tree."""
+        """Return {label: position} of all names below `at`."""
         if len(at) < 2:
             return self._stimuli if at else self._models
         model = at[0]
@@ -58,12 +58,12 @@ class StoreTree(Tree):
         return self._layers[model]
 
     def list_names(self, *at: str) -> list[str]:
-        """Return the labels at a place; all stimuli of the store, also those that a model has not finished."""
+        """Return all labels below `at`. Stimuli include those that the model has not finished."""
         self.check_open()
         return list(self._get_places(*at))
 
     def find_name(self, name: str, *at: str) -> str | None:
-        """Return a label, or the label of the one stimulus with that stem."""
+        """Return `name` if it is a label, the stimulus with the stem `name` if it is unique, else None."""
         self.check_open()
         if name in self._get_places(*at):
             return str(name)
@@ -71,12 +71,12 @@ class StoreTree(Tree):
         return alike[0] if len(alike) == 1 else None
 
     def refuse(self, name: object, *at: str) -> NameNotFoundError:
-        """Return the error for a name that is not there, or for a stem of several stimuli."""
+        """Return the error for an unknown name, or for a stem that several stimuli share."""
         alike = self._stems.get(str(name), []) if len(at) == 1 else []
         if not alike:
             return super().refuse(name, *at)
         return NameNotFoundError(
-            f"model {at[0]!r} has {len(alike)} stimuli of the stem {name!r} ({', '.join(alike[:3])})",
+            f"model {at[0]!r} has {len(alike)} stimuli with the stem {name!r} ({', '.join(alike[:3])})",
             hint="give the whole label, condition/stem",
         )
 
@@ -86,13 +86,13 @@ class StoreTree(Tree):
         return len(self._catalog.labels["replicate"][1]), int(self._catalog.n_units[m, k])
 
     def read(self, model: str, stimulus: str, layer: str) -> dict[str, np.ndarray]:
-        """Return the values of the stimuli whose chunks must be decoded for one; raise StoreError if it is no row."""
+        """Return the values of all stimuli in the chunk of `stimulus`; raise StoreError if its row is not finished."""
         m, k, row = self._models[model], self._get_places(model, stimulus)[layer], self._stimuli[stimulus]
         present = self._catalog.labels["present"][1][m]
         if not present[row] and not self.allow_incomplete:
             raise StoreError(
-                f"store {str(self.path)!r}, model {model!r}: the row of stimulus {stimulus!r} is not there",
-                hint=f"allow_incomplete=True gives it as NaN, or {RUN_AGAIN}",
+                f"store {str(self.path)!r}, model {model!r}: the row of stimulus {stimulus!r} is not finished",
+                hint=f"allow_incomplete=True reads it as NaN, or {RUN_AGAIN}",
             )
         array = self._catalog.find_array(m, k, Rows(len(present), None if present.all() else present))
         if array is None:

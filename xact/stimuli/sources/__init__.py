@@ -1,1 +1,1 @@
-"""One file for each kind of source."""
+"""Sources of stimuli, one module for each kind."""

@@ -24,14 +24,14 @@ FOLDERS = ("COCO", "ImageNet", "Scene")
 PRESENTED = "Scene_Stimuli/Presented_Stimuli"
 LISTS = "Stimuli_Presentation_Lists"
 BASES = ("bold5000_stimuli/", "BOLD5000_Stimuli/", "")
-"""What the images and the presentation lists lie under, under the root."""
+"""Folders below the root that may contain the images and the presentation lists."""
 
 REPEAT = "rep_"
-"""Before the name of an image that a list presents again."""
+"""Prefix of an image's name when a list presents the image again."""
 
 
 def open_source(block: Bold5000Stimuli, folder: Path) -> FileSource:
-    """List the images by bold_id: from the index where there is one, else from the presentation lists."""
+    """List the images by bold_id, from the index if it exists, else from the presentation lists."""
     root = find_root(block.root, "bold5000", folder)
     presented = next((root / base / PRESENTED for base in BASES if (root / base / PRESENTED).is_dir()), None)
     places = [presented / name for name in FOLDERS if (presented / name).is_dir()] if presented else []
@@ -56,10 +56,10 @@ def open_source(block: Bold5000Stimuli, folder: Path) -> FileSource:
 
 
 def list_first_presentations(lists: Path, images: dict[str, Path]) -> list[Image]:
-    """Return every image with the row of its first presentation, over all lists, subject by subject and run by run.
+    """Return every image with the row of its first presentation. Rows count over all lists, by subject and run.
 
-    Names are compared without their extension and case; `rep_` before a name says that it was shown before. Raise
-    RequestError for an image that no list presents.
+    Names are compared without extension and case. The prefix `rep_` marks an image that was shown before. Raise
+    RequestError for an image that is in no list.
     """
     first: dict[str, Image] = {}
     n_presented = 0

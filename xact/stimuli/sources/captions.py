@@ -1,4 +1,4 @@
-"""A CSV or parquet file of captions, paired with the stimuli of a data set by id, never by row."""
+"""A CSV or parquet file of captions. An id pairs a caption with a stimulus of a data set; the row number never does."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, strip_
 from xact.stimuli.sources.nsd import make_id
 
 NAMES = ("image_name", "name")
-"""Columns with names of images, taken without their extension."""
+"""Columns with names of images. The extension of a name is removed."""
 
 NUMBERS = {"nsd_id": "nsd", "things_id": "things", "bold_id": "bold5000"}
-"""{column with a data set's own numbers: that data set}."""
+"""{column with a data set's own numbers: name of the data set}."""
 
 IDS = ("stimulus", "id", *NUMBERS, *NAMES)
-"""Columns that the ids may come from, the first that is there."""
+"""Columns that may contain the ids. The first existing column is used."""
 
 SEPARATOR = ";"
-"""Between the captions of one image in a column `captions`."""
+"""Separates the captions of one image in a column `captions`."""
 
 NSD_CAPTIONS = "annotations/coco_captions.csv"
-"""Where a copy of NSD keeps COCO's captions, in the order of their coco_id."""
+"""File with COCO's captions in a copy of NSD, in the order of coco_id."""
 
 NAMING = "name it with stimuli.id or stimuli.caption"
 
@@ -44,13 +44,13 @@ class CaptionSource:
 
     table: StimulusTable
     captions: Sequence[tuple[str, ...]]
-    """Of each stimulus, one a replicate."""
+    """Captions of each stimulus, one per replicate."""
     location: str
     n_replicates: int
     kind: ClassVar[Kind] = "text"
 
     def stamp(self, row: SourceRow) -> FileStamp:
-        """Return the bytes of the text and, in place of a time, a number made of its hash: it is in memory anyway."""
+        """Return the size of the text in bytes and, in place of a time, a number from its hash."""
         data = self.read(row)
         return FileStamp(len(data), int.from_bytes(hashlib.sha256(data).digest()[:7], "big"))
 
@@ -59,10 +59,10 @@ class CaptionSource:
         return "\0".join(self.captions[row]).encode()
 
     def check(self, rows: Sequence[SourceRow]) -> None:
-        """Do nothing: every caption is here."""
+        """Do nothing: all captions are in memory."""
 
     def close(self) -> None:
-        """Do nothing: no file stays open."""
+        """Do nothing: all captions are in memory."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class _Row:
     """One row of the file."""
 
     rank: int
-    """In the order of the data set, else of the file."""
+    """Rank in the order of the data set, or of the file without a data set."""
     id: str
     number: int
-    """Of the row in the file, from 0."""
+    """Number of the row in the file, from 0."""
     captions: list[str]
 
 
 def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
-    """List the captions in the order of the data set that the file names, else in the order of its rows."""
+    """List the captions in the order of the data set, or in the order of the rows without a data set."""
     file = _find_file(block, folder)
     as_written = {*IDS, "condition", "caption", "captions", block.id or "", block.caption or ""} - {*NUMBERS}
     columns = load_columns(file, as_written=as_written, rename=block.rename)
@@ -104,7 +104,7 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
 
 
 def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
-    """Return the texts of a table as they were before `xact caption` kept spreadsheets from running them."""
+    """Return the original texts of a table: `xact caption` escapes texts that a spreadsheet would run."""
     return {
         unescape_cell(name): [unescape_cell(cell) if isinstance(cell, str) else cell for cell in cells]  # type: ignore[misc]
         for name, cells in columns.items()
@@ -115,12 +115,12 @@ def _find_file(block: CaptionsStimuli, folder: Path) -> Path:
     if block.file is not None:
         return resolve_path(block.file, folder)
     if block.dataset != "nsd":
-        raise RequestError("the captions are not named: no stimuli.file", hint="set stimuli.file, or dataset: nsd")
+        raise RequestError("stimuli.file, the file of captions, is not set", hint="set it, or set dataset: nsd")
     return find_root(block.root, "nsd", folder) / NSD_CAPTIONS
 
 
 def _find_key(columns: Mapping[str, Column], block: CaptionsStimuli, file: Path) -> str:
-    """Return the column that the ids come from."""
+    """Return the column that contains the ids."""
     if block.id is not None:
         find_column(columns, block.id, file, hint=NAMING)
         return block.id
@@ -147,7 +147,7 @@ def _find_caption_column(columns: Mapping[str, Column], block: CaptionsStimuli, 
 def _make_ids(
     columns: Mapping[str, Column], key: str, block: CaptionsStimuli, file: Path, folder: Path
 ) -> tuple[list[str], Sequence[int]]:
-    """Return the ids as the data set has them, and each row's rank in its order."""
+    """Return the ids in the spelling of the data set, and the rank of each row in its order."""
     labels = to_labels(columns[key], key, file)
     names = [strip_extension(label) for label in labels] if key in NAMES else labels
     dataset = block.dataset if block.dataset in VARIABLES else NUMBERS.get(key)
@@ -159,7 +159,7 @@ def _make_ids(
         numbers = [_parse_number(label.removeprefix("nsd_"), row, key, file) for row, label in enumerate(labels)]
         odd = next((row for row, number in enumerate(numbers) if number >= N_IMAGES["nsd"]), None)
         if odd is not None:
-            raise RequestError(f"the column {key!r} of {str(file)!r} holds no nsdId in row {odd + 1}: {labels[odd]!r}")
+            raise RequestError(f"the column {key!r} of {str(file)!r}, row {odd + 1}: {labels[odd]!r} is not an nsdId")
         return [make_id(number) for number in numbers], numbers
     number_column = next(name for name, one in NUMBERS.items() if one == dataset)
     named = next((name for name in NAMES if name in columns), None)
@@ -174,7 +174,7 @@ def _make_ids(
 def _look_up(
     names: Sequence[str], key: str, dataset: str, block: CaptionsStimuli, file: Path, folder: Path
 ) -> tuple[list[str], list[int]]:
-    """Return the ids and numbers that a data set itself gives to its images."""
+    """Return the ids and numbers of the images from the listing of the data set itself."""
     own = (
         ThingsStimuli(source="things", root=block.root)
         if dataset == "things"
@@ -189,7 +189,7 @@ def _look_up(
     odd = next((row for row, name in enumerate(names) if name not in row_of), None)
     if odd is not None:
         raise RequestError(
-            f"the column {key!r} of {str(file)!r} names no image of {dataset} in row {odd + 1}: {names[odd]!r}"
+            f"the column {key!r} of {str(file)!r}, row {odd + 1}: {names[odd]!r} is not an image of {dataset}"
             f"{make_nearest_text(names[odd], row_of)}"
         )
     rows = [row_of[name] for name in names]
@@ -198,12 +198,12 @@ def _look_up(
 
 def _parse_number(text: str, row: int, key: str, file: Path) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise RequestError(f"the column {key!r} of {str(file)!r} holds no number in row {row + 1}: {text!r}")
+        raise RequestError(f"the column {key!r} of {str(file)!r}, row {row + 1}: {text!r} is not a number")
     return int(text)
 
 
 def _split(cell: object, row: int, name: str, file: Path, *, is_joined: bool) -> list[str]:
-    """Return the captions of one cell as written."""
+    """Return the captions of one cell, unchanged."""
     if not isinstance(cell, str):
         raise RequestError(f"the column {name!r} of {str(file)!r} is not text")
     if "\0" in cell:
@@ -216,12 +216,12 @@ def _check_captions(rows: Sequence[_Row], name: str, file: Path) -> None:
         if not all(caption.strip() for caption in row.captions):
             raise RequestError(
                 f"the column {name!r} of {str(file)!r} has an empty caption in row {row.number + 1} ({row.id!r})",
-                hint="give it words, or leave the row out",
+                hint="write a caption, or leave the row out",
             )
 
 
 def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str, file: Path) -> CaptionSource:
-    """Return the captions as stimuli; under `stimuli` each is one of its own, `ID#0`, `ID#1`, …, of one stem."""
+    """Return the captions as stimuli. In mode `stimuli` each caption is a stimulus `ID#0`, `ID#1`, … of the stem ID."""
     captions = [tuple(row.captions) for row in rows]
     n_replicates = len(captions[0]) if captions else 1
     odd = next((row for row in rows if len(row.captions) != n_replicates), None)

@@ -1,4 +1,4 @@
-"""What the sources of published data sets share: their root, their index, their tree of image files."""
+"""Shared code for the sources of published data sets: root folder, index, image files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from xact.stimuli.base import FileSource, make_file_label, resolve_path
 from xact.stimuli.columns import find_column, load_columns, to_labels
 
 VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
-"""{source: environment variable that holds the root where the recipe has none}."""
+"""{source: environment variable with the root folder, for recipes without a root}."""
 
 N_IMAGES: Mapping[str, int] = {"nsd": 73_000, "bold5000": 4_916, "things": 26_107}
-"""{source: images of the whole data set}; scripts take the ids of these data sets for row numbers."""
+"""{source: number of images in the whole data set}. Scripts use the ids of these data sets as row numbers."""
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-"""Of image files, whatever their case."""
+"""Extensions of image files, in upper or lower case."""
 
 INDEX = "preprocessed/images.csv"
-"""The optional index of a data set, under its root."""
+"""Path of a data set's optional index, below its root."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,33 @@ class Image:
     """One image of a data set."""
 
     number: int
-    """Its place in the data set's own order."""
+    """Its position in the data set's own order."""
     name: str
     """File name, with or without an extension."""
     path: Path
 
 
 def find_root(root: str | None, dataset: str, folder: Path) -> Path:
-    """Return the root folder of a data set: the recipe's, else the environment's."""
+    """Return the root folder of a data set from the recipe, or else from the environment."""
     variable = VARIABLES[dataset]
     named = os.environ.get(variable, "") if root is None else root
     ways = f"set stimuli.root in the recipe (or --stimuli-root), or the environment variable {variable}"
     if not named:
-        raise RequestError(f"the root folder of {dataset} is not known: no stimuli.root, no {variable}", hint=ways)
+        raise RequestError(
+            f"the root folder of {dataset} is unknown: neither stimuli.root nor {variable} is set", hint=ways
+        )
     found = resolve_path(named, folder if root is not None else Path())
     if not found.is_dir():
         said_by = variable if root is None else "stimuli.root"
         nearest = make_nearest_text(found.name, [path.name for path in found.parent.glob("*/")])
-        raise RequestError(f"the root folder {str(found)!r} of {dataset} ({said_by}) is not there{nearest}", hint=ways)
+        raise RequestError(
+            f"the root folder {str(found)!r} of {dataset} ({said_by}) does not exist{nearest}", hint=ways
+        )
     return found
 
 
 def find_under(root: Path, candidates: Sequence[str], *, what: str) -> Path:
-    """Return the first of the candidates that is there under a root."""
+    """Return the first candidate that exists below a root."""
     found = next((root / name for name in candidates if (root / name).exists()), None)
     if found is None:
         raise RequestError(
@@ -62,13 +66,13 @@ def find_under(root: Path, candidates: Sequence[str], *, what: str) -> Path:
 
 
 def load_index(file: Path, dataset: str, *, number: str, as_written: Collection[str] = ()) -> dict[str, Column]:
-    """Return the columns of a data set's index in the order of the column `number`, reserved names changed.
+    """Return the columns of a data set's index, sorted by the column `number`, without reserved names.
 
-    `loss` becomes `crop_loss`, any other reserved name gets the data set's before it; what pandas calls an index
-    without a name is dropped. Raise RequestError where `number` is not one integer a row, each once.
+    `loss` becomes `crop_loss`; any other reserved name gets the name of the data set as a prefix. The unnamed index of
+    pandas is dropped. Raise RequestError if `number` does not give each row an integer of its own.
     """
     columns = load_columns(file, as_written=(*as_written, "condition"), drop=("", "Unnamed: 0"))
-    numbers = find_column(columns, number, file, hint=f"it is the order of {dataset}")
+    numbers = find_column(columns, number, file, hint=f"it gives the order of {dataset}")
     integers = [cell for cell in numbers if isinstance(cell, int) and not isinstance(cell, bool)]
     if len(set(integers)) != len(numbers):
         raise RequestError(f"the column {number!r} of {str(file)!r} does not give every row an integer of its own")
@@ -86,13 +90,13 @@ def _rename(name: str, dataset: str) -> str:
 
 
 def strip_extension(name: str) -> str:
-    """Return the name of an image without its extension, should it have one."""
+    """Return the name of an image without its folder and its extension."""
     path = PurePosixPath(name)
     return path.stem if path.suffix.lower() in EXTENSIONS else path.name
 
 
 def find_images(folders: Iterable[Path]) -> dict[str, Path]:
-    """Return {name without its extension, case folded: file} of the image files in these folders."""
+    """Return {name without extension, case folded: file} for the image files in these folders."""
     images: dict[str, Path] = {}
     for folder in folders:
         try:
@@ -104,13 +108,13 @@ def find_images(folders: Iterable[Path]) -> dict[str, Path]:
                 other = images.setdefault(fold_label(path.stem), path)
                 if other is not path:
                     raise RequestError(
-                        f"the files {str(other)!r} and {str(path)!r} have one name", hint="leave one of them out"
+                        f"the files {str(other)!r} and {str(path)!r} have the same name", hint="leave one of them out"
                     )
     return images
 
 
 def take_index(columns: dict[str, Column], number: str, images: Mapping[str, Path], root: Path) -> list[Image]:
-    """Return the images that an index lists; its column `image_path`, a place, is taken out of it."""
+    """Return the images of an index. Removes the column `image_path`, which is a path, from `columns`."""
     file = root / INDEX
     names = to_labels(find_column(columns, "image_name", file, hint="it names the images"), "image_name", file)
     places = columns.pop("image_path", names)
@@ -122,7 +126,7 @@ def take_index(columns: dict[str, Column], number: str, images: Mapping[str, Pat
 
 
 def make_source(images: Sequence[Image], columns: Mapping[str, Column], root: Path) -> FileSource:
-    """Return the source of these images; a column `condition` gives the conditions."""
+    """Return the source of these images. A column `condition` gives the conditions."""
     ids = [strip_extension(image.name) for image in images]
     conditions = to_labels(columns.get("condition", ["all"] * len(ids)), "condition", root / INDEX)
     table = StimulusTable(

@@ -1,4 +1,4 @@
-"""Image files in folders under a root; each folder is a condition."""
+"""Image files in folders below a root. Each folder is a condition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xact.recipe.stimuli_schema import FolderStimuli
 from xact.stimuli.base import FileSource, make_file_label, resolve_path
 
 ROOT_CONDITION = "root"
-"""The condition of files that lie in the root folder itself."""
+"""Condition of the files in the root folder itself."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[st
 
 
 def _expand(item: str, root: Path) -> list[Path]:
-    """Return the folder of that name, or the folders that a glob matches, sorted."""
+    """Return the folder `item`, or the sorted folders that the glob `item` matches."""
     where = resolve_path(item, root)
     if where.is_dir():
         return [where]
@@ -102,9 +102,9 @@ def _make_condition(where: Path, root: Path) -> str:
 
 
 def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path) -> list[_Found]:
-    """Return the files of one folder that match."""
+    """Return the files of one folder that match a pattern."""
     try:
-        next(where.iterdir(), None)  # a glob takes a folder that may not be read for an empty one
+        next(where.iterdir(), None)  # a glob treats an unreadable folder as empty
     except OSError as error:
         raise RequestError(f"the folder {str(where)!r} cannot be listed: {error.strerror}") from None
     matched: set[Path] = set()
@@ -122,7 +122,7 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
         near = sorted(path for path in set(_glob(where, _fold_extension(pattern))) - matched if not path.is_dir())
         for path in (path for path in near if not _is_hidden(path, where)):
             raise RequestError(
-                f"the file {str(path)!r} would be left out: it matches {pattern!r} but for capitals",
+                f"the file {str(path)!r} would be left out: it differs from {pattern!r} only in upper or lower case",
                 hint=f"add {pattern.rpartition('.')[0] + path.suffix!r} to stimuli.pattern, or rename the file",
             )
     found = []
@@ -133,7 +133,7 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
 
 
 def _fold_extension(pattern: str) -> str:
-    """Return the pattern with an extension of small or capital letters: `*.png` -> `*.[pP][nN][gG]`."""
+    """Return the pattern with its extension in upper and lower case: `*.png` -> `*.[pP][nN][gG]`."""
     stem, dot, extension = pattern.rpartition(".")
     if not dot or not extension.isalnum():
         return pattern
@@ -175,7 +175,7 @@ def _is_hidden(path: Path, start: Path) -> bool:
 
 
 def _list_folders(where: Path) -> list[str]:
-    """Return the folders in `where` and in its folders, as paths under it."""
+    """Return the folders in `where` and in its subfolders, as paths relative to `where`."""
     try:
         return sorted(
             path.relative_to(where).as_posix()
@@ -188,7 +188,7 @@ def _list_folders(where: Path) -> list[str]:
 
 
 def _describe(where: Path) -> str:
-    """Return what a folder holds, by extension: `12 .jpg, 3 folders`."""
+    """Return the contents of a folder by extension, for example `12 .jpg, 3 folders`."""
     counts: Counter[str] = Counter()
     for path in where.iterdir():
         if not path.name.startswith("."):

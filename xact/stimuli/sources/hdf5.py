@@ -1,4 +1,4 @@
-"""An array of images in an HDF5 file; one row is read at a time."""
+"""An array of images in an HDF5 file. One row is read at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xact.stimuli.base import resolve_path, stamp_file
 
 
 class Hdf5Source:
-    """Images that are the rows of one data set; row i of the table is row i of the array."""
+    """Images in the rows of one data set. Row i of the table is row i of the array."""
 
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
@@ -40,9 +40,9 @@ class Hdf5Source:
         self._is_closed = False
 
     def stamp(self, row: SourceRow) -> FileStamp:
-        """Return the bytes of one row and the modification time of the file, mixed with the name of the data set.
+        """Return the number of bytes of one row, and the file's modification time mixed with the data set's name.
 
-        One file may hold several arrays of one shape: the time alone would take one for the other.
+        One file may contain several arrays of the same shape; the time alone would not distinguish them.
         """
         mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
         return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
@@ -51,24 +51,24 @@ class Hdf5Source:
         """Return one row, of shape (height, width, 3) or (height, width)."""
         try:
             pixels: npt.NDArray[np.uint8] = self._open()[row]
-        except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: closed meanwhile
-            found = str(error).replace(str(self._path), self._path.name)  # a recorded error names no place
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: the file was closed meanwhile
+            found = str(error).replace(str(self._path), self._path.name)  # the error is recorded: leave the folder out
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         return pixels
 
     def check(self, rows: Sequence[SourceRow]) -> None:
-        """Do nothing: that the array is there was seen when it was listed."""
+        """Do nothing: `open_source` has already found the array."""
 
     def close(self) -> None:
-        """Close the file; reading afterwards is an error."""
+        """Close the file. A later read is an error."""
         with self._lock:
             self._is_closed = True
             if self._array is not None and self._owner == os.getpid():
                 self._array.file.close()
             self._array = None
 
-    def _open(self) -> Any:  # noqa: ANN401  h5py ships no types
-        """Return the data set; one handle a process, since a fork shares the file's position."""
+    def _open(self) -> Any:  # noqa: ANN401  h5py has no annotations
+        """Return the data set. Each process has its own handle, because a fork shares the position in the file."""
         if self._owner != os.getpid():
             self._lock, self._owner, self._array = threading.Lock(), os.getpid(), None
         with self._lock:
@@ -96,7 +96,7 @@ def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
 
 
 def load_shape(path: Path, dataset: str) -> tuple[int, ...]:
-    """Return the shape (n, height, width, ...) of the images in a file; refuse what is no array of images."""
+    """Return the shape (n, height, width, ...) of the images in a file. Refuse any other data set."""
     with _open_file(path) as file:
         return _check_images(_find_dataset(file, dataset, path), dataset, path)
 
@@ -110,19 +110,19 @@ def _open_file(path: Path) -> Iterator[Any]:
         raise RequestError(f"{str(path)!r} cannot be read as HDF5: {error}") from None
 
 
-def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py ships no types
+def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py has no annotations
     names: list[str] = []
     file.visititems(lambda found, item: names.append(found) if isinstance(item, h5py.Dataset) else None)
     found = file.get(name) if name.strip("/") else None
     if not isinstance(found, h5py.Dataset):
-        what = "a group" if isinstance(found, h5py.Group) else "not there"
+        what = "a group" if isinstance(found, h5py.Group) else "missing"
         listed = make_nearest_text(name, names) or f" (it holds {', '.join(names[:5]) or 'none'})"
         raise RequestError(f"the data set {name!r} of {str(path)!r} is {what}{listed}")
     return found
 
 
-def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa: ANN401  no types
-    """Return the shape (n, height, width, ...), or refuse an array that is not one of images."""
+def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa: ANN401  as above
+    """Return the shape (n, height, width, ...), or refuse an array that does not hold images."""
     shape: tuple[int, ...] = tuple(found.shape or ())
     is_images = (len(shape) == 4 and shape[3] == 3) or (len(shape) == 3 and shape[2] != 3)
     if not is_images or found.dtype != np.uint8 or 0 in shape[1:]:

@@ -1,4 +1,4 @@
-"""The Natural Scenes Dataset: rows of `imgBrick`, with the columns of `nsd_stim_info_merged.csv`."""
+"""The Natural Scenes Dataset: images from `imgBrick`, with the columns of `nsd_stim_info_merged.csv`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_id(nsd_id: int) -> str:
 
 
 def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
-    """List the images by nsdId, or those of the recipe's `ids` and `subject`; their pixels stay on disk."""
+    """List the images in the recipe's `ids` and `subject`, or all images, by nsdId. The pixels stay on disk."""
     root = find_root(block.root, "nsd", folder)
     path = find_under(root, FILES, what="the brick of images of NSD")
     file = find_under(root, TABLES, what="the table of NSD's images")
@@ -33,7 +33,7 @@ def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
     columns = load_index(file, "nsd", number="nsdId")
     if list(columns["nsdId"]) != list(range(n_images)):
         raise RequestError(
-            f"{str(file)!r} and {str(path)!r} are not of one data set: {n_images} images, "
+            f"{str(file)!r} and {str(path)!r} do not belong to the same data set: {n_images} images, "
             f"{len(columns['nsdId'])} rows with nsdId {columns['nsdId'][0]} to {columns['nsdId'][-1]}"
         )
     ids = [make_id(row) for row in range(n_images)]
@@ -49,11 +49,11 @@ def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
 
 
 def find_nsd_rows(block: NsdStimuli, columns: Mapping[str, Column], n_images: int, file: Path) -> list[int]:
-    """Return the rows of the recipe's `ids` that its `subject` saw, in the order of nsdId."""
+    """Return the rows in the recipe's `ids` that its `subject` saw, in the order of nsdId."""
     asked = range(n_images) if block.ids is None else block.ids
     if len(set(asked)) != len(asked) or max(asked) >= n_images:
         bad = next(one for i, one in enumerate(asked) if one >= n_images or one in asked[:i])
-        what = f"stands twice; there are {n_images} images" if bad < n_images else f"is not below {n_images}"
+        what = f"appears twice; there are {n_images} images" if bad < n_images else f"is not below {n_images}"
         raise RequestError(f"stimuli.ids: the nsdId {bad} {what}")
     if block.subject is None:
         return sorted(asked)

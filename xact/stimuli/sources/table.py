@@ -1,4 +1,4 @@
-"""A CSV or parquet file with a column of image paths; its other columns become coordinates."""
+"""A CSV or parquet file with a column of image paths. Its other columns become coordinates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMING = "name it with stimuli.path or stimuli.id"
 
 
 def open_source(block: TableStimuli, folder: Path) -> FileSource:
-    """List the rows of a recipe's table in their order, with every column that is not a path, id or condition."""
+    """List the rows of a recipe's table in order. Keep all columns except path, id and condition as labels."""
     file, root = resolve_path(block.file, folder), resolve_path(block.root, folder)
     taken = (block.path, block.id, "condition")
     columns = load_columns(file, as_written=taken, rename=block.rename)

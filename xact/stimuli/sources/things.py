@@ -11,14 +11,14 @@ from xact.stimuli.base import FileSource
 from xact.stimuli.sources.datasets import INDEX, Image, find_images, find_root, load_index, make_source, take_index
 
 BASES = ("stimuli/THINGS/Images", "stimuli/THINGS", "stimuli", "Images", "")
-"""Where the folders of images may lie, under the root."""
+"""Folders below the root that may contain the folders of images."""
 
 CATEGORIES = "object_images*/*/"
-"""The categories' folders: in `object_images_A-C` and its kin, or all in `object_images`."""
+"""Folders of the categories: in `object_images_A-C` and similar folders, or all in `object_images`."""
 
 
 def open_source(block: ThingsStimuli, folder: Path) -> FileSource:
-    """List the images by things_id: from the index where there is one, else their rank by file name."""
+    """List the images by things_id, from the index if it exists, else by the rank of their file names."""
     root = find_root(block.root, "things", folder)
     folders = next((found for base in BASES if (found := sorted((root / base).glob(CATEGORIES)))), [])
     images = find_images(path for path in folders if not path.name.startswith("."))

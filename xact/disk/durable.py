@@ -91,6 +91,13 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+def count_free_nbytes(path: Path) -> int:
+    """Return the free bytes on the disk of `path`. The path need not exist yet."""
+    at = path.absolute()
+    found = os.statvfs(next(folder for folder in (at, *at.parents) if folder.is_dir()))
+    return found.f_bavail * found.f_frsize
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON line to a file and sync it; a torn line of an earlier kill is ended first."""
     text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
@@ -211,9 +218,8 @@ def _disk_errors(path: Path, *, needed: int = 0, do: Literal["write", "remove"] 
         yield
     except OSError as error:
         if do == "write" and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
-                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
+                f"no room to write {path}: {count_free_nbytes(path)} bytes are free ({error.strerror}), "
                 f"{needed} are needed",
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from xact.disk.durable import PARTIAL, make_folder, sync_folder, write_file
+from xact.disk.digest import hash_file
+from xact.disk.durable import PARTIAL, count_free_nbytes, make_folder, sync_folder, write_file
 from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
 from xact.labels import check_label, fold_label
@@ -83,13 +84,6 @@ def check_room(folder: Path, sizes: Iterable[tuple[Path, int]]) -> None:
         )
 
 
-def count_free_nbytes(path: Path) -> int:
-    """Return the bytes free on the disk of a path, which need not exist yet."""
-    at = path.absolute()
-    found = os.statvfs(next(folder for folder in (at, *at.parents) if folder.is_dir()))
-    return found.f_bavail * found.f_frsize
-
-
 @dataclass
 class Beside:
     """A file under way."""
@@ -144,7 +138,7 @@ def _place(beside: Beside, target: Path) -> None:
     """Sync and hash a file that is whole, and give it its name and its side file."""
     with beside.path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, file.fileno())  # the disk writes while the processor hashes
-        sha256 = beside.sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = beside.sha256 or hash_file(beside.path).sha256
         syncing.result()
     side = target.with_name(target.name + SIDE)
     side.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
 from xact.store.journal import FOLDER, State, read_manifest, read_plan, take_lines
-from xact.store.layout import make_files, make_metadata, make_tree, make_unfinished_root
+from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
 from xact.store.tasks import make_tasks
@@ -190,7 +190,7 @@ def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]
     for model in plan.models:
         for task in make_tasks(plan, model, state.find_done(model.label)):
             for layer in model.layers:
-                form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+                form = make_shard_format(plan, layer)
                 for key, units in plan.make_shard_keys(model, layer, task.block):
                     n_units = min(units.stop, layer.n_units) - units.start
                     yield key, PendingShard(form, (task.stop - task.start, plan.n_replicates, n_units))

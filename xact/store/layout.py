@@ -19,7 +19,7 @@ from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
-from xact.store.shards import add_crc32c, make_codecs
+from xact.store.shards import ShardFormat, add_crc32c, make_codecs
 
 LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
 """Chunk length of label arrays along each dimension: fixed, so that every axis can grow."""
@@ -152,6 +152,11 @@ def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]
         codecs=make_codecs(plan.codec, chunk=block.chunk),
         dims=DIMS,
     )
+
+
+def make_shard_format(plan: Plan, layer: PlannedLayer) -> ShardFormat:
+    """Return the format of the shards of the array that holds `layer`."""
+    return ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
 
 
 def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:

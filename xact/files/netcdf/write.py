@@ -95,8 +95,7 @@ def write_layer(
     of_layer = {
         name: (dims, np.asarray(values)) for name, (dims, values) in one.coords.items() if dims == () and name != "path"
     }
-    places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
-    of_units = {name: (("unit",), axis_index) for name, axis_index in zip(one.unit_axes, places, strict=True)}
+    of_units = {name: (("unit",), indices) for name, indices in one.index_units().items()}
     of_stimuli = {name: labels[name] for name in ON_LAYER if name in labels}
     lengths = {"stimulus": len(chosen.rows), "replicate": chosen.n_replicates, "unit": layer.array.n_units}
     coordinates: Variables = {**of_stimuli, **of_layer, **of_units}

@@ -157,7 +157,7 @@ class Dangerous:
         ("a.pt", lambda path: path.write_bytes(b"no zip"), 1, "is damaged, or was not written by torch.save"),
         ("a.h5", lambda path: path.write_bytes(b"no HDF5"), 1, "is no HDF5 file, or a damaged one"),
         ("a.nc", lambda path: path.write_bytes(b"no netCDF"), 1, "is damaged, or is no netCDF file"),
-        ("a.csv", lambda path: path.write_text("a,b"), 2, "its ending is not one of .h5 .hdf5 .nc .pt .pth"),
+        ("a.csv", lambda path: path.write_text("a,b"), 2, "its name does not end in .h5, .hdf5, .nc, .pt, .pth"),
         ("none.zarr", lambda _: None, 2, "there is no xact store at"),
     ],
     ids="code torn text_h5 text_nc ending nothing".split(),

@@ -15,15 +15,7 @@ from typing import Any, Protocol, cast
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError
-
-HOMES = {
-    ".h5": "xact.files.hdf5.describe",
-    ".hdf5": "xact.files.hdf5.describe",
-    ".nc": "xact.files.netcdf.describe",
-    ".pt": "xact.files.torch.describe",
-    ".pth": "xact.files.torch.describe",
-}
-"""{ending of a file: module}; a folder is a store."""
+from xact.files.formats import list_endings
 
 
 class Describer(Protocol):
@@ -39,13 +31,15 @@ class Describer(Protocol):
 def load_kind(path: str | Path) -> Describer:
     """Return the module that describes what lies at `path`; refuse a file of no known ending."""
     path = expand_path(path)
-    if path.is_file() and path.suffix not in HOMES:
+    if not path.is_file():
+        return cast(Describer, importlib.import_module("xact.store.describe"))
+    formats = list_endings("describe")
+    if path.suffix not in formats:
         raise RequestError(
-            f"{str(path)!r} is no store, and its ending is not one of {' '.join(HOMES)}",
-            hint="give the folder of a store, or a file of one of these endings",
+            f"{str(path)!r} is not a store, and its name does not end in {', '.join(formats)}",
+            hint="give the folder of a store, or a file with one of these endings",
         )
-    home = HOMES[path.suffix] if path.is_file() else "xact.store.describe"
-    return cast(Describer, importlib.import_module(home))
+    return cast(Describer, formats[path.suffix].load_module("describe"))
 
 
 def make_plain(value: Any) -> Any:  # noqa: ANN401  any attribute

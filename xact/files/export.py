@@ -6,7 +6,6 @@ for all of them.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,17 +19,11 @@ import numpy as np
 from xact.disk.paths import expand_path
 from xact.errors import RUN_AGAIN, RequestError, StoreError
 from xact.files.atomic import check_room, check_targets, write_beside
+from xact.files.formats import FORMATS
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
 from xact.reading.disk_arrays import LayerArray
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.shards import split_rows
-
-FORMATS: Mapping[str, str] = {
-    "hdf5": "xact.files.hdf5.write",
-    "netcdf": "xact.files.netcdf.write",
-    "pt": "xact.files.torch.write",
-}
-"""Where each format lives; imported when it is asked for."""
 
 BLOCK_NBYTES = 32 * 2**20
 """Values that are read at once, bytes, where one stimulus is not larger; as many are written meanwhile."""
@@ -206,7 +199,7 @@ def export(
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
-    form: Format = importlib.import_module(FORMATS[to])
+    form: Format = FORMATS[to].load_module("write")
     options = make_options(to, form.OPTIONS, output_dir, overwrite=overwrite, special=special)
     replicates = check_choice("--replicates", replicates or form.OPTIONS["replicates"], REPLICATES)
     chosen = choose(open_catalog(store), models, layers, conditions, replicates)
@@ -228,7 +221,7 @@ def make_options(
     said = {name: value for name, value in special.items() if value not in (None, False)}
     unknown = next((name for name in said if name not in defaults), None)
     if unknown is not None:
-        takers = [one for one in FORMATS if unknown in importlib.import_module(FORMATS[one]).OPTIONS]
+        takers = [name for name, form in FORMATS.items() if unknown in form.load_module("write").OPTIONS]
         raise RequestError(f"--{unknown} does not go with --to {to}", hint=f"it goes with {', '.join(takers)}")
     if overwrite and said.get("append"):
         raise RequestError("--append and --overwrite exclude each other")

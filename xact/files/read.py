@@ -5,7 +5,6 @@ A kind of file is a module beside this one with a function `open_old(files, tabl
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from xact.errors import RequestError, StoreError, WorkError
+from xact.files.formats import list_endings
 from xact.labels import Column, StimulusTable
 from xact.stimuli.columns import load_columns
-
-SOURCES: Mapping[str, str] = {
-    ".h5": "xact.files.hdf5.read",
-    ".hdf5": "xact.files.hdf5.read",
-    ".pt": "xact.files.torch.read",
-}
-"""The module that reads each kind of file, by its ending."""
 
 UNKNOWN = "unknown"
 """What is recorded where the file does not say."""
@@ -80,15 +73,16 @@ class OldFiles(Protocol):
 
 def open_old(files: Sequence[Path], table: Path | None) -> OldFiles:
     """Open files of one kind; `table` names the rows of those that do not. Raise RequestError or StoreError."""
-    kinds = {SOURCES.get(file.suffix.lower()) for file in files}
+    formats = list_endings("read")
     for file in files:
-        if file.suffix.lower() not in SOURCES:
-            raise RequestError(f"{str(file)!r} cannot be imported", hint=f"a file ends in {', '.join(SOURCES)}")
+        if file.suffix.lower() not in formats:
+            raise RequestError(f"{str(file)!r} cannot be imported", hint=f"a file ends in {', '.join(formats)}")
         if not file.is_file():
             raise RequestError(f"there is no file {str(file)!r}")
-    if len(kinds) > 1:
-        raise RequestError("files of several kinds cannot go into one import", hint="one store for each kind")
-    opened: OldFiles = importlib.import_module(str(kinds.pop())).open_old(files, table)
+    first, *others = {formats[file.suffix.lower()].package: formats[file.suffix.lower()] for file in files}.values()
+    if others:
+        raise RequestError("one import cannot take files of several formats", hint="make one store for each format")
+    opened: OldFiles = first.load_module("read").open_old(files, table)
     return opened
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xact.disk.digest import hash_file
 from xact.disk.paths import expand_path
-from xact.errors import NoStoreError, StoreError, XactError, make_one_line
-from xact.files.verify_export import verify_export
-from xact.store.findings import Findings
+from xact.errors import NoStoreError, RequestError, StoreError, XactError, make_nearest_text, make_one_line
+from xact.files.atomic import SIDE
+from xact.files.formats import FileFormat, list_endings
+from xact.store.findings import Fault, Findings
 from xact.store.verify import verify_store
 
 
@@ -69,3 +73,46 @@ def verify(path: str | Path) -> Report:
     else:
         raise NoStoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
     return Report(str(path), findings, time.monotonic() - started)
+
+
+def verify_export(file: Path) -> Findings:
+    """Compare an export with its side file, or look at its structure and that all its values are finite."""
+    side = file.with_name(file.name + SIDE)
+    name = file.name
+    if side.is_file():
+        faults = [Fault(name, found) for found in _compare(file, side)]
+        return Findings(f"compared with {side.name}", True, faults, [], 1, file.stat().st_size)
+    formats = list_endings("verify")
+    if file.suffix not in formats:
+        raise RequestError(
+            f"{str(file)!r} has no side file {side.name!r} and is not an export"
+            f"{make_nearest_text(file.suffix, formats)}",
+            hint=f"an export ends in {', '.join(formats)}; a store is a folder",
+        )
+    faults = [Fault(name, found) for found in _look(file, formats[file.suffix])]
+    note = f"there is no {side.name}: its structure was looked at, its bytes could not be compared"
+    return Findings("structure", True, faults, [note], 1, file.stat().st_size)
+
+
+def _look(file: Path, form: FileFormat) -> Iterator[str]:
+    """Yield what is wrong with the structure and the values; what cannot be read ends it."""
+    try:
+        yield from form.load_module("verify").check_file(file)
+    except XactError as error:
+        yield str(error).removeprefix(f"{file}: ")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py says damage in all these ways
+        yield f"cannot be read: {error}"
+
+
+def _compare(file: Path, side: Path) -> Iterator[str]:
+    with side.open("rb") as opened:
+        text = opened.read(10_000).decode("utf-8", "replace")
+    said = re.fullmatch(r"\\?([0-9a-fA-F]{64})(?: [ *].*)?\s*", text)
+    if said is None:
+        yield f"cannot be compared: {side.name} is no line of sha256sum"
+        return
+    found = hash_file(file.resolve())
+    if found.nbytes == 0:
+        yield "is empty"
+    elif found.sha256 != said[1].lower():
+        yield f"holds other bytes than {side.name} says (sha256 {found.sha256[:16]}… in place of {said[1][:16]}…)"

@@ -9,7 +9,7 @@ from pathlib import Path
 from xact.files.finite import check_finite
 
 
-def check_hdf5(file: Path) -> Iterator[str]:
+def check_file(file: Path) -> Iterator[str]:
     """Yield what is wrong with /model/stimulus/layer: levels, dims, layers, replicates, values."""
     from xact.files.hdf5.read import open_old
 

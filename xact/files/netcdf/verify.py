@@ -11,7 +11,7 @@ from xact.files.finite import check_finite
 from xact.labels import DIMS
 
 
-def check_netcdf(file: Path) -> Iterator[str]:
+def check_file(file: Path) -> Iterator[str]:
     """Yield what is wrong with every `activations`: its five dims, their labels, its values."""
     import h5netcdf
 

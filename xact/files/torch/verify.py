@@ -10,7 +10,7 @@ import numpy as np
 from xact.files.finite import check_finite
 
 
-def check_torch(file: Path) -> Iterator[str]:
+def check_file(file: Path) -> Iterator[str]:
     """Yield what is wrong with `feats` (stimulus, layer, unit) and the labels beside it."""
     from xact.files.torch.read import open_torch
 

@@ -80,7 +80,7 @@ def test_a_store_without_its_hidden_folder_is_refused_with_what_it_lacks(store, 
     (store / ".xact").rename(store.parent / "elsewhere")
     code, _, err = ask(capsys, store)
     assert code == 1
-    assert err.startswith(f"error: '{store}' has no folder .xact, in which a store keeps what was built")
+    assert err.startswith(f"error: '{store}' has no folder .xact: the plan and the journals")
 
 
 def write_hdf5(path: Path) -> Path:

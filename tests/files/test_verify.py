@@ -201,7 +201,7 @@ def test_a_shard_that_was_all_nan_must_not_be_there(grown: tuple[Path, dict[str,
     (store / key).write_bytes(b"x")
     try:
         assert [(f.file, f.found) for f in verify(store).findings.faults] == [
-            (key, "is there, though all was NaN and nothing was written")
+            (key, "exists, but no file was written: all values were NaN")
         ]
     finally:
         (store / key).unlink()
@@ -334,7 +334,7 @@ def test_a_store_whose_last_step_did_not_come_is_told_from_a_whole_one(tmp_path:
     (store / "zarr.json").write_bytes(root)
     (fault,) = verify(store).findings.faults
     assert fault.file == "zarr.json"
-    assert fault.found == "is of generation 0, the manifest of 1: rolled back, or never published"
+    assert fault.found == "has generation 0, the manifest 1: rolled back, or never published"
 
 
 def reseal(manifest: Path, lines: list[object]) -> None:

@@ -156,7 +156,7 @@ class Dangerous:
         ("a.pt", lambda path: torch.save(Dangerous(), path), 1, "holds more than tensors and plain values"),
         ("a.pt", lambda path: path.write_bytes(b"no zip"), 1, "is damaged, or was not written by torch.save"),
         ("a.h5", lambda path: path.write_bytes(b"no HDF5"), 1, "is no HDF5 file, or a damaged one"),
-        ("a.nc", lambda path: path.write_bytes(b"no netCDF"), 1, "is damaged, or is no netCDF file"),
+        ("a.nc", lambda path: path.write_bytes(b"no netCDF"), 1, "is damaged, or is not a netCDF file"),
         ("a.csv", lambda path: path.write_text("a,b"), 2, "its name does not end in .h5, .hdf5, .nc, .pt, .pth"),
         ("none.zarr", lambda _: None, 2, "there is no xact store at"),
     ],

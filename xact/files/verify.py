@@ -1,4 +1,4 @@
-"""`xact verify`: every byte of a store against its manifest, of an export against its side file."""
+"""`xact verify`: compare every byte of a store with its manifest, or of an export with its side file `NAME.sha256`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xact.store.verify import verify_store
 
 @dataclass(frozen=True)
 class Report:
-    """What was looked at, what was found, and how fast."""
+    """The result of `xact verify`, and the time that it took."""
 
     path: str
     findings: Findings
@@ -41,7 +41,7 @@ class Report:
         }
 
     def make_text(self) -> str:
-        """Return the report for a terminal: a line for each fault, then a summary."""
+        """Return the report for a terminal: one line for each fault, then a summary."""
         found = self.findings
         lines = [f"{fault.file}: {fault.found}" for fault in found.faults] + [f"note: {note}" for note in found.notes]
         speed = found.nbytes / 1e9 / max(1e-9, self.seconds)
@@ -51,11 +51,11 @@ class Report:
         return "".join(f"{make_one_line(line)}\n" for line in lines)
 
     def find_error(self) -> XactError | None:
-        """Return what the command ends with, None where every byte is as it was written."""
+        """Return the error that ends the command, or None if every byte is as it was written."""
         if self.findings.faults:
             return StoreError(
                 f"{len(self.findings.faults)} files of {self.path!r} are damaged, missing or extra",
-                hint="take them from a copy that verifies; what cannot be had again is built into another store",
+                hint="copy them from an undamaged copy of the store, or build another store",
             )
         if not self.findings.is_published:
             return StoreError(f"the store {self.path!r} is {self.findings.state}", hint="run the same command again")
@@ -63,7 +63,7 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Look at every byte of a store (a folder) or an export (a file); raise StoreError where there is neither."""
+    """Check every byte of a store (a folder) or an export (a file). Raise StoreError if there is neither."""
     started = time.monotonic()
     path = expand_path(path)
     if path.is_file():
@@ -76,7 +76,7 @@ def verify(path: str | Path) -> Report:
 
 
 def verify_export(file: Path) -> Findings:
-    """Compare an export with its side file, or look at its structure and that all its values are finite."""
+    """Compare an export with its side file. Without one, check its structure, and that its values are finite."""
     side = file.with_name(file.name + SIDE)
     name = file.name
     if side.is_file():
@@ -90,17 +90,17 @@ def verify_export(file: Path) -> Findings:
             hint=f"an export ends in {', '.join(formats)}; a store is a folder",
         )
     faults = [Fault(name, found) for found in _look(file, formats[file.suffix])]
-    note = f"there is no {side.name}: its structure was looked at, its bytes could not be compared"
+    note = f"there is no {side.name}: its structure was checked, its bytes could not be compared"
     return Findings("structure", True, faults, [note], 1, file.stat().st_size)
 
 
 def _look(file: Path, form: FileFormat) -> Iterator[str]:
-    """Yield what is wrong with the structure and the values; what cannot be read ends it."""
+    """Yield the faults of the structure and the values. An error of reading is the last fault."""
     try:
         yield from form.load_module("verify").check_file(file)
     except XactError as error:
         yield str(error).removeprefix(f"{file}: ")
-    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py says damage in all these ways
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises all of these for damaged files
         yield f"cannot be read: {error}"
 
 
@@ -109,7 +109,7 @@ def _compare(file: Path, side: Path) -> Iterator[str]:
         text = opened.read(10_000).decode("utf-8", "replace")
     said = re.fullmatch(r"\\?([0-9a-fA-F]{64})(?: [ *].*)?\s*", text)
     if said is None:
-        yield f"cannot be compared: {side.name} is no line of sha256sum"
+        yield f"cannot be compared: {side.name} is not a line of sha256sum"
         return
     found = hash_file(file.resolve())
     if found.nbytes == 0:

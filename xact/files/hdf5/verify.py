@@ -10,7 +10,7 @@ from xact.files.finite import check_finite
 
 
 def check_file(file: Path) -> Iterator[str]:
-    """Yield what is wrong with /model/stimulus/layer: levels, dims, layers, replicates, values."""
+    """Yield the faults of /model/stimulus/layer: levels, dims, layers, replicates, values."""
     from xact.files.hdf5.read import open_old
 
     with closing(open_old([file], None)) as old:
@@ -20,4 +20,4 @@ def check_file(file: Path) -> Iterator[str]:
                 for layer in layers:
                     dataset = old.opened[row.file][group][row.group][layer]
                     found = check_finite(dataset.shape, dataset.__getitem__)
-                    yield from (f"/{group}/{row.group}/{layer}: {one}" for one in found)
+                    yield from (f"/{group}/{row.group}/{layer}: {fault}" for fault in found)

@@ -12,7 +12,7 @@ from xact.labels import DIMS
 
 
 def check_file(file: Path) -> Iterator[str]:
-    """Yield what is wrong with every `activations`: its five dims, their labels, its values."""
+    """Yield the faults of every variable `activations`: its five dims, their labels, its values."""
     import h5netcdf
 
     with h5netcdf.File(file, "r") as opened:
@@ -24,7 +24,7 @@ def check_file(file: Path) -> Iterator[str]:
 
 
 def _find_activations(opened: Any) -> Iterator[tuple[Any, dict[str, Any]]]:  # noqa: ANN401
-    """Yield each variable `activations` with the label variables of its group and those above."""
+    """Yield each variable `activations` with the label variables of its group and of the groups above."""
     waiting: list[tuple[Any, dict[str, Any]]] = [(opened, {})]
     while waiting:
         group, above = waiting.pop()
@@ -37,14 +37,14 @@ def _find_activations(opened: Any) -> Iterator[tuple[Any, dict[str, Any]]]:  # n
 def _check_variable(variable: Any, labels: dict[str, Any]) -> Iterator[str]:  # noqa: ANN401
     dims = tuple(variable.dimensions)
     if dims != tuple(dim for dim in DIMS if dim in dims) or not {"stimulus", "unit"} <= set(dims):
-        yield f"has dims {', '.join(dims)}; {', '.join(DIMS)} belong, one of length 1 may be left out"
+        yield f"has dims {', '.join(dims)}, expected {', '.join(DIMS)} (a dim of length 1 may be missing)"
         return
     lengths = dict(zip(dims, variable.shape, strict=True))
     for name in DIMS[:-1]:
         wanted = (lengths[name],) if name in dims else ()
         if name in labels and labels[name].shape != wanted:
             yield f"the label {name!r} has shape {labels[name].shape}, the axis {wanted}"
-        elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has none
+        elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has no replicates
             yield f"has no label {name!r}"
     axis = dims.index("stimulus")
     shape = (lengths["stimulus"], math.prod(variable.shape) // max(1, lengths["stimulus"]))

@@ -11,7 +11,7 @@ from xact.files.finite import check_finite
 
 
 def check_file(file: Path) -> Iterator[str]:
-    """Yield what is wrong with `feats` (stimulus, layer, unit) and the labels beside it."""
+    """Yield the faults of `feats` (stimulus, layer, unit) and of its labels."""
     from xact.files.torch.read import open_torch
 
     held = open_torch(file)

@@ -20,9 +20,8 @@ def hold_store(store: Path) -> Iterator[None]:
             yield
         finally:
             if not is_store and not any(folder.glob("plan-*")):
-                remove_traces(
-                    folder
-                )  # while locked: a waiting process sees that the lock file is gone, and makes a new one
+                # still locked: a waiting process sees that the lock file is gone, and makes a new file
+                remove_traces(folder)
                 if not was_there:
                     with suppress(OSError):
                         store.rmdir()

@@ -7,12 +7,11 @@ from contextlib import closing
 from pathlib import Path
 
 from xact.files.finite import check_finite
+from xact.files.hdf5.read import open_old
 
 
 def check_file(file: Path) -> Iterator[str]:
     """Yield the faults of /model/stimulus/layer: levels, dims, layers, replicates, values."""
-    from xact.files.hdf5.read import open_old
-
     with closing(open_old([file], None)) as old:
         for model in old.models:
             group, layers = old.members[model.label]

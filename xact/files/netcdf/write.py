@@ -87,7 +87,7 @@ def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
 
 
 def write_layer(
-    group: Any,  # noqa: ANN401  h5netcdf ships no types
+    group: h5netcdf.Group,
     sink: Sink,
     chosen: Selection,
     model: SelectedModel,
@@ -119,7 +119,7 @@ def find_provenance(chosen: Selection, model: SelectedModel) -> Variables:
     return {name: ((), np.array(json.dumps(data))) for name, data in found.items()}
 
 
-def add_variables(group: Any, variables: Variables, *, lengths: Mapping[str, int] | None = None) -> None:  # noqa: ANN401  h5netcdf ships no types
+def add_variables(group: h5netcdf.Group, variables: Variables, *, lengths: Mapping[str, int] | None = None) -> None:
     """Add labels to a group as coordinates, with their dimensions."""
     lengths = dict(lengths or {})
     for dims, values in variables.values():

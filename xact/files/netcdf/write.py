@@ -53,9 +53,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
 def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
     """Write one model to `path`."""
     labels = take_labels(chosen, model)
-    paths = make_path_parts(
-        (layer.label for layer in model.layers), reserved=labels
-    )  # labels at the root, beside the layers
+    paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # both are at the root
     at_layers = np.array([layer.axis_index for layer in model.layers])
     whole = chosen.catalog.make_coords({"model": model.axis_index, "layer": at_layers})
     on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}

@@ -1,20 +1,20 @@
-"""Everything xact refuses or fails with.
+"""The errors of xact.
 
 XactError                     exit code 1, the root of all
-├── RequestError              exit code 2: the request itself was wrong
-│   ├── RecipeError           the recipe's text: file, line, nearest valid key
-│   ├── NameNotFoundError     a model, layer, stimulus or set that is not there
-│   └── MismatchError         the store holds something else than the recipe asks
-├── WorkError                 exit code 1: the request was fine, the work failed
-│   ├── StimulusError         a stimulus that cannot be read or decoded
-│   ├── WeightsError          weights that cannot be had or do not fit
-│   ├── CaptureError          a layer that did not fire as planned
-│   ├── DeviceMemoryError     a device that has no memory for a batch
-│   └── StoreError            a store that is damaged, unfinished or held by another
-│       └── NoStoreError      exit code 2: there is none where one was named
-└── InterruptedBuildError     exit code 75: stopped by a signal, resumable
+├── RequestError              exit code 2: the request is wrong
+│   ├── RecipeError           the text of a recipe is wrong: file, line, nearest valid key
+│   ├── NameNotFoundError     a model, layer, stimulus or set does not exist
+│   └── MismatchError         the store holds something other than the recipe asks for
+├── WorkError                 exit code 1: the request is right, the work failed
+│   ├── StimulusError         a stimulus cannot be read or decoded
+│   ├── WeightsError          weights cannot be found or loaded, or do not fit
+│   ├── CaptureError          a layer did not run as planned
+│   ├── DeviceMemoryError     a device has not enough memory for a batch
+│   └── StoreError            a store is damaged, unfinished or locked by another process
+│       └── NoStoreError      exit code 2: there is no store at the given path
+└── InterruptedBuildError     exit code 75: a signal stopped the build; it can be resumed
 
-Every message is one line that says what was asked and what was found; `hint` says what to do.
+A message is one line: what was asked, and what was found. `hint` says what to do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 RUN_AGAIN = "run the same command again (xact build, xact import): it goes on where it stopped"
-"""The hint where a store is not finished."""
+"""The hint for a store that is not finished."""
 
 
 class XactError(Exception):
@@ -47,14 +47,14 @@ class RecipeError(RequestError):
 
 
 class NameNotFoundError(RequestError, KeyError):
-    """Raised when a model, layer, stimulus or set of that name does not exist."""
+    """Raised when no model, layer, stimulus or set has the given name."""
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
 
 
 class MismatchError(RequestError):
-    """Raised when a store exists and holds something else than what is asked."""
+    """Raised when a store exists and holds something other than the recipe asks for."""
 
 
 class WorkError(XactError):
@@ -66,41 +66,41 @@ class StimulusError(WorkError):
 
 
 class WeightsError(WorkError):
-    """Raised when weights cannot be had, or do not fit their architecture."""
+    """Raised when weights cannot be found or loaded, or do not fit their architecture."""
 
 
 class CaptureError(WorkError):
-    """Raised when a layer does not fire as planned, or gives other shapes."""
+    """Raised when a layer does not run as planned, or gives other shapes."""
 
 
 class DeviceMemoryError(WorkError):
-    """Raised when a device has no memory for a batch."""
+    """Raised when a device has not enough memory for a batch."""
 
 
 class StoreError(WorkError):
-    """Raised when a store is damaged, unfinished, or held by another process."""
+    """Raised when a store is damaged, unfinished, or locked by another process."""
 
 
 class NoStoreError(StoreError):
-    """Raised when there is no store, or no file, where one was named."""
+    """Raised when there is no store, or no file, at the given path."""
 
     exit_code = 2
 
 
 class InterruptedBuildError(XactError):
-    """Raised when a signal stops a build that the same command can resume."""
+    """Raised when a signal stops a build. The same command resumes it."""
 
     exit_code = 75
 
 
 def make_one_line(text: str) -> str:
-    """Fold `text` onto one line, with control characters escaped."""
+    """Return `text` as one line, with control characters escaped."""
     folded = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded)
 
 
 def find_nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
-    """Return up to `n` of `names` that look most like `name`, best first."""
+    """Return up to `n` of the `names` that are most similar to `name`, the most similar first."""
     known = [str(known) for known in names]
     by_folded: dict[str, str] = {}
     for label in known:
@@ -110,19 +110,19 @@ def find_nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
 
 
 def make_nearest_text(name: str, names: Iterable[str]) -> str:
-    """Return ` (nearest: a, b, c)`, or nothing when no name is close."""
+    """Return ` (nearest: a, b, c)`, or an empty text if no name is similar."""
     nearest = find_nearest(name, names)
     return f" (nearest: {', '.join(nearest)})" if nearest else ""
 
 
 def check_name(name: str, known: Iterable[str], *, what: str, hint: str) -> None:
-    """Refuse a name that is not known, with the nearest ones."""
+    """Raise NameNotFoundError for a name that is not in `known`. The message lists the nearest names."""
     if name not in known:
         raise NameNotFoundError(f"{what} {name!r}{make_nearest_text(name, known)}", hint=hint)
 
 
 def check_model(model: str | None, known: Sequence[str], *, where: str) -> None:
-    """Refuse a model that is not there, with the nearest ones."""
+    """Raise NameNotFoundError for a model that is not in `known`. The message lists the nearest names."""
     if model is not None and model not in known:
         raise NameNotFoundError(
             f"{where} has no model {model!r}{make_nearest_text(model, known)}", hint=f"its models: {' '.join(known)}"

@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", Failing(os.unlink, 1, errno.EIO))
     with pytest.raises(StoreError, match=r"cannot remove .*/a: Input/output error") as caught:
         remove_file(tmp_path / "a")
-    assert caught.value.hint == "run the same command again once mended"
+    assert caught.value.hint == "repair this, then run the same command again"
 
 
 def test_what_is_written_is_what_the_hash_says(tmp_path):

@@ -80,7 +80,7 @@ def test_a_store_without_its_hidden_folder_is_refused_with_what_it_lacks(store, 
     (store / ".xact").rename(store.parent / "elsewhere")
     code, _, err = ask(capsys, store)
     assert code == 1
-    assert err.startswith(f"error: '{store}' has no folder .xact, in which a store keeps what was built")
+    assert err.startswith(f"error: '{store}' has no folder .xact: the plan and the journals")
 
 
 def write_hdf5(path: Path) -> Path:
@@ -156,8 +156,8 @@ class Dangerous:
         ("a.pt", lambda path: torch.save(Dangerous(), path), 1, "holds more than tensors and plain values"),
         ("a.pt", lambda path: path.write_bytes(b"no zip"), 1, "is damaged, or was not written by torch.save"),
         ("a.h5", lambda path: path.write_bytes(b"no HDF5"), 1, "is not an HDF5 file, or is damaged"),
-        ("a.nc", lambda path: path.write_bytes(b"no netCDF"), 1, "is damaged, or is no netCDF file"),
-        ("a.csv", lambda path: path.write_text("a,b"), 2, "its ending is not one of .h5 .hdf5 .nc .pt .pth"),
+        ("a.nc", lambda path: path.write_bytes(b"no netCDF"), 1, "is damaged, or is not a netCDF file"),
+        ("a.csv", lambda path: path.write_text("a,b"), 2, "its name does not end in .h5, .hdf5, .nc, .pt, .pth"),
         ("none.zarr", lambda _: None, 2, "there is no xact store at"),
     ],
     ids="code torn text_h5 text_nc ending nothing".split(),

@@ -135,7 +135,7 @@ def test_replicates_are_averaged_in_float64_whatever_their_sum(tmp_path: Path, t
 
 def test_models_of_other_replicates_are_not_added(cube: Path, tmp_path: Path):
     export(cube, to="hdf5", output_dir=tmp_path, models="R50")
-    with pytest.raises(RequestError, match="has replicates: all 2; what is added would have: mean of 2"):
+    with pytest.raises(RequestError, match="has replicates: all 2; the added models have: mean of 2"):
         export(cube, to="hdf5", output_dir=tmp_path, models="*ViT", append=True, replicates="mean")
 
 
@@ -169,13 +169,13 @@ def make_odd_store(folder: Path, layer: str = "fc", *, stems: list[str], conditi
 @pytest.mark.parametrize(
     ("stems", "conditions", "layer", "options", "message"),
     [
-        (["x", "x"], ["a", "a"], "fc", {}, "condition 'a': .* have one stem 'x'"),  # one group would hold both
+        (["x", "x"], ["a", "a"], "fc", {}, "condition 'a': .* have the same stem 'x'"),  # one group would hold both
         (["x/y", "x_y"], ["a", "a"], "fc", {}, "'x/y' and .* 'x_y' would both be 'x_y'"),
         (["x", "y"], ["a/c", "b/c"], "fc", {"names": "basename"}, "condition 'a/c' and condition 'b/c' would both"),
         (["x", "y"], ["a/c", "a_c"], "fc", {}, "condition 'a/c' and condition 'a_c' would both"),
         (["x", "y"], ["Plain", "plain"], "fc", {}, "'.*_Plain.h5' on a disk that does not tell capitals apart"),
         (["x", "y"], ["a", "b"], ".", {}, "layer '.' cannot be a name in HDF5"),  # `.` is the group itself
-        (["x", "y"], ["a", "b"], "fc", {"prefix": "../p"}, "--prefix '../p' holds a `/`"),
+        (["x", "y"], ["a", "b"], "fc", {"prefix": "../p"}, "--prefix '../p' contains a `/`"),
         (["x", "y"], ["a", "b" * 199], "fc", {"prefix": "p" * 60}, "is too long"),
     ],
 )
@@ -504,9 +504,9 @@ def test_pt_refuses_layers_of_unequal_width_and_several_replicates(cube: Path, t
             RequestError,
             "model 'org/ViT' has none of the layers",
         ),  # a file without it would mislead
-        ({"dtype": "bfloat16"}, RequestError, "--dtype does not go with --to hdf5"),
+        ({"dtype": "bfloat16"}, RequestError, "--dtype cannot be used with --to hdf5"),
         ({"append": True, "overwrite": True}, RequestError, "exclude each other"),
-        ({"replicates": "1"}, RequestError, "--replicates '1' is none of"),
+        ({"replicates": "1"}, RequestError, "--replicates '1' is not one of"),
         ({"to": "csv"}, RequestError, "no format 'csv'"),
     ],
 )
@@ -518,7 +518,7 @@ def test_a_wrong_request_is_refused_before_anything_is_written(cube: Path, tmp_p
 
 def test_rows_that_are_not_there_are_refused_unless_left_out(tmp_path: Path):
     half = make_random_store(tmp_path, "groups", failed={("R50", 20): "cannot be read"})
-    with pytest.raises(StoreError, match=r"1 of 23 rows to export are not there.*'confound/leaves/img20'"):
+    with pytest.raises(StoreError, match=r"1 of 23 rows to export are not finished.*'confound/leaves/img20'"):
         export(half, to="hdf5", output_dir=tmp_path / "out", models="R50")
     assert not (tmp_path / "out").exists()
     assert len(export(half, to="hdf5", output_dir=tmp_path / "out", models="R50", conditions="plain")) == 1

@@ -202,7 +202,7 @@ def test_a_shard_that_was_all_nan_must_not_be_there(grown: tuple[Path, dict[str,
     (store / key).write_bytes(b"x")
     try:
         assert [(f.file, f.found) for f in verify(store).findings.faults] == [
-            (key, "is there, though all was NaN and nothing was written")
+            (key, "exists, but no file was written: all values were NaN")
         ]
     finally:
         (store / key).unlink()
@@ -335,7 +335,7 @@ def test_a_store_whose_last_step_did_not_come_is_told_from_a_whole_one(tmp_path:
     (store / "zarr.json").write_bytes(root)
     (fault,) = verify(store).findings.faults
     assert fault.file == "zarr.json"
-    assert fault.found == "is of generation 0, the manifest of 1: rolled back, or never published"
+    assert fault.found == "has generation 0, the manifest 1: rolled back, or never published"
 
 
 def reseal(manifest: Path, lines: list[object]) -> None:
@@ -433,13 +433,13 @@ def two(n_units: int = 3, n_replicates: int = 2) -> np.ndarray:
 
 HDF5_CASES = {
     "sound": ({"m/s/l": two(), "m/t/l": two()}, None),
-    "three dims": ({"m/s/l": np.ones((1, 2, 3))}, "/m/s/l: has shape (1, 2, 3), (replicate, unit) belongs there"),
-    "two levels": ({"m/s": two()}, "/m/s is no group"),
-    "four levels": ({"m/s/l/x": two()}, "/m/s/l is no dataset"),
-    "a data set at the root": ({"m": two()}, "/m is no group"),
+    "three dims": ({"m/s/l": np.ones((1, 2, 3))}, "/m/s/l: has shape (1, 2, 3), expected (replicate, unit)"),
+    "two levels": ({"m/s": two()}, "/m/s is not a group"),
+    "four levels": ({"m/s/l/x": two()}, "/m/s/l is not a dataset"),
+    "a data set at the root": ({"m": two()}, "/m is not a group"),
     "a layer is missing": ({"m/s/l": two(), "m/s/k": two(), "m/t/l": two()}, "/m/t: its layers differ"),
-    "another width": ({"m/s/l": two(3), "m/t/l": two(4)}, "/m/t/l: has shape (2, 4); (2, 3) belongs there"),
-    "other replicates": ({"m/s/l": two(), "m/s/k": two(3, 1)}, "/m/s/l: has shape (2, 3); (1, 3) belongs there"),
+    "another width": ({"m/s/l": two(3), "m/t/l": two(4)}, "/m/t/l: has shape (2, 4), expected (2, 3)"),
+    "other replicates": ({"m/s/l": two(), "m/s/k": two(3, 1)}, "/m/s/l: has shape (2, 3), expected (1, 3)"),
     "a stimulus is missing": ({"m/s/l": two(), "n/t/l": two()}, "/n and /m differ in the stimulus"),
     "infinite": ({"m/s/l": two() * np.inf}, "/m/s/l: 6 values are NaN or infinite"),
     "text": ({"m/s/l": np.array([[b"a"]])}, "/m/s/l: has dtype"),
@@ -544,7 +544,7 @@ def test_an_export_with_a_side_file_is_compared_byte_for_byte(tmp_path: Path) ->
         opened.write(b"!")
     check_one_fault(verify(file), "holds other bytes than x.h5.sha256 says")
     (tmp_path / "x.h5.sha256").write_text("nonsense")
-    check_one_fault(verify(file), "is no line of sha256sum")
+    check_one_fault(verify(file), "is not a line of sha256sum")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_task_that_names_a_file_outside_the_store_is_refused(path):
     inside = "A/conv/activations/c/0/0/0/0/0"
     assert find_line_fault(make_line(shards=[inside]), make_plan()) is None
     fault = find_line_fault(make_line(shards=[inside, path]), make_plan())
-    assert fault == f"it names {path!r}, no path inside the store"
+    assert fault == f"it names {path!r}, which is not a path inside the store"
 
 
 def change_paths(plan, models=None, layers=None):
@@ -98,7 +98,7 @@ def test_a_plan_that_was_made_here_is_believed():
     ],
 )
 def test_a_plan_with_two_paths_that_are_one_on_some_disks_is_refused(models, layers):
-    assert find_plan_fault(change_paths(make_plan(), models, layers)) == "two of its paths are one"
+    assert find_plan_fault(change_paths(make_plan(), models, layers)) == "two of its paths are the same"
 
 
 @pytest.mark.parametrize("part", ["..", "../../outside", "/etc", ".xact", "a/b", "a\\b", "", "con", "a\0b"])
@@ -107,4 +107,4 @@ def test_a_plan_that_names_a_folder_outside_the_store_is_refused(part):
         change_paths(make_plan(), {"A": part, "B": "B"}),
         change_paths(make_plan(), None, {"A": {"conv": "conv", "fc": part}}),
     ):
-        assert "is no safe name of a folder" in (find_plan_fault(plan) or "")
+        assert "is not a safe name of a folder" in (find_plan_fault(plan) or "")

@@ -48,7 +48,7 @@ def test_what_was_planned_stays_and_so_does_the_lock_beside_it(tmp_path: Path):
 @pytest.mark.parametrize("name", ["notes.txt", "data"])
 def test_a_folder_that_holds_something_else_is_refused_and_stays_as_it_is(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(RequestError, match="holds something that is no xact store"), hold_store(tmp_path):
+    with pytest.raises(RequestError, match="contains files but is not an xact store"), hold_store(tmp_path):
         pytest.fail("it was held")
     with pytest.raises(RequestError, match="is a file"), hold_store(tmp_path / name):
         pytest.fail("it was held")

@@ -221,7 +221,7 @@ FOREIGN = {
         "names rows that are not in block 0",
     ),
     "a model of another plan": (TaskRecord("z", 0, 6, {}, {}, {}, 0.0).to_line(), "names a model 'z'"),
-    "a shard outside": (TaskRecord("a", 0, 6, {}, {"../../x": None}, {}, 0.0).to_line(), "no path inside the store"),
+    "a shard outside": (TaskRecord("a", 0, 6, {}, {"../../x": None}, {}, 0.0).to_line(), "not a path inside the store"),
     "a hash of a row beyond": ({"stimuli": [[6, 1, 1, SHA]]}, "names a row beyond the 6 stimuli"),
     "rows that are text": ({"task": ["a", 0], "stop": "6"}, "stop: "),
 }

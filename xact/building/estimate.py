@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from xact.building.prepare import PreparedBuild
+from xact.disk.durable import count_free_nbytes
 from xact.models.device import count_lanes, count_workers, find_device_memory
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
@@ -95,7 +94,6 @@ def estimate(prepared: PreparedBuild) -> Estimate:
         for model in plan.models
         if model.label in prepared.tasks
     )
-    existing = next(folder for folder in (prepared.store, *prepared.store.absolute().parents) if folder.is_dir())
     return Estimate(
         store=str(prepared.store),
         layout=plan.layout,
@@ -106,7 +104,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
         models=models,
         nbytes=sum(model.nbytes for model in models),
         n_files=sum(model.n_files for model in models),
-        free_nbytes=shutil.disk_usage(Path(existing)).free,
+        free_nbytes=count_free_nbytes(prepared.store),
     )
 
 

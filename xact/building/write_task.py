@@ -11,8 +11,9 @@ import numpy as np
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
 from xact.store.journal import TaskRecord
+from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedModel
-from xact.store.shards import ShardFormat, read_shard
+from xact.store.shards import read_shard
 from xact.store.tasks import Task
 from xact.store.write import StoreWriter
 
@@ -69,7 +70,7 @@ def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers:
     if len(task.rows) == n_rows:
         return
     for layer, buffer in zip(model.layers, buffers, strict=True):
-        form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+        form = make_shard_format(plan, layer)
         for key, units in plan.make_shard_keys(model, layer, task.block):
             part = buffer[:n_rows, :, units]
             whole = np.empty(part.shape, dtype=np.float32)

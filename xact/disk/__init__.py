@@ -1,1 +1,1 @@
-"""Files that survive a crash: durable writes, locks, hashes, paths."""
+"""Files that stay whole after a crash: durable writes, locks, hashes, paths."""

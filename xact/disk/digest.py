@@ -1,4 +1,4 @@
-"""The files of a folder and their sha256. Links and special files are named, never followed or opened."""
+"""List the files of a folder and compute their sha256. Links and special files are listed, never followed or opened."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from xact.disk.durable import Written
 from xact.errors import StoreError
 
 READ_NBYTES = 4 * 2**20
-"""Bytes read at a time, in each thread."""
+"""Bytes that each thread reads at a time."""
 
 
 @dataclass
 class FolderListing:
-    """All that lies in a folder and below it."""
+    """All files in a folder and its subfolders."""
 
     files: dict[str, int] = field(default_factory=dict)
-    """{path below the folder, with `/`: bytes} of the regular files."""
+    """{path relative to the folder, with `/`: bytes} of the regular files."""
     others: dict[str, str] = field(default_factory=dict)
-    """{path: what it is} of links, pipes and folders that cannot be read."""
+    """{path: kind of file} of links, pipes and other special files, and of folders that cannot be read."""
 
 
 def list_files(folder: Path) -> FolderListing:
-    """Return all that lies below `folder`; what goes away meanwhile is left out."""
+    """Return all files below `folder`. Files that are removed meanwhile are left out."""
     listing = FolderListing()
     waiting = [""]
     while waiting:
@@ -56,7 +56,7 @@ def list_files(folder: Path) -> FolderListing:
 
 
 def name_file_kind(mode: int) -> str:
-    """Return what a file that is not a regular one is, in words."""
+    """Return the kind of a special file in words, e.g. `a link`."""
     kinds = {
         stat.S_IFLNK: "a link",
         stat.S_IFIFO: "a named pipe",
@@ -69,7 +69,7 @@ def name_file_kind(mode: int) -> str:
 
 
 def open_regular(file: Path) -> int:
-    """Return a descriptor of a regular file; raise StoreError for a link or special file, without waiting on it."""
+    """Open a regular file and return its descriptor. Raise StoreError at once for a link or a special file."""
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
@@ -91,7 +91,7 @@ def hash_file(file: Path) -> Written:
 
 
 def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]:
-    """Return {key: length and sha256, or why it cannot be read}, hashed in as many threads as there are cores."""
+    """Return {key: length and sha256, or the reason why the file cannot be read}. Each core hashes in one thread."""
 
     def hash_one(key: str) -> Written | str:
         try:
@@ -99,7 +99,7 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
         except (OSError, StoreError) as error:
             return getattr(error, "strerror", None) or str(error)
 
-    waiting = iter(keys)  # shared: each thread takes the next
+    waiting = iter(keys)  # all threads share it: each takes the next key
     n_threads = os.cpu_count() or 1
     with ThreadPoolExecutor(n_threads) as pool:
         parts = [pool.submit(lambda: {key: hash_one(key) for key in waiting}) for _ in range(n_threads)]
@@ -108,7 +108,7 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells cheaply that a file has not changed since its bytes were hashed."""
+    """Size and modification time: a cheap test that a file has not changed since it was hashed."""
 
     nbytes: int
     mtime_ns: int

@@ -1,6 +1,7 @@
-"""Files that survive a kill and a power cut: written beside, synced, renamed, or appended to; and their locks.
+"""Write files that stay whole after a kill or a power cut.
 
-All writing of a store, and of tables of captions, goes through here.
+A file is written under a temporary name, synced and renamed; or a line is appended to it and synced. Stores and
+tables of captions are written only with these functions.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ from typing import Any, Literal
 from xact.errors import StoreError
 
 PARTIAL = ".partial"
-"""Ending of a file that is being written; the next build removes what a kill left."""
+"""Ending of a file that is being written. After a kill, the next build removes it."""
 
 NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
-"""Whatever is opened to be written is a file of the store itself, never what a link leads to."""
+"""Flags for opening a file to write: a link is not followed, so that xact writes only inside the store."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written to one file."""
+    """Length and hash of a file that was written."""
 
     nbytes: int
     sha256: str
 
 
 def write_file(path: Path, pieces: Sequence[bytes]) -> Written:
-    """Write `pieces` as the whole of `path`: beside, hash, fsync, rename, fsync the folder."""
+    """Replace `path` with a file of these `pieces`: write a temporary file, hash, fsync, rename, fsync the folder."""
     written = replace_file(path, pieces)
     sync_folder(path.parent)
     return written
 
 
 def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
-    """Do as `write_file`, but leave the folder to a later `sync_folder`."""
+    """Do the same as `write_file`, but do not sync the folder: call `sync_folder` later."""
     beside = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
     nbytes = 0
@@ -60,19 +61,19 @@ def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
             beside.replace(path)
         except OSError:
             with suppress(OSError):
-                beside.unlink()  # on a full disk, room for those who write beside us
+                beside.unlink()  # on a full disk this gives room to other writers
             raise
     return Written(nbytes, digest.hexdigest())
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file that may not be there."""
+    """Remove a file if it exists."""
     with _disk_errors(path, do="remove"):
         path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each synced into its own parent."""
+    """Make a folder and its parents. Sync the parent of each new folder."""
     with _disk_errors(folder):
         if folder.is_dir():
             return
@@ -91,8 +92,15 @@ def sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+def count_free_nbytes(path: Path) -> int:
+    """Return the free bytes on the disk of `path`. The path need not exist yet."""
+    at = path.absolute()
+    found = os.statvfs(next(folder for folder in (at, *at.parents) if folder.is_dir()))
+    return found.f_bavail * found.f_frsize
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Append one JSON line to a file and sync it; a torn line of an earlier kill is ended first."""
+    """Append one JSON line to a file and sync it. If a kill left an incomplete last line, end that line first."""
     text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
     with _disk_errors(path, needed=len(text)):
         fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
@@ -109,15 +117,15 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file; OSError for anything else, without ever waiting on it."""
+    """Return the bytes of a regular file. Raise OSError at once for any other kind of file."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return file.read()
 
 
-def parse_json(data: bytes | str) -> Any:  # noqa: ANN401  JSON of any shape
-    """Return JSON data; ValueError where it is none, or is nested too deeply to be read."""
+def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
+    """Return the data in a JSON text. Raise ValueError if the text is not JSON or is nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError:
@@ -125,7 +133,7 @@ def parse_json(data: bytes | str) -> Any:  # noqa: ANN401  JSON of any shape
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole JSON lines of a file; a torn line is no line, a missing file has none."""
+    """Return the complete JSON lines of a file. Incomplete lines are left out; a missing file has no lines."""
     try:
         data = read_whole(path)
     except FileNotFoundError:
@@ -144,7 +152,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def make_sealed_lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
-    """Return the pieces of a file of JSON lines, the last of which is the hash of the lines before."""
+    """Return the pieces of a file of JSON lines. The last line holds the hash of the lines before it."""
     body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
     return [body, _make_seal(body)]
 
@@ -155,7 +163,7 @@ def _make_seal(body: bytes) -> bytes:
 
 
 def read_sealed_lines(path: Path) -> list[bytes]:
-    """Return the lines before the last one, not parsed; raise StoreError where they are not those that were written."""
+    """Return all lines but the last, not parsed. Raise StoreError if they do not match the hash in the last line."""
     try:
         data = read_whole(path)
     except OSError as error:
@@ -168,29 +176,29 @@ def read_sealed_lines(path: Path) -> list[bytes]:
 
 
 def sweep_partial(folder: Path) -> int:
-    """Remove what a killed build left half written; return how many files.
+    """Remove the files that a killed build left half written. Return their number.
 
-    Raise StoreError for a folder, or a file of the journal, that is a link: what is written would lie elsewhere.
+    Raise StoreError if a folder, or a file in `.xact`, is a link: xact would write outside the store.
     """
     own, left = str(folder / ".xact"), []
     with _disk_errors(folder):
-        for one in _walk(str(folder)) if folder.is_dir() else ():
-            if one.is_symlink() and (one.is_dir() or os.path.split(one.path)[0] == own):
-                _refuse_link(Path(one))
-            if one.name.endswith(PARTIAL) and not one.is_dir():
-                left.append(Path(one))
+        for entry in _walk(str(folder)) if folder.is_dir() else ():
+            if entry.is_symlink() and (entry.is_dir() or os.path.split(entry.path)[0] == own):
+                _refuse_link(Path(entry))
+            if entry.name.endswith(PARTIAL) and not entry.is_dir():
+                left.append(Path(entry))
     for path in left:
         remove_file(path)
     return len(left)
 
 
 def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield all that lies below a folder, links not followed; a store may have 100,000 files."""
-    with os.scandir(folder) as found:
-        for one in found:
-            yield one
-            if one.is_dir(follow_symlinks=False):
-                yield from _walk(one.path)
+    """Yield all files and folders below a folder, without following links. A store may have 100,000 files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -201,22 +209,23 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
-        raise StoreError(f"{path} is a link, and would be written through", hint="put what it leads to in its place")
+        raise StoreError(
+            f"{path} is a link: xact would write to its target", hint="replace the link by the file or folder itself"
+        )
 
 
 @contextmanager
 def _disk_errors(path: Path, *, needed: int = 0, do: Literal["write", "remove"] = "write") -> Iterator[None]:
-    """Say a full or failing disk in one line; `needed` are the bytes to be written."""
+    """Turn an OSError into a StoreError of one line. `needed` is the number of bytes to write."""
     try:
         yield
     except OSError as error:
         if do == "write" and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = os.statvfs(next(folder for folder in path.absolute().parents if folder.is_dir()))
             raise StoreError(
-                f"no room to write {path}: {free.f_bavail * free.f_frsize} bytes are free ({error.strerror}), "
+                f"no room to write {path}: {count_free_nbytes(path)} bytes are free ({error.strerror}), "
                 f"{needed} are needed",
                 hint="make room and run the same command again: it goes on where it stopped",
             ) from error
         raise StoreError(
-            f"cannot {do} {path}: {error.strerror}", hint="run the same command again once mended"
+            f"cannot {do} {path}: {error.strerror}", hint="repair this, then run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""Locks on folders and files: one holder at a time, freed when its process ends."""
+"""Locks on folders and files: one process holds a lock; it is released when the process ends."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from xact.errors import StoreError
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Hold the store's lock, which a kill frees; refuse at once where another process holds it.
+    """Hold the lock of a store. Raise StoreError at once if another process holds it.
 
-    flock itself: filelock may take, where a file system has none, a lock that outlives a kill.
+    A kill releases the lock. This is why `flock` is used directly: on a file system without flock, filelock may fall
+    back to a lock that stays after a kill.
     """
     holder = folder / "holder.json"
     _refuse_link(folder)
@@ -43,7 +44,10 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def hold_lines(path: Path, owner: Path) -> Iterator[None]:
-    """Lock the file of lines that belongs to the file `owner`; a kill frees the lock, an empty file is removed."""
+    """Lock the file of lines at `path`, which belongs to the file `owner`. At the end, remove it if it is empty.
+
+    A kill releases the lock.
+    """
     fd = _take_lock(path, owner)
     try:
         yield
@@ -57,7 +61,7 @@ def hold_lines(path: Path, owner: Path) -> Iterator[None]:
 
 
 def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> int:
-    """Return a descriptor that holds the lock until it is closed."""
+    """Lock `path` and return its descriptor. Closing the descriptor releases the lock."""
     while True:
         make_folder(path.parent)
         with _disk_errors(path):
@@ -69,11 +73,11 @@ def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> int:
         except BaseException:
             os.close(fd)
             raise
-        os.close(fd)  # whoever held it took the file away: begin anew
+        os.close(fd)  # the last holder removed the file: try again
 
 
 def _lock_file(fd: int, owner: Path, holder: Path | None) -> None:
-    """Lock an open file for the store at `owner`, or for the file at `owner` where no file names the holder."""
+    """Lock an open file that belongs to `owner`: a store if there is a file `holder`, else a file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

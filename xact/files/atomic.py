@@ -1,7 +1,7 @@
-"""The files of an export: written beside their name, synced, renamed when whole, each with its sha256 in a file beside.
+"""Write the files of an export: under a temporary name, synced, then renamed, each with a side file of its sha256.
 
-The order at the end is: the old side file goes, the export takes its name, the new side file takes its own. So a kill
-leaves an export without a side file at worst, never one beside a side file that belongs to another.
+At the end, the old side file is removed, the export is renamed, and the new side file is written, in this order. So a
+kill may leave an export without a side file, but never with the side file of another export.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from xact.disk.durable import PARTIAL, make_folder, sync_folder, write_file
+from xact.disk.digest import hash_file
+from xact.disk.durable import PARTIAL, count_free_nbytes, make_folder, sync_folder, write_file
 from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
 from xact.labels import check_label, fold_label
 
 SIDE = ".sha256"
-"""Ending of the side file: one line as `sha256sum` writes it."""
+"""Ending of the side file. It holds one line in the format of `sha256sum`."""
 
 PIECE_NBYTES = 2**20
-"""Bytes of a file that are hashed at a time."""
+"""Bytes that are hashed at a time."""
 
 SYNC_NBYTES = 64 * 2**20
-"""Bytes after which a file under way is synced: the disk then works while the rest is computed."""
+"""Bytes after which an unfinished file is synced. So the disk writes while the rest is computed."""
 
 MARGIN_NBYTES = 32
-"""Bytes of a name that the endings of side files and of files under way may take."""
+"""Longest ending of side files and of unfinished files, bytes."""
 
 
 def make_file_name(text: str, *, what: str) -> str:
-    """Return a label as a part of a path: `/` becomes `_`, what could lead out of its folder is refused."""
+    """Return a label as one part of a path, with `_` for `/`. Raise RequestError for `.`, `..` and invalid labels."""
     name = check_label(text, what=what).replace("/", "_")
     if name in (".", ".."):
         raise RequestError(f"{what} {text!r} cannot be the name of a file or folder", hint="rename it")
@@ -42,14 +43,13 @@ def make_file_name(text: str, *, what: str) -> str:
 
 
 def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:
-    """Refuse targets inside the store, of one name, too long a name, or that exist; `targets` are (whose, path).
+    """Raise RequestError for targets inside the store, with the same or too long names, or that exist already.
 
-    Names that differ in case or composition alone are one name: they are one file on many a disk that they go to.
+    `targets` are (content, path). Names that differ only in upper and lower case, or in Unicode composition, count as
+    the same name, because many disks treat them as one file.
     """
     if folder.resolve().is_relative_to(store.resolve()):
-        raise RequestError(
-            f"the output folder {str(folder)!r} lies inside the store", hint="--output-dir somewhere else"
-        )
+        raise RequestError(f"the output folder {str(folder)!r} lies inside the store", hint="give another --output-dir")
     whose: dict[str, tuple[str, Path]] = {}
     for label, path in targets:
         other, same = whose.setdefault(fold_label(str(path)), (label, path))
@@ -57,24 +57,26 @@ def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]]
             where = "" if same == path else f", which is {same.name!r} on a disk that does not tell capitals apart"
             raise RequestError(
                 f"{other} and {label} would both be written to {str(path)!r}{where}",
-                hint="choose one of them, or another way to name files",
+                hint="export only one of them, or name the files in another way",
             )
         if len(os.fsencode(path.name)) > MAX_NAME_NBYTES - MARGIN_NBYTES:
             raise RequestError(f"{label}: the file name {path.name!r} is too long", hint="choose a shorter --prefix")
     there = [path for _, path in targets if os.path.lexists(path)]
     if there and not may_exist:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise RequestError(f"{str(there[0])!r}{more} exists already", hint="--overwrite, or another --output-dir")
+        raise RequestError(
+            f"{str(there[0])!r}{more} exists already", hint="add --overwrite, or give another --output-dir"
+        )
 
 
 def check_room(folder: Path, sizes: Iterable[tuple[Path, int]]) -> None:
-    """Refuse what the disk has no room for; `sizes` are (path, bytes), written in this order."""
+    """Raise WorkError if the disk has too little room. `sizes` are (path, bytes) in the order of writing."""
     needed = most = 0
     for path, nbytes in sizes:
         needed += nbytes
         most = max(most, needed)
         with suppress(OSError):
-            needed -= path.stat().st_size  # freed when the new one takes its name
+            needed -= path.stat().st_size  # the old file is removed when the new one is renamed
     free = count_free_nbytes(folder)
     if most > free:
         raise WorkError(
@@ -83,27 +85,20 @@ def check_room(folder: Path, sizes: Iterable[tuple[Path, int]]) -> None:
         )
 
 
-def count_free_nbytes(path: Path) -> int:
-    """Return the bytes free on the disk of a path, which need not exist yet."""
-    at = path.absolute()
-    found = os.statvfs(next(folder for folder in (at, *at.parents) if folder.is_dir()))
-    return found.f_bavail * found.f_frsize
-
-
 @dataclass
 class Beside:
-    """A file under way."""
+    """A file that is being written."""
 
     path: Path
     sha256: str | None = None
-    """Of the whole, where its writer found it on the way."""
+    """Hash of the whole file, if its writer computed it."""
 
 
 @contextmanager
 def write_beside(target: Path, *, nbytes: int) -> Iterator[Beside]:
-    """Give the file to write; at the end of the block it takes the name of `target`, whole and synced.
+    """Yield a temporary file to write. At the end of the block, sync it and rename it to `target`.
 
-    `nbytes` is about what it takes. Raise WorkError where it cannot be written; the target is then as it was.
+    `nbytes` is its approximate size. Raise WorkError if it cannot be written; `target` is then unchanged.
     """
     make_folder(target.parent)
     sweep_dead(target)
@@ -111,28 +106,28 @@ def write_beside(target: Path, *, nbytes: int) -> Iterator[Beside]:
     try:
         yield beside
         _place(beside, target)
-    except (OSError, RuntimeError) as error:  # h5py and torch give a failing disk either type
+    except (OSError, RuntimeError) as error:  # for a failing disk, h5py and torch raise either of these
         raise _explain(error, target, nbytes) from error
     finally:
         beside.path.unlink(missing_ok=True)
 
 
 def _explain(error: OSError | RuntimeError, target: Path, nbytes: int) -> WorkError:
-    """Return one line for what a disk, or a library on it, failed with."""
+    """Return a WorkError of one line for an error of the disk, or of a library that writes to it."""
     first = _find_cause(error)
-    said = re.search(r"errno = (\d+)", str(first))  # h5py tells the number in the text alone
+    said = re.search(r"errno = (\d+)", str(first))  # h5py gives the number only in the text
     number = int(said[1]) if said else getattr(first, "errno", None)
     reason = os.strerror(number) if number else str(first).partition("\n")[0]
     return WorkError(
         f"cannot write {target}: {reason}; it needs about {nbytes} bytes, {count_free_nbytes(target.parent)} are free",
-        hint="mend it and run the same command again, with --overwrite where other files were finished",
+        hint="repair this and run the same command again; add --overwrite if other files were finished",
     )
 
 
 def _find_cause(error: BaseException) -> BaseException:
-    """Return the failure of the disk that an error follows from, where there is one, else the error itself.
+    """Return the OSError in the chain of an error, or the error itself if there is none.
 
-    After a write that failed torch writes on to close its archive, and complains of the length alone.
+    For example, after a failed write torch still closes its archive, and that second error names only the length.
     """
     at: BaseException | None = error
     while at is not None and not isinstance(at, OSError):
@@ -141,10 +136,10 @@ def _find_cause(error: BaseException) -> BaseException:
 
 
 def _place(beside: Beside, target: Path) -> None:
-    """Sync and hash a file that is whole, and give it its name and its side file."""
+    """Sync and hash a complete file, rename it, and write its side file."""
     with beside.path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         syncing = pool.submit(os.fsync, file.fileno())  # the disk writes while the processor hashes
-        sha256 = beside.sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = beside.sha256 or hash_file(beside.path).sha256
         syncing.result()
     side = target.with_name(target.name + SIDE)
     side.unlink(missing_ok=True)
@@ -155,20 +150,20 @@ def _place(beside: Beside, target: Path) -> None:
 
 
 def make_side_line(sha256: str, name: str) -> str:
-    """Return the line that `sha256sum -c` checks."""
+    """Return the line for `sha256sum -c`."""
     escaped = name.replace("\\", "\\\\")
     return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
 
 
 def write_at(fd: int, data: memoryview, at: int) -> None:
-    """Write all of a buffer of bytes at a place of a file."""
+    """Write a whole buffer of bytes at the position `at` of a file."""
     while data:
         n = os.pwrite(fd, data, at)
         data, at = data[n:], at + n
 
 
 class Follower:
-    """Hashes a file while it is written, behind what is final, and syncs it; `finish` gives its sha256."""
+    """Hash and sync the final part of a file while the rest is being written. `finish` returns the sha256."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
@@ -188,7 +183,7 @@ class Follower:
         self._file.close()
 
     def advance(self, end: int) -> None:
-        """Say that the bytes before `end` will not change any more."""
+        """Hash up to `end`: the bytes before it must not change any more."""
         self._steps.append(self._hasher.submit(self._take, end))
         if end - self._synced >= SYNC_NBYTES and (self._sync is None or self._sync.done()):
             if self._sync is not None:
@@ -197,11 +192,11 @@ class Follower:
             self._synced = end
 
     def finish(self) -> str:
-        """Return the sha256 of all of the file, which is whole now."""
+        """Return the sha256 of the whole file. Call this when the file is complete."""
         size = os.fstat(self._file.fileno()).st_size
         self._steps.append(self._hasher.submit(self._take, size))
         for step in (*self._steps, *([self._sync] if self._sync is not None else ())):
-            step.result()  # a disk says once that it failed: the sync at the end may not hear of it again
+            step.result()  # a disk reports a failure once: the last sync may not report it again
         return self._hash.hexdigest()
 
     def _take(self, end: int) -> None:
@@ -211,9 +206,9 @@ class Follower:
 
 
 class Sink:
-    """A file that HDF5 writes through and that never fails it: after a failed `write` HDF5 crashes when it closes.
+    """A file for HDF5 whose `write` never raises: after a failed write, HDF5 would crash when it closes the file.
 
-    What comes after the first failure is dropped; `check` raises that failure.
+    After the first failure, nothing more is written; `check` raises that failure.
     """
 
     def __init__(self, path: Path, *, is_new: bool) -> None:
@@ -231,31 +226,31 @@ class Sink:
             self.check()
 
     def check(self) -> None:
-        """Raise what the first write that failed failed with."""
+        """Raise the error of the first failed write, if there is one."""
         if self._failure is not None:
             raise self._failure
 
     def seek(self, at: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place; HDF5 counts from the beginning or the end."""
+        """Set the position. HDF5 counts from the start or from the end of the file."""
         self._at = at + (self._end if whence == os.SEEK_END else 0)
         return self._at
 
     def tell(self) -> int:
-        """Return the place of the next read or write."""
+        """Return the position of the next read or write."""
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer; what is beyond the end is zero."""
+        """Fill a buffer. Bytes after the end of the file are zero."""
         n = os.preadv(self._file.fileno(), [buffer], self._at)
         buffer[n:] = bytes(len(buffer) - n)
         return len(buffer)
 
     def read(self, n: int) -> bytes:
-        """Return bytes."""
+        """Return up to `n` bytes from the current position."""
         return os.pread(self._file.fileno(), n, self._at)
 
     def write(self, data: memoryview) -> int:
-        """Write all of a buffer, or keep the failure for `check`."""
+        """Write a whole buffer, or keep the error for `check`."""
         try:
             if self._failure is None:
                 write_at(self._file.fileno(), data, self._at)
@@ -274,11 +269,11 @@ class Sink:
         return size
 
     def flush(self) -> None:
-        """Do nothing: nothing is kept back, and the whole is synced at the end."""
+        """Do nothing: writes are not buffered, and the file is synced at the end."""
 
 
 def sweep_dead(target: Path) -> None:
-    """Remove what killed exports of the same file left: those of processes that are no more."""
+    """Remove temporary files of the same target whose processes have ended: killed exports left them."""
     pattern = re.compile(re.escape(target.name) + r"\.(\d+)" + re.escape(PARTIAL))
     for left in target.parent.iterdir():
         if found := pattern.fullmatch(left.name):
@@ -287,4 +282,4 @@ def sweep_dead(target: Path) -> None:
             except ProcessLookupError:
                 left.unlink(missing_ok=True)
             except OSError:
-                continue  # there is such a process, of another user
+                continue  # the process exists and belongs to another user

@@ -1,9 +1,6 @@
-"""What a store or a file holds: one file for each kind of thing.
+"""Describe the content of a store or a file, for `xact info`.
 
-store.py    what was built, from its plan and journals
-hdf5.py     models, stimuli, layers and shapes of an HDF5 file of three levels
-netcdf.py   models, layers and shapes of a netCDF file
-torch.py    what a `.pt` file holds, by key
+A store is described by `xact.store.describe`, a file by the module `describe` of its format.
 """
 
 from __future__ import annotations
@@ -15,47 +12,41 @@ from typing import Any, Protocol, cast
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError
-
-HOMES = {
-    ".h5": "xact.files.hdf5.describe",
-    ".hdf5": "xact.files.hdf5.describe",
-    ".nc": "xact.files.netcdf.describe",
-    ".pt": "xact.files.torch.describe",
-    ".pth": "xact.files.torch.describe",
-}
-"""{ending of a file: module}; a folder is a store."""
+from xact.files.formats import list_endings
 
 
 class Describer(Protocol):
-    """What each of these files gives."""
+    """A module that describes a store or a file."""
 
     def describe(self, path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
-        """Return what lies there as JSON-able data."""
+        """Return the description of `path` as JSON-able data."""
 
     def show(self, description: dict[str, Any]) -> str:
-        """Return a description as text for a terminal."""
+        """Return the description as text for a terminal."""
 
 
 def load_kind(path: str | Path) -> Describer:
-    """Return the module that describes what lies at `path`; refuse a file of no known ending."""
+    """Return the module that describes `path`. Raise RequestError for a file with an unknown ending."""
     path = expand_path(path)
-    if path.is_file() and path.suffix not in HOMES:
+    if not path.is_file():
+        return cast(Describer, importlib.import_module("xact.store.describe"))
+    formats = list_endings("describe")
+    if path.suffix not in formats:
         raise RequestError(
-            f"{str(path)!r} is no store, and its ending is not one of {' '.join(HOMES)}",
-            hint="give the folder of a store, or a file of one of these endings",
+            f"{str(path)!r} is not a store, and its name does not end in {', '.join(formats)}",
+            hint="give the folder of a store, or a file with one of these endings",
         )
-    home = HOMES[path.suffix] if path.is_file() else "xact.store.describe"
-    return cast(Describer, importlib.import_module(home))
+    return cast(Describer, formats[path.suffix].load_module("describe"))
 
 
-def make_plain(value: Any) -> Any:  # noqa: ANN401  any attribute
+def make_plain(value: Any) -> Any:  # noqa: ANN401
     """Return an attribute of a file as JSON-able data."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (list, tuple)):
-        return [make_plain(one) for one in value]
+        return [make_plain(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
@@ -65,5 +56,5 @@ def show_attributes(attributes: dict[str, Any]) -> list[str]:
 
 
 def show_shape(shape: Sequence[int]) -> str:
-    """Return a shape in words."""
+    """Return a shape as text, e.g. `2 x 1,000`."""
     return " x ".join(f"{n:,}" for n in shape)

@@ -1,12 +1,11 @@
-"""Exports: a store, or part of it, as the files that other programs read.
+"""Export a store, or part of it, as files for other programs.
 
-A format is a file of this folder with the functions of the protocol `Format`. What is exported is chosen here, alike
-for all of them.
+This module selects the models, layers and stimuli, in the same way for every format. The module `write` of a format
+writes them; it has the members of the protocol `Format`.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +19,14 @@ import numpy as np
 from xact.disk.paths import expand_path
 from xact.errors import RUN_AGAIN, RequestError, StoreError
 from xact.files.atomic import check_room, check_targets, write_beside
+from xact.files.formats import FORMATS
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
 from xact.reading.disk_arrays import LayerArray
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.shards import split_rows
 
-FORMATS: Mapping[str, str] = {
-    "hdf5": "xact.files.hdf5.write",
-    "netcdf": "xact.files.netcdf.write",
-    "pt": "xact.files.torch.write",
-}
-"""Where each format lives; imported when it is asked for."""
-
 BLOCK_NBYTES = 32 * 2**20
-"""Values that are read at once, bytes, where one stimulus is not larger; as many are written meanwhile."""
+"""Values that are read at once, bytes, unless a single stimulus is larger. The block before is written meanwhile."""
 
 REPLICATES = ("all", "0", "mean")
 NAMES = ("path", "basename")
@@ -42,22 +35,22 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class ExportFile:
-    """One file that an export writes."""
+    """One file of an export."""
 
     path: Path
     whose: str
-    """What it holds, for messages: `condition 'a'`, `model 'R18'`."""
+    """Its content, for messages, e.g. `condition 'a'` or `model 'R18'`."""
     nbytes: int
-    """About its size."""
+    """Its approximate size."""
     write: Callable[[Path], str | None]
-    """Writes the whole of it to another path; returns its sha256 where that was found on the way."""
+    """Function that writes the whole file to a given path. It returns the sha256 if it computed it."""
     note: str = ""
-    """What a reader of the file must know."""
+    """A warning for readers of the file; often empty."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How files are named and written; each format takes some of it."""
+    """How to name and write the files. Each format uses some of these options."""
 
     output_dir: Path
     prefix: str
@@ -67,71 +60,71 @@ class Options:
 
 
 class Format(Protocol):
-    """What a file of this folder has."""
+    """The members of a module `write` of a format."""
 
     OPTIONS: Mapping[str, Any]
-    """{option that it takes beside the shared ones: its default}."""
+    """{option of this format: default}, in addition to the shared options."""
 
     def plan_files(self, chosen: Selection, options: Options) -> Sequence[ExportFile]:
-        """Return the files to write; refuse, before anything is written, what the format cannot hold."""
+        """Return the files to write. Raise RequestError, before writing, for data that the format cannot hold."""
         ...
 
 
 @dataclass(frozen=True)
 class SelectedLayer:
-    """One layer of one model, all its stimuli."""
+    """One layer of one model, with all stimuli."""
 
     label: str
     axis_index: int
-    """Along the layer axis of the labels."""
+    """Index on the layer axis of the labels."""
     array: LayerArray
 
 
 @dataclass(frozen=True)
 class SelectedModel:
-    """One model with those of its layers that are exported, in forward order."""
+    """One model with its exported layers, in forward order."""
 
     label: str
     axis_index: int
-    """Along the model axis of the labels."""
+    """Index on the model axis of the labels."""
     layers: tuple[SelectedLayer, ...]
 
 
 @dataclass(frozen=True)
 class ExportBlock:
-    """The values of some layers, for consecutive ones of the chosen rows."""
+    """The values of some layers for a slice of the selected rows."""
 
     at: slice
-    """Their place among the rows."""
+    """Slice of the selected rows."""
     rows: np.ndarray
     values: list[np.ndarray]
-    """Of each layer, (stimulus, replicate, unit), float32."""
+    """One array for each layer: (stimulus, replicate, unit), float32."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a store that is exported; all its rows are there."""
+    """The part of a store to export. All its rows are finished."""
 
     catalog: Catalog
     models: tuple[SelectedModel, ...]
     rows: np.ndarray
-    """Stimuli, in the order of the store."""
+    """Rows of the stimuli, in the order of the store."""
     replicates: str
     """`all`, `0` or `mean`."""
 
     @property
     def n_replicates(self) -> int:
-        """Replicates of what is exported."""
+        """Number of exported replicates."""
         return len(self.catalog.labels["replicate"][1]) if self.replicates == "all" else 1
 
     @property
     def said_replicates(self) -> str:
-        """What the replicates are, in words."""
+        """The exported replicates in words, e.g. `all 5`."""
         n = len(self.catalog.labels["replicate"][1])
         return {"all": f"all {n}", "0": "0, as the stimulus is", "mean": f"mean of {n}"}[self.replicates]
 
     def get_labels(self, name: str, rows: np.ndarray) -> list[str]:
-        """Return a text label of these stimuli."""
+        """Return the text label `name` of these rows."""
         return [str(text) for text in self.catalog.labels[name][1][rows].tolist()]
 
     def split_conditions(self) -> dict[str, np.ndarray]:
@@ -142,23 +135,23 @@ class Selection:
         return {condition: np.array(rows, dtype=np.intp) for condition, rows in found.items()}
 
     def count_nbytes(self, layers: Sequence[SelectedLayer]) -> int:
-        """Return the bytes of one stimulus over some layers, float32."""
+        """Return the bytes of one stimulus in these layers, float32."""
         return FLOAT32_NBYTES * self.n_replicates * sum(layer.array.n_units for layer in layers)
 
     def read_blocks(self, layers: Sequence[SelectedLayer], rows: np.ndarray) -> Iterator[ExportBlock]:
-        """Yield all values of some layers, block by block; the next one is read while the last one is written."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding let go of the interpreter
+        """Yield the values of these layers block by block. While one block is used, the next one is read."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding release the GIL
             ahead: tuple[slice, np.ndarray, list[Future[np.ndarray]]] | None = None
             for at, block in self.split_rows(layers, rows):
                 reading = at, block, [pool.submit(self.load, layer, block) for layer in layers]
                 if ahead is not None:
-                    yield ExportBlock(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                    yield ExportBlock(ahead[0], ahead[1], [layer.result() for layer in ahead[2]])
                 ahead = reading
             if ahead is not None:
-                yield ExportBlock(ahead[0], ahead[1], [one.result() for one in ahead[2]])
+                yield ExportBlock(ahead[0], ahead[1], [layer.result() for layer in ahead[2]])
 
     def split_rows(self, layers: Sequence[SelectedLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (which of `rows`, those rows) in the blocks that are read at once: whole shards or chunks, bounded."""
+        """Yield (slice of `rows`, these rows) for each block to read: whole shards or chunks where possible."""
         form = layers[0].array.form.shape
         row_nbytes = FLOAT32_NBYTES * form.n_replicates * sum(layer.array.n_units for layer in layers)
         size = max(1, BLOCK_NBYTES // row_nbytes)
@@ -170,13 +163,13 @@ class Selection:
             yield at, rows[at]
 
     def load_provenance(self) -> dict[str, Any]:
-        """Return `recipe` and `models`, {label: how its values came about}, as far as the store says."""
+        """Return {`recipe`: the recipe, `models`: {label: provenance}}, as far as the store has them."""
         said = self.catalog.snapshot.metadata.get("xact", {}).get("attributes", {})
         recipe, provenance = (json.loads(said.get(name, "{}")) for name in ("recipe", "provenance"))
         return {"recipe": recipe, "models": provenance.get("models", {})}
 
     def load(self, layer: SelectedLayer, rows: np.ndarray) -> np.ndarray:
-        """Return values (stimulus, replicate, unit), float32; replicates are averaged in float64."""
+        """Return values (stimulus, replicate, unit), float32. Means over replicates are computed in float64."""
         array = layer.array
         n = array.shape[1]
         values = array.read([rows, range(1 if self.replicates == "0" else n), range(array.n_units)])
@@ -196,17 +189,17 @@ def export(
     replicates: str | None = None,
     overwrite: bool = False,
     tell: Callable[[ExportFile], None] = lambda _: None,
-    **special: Any,  # noqa: ANN401  options of one format: prefix, names, append, dtype
+    **special: Any,  # noqa: ANN401
 ) -> list[Path]:
     """Write a store, or part of it, as files of the format `to`, and return their paths.
 
-    Names may be globs, as in `open_activations`. `tell` hears of each file once it has its name. Raise RequestError
-    for what cannot be exported as asked, StoreError where a chosen row is not there or the store is damaged,
-    WorkError where a file cannot be written.
+    Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype.
+    `tell` is called with each finished file. Raise RequestError if the request cannot be met, StoreError if a selected
+    row is not finished or the store is damaged, WorkError if a file cannot be written.
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
-    form: Format = importlib.import_module(FORMATS[to])
+    form: Format = FORMATS[to].load_module("write")
     options = make_options(to, form.OPTIONS, output_dir, overwrite=overwrite, special=special)
     replicates = check_choice("--replicates", replicates or form.OPTIONS["replicates"], REPLICATES)
     chosen = choose(open_catalog(store), models, layers, conditions, replicates)
@@ -224,17 +217,17 @@ def export(
 def make_options(
     to: str, defaults: Mapping[str, Any], output_dir: str | Path | None, *, overwrite: bool, special: Mapping[str, Any]
 ) -> Options:
-    """Return the options of a format with its defaults; refuse one that it does not take."""
+    """Return the options with the defaults of a format. Raise RequestError for an option that it does not take."""
     said = {name: value for name, value in special.items() if value not in (None, False)}
     unknown = next((name for name in said if name not in defaults), None)
     if unknown is not None:
-        takers = [one for one in FORMATS if unknown in importlib.import_module(FORMATS[one]).OPTIONS]
-        raise RequestError(f"--{unknown} does not go with --to {to}", hint=f"it goes with {', '.join(takers)}")
+        takers = [name for name, form in FORMATS.items() if unknown in form.load_module("write").OPTIONS]
+        raise RequestError(f"--{unknown} cannot be used with --to {to}", hint=f"use it with --to {', '.join(takers)}")
     if overwrite and said.get("append"):
         raise RequestError("--append and --overwrite exclude each other")
     whole: dict[str, Any] = {"prefix": "", "names": "path", "append": False, "dtype": "float32"} | dict(defaults) | said
     if "/" in whole["prefix"]:
-        raise RequestError(f"--prefix {whole['prefix']!r} holds a `/`", hint="--output-dir names the folder")
+        raise RequestError(f"--prefix {whole['prefix']!r} contains a `/`", hint="give the folder with --output-dir")
     return Options(
         output_dir=expand_path(output_dir or whole["output_dir"]),
         prefix=whole["prefix"],
@@ -245,14 +238,14 @@ def make_options(
 
 
 def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
-    """Return a value, or refuse one that is not among the choices."""
+    """Return `value`. Raise RequestError if it is not one of the choices."""
     if value not in choices:
-        raise RequestError(f"{flag} {value!r} is none of {', '.join(choices)}")
+        raise RequestError(f"{flag} {value!r} is not one of {', '.join(choices)}")
     return value
 
 
 def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str) -> Selection:
-    """Return the part of a store that is asked for; refuse names and rows that are not there."""
+    """Return the requested part of a store. Raise an error for unknown names and for unfinished rows."""
     places = catalog.find_models(models)
     wanted = set(catalog.find_layers(layers, places))
     rows = find_condition_rows(catalog, conditions)
@@ -273,7 +266,7 @@ def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, re
 
 
 def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:
-    """Return the rows of the conditions asked for, in the order of the store."""
+    """Return the rows of the requested conditions, in the order of the store."""
     column = catalog.labels["condition"][1]
     known = list(dict.fromkeys(column.tolist()))
     at = catalog.snapshot.path
@@ -282,13 +275,13 @@ def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:
 
 
 def check_present(catalog: Catalog, places: Sequence[int], rows: np.ndarray) -> None:
-    """Refuse rows of the chosen models and conditions that are not finished."""
+    """Raise StoreError if rows of the selected models and conditions are not finished."""
     present = catalog.labels["present"][1]
     lacking = [(m, row) for m in places for row in rows[~present[m][rows]].tolist()]
     if lacking:
         m, row = lacking[0]
         raise StoreError(
-            f"{len(lacking)} of {len(places) * len(rows)} rows to export are not there, the first: model "
+            f"{len(lacking)} of {len(places) * len(rows)} rows to export are not finished, the first: model "
             f"{str(catalog.models[m])!r}, stimulus {str(catalog.labels['stimulus'][1][row])!r}",
             hint=f"leave them out (--models, --conditions), or {RUN_AGAIN}",
         )

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 READ_VALUES = 2**22
-"""Values looked at at a time."""
+"""Number of values that are checked at a time."""
 
 
 def check_finite(shape: tuple[int, ...], read: Callable[[slice], Any]) -> Iterator[str]:
-    """Yield how many values are not finite, reading some rows of the first axis at a time."""
+    """Yield a fault with the number of NaN or infinite values, if there are any. Read some rows at a time."""
     step = max(1, READ_VALUES // max(1, math.prod(shape[1:])))
     n_bad = 0
     for start in range(0, shape[0], step):

@@ -1,11 +1,10 @@
-"""Files of activations that older programs, or `xact export`, wrote: what they hold, and their values by row.
+"""Read files of activations that older programs, or `xact export`, wrote: their labels, and their values by row.
 
-A kind of file is a module beside this one with a function `open_old(files, table)`.
+The module `read` of each format has a function `open_old(files, table)`.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from xact.errors import RequestError, StoreError, WorkError
+from xact.files.formats import list_endings
 from xact.labels import Column, StimulusTable
 from xact.stimuli.columns import load_columns
 
-SOURCES: Mapping[str, str] = {
-    ".h5": "xact.files.hdf5.read",
-    ".hdf5": "xact.files.hdf5.read",
-    ".pt": "xact.files.torch.read",
-}
-"""The module that reads each kind of file, by its ending."""
-
 UNKNOWN = "unknown"
-"""What is recorded where the file does not say."""
+"""Recorded if a file does not give a fact."""
 
 ID_COLUMNS = ("id", "stimulus")
-"""Columns of a table of stimuli that ids are taken from, the first that is there; else `path`, less its extension."""
+"""Columns of a table with the ids of stimuli: the first that exists is used; else `path` without its extension."""
 
 
 @dataclass(frozen=True)
@@ -40,60 +33,61 @@ class OldLayer:
     n_units: int
     reduction: str = UNKNOWN
     depth: float = math.nan
-    """0 to 1; NaN where the file does not tell."""
+    """0 to 1; NaN if the file does not give it."""
 
 
 @dataclass(frozen=True)
 class OldModel:
-    """One model in the files, its layers in forward order."""
+    """One model in the files. Its layers are in forward order."""
 
     label: str
     layers: tuple[OldLayer, ...]
     base: str = ""
-    """Label of the trained network; empty for the label itself."""
+    """Label of the trained network; empty if it is `label`."""
     is_trained: bool = True
     n_parameters: int = -1
-    """-1 where the file does not say."""
+    """-1 if the file does not give it."""
     found: Mapping[str, Any] = field(default_factory=dict)
-    """What else the file says, as JSON-able data."""
+    """Other facts in the file, as JSON-able data."""
     scores: Mapping[str, Sequence[float]] | None = None
-    """{name: a number for each stimulus}, of a language model; None for others."""
+    """{name: one number for each stimulus} of a language model; None for other models."""
 
 
 class OldFiles(Protocol):
-    """Open files of one kind: one axis of stimuli, every model over all of them."""
+    """Open files of one format. They share one axis of stimuli; every model has all stimuli."""
 
     table: StimulusTable
     models: Sequence[OldModel]
     n_replicates: int
     notes: Sequence[str]
-    """What a person should know: what was cast, how layers were ordered."""
+    """Notes for a person, e.g. that values were cast, or how layers were ordered."""
 
     def fill(self, model: OldModel, start: int, buffers: Sequence[np.ndarray]) -> None:
-        """Fill one buffer for each layer, (stimulus, replicate, unit) float32, from the row `start` on."""
+        """Fill one buffer for each layer, (stimulus, replicate, unit) float32, starting at the row `start`."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> OldFiles:
-    """Open files of one kind; `table` names the rows of those that do not. Raise RequestError or StoreError."""
-    kinds = {SOURCES.get(file.suffix.lower()) for file in files}
+    """Open files of one format. `table` names the rows of files without names. Raise RequestError or StoreError."""
+    formats = list_endings("read")
     for file in files:
-        if file.suffix.lower() not in SOURCES:
-            raise RequestError(f"{str(file)!r} cannot be imported", hint=f"a file ends in {', '.join(SOURCES)}")
+        if file.suffix.lower() not in formats:
+            raise RequestError(f"{str(file)!r} cannot be imported", hint=f"a file ends in {', '.join(formats)}")
         if not file.is_file():
             raise RequestError(f"there is no file {str(file)!r}")
-    if len(kinds) > 1:
-        raise RequestError("files of several kinds cannot go into one import", hint="one store for each kind")
-    opened: OldFiles = importlib.import_module(str(kinds.pop())).open_old(files, table)
+    first, *others = {formats[file.suffix.lower()].package: formats[file.suffix.lower()] for file in files}.values()
+    if others:
+        raise RequestError("one import cannot take files of several formats", hint="make one store for each format")
+    opened: OldFiles = first.load_module("read").open_old(files, table)
     return opened
 
 
 def to_float32(values: np.ndarray, where: str) -> np.ndarray:
-    """Return values as float32; raise WorkError where one is finite and has no float32."""
+    """Return values as float32. Raise WorkError if a finite value is too large for float32."""
     if values.dtype == np.float32:
         return values
     with np.errstate(over="ignore"):
@@ -105,13 +99,13 @@ def to_float32(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def check_floating(dtype: np.dtype[Any], where: str) -> None:
-    """Refuse values that are no floating-point numbers."""
+    """Raise StoreError if the dtype is not a floating-point type of at most 8 bytes."""
     if not np.issubdtype(dtype, np.floating) or dtype.itemsize > 8:
-        raise StoreError(f"{where}: has dtype {dtype}, floating-point numbers belong there")
+        raise StoreError(f"{where}: has dtype {dtype}, expected floating-point numbers")
 
 
 def load_table(file: Path) -> StimulusTable:
-    """Load ids, conditions and further columns of a CSV or parquet table, in its row order."""
+    """Load ids, conditions and other columns of a CSV or parquet table, in the order of its rows."""
     columns = load_columns(file, as_written=(*ID_COLUMNS, "path", "condition", "stem", "file"))
     texts = {
         name: _to_text(columns[name], name, file) for name in (*ID_COLUMNS, "path", "condition") if name in columns
@@ -120,14 +114,14 @@ def load_table(file: Path) -> StimulusTable:
     if key is None:
         raise RequestError(
             f"the table {str(file)!r} has no column {', '.join(ID_COLUMNS)} or path (it has {', '.join(columns)})",
-            hint="give it a column id",
+            hint="add a column id",
         )
     ids = texts[key] if key in ID_COLUMNS else [path.rpartition(".")[0] or path for path in texts[key]]
     files = texts.get("path", [""] * len(ids))
     return StimulusTable(
         ids=ids,
         conditions=texts.get("condition", ["all"] * len(ids)),
-        stems=[Path(path or one).stem if path else one for path, one in zip(files, ids, strict=True)],
+        stems=[Path(path).stem if path else label for path, label in zip(files, ids, strict=True)],
         files=files,
         columns={name: cells for name, cells in columns.items() if name not in texts},
     )

@@ -1,22 +1,26 @@
-"""`xact verify`: every byte of a store against its manifest, of an export against its side file."""
+"""`xact verify`: compare every byte of a store with its manifest, or of an export with its side file `NAME.sha256`."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xact.disk.digest import hash_file
 from xact.disk.paths import expand_path
-from xact.errors import NoStoreError, StoreError, XactError, make_one_line
-from xact.files.verify_export import verify_export
-from xact.store.findings import Findings
+from xact.errors import NoStoreError, RequestError, StoreError, XactError, make_nearest_text, make_one_line
+from xact.files.atomic import SIDE
+from xact.files.formats import FileFormat, list_endings
+from xact.store.findings import Fault, Findings
 from xact.store.verify import verify_store
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was looked at, what was found, and how fast."""
+    """The result of `xact verify`, and the time that it took."""
 
     path: str
     findings: Findings
@@ -37,7 +41,7 @@ class Report:
         }
 
     def make_text(self) -> str:
-        """Return the report for a terminal: a line for each fault, then a summary."""
+        """Return the report for a terminal: one line for each fault, then a summary."""
         found = self.findings
         lines = [f"{fault.file}: {fault.found}" for fault in found.faults] + [f"note: {note}" for note in found.notes]
         speed = found.nbytes / 1e9 / max(1e-9, self.seconds)
@@ -47,11 +51,11 @@ class Report:
         return "".join(f"{make_one_line(line)}\n" for line in lines)
 
     def find_error(self) -> XactError | None:
-        """Return what the command ends with, None where every byte is as it was written."""
+        """Return the error that ends the command, or None if every byte is as it was written."""
         if self.findings.faults:
             return StoreError(
                 f"{len(self.findings.faults)} files of {self.path!r} are damaged, missing or extra",
-                hint="take them from a copy that verifies; what cannot be had again is built into another store",
+                hint="copy them from an undamaged copy of the store, or build another store",
             )
         if not self.findings.is_published:
             return StoreError(f"the store {self.path!r} is {self.findings.state}", hint="run the same command again")
@@ -59,7 +63,7 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Look at every byte of a store (a folder) or an export (a file); raise StoreError where there is neither."""
+    """Check every byte of a store (a folder) or an export (a file). Raise StoreError if there is neither."""
     started = time.monotonic()
     path = expand_path(path)
     if path.is_file():
@@ -69,3 +73,46 @@ def verify(path: str | Path) -> Report:
     else:
         raise NoStoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
     return Report(str(path), findings, time.monotonic() - started)
+
+
+def verify_export(file: Path) -> Findings:
+    """Compare an export with its side file. Without one, check its structure, and that its values are finite."""
+    side = file.with_name(file.name + SIDE)
+    name = file.name
+    if side.is_file():
+        faults = [Fault(name, found) for found in _compare(file, side)]
+        return Findings(f"compared with {side.name}", True, faults, [], 1, file.stat().st_size)
+    formats = list_endings("verify")
+    if file.suffix not in formats:
+        raise RequestError(
+            f"{str(file)!r} has no side file {side.name!r} and is not an export"
+            f"{make_nearest_text(file.suffix, formats)}",
+            hint=f"an export ends in {', '.join(formats)}; a store is a folder",
+        )
+    faults = [Fault(name, found) for found in _look(file, formats[file.suffix])]
+    note = f"there is no {side.name}: its structure was checked, its bytes could not be compared"
+    return Findings("structure", True, faults, [note], 1, file.stat().st_size)
+
+
+def _look(file: Path, form: FileFormat) -> Iterator[str]:
+    """Yield the faults of the structure and the values. An error of reading is the last fault."""
+    try:
+        yield from form.load_module("verify").check_file(file)
+    except XactError as error:
+        yield str(error).removeprefix(f"{file}: ")
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py raises all of these for damaged files
+        yield f"cannot be read: {error}"
+
+
+def _compare(file: Path, side: Path) -> Iterator[str]:
+    with side.open("rb") as opened:
+        text = opened.read(10_000).decode("utf-8", "replace")
+    said = re.fullmatch(r"\\?([0-9a-fA-F]{64})(?: [ *].*)?\s*", text)
+    if said is None:
+        yield f"cannot be compared: {side.name} is not a line of sha256sum"
+        return
+    found = hash_file(file.resolve())
+    if found.nbytes == 0:
+        yield "is empty"
+    elif found.sha256 != said[1].lower():
+        yield f"holds other bytes than {side.name} says (sha256 {found.sha256[:16]}… in place of {said[1][:16]}…)"

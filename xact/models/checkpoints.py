@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xact.disk.digest import hash_file
 from xact.errors import WeightsError
 
 N_SHOWN = 3
@@ -39,9 +39,8 @@ WEIGHT_NAMES = (
 
 
 def hash_checkpoint(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a file, in hexadecimal. `path` may be a link, as in the cache of the hub."""
+    return hash_file(path.resolve()).sha256
 
 
 def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:

@@ -86,6 +86,11 @@ class OneLayer:
     unit_axes: dict[str, int]
     """{name of the axis: length}. If a label already has the name, the axis is called `unit_NAME`."""
 
+    def index_units(self) -> dict[str, np.ndarray]:
+        """Return {axis: index along it of each unit}, int32."""
+        indices = np.indices(tuple(self.unit_axes.values()), dtype=np.int32).reshape(len(self.unit_axes), -1)
+        return dict(zip(self.unit_axes, indices, strict=True))
+
 
 @dataclass(frozen=True)
 class Catalog:

@@ -94,8 +94,7 @@ def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: b
     >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
     one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=False)
-    places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
-    on_unit = {name: ("unit", place) for name, place in zip(one.unit_axes, places, strict=True)}
+    on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
     return xr.DataArray(
         open_lazy(one.array), one.coords | on_unit, ("stimulus", "replicate", "unit"), name="activations"
     )

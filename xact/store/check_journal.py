@@ -1,6 +1,6 @@
-"""What a store says of its own building, checked before it is believed: the plan, the lines of journal and manifest.
+"""Check the plan and the lines of the journal and manifest of a store before they are used.
 
-A store may come from anywhere. What is read back may name no path outside it and no row that the plan does not have.
+A store may come from any source. Its files must not name a path outside the store, or a row that the plan lacks.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class _NetworkLine(BaseModel):
 
 
 _KINDS: Mapping[str, type[BaseModel]] = {"task": _TaskLine, "stimuli": _StimuliLine, "network": _NetworkLine}
-"""{key that tells a kind of line: what such a line holds}; a line may be of several kinds."""
+"""{key: schema of the lines that have this key}. A line may have several of these keys."""
 
 
 def find_line_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
-    """Return what is wrong with one line of a journal or manifest of `plan`, None where nothing is."""
+    """Return the fault of one line of a journal or manifest of `plan`, or None if the line is valid."""
     for key, kind in _KINDS.items():
         try:
             if key in line:
@@ -75,11 +75,11 @@ def _find_task_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
     if not start < line["stop"] <= end or not all(start <= int(row) < line["stop"] for row in line["failed"]):
         return f"it names rows that are not in block {block}"
     lost = next((key for key in line["shards"] if not is_inside(key)), None)
-    return None if lost is None else f"it names {lost!r:.60}, no path inside the store"
+    return None if lost is None else f"it names {lost!r:.60}, which is not a path inside the store"
 
 
 def find_plan_fault(plan: Plan) -> str | None:
-    """Return what is wrong with a plan that was read back, None where nothing is."""
+    """Return the first fault of a plan that was read from a store, or None if it is valid."""
     return next(_find_plan_faults(plan), None)
 
 
@@ -89,14 +89,14 @@ def _find_plan_faults(plan: Plan) -> Iterator[str]:
         yield "a count in it is less than 1"
     stimuli = plan.stimuli
     labels = (stimuli.conditions, stimuli.stems, stimuli.files, *stimuli.columns.values())
-    if not stimuli.ids or any(len(one) != len(stimuli.ids) for one in labels):
-        yield "its stimuli are not as many as their labels"
+    if not stimuli.ids or any(len(column) != len(stimuli.ids) for column in labels):
+        yield "its stimuli and their labels differ in number"
     if stimuli.columns.keys() != stimuli.column_types.keys():
-        yield "its columns are not those that have a type"
+        yield "its columns and their types differ"
     if not all(isinstance(plan.recipe.get(key), Mapping) for key in ("stimuli", "replicates", "storage")):
         yield "its recipe lacks a block"
     if not plan.models or not _are_distinct([model.label for model in plan.models]):
-        yield "its models are none, or two of one name"
+        yield "it has no models, or two models with the same name"
     for model in plan.models:
         yield from _find_model_faults(model, plan)
     if plan.layout == "groups":
@@ -106,7 +106,7 @@ def _find_plan_faults(plan: Plan) -> Iterator[str]:
 def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
     labels = [layer.label for layer in model.layers]
     if not labels or not _are_distinct(labels) or not set(plan.layer_labels).issuperset(labels):
-        yield f"the layers of model {model.label!r:.60} are none, twice there or not in its list"
+        yield f"model {model.label!r:.60} has no layers, a layer twice, or a layer that is not in the list of layers"
     for layer in model.layers:
         shape = layer.unit_shape
         if layer.n_units < 1 or prod(shape) != layer.n_units or len(layer.unit_axes) != len(shape):
@@ -116,15 +116,15 @@ def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
 
 
 def _find_path_faults(plan: Plan) -> Iterator[str]:
-    """Yield faults of the paths in a store of groups: each a safe name of a folder, no two the same."""
+    """Yield the faults of the paths in a store of groups: each must be a safe folder name, and all must differ."""
     tables = [(plan.model_paths, [model.label for model in plan.models])]
     tables += [(plan.layer_paths.get(m.label, {}), [layer.label for layer in m.layers]) for m in plan.models]
     for parts, labels in tables:
         lost = next((label for label in labels if not is_safe_part(parts.get(label, ""))), None)
         if lost is not None:
-            yield f"the path {parts.get(lost)!r:.60} of {lost!r:.60} is no safe name of a folder"
+            yield f"the path {parts.get(lost)!r:.60} of {lost!r:.60} is not a safe name of a folder"
         if not _are_distinct([part.casefold() for part in parts.values()]):
-            yield "two of its paths are one"
+            yield "two of its paths are the same"
 
 
 def _are_distinct(values: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The metadata of arrays and groups in a store's root, checked before a path, a length or a type in it is believed."""
+"""Check the metadata of arrays and groups in the root of a store before their paths, lengths and types are used."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ LABEL_TYPES = ("string", "bool", "int64", "float64")
 
 
 def is_inside(path: object) -> bool:
-    """Return whether `path` is text that names a place below the folder it is looked up in, and no way out of it."""
+    """Return True if `path` stays inside the store: relative text, without empty, `.` or `..` parts."""
     if not isinstance(path, str) or "\\" in path or "\0" in path:
         return False
-    is_utf8 = path.encode(errors="ignore").decode() == path  # half a surrogate pair names no file
+    is_utf8 = path.encode(errors="ignore").decode() == path  # half of a surrogate pair cannot be in a file name
     return is_utf8 and not {"", ".", ".."}.intersection(path.split("/"))
 
 
 def find_fault(path: str, data: object) -> str | None:
-    """Return what is wrong with the metadata of one array or group of a store, None where nothing is."""
+    """Return the fault in the metadata of one array or group, or None if the metadata are valid."""
     if not is_inside(path):
-        return "this is no path inside the store"
+        return "this is not a path inside the store"
     if not isinstance(data, Mapping) or data.get("node_type") not in ("array", "group"):
         return "this is neither an array nor a group"
     if data["node_type"] == "group":
@@ -31,7 +31,7 @@ def find_fault(path: str, data: object) -> str | None:
         return f"a shape of {shape!r:.60} in chunks of {chunk!r:.60}"
     if not _is_names(dims) or len(dims) != len(shape):
         return f"dimensions {dims!r:.60} for a shape of {shape!r:.60}"
-    if not isinstance(codecs, list) or not codecs or not all(isinstance(_dig(one, "name"), str) for one in codecs):
+    if not isinstance(codecs, list) or not codecs or not all(isinstance(_dig(codec, "name"), str) for codec in codecs):
         return "its codecs have no names"
     if path.rpartition("/")[2] == "activations":
         return _find_shard_fault(data, shape, chunk, codecs[0])
@@ -39,26 +39,26 @@ def find_fault(path: str, data: object) -> str | None:
 
 
 def find_attributes_fault(attributes: object) -> str | None:
-    """Return what is wrong with the attributes of a group, None where nothing is."""
+    """Return the fault in the attributes of a group, or None if they are valid."""
     if not isinstance(attributes, Mapping) or not isinstance(attributes.get("coordinates", ""), str):
-        return "its attributes are no names and values"
+        return "its attributes are not names and values"
     names = attributes.get("coordinates", "").split()
-    return None if all(is_inside(name) for name in names) else "its coordinates are no names of arrays"
+    return None if all(is_inside(name) for name in names) else "its coordinates are not names of arrays"
 
 
 def _find_shard_fault(data: Mapping[str, Any], shape: list[int], chunk: list[int], codec: object) -> str | None:
-    """Return what is wrong with the metadata of activations: five axes, whole shards of whole chunks, float32."""
+    """Return the fault in the metadata of activations: they need float32, five axes, and shards of whole chunks."""
     inner, codecs = _dig(codec, "configuration", "chunk_shape"), _dig(codec, "configuration", "codecs")
     if data.get("data_type") != "float32" or len(shape) != 5:
         return f"activations of type {data.get('data_type')!r:.60} and shape {shape!r:.60}"
     if not _is_lengths(inner, least=1) or len(inner) != 5 or any(a % b for a, b in zip(chunk, inner, strict=True)):
         return f"shards of {chunk!r:.60} in chunks of {inner!r:.60}"
-    is_named = isinstance(codecs, list) and all(isinstance(_dig(one, "name"), str) for one in codecs)
+    is_named = isinstance(codecs, list) and all(isinstance(_dig(inner_codec, "name"), str) for inner_codec in codecs)
     return None if is_named else "its chunks have codecs without names"
 
 
-def _dig(data: object, *keys: str) -> Any:  # noqa: ANN401  JSON of any shape
-    """Return what lies under these keys, None where there is none."""
+def _dig(data: object, *keys: str) -> Any:  # noqa: ANN401
+    """Return the value under nested keys, or None if a key is missing."""
     for key in keys:
         data = data.get(key) if isinstance(data, Mapping) else None
     return data

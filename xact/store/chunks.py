@@ -1,6 +1,6 @@
-"""Chunk and shard shapes: integers in, integers out.
+"""Compute the shapes of chunks and shards from integers alone.
 
-None of them depends on how many stimuli, models or layers there are, so that a trial and the full run share a store.
+The shapes do not depend on the number of stimuli, models or layers. So a trial and the full run share one store.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ FLOAT32_NBYTES = 4
 """Bytes of one float32."""
 
 CUBE_MAX_UNITS = 8192
-"""Widest layer of a cube; with a wider one the store has groups."""
+"""Units of the widest layer that a cube can hold. A store with a wider layer has groups."""
 
 CUBE_CHUNK_UNITS = 256
-"""Units in a chunk of a cube: short, so that a narrow layer stays cheap to read beside a wide one."""
+"""Units in a chunk of a cube. Few, so that a narrow layer is cheap to read even if another layer is wide."""
 
 MAX_STIMULI_PER_TASK = 512
-"""A kill loses at most the task under way: more rows would make no larger chunks, only larger losses."""
+"""Most stimuli in a task. A kill loses the running task: more stimuli would lose more and make chunks no larger."""
 
 CHUNK_NBYTES = 2 * 2**20
-"""Upper bound of an inner chunk before compression, bytes, where one row of one replicate set is not larger."""
+"""Largest inner chunk before compression, bytes. A single stimulus with all replicates may be larger."""
 
 MEGABYTE = 10**6
-"""Bytes in the MB of a recipe."""
+"""Bytes in one MB, as recipes count it."""
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Shard and chunk of an `activations` array along the axes that have more than one element in a block."""
+    """Shape of a shard and a chunk of an `activations` array, along the axes on which they may be longer than 1."""
 
     shard_stimuli: int
     shard_units: int
@@ -38,22 +38,22 @@ class BlockShape:
 
     @property
     def shard(self) -> tuple[int, int, int, int, int]:
-        """Shard along (model, stimulus, layer, replicate, unit)."""
+        """Shape of a shard: (model, stimulus, layer, replicate, unit)."""
         return (1, self.shard_stimuli, 1, self.n_replicates, self.shard_units)
 
     @property
     def chunk(self) -> tuple[int, int, int, int, int]:
-        """Inner chunk along (model, stimulus, layer, replicate, unit)."""
+        """Shape of an inner chunk: (model, stimulus, layer, replicate, unit)."""
         return (1, self.chunk_stimuli, 1, self.n_replicates, self.chunk_units)
 
 
 def choose_stimuli_per_task(
     *, batch_stimuli: int, n_replicates: int, total_units: int, widest_units: int, buffer_nbytes: int, shard_nbytes: int
 ) -> int:
-    """Return how many stimuli one task holds: whole batches, at least one, within both bounds.
+    """Return the number of stimuli in one task: whole batches, at least one, at most what both bounds allow.
 
-    The number of batches has no prime factor over 7 (at most 5 % fewer), so that chunks of every length divide it
-    well: 491 rows, a prime, could only be cut into single ones.
+    For example, 491 stimuli are a prime number and could only be cut into chunks of 1. So the number of batches is
+    lowered, by at most 5 %, until all its prime factors are 7 or less: then chunks of many lengths divide it.
     """
     row = FLOAT32_NBYTES * n_replicates
     most = min(
@@ -65,7 +65,7 @@ def choose_stimuli_per_task(
 
 
 def make_cube_shape(*, stimuli_per_task: int, n_replicates: int, shard_nbytes: int) -> BlockShape:
-    """Return the shape of a cube's blocks; a layer wider than the shard takes several along `unit`."""
+    """Return the shape of the blocks of a cube. A layer wider than one shard uses several shards along `unit`."""
     row = FLOAT32_NBYTES * n_replicates
     units = shard_nbytes // (row * stimuli_per_task) // CUBE_CHUNK_UNITS * CUBE_CHUNK_UNITS
     return BlockShape(
@@ -78,7 +78,7 @@ def make_cube_shape(*, stimuli_per_task: int, n_replicates: int, shard_nbytes: i
 
 
 def make_group_shape(*, stimuli_per_task: int, n_replicates: int, n_units: int, shard_nbytes: int) -> BlockShape:
-    """Return the shape of the blocks of one layer's own array."""
+    """Return the shape of the blocks in the array of one layer."""
     row = FLOAT32_NBYTES * n_replicates
     n_pieces = -(-n_units // max(1, CHUNK_NBYTES // row))
     chunk_units = -(-n_units // n_pieces)
@@ -94,7 +94,7 @@ def make_group_shape(*, stimuli_per_task: int, n_replicates: int, n_units: int, 
 
 
 def find_smooth(number: int) -> int:
-    """Return the largest number that is not over `number` and has no prime factor over 7."""
+    """Return the largest number up to `number` whose prime factors are all 7 or less."""
     rest = number
     for factor in (2, 3, 5, 7):
         while rest % factor == 0:
@@ -103,5 +103,5 @@ def find_smooth(number: int) -> int:
 
 
 def find_largest_divisor(number: int, at_most: int) -> int:
-    """Return the largest divisor of `number` that is not over `at_most`, at least 1."""
+    """Return the largest divisor of `number` up to `at_most`, and at least 1."""
     return next(divisor for divisor in range(max(1, min(number, at_most)), 0, -1) if number % divisor == 0)

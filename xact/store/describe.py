@@ -1,4 +1,4 @@
-"""What a store holds, from its plan and journals."""
+"""Describe the content of a store, from its plan and journals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xact.store.plan import Plan, PlannedModel
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
-    """Return what a store holds as JSON-able data: models with done, failed and missing rows, sizes, provenance."""
+    """Return the content of a store as JSON-able data: models, sizes, provenance; finished, failed and missing rows."""
     folder = Path(path)
     if not (folder / FOLDER).is_dir():
         raise _refuse(folder)
@@ -21,8 +21,8 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     if state.plan is None:
         raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
     plan = state.plan
-    check_model(model, [one.label for one in plan.models], where=f"the store {str(path)!r}")
-    chosen = [one for one in plan.models if model in (None, one.label)]
+    check_model(model, [planned.label for planned in plan.models], where=f"the store {str(path)!r}")
+    chosen = [planned for planned in plan.models if model in (None, planned.label)]
     return {
         "store": str(path),
         "layout": plan.layout,
@@ -35,7 +35,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
         "failed_models": plan.failed_models,
-        "models": [_describe_model(state, plan, one, with_layers=with_layers) for one in chosen],
+        "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
 
@@ -43,7 +43,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
 def _refuse(folder: Path) -> StoreError:
     if (folder / "zarr.json").is_file():
         return StoreError(
-            f"{str(folder)!r} has no folder {FOLDER}, in which a store keeps what was built and how",
+            f"{str(folder)!r} has no folder {FOLDER}: the plan and the journals of the store are missing",
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
         )
     return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
@@ -88,7 +88,7 @@ def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layer
 
 
 def show(description: dict[str, Any]) -> str:
-    """Return a description as text for a terminal."""
+    """Return the description as text for a terminal."""
     d = description
     state = f"generation {d['generation']}" if d["finished"] else f"NOT FINISHED: {RUN_AGAIN}"
     lines = [
@@ -123,4 +123,4 @@ def _show_model(model: dict[str, Any]) -> list[str]:
 
 
 MOST_SHOWN = 20
-"""Failed stimuli that are shown on a terminal; `--json` has all."""
+"""Number of failed stimuli that a terminal shows. `--json` lists all."""

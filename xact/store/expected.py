@@ -1,6 +1,6 @@
-"""What the manifest and the journals of a store say should lie in it.
+"""List the files that a store should contain, from its manifest and journals.
 
-Everything is read from files that a listing found inside the store: a name in a manifest is never opened.
+Only files that a listing found inside the store are opened. A path that a manifest names is never opened.
 """
 
 from __future__ import annotations
@@ -21,57 +21,58 @@ from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
 from xact.store.journal import FOLDER, State, read_manifest, read_plan, take_lines
-from xact.store.layout import make_files, make_metadata, make_tree, make_unfinished_root
+from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
 from xact.store.tasks import make_tasks
 
 ROOT = "zarr.json"
-"""The root's metadata file: what readers see of a store."""
+"""The metadata file of the root. It decides what readers see."""
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
-"""What reading a line raises that no xact wrote."""
+"""Errors that a line raises if xact did not write it."""
 
 
 @dataclass(frozen=True)
 class PendingShard:
-    """A shard of a task that is not in the journal yet: it may be the old one, the new one, or not there."""
+    """A shard of a task that is not in the journal yet. The file may be the old one, the new one, or missing."""
 
     form: ShardFormat
     shape: tuple[int, int, int]
-    """(stimulus, replicate, unit) of the values in it."""
+    """Shape of its values: (stimulus, replicate, unit)."""
 
 
 @dataclass
 class UnderWay:
-    """What a generation that is not published yet may have written."""
+    """The files that a generation may have written before it is published."""
 
     generation: int
     shards: dict[str, Written | None] = field(default_factory=dict)
-    """Of the tasks in its journal."""
+    """Shards of the tasks in its journal: {path: length and sha256}."""
     pending: dict[str, PendingShard] = field(default_factory=dict)
+    """Shards of the other tasks: {path: shard}."""
     made: dict[str, set[str]] = field(default_factory=dict)
-    """{metadata file or labels: sha256 of each form that it may have}."""
+    """{path of metadata or labels: sha256 of each content that the file may have}."""
     unhashed: set[str] = field(default_factory=set)
-    """Metadata and labels whose bytes only the build itself knows."""
+    """Paths of metadata and labels whose bytes only the build knows."""
 
 
 @dataclass
 class Expected:
-    """What should lie in a store."""
+    """The files that a store should contain."""
 
     generation: int = 0
-    """That the files are compared with; 0 where nothing is published."""
+    """The generation that the files are compared with; 0 if nothing is published."""
     files: dict[str, Written | None] = field(default_factory=dict)
-    """{path: what was written}; None where all was NaN, so that no file was."""
+    """{path: length and sha256}; None if all values were NaN, so that no file was written."""
     under_way: UnderWay | None = None
     faults: list[Fault] = field(default_factory=list)
-    """Of the plan, journal and manifest themselves."""
+    """Faults of the plan, journal and manifest themselves."""
     is_comparable: bool = True
-    """Whether there is anything to compare the files with."""
+    """False if there is nothing to compare the files with."""
 
     def owns(self, key: str) -> bool:
-        """Return whether a file is the build's own: lock, holder, half written, or of another generation's journal."""
+        """Return True for a working file of a build: lock, holder, half-written file, or the files of a generation."""
         if key.endswith(PARTIAL) or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
             return True
         match = _GENERATION_FILE.fullmatch(key)
@@ -83,7 +84,7 @@ _GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|(manifest
 
 
 def find_expected(store: Path, listing: FolderListing) -> Expected:
-    """Return what should lie in a store; raise StoreError where there is none."""
+    """Return the files that a store should contain. Raise StoreError if there is no store."""
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
     if root is None and not manifests and not others:
@@ -98,7 +99,7 @@ def find_expected(store: Path, listing: FolderListing) -> Expected:
 
 
 def read_root_generation(store: Path, listing: FolderListing) -> int | None:
-    """Return the generation that the root's metadata file names, None where it cannot be read."""
+    """Return the generation in the metadata file of the root, or None if it cannot be read."""
     if ROOT not in listing.files:
         return None
     try:
@@ -117,7 +118,7 @@ def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_man
     key = f"{FOLDER}/manifest-{expected.generation}.jsonl"
     expected.is_comparable = has_manifest
     if not has_manifest:
-        expected.faults.append(Fault(key, "is missing: nothing can be compared without it"))
+        expected.faults.append(Fault(key, "is missing: without it nothing can be compared"))
         return
     try:
         expected.files = dict(_read_files(read_manifest(store / key)))
@@ -126,7 +127,7 @@ def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_man
         expected.faults.append(Fault(key, f"{found}: nothing can be compared with it"))
         expected.is_comparable = False
     except (*MALFORMED, OSError):
-        expected.faults.append(Fault(key, "holds lines that no xact wrote: nothing can be compared with it"))
+        expected.faults.append(Fault(key, "holds lines that xact did not write: nothing can be compared with it"))
         expected.is_comparable = False
     for name in [name for name in expected.files if not is_inside(name)]:
         expected.faults.append(Fault(key, f"names {name!r}, which is outside the store"))
@@ -134,13 +135,14 @@ def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_man
     if root is not None and root != expected.generation:
         expected.faults.append(
             Fault(
-                ROOT, f"is of generation {root}, the manifest of {expected.generation}: rolled back, or never published"
+                ROOT,
+                f"has generation {root}, the manifest {expected.generation}: rolled back, or never published",
             )
         )
 
 
 def _read_files(lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Written | None]]:
-    """Yield (path, what was written) of all that the lines of a manifest or journal name."""
+    """Yield (path, length and sha256) of every file that the lines of a manifest or journal name."""
     state = State()
     for line in lines:
         state.take(line)
@@ -154,7 +156,7 @@ def _read_files(lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Written 
 def _check(key: object, written: Written | None) -> tuple[str, Written | None]:
     is_sound = written is None or (type(written.nbytes) is int and isinstance(written.sha256, str))
     if not isinstance(key, str) or not is_sound:
-        raise ValueError(f"{key!r} is no file with a length and a hash")
+        raise ValueError(f"{key!r} is not a file with a length and a hash")
     return key, written
 
 
@@ -164,12 +166,16 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
     plan_key, journal_key = f"{FOLDER}/plan-{generation}.json", f"{FOLDER}/journal-{generation}.jsonl"
     under_way = expected.under_way = UnderWay(generation)
     if plan_key not in listing.files:
-        expected.faults.append(Fault(plan_key, "is missing: what is under way cannot be checked or resumed"))
+        expected.faults.append(
+            Fault(plan_key, "is missing: the generation that is being built cannot be checked or resumed")
+        )
         return
     try:
         plan = read_plan(store / plan_key)
     except (StoreError, OSError):
-        expected.faults.append(Fault(plan_key, "is damaged: what is under way cannot be checked or resumed"))
+        expected.faults.append(
+            Fault(plan_key, "is damaged: the generation that is being built cannot be checked or resumed")
+        )
         return
     state = State(plan=plan)
     try:
@@ -178,7 +184,7 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
         take_lines(state, [*held, *lines], plan, file=store / journal_key)
         under_way.shards = {key: w for key, w in _read_files(lines) if is_inside(key)}
     except (*MALFORMED, StoreError, OSError):
-        expected.faults.append(Fault(journal_key, "holds lines that no xact wrote"))
+        expected.faults.append(Fault(journal_key, "holds lines that xact did not write"))
     under_way.pending = dict(_find_pending(plan, state))
     _take_made(store, listing, plan, state, under_way)
     if not expected.generation:
@@ -186,31 +192,31 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
 
 
 def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]]:
-    """Yield the shards of all tasks of a plan that are not done."""
+    """Yield the shards of all unfinished tasks of a plan."""
     for model in plan.models:
         for task in make_tasks(plan, model, state.find_done(model.label)):
             for layer in model.layers:
-                form = ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+                form = make_shard_format(plan, layer)
                 for key, units in plan.make_shard_keys(model, layer, task.block):
                     n_units = min(units.stop, layer.n_units) - units.start
                     yield key, PendingShard(form, (task.stop - task.start, plan.n_replicates, n_units))
 
 
 def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, under_way: UnderWay) -> None:
-    """Note every form that the metadata and labels of a plan have before it is published."""
+    """Add every content that the metadata and labels of a plan may have before it is published."""
     jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
-    for is_final in (False, True):  # sha256 and `present` come with the last task
+    for is_final in (False, True):  # the labels sha256 and `present` are added after the last task
         tree = make_tree(plan, state, jitter, final=is_final)
         for key, data in make_files(tree, make_metadata(plan, tree, {})).items():
             under_way.made.setdefault(key, set()).add(hashlib.sha256(data).hexdigest())
     under_way.unhashed = {key for key in under_way.made if key.partition("/c/")[0] in plan.jitter_names}
-    under_way.unhashed.add(f"xact/{ROOT}")  # how the numbers came about: seconds, and the like
+    under_way.unhashed.add(f"xact/{ROOT}")  # provenance: seconds and other facts of the run
     key = f"{FOLDER}/manifest-{under_way.generation}.jsonl"
-    if key in listing.files:  # written in full, but not published
+    if key in listing.files:  # the manifest is complete, but not published
         try:
             written = dict(_read_files(read_manifest(store / key)))
         except (*MALFORMED, StoreError, OSError):
-            return  # it was cut off: the next build writes it anew
-        for name, one in written.items():
-            if one is not None and name != ROOT and name not in under_way.shards:
-                under_way.made.setdefault(name, set()).add(one.sha256)
+            return  # the manifest is incomplete: the next build writes it again
+        for name, found in written.items():
+            if found is not None and name != ROOT and name not in under_way.shards:
+                under_way.made.setdefault(name, set()).add(found.sha256)

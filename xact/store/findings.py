@@ -1,4 +1,4 @@
-"""What a look at every byte of a store or an export found."""
+"""The result of `xact verify`: the faults of a store or an export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one file."""
+    """The fault of one file."""
 
     file: str
     found: str
@@ -15,14 +15,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was found."""
+    """The result of checking one store or export."""
 
     state: str
-    """What the bytes were compared with."""
+    """Name of what the bytes were compared with, e.g. `generation 2`."""
     is_published: bool
-    """Whether readers see anything: an unfinished store may hold no fault and still be of no use."""
+    """True if readers see anything. An unfinished store may have no fault, but nothing can be read from it."""
     faults: list[Fault]
     notes: list[str]
-    """What is no fault and still good to know."""
+    """Useful facts that are not faults."""
     n_files: int
     nbytes: int

@@ -1,4 +1,4 @@
-"""Where a store is, or is to be: held by one process, and left without a trace where nothing was planned."""
+"""Lock a store for one process. If nothing was planned in a new store, remove all files again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xact.errors import RequestError
 
 @contextmanager
 def hold_store(store: Path) -> Iterator[None]:
-    """Hold a store's lock; leave no trace where nothing was planned in a store that was not there."""
+    """Hold the lock of a store. At the end, remove a new store in which nothing was planned."""
     is_store, was_there = check_store_path(store), store.exists()
     folder = store / ".xact"
     with hold_lock(folder):
@@ -20,14 +20,15 @@ def hold_store(store: Path) -> Iterator[None]:
             yield
         finally:
             if not is_store and not any(folder.glob("plan-*")):
-                remove_traces(folder)  # under the lock: whoever waits for it sees its file gone, and takes a new one
+                # still locked: a waiting process sees that the lock file is gone, and makes a new file
+                remove_traces(folder)
                 if not was_there:
                     with suppress(OSError):
                         store.rmdir()
 
 
 def check_store_path(store: Path) -> bool:
-    """Return whether a store is at this path; refuse a path that holds something else."""
+    """Return True if there is a store at this path. Raise RequestError for any other file or full folder."""
     if not store.exists():
         return False
     if not store.is_dir():
@@ -36,14 +37,15 @@ def check_store_path(store: Path) -> bool:
         return True
     if any(store.iterdir()):
         raise RequestError(
-            f"the folder {str(store)!r} holds something that is no xact store", hint="give another path (--store PATH)"
+            f"the folder {str(store)!r} contains files but is not an xact store",
+            hint="give another path (--store PATH)",
         )
     return False
 
 
 def remove_traces(folder: Path) -> None:
     """Remove the folder `.xact` of a store in which nothing was planned."""
-    with suppress(OSError):  # another builder has begun, or the disk fails: what is left harms nobody
+    with suppress(OSError):  # another build has started, or the disk fails: the files left do no harm
         for name in ("lock", "holder.json"):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()

@@ -1,8 +1,8 @@
-"""What a build has done so far: plan, journal and manifest, plain files in the folder `.xact` of a store.
+"""Plan, journal and manifest: the record of a build, kept as plain files in the folder `.xact` of a store.
 
-plan-G.json       the plan of generation G, written before anything it describes
-journal-G.jsonl   one line for each finished task, each new hash, each network loaded
-manifest-G.jsonl  all of that and the hash of every file, written just before generation G is published
+plan-G.json       the plan of generation G; it is written first
+journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli
+manifest-G.jsonl  the content of the journals and the hash of every file; it is written just before G is published
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from xact.store.check_journal import find_line_fault, find_plan_fault
 from xact.store.plan import Plan
 
 FOLDER = ".xact"
-"""Folder of a store that zarr does not look into."""
+"""Folder of a store that zarr ignores."""
 
 VERIFY = "xact verify STORE names what is damaged; copy the store again"
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """One finished task; a later record of the same (model, block) adds rows, what it says of all rows is true."""
+    """One finished task. A later record of the same (model, block) adds rows: its stop, failed, shards hold for all."""
 
     model: str
     block: int
     stop: int
-    """Row after the last one in the block that was asked for."""
+    """Row after the last requested row of the block."""
     failed: dict[StoreRow, str]
-    """{row: error} of the rows that could not be had."""
+    """{row: error} of the rows that failed."""
     shards: dict[str, Written | None]
-    """{path: what was written}; None where all was NaN and no file was written."""
+    """{path: length and sha256}; None if all values were NaN and no file was written."""
     n_nonfinite: dict[str, int]
-    """{layer: values that are NaN or infinite}, where there are any."""
+    """{layer: number of NaN or infinite values}, for layers that have some."""
     seconds: float
     scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
-    """{name: {row: number}} of the rows that have one."""
+    """{name: {row: number}} of the rows that have such a number."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -73,21 +73,21 @@ class TaskRecord:
 
 @dataclass
 class State:
-    """All that the journals of a store say."""
+    """The content of the journals of a store."""
 
     plan: Plan | None = None
-    """The newest plan, carried out or not."""
+    """The newest plan, finished or not."""
     committed: int = 0
-    """The generation that readers see; 0 where none is."""
+    """The generation that readers see; 0 if nothing is published."""
     tasks: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
-    """{row: (stamp, sha256)} of every stimulus that was hashed."""
+    """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """{model: what was found when it was loaded}: hash of its tensors, seconds."""
+    """{model: facts from loading it}: hash of its tensors, seconds."""
 
     @property
     def is_committed(self) -> bool:
-        """Whether readers see the newest plan."""
+        """True if the newest plan is published."""
         return self.plan is not None and self.plan.generation == self.committed
 
     def find_records(self, model: str) -> list[TaskRecord]:
@@ -99,7 +99,7 @@ class State:
         return {record.block: (record.stop, frozenset(record.failed)) for record in self.find_records(model)}
 
     def find_present(self, model: str, plan: Plan) -> list[bool]:
-        """Return for each row of `plan` whether it is finished and safe."""
+        """Return, for each row of `plan`, True if it is finished and safe."""
         present = [False] * plan.n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
             for row in range(block * plan.stimuli_per_task, min(stop, plan.n_stimuli)):
@@ -111,19 +111,19 @@ class State:
         return all(self.find_present(model, plan))
 
     def find_scores(self, model: str, name: str) -> dict[StoreRow, float]:
-        """Return {row: number} of every row that has one."""
+        """Return {row: number} of every row that has this score."""
         return {row: x for record in self.find_records(model) for row, x in record.scores.get(name, {}).items()}
 
     def count_nonfinite(self, model: str) -> dict[str, int]:
-        """Return {layer: values that are NaN or infinite} of one model, where there are any."""
+        """Return {layer: number of NaN or infinite values} of one model, for layers that have some."""
         return dict(sum((Counter(record.n_nonfinite) for record in self.find_records(model)), Counter[str]()))
 
     def copy(self) -> State:
-        """Return a state that can take lines in while this one stays as it is."""
+        """Return a copy. New lines in the copy do not change this state."""
         return replace(self, tasks=dict(self.tasks), stamps=dict(self.stamps), networks=dict(self.networks))
 
     def take(self, line: dict[str, Any]) -> None:
-        """Take one line of a journal or manifest in."""
+        """Add one line of a journal or manifest."""
         if "task" in line:
             model, block = line["task"]
             shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
@@ -132,7 +132,7 @@ class State:
                 name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
             }
             n_nonfinite = Counter(line["n_nonfinite"])
-            if (model, block) in self.tasks:  # of an earlier run, whose rows the shards still hold
+            if (model, block) in self.tasks:  # of an earlier run: the shards still hold its rows
                 older = self.tasks[model, block]
                 scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
                 n_nonfinite += Counter(older.n_nonfinite)
@@ -145,7 +145,7 @@ class State:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 
     def make_lines(self) -> Iterator[dict[str, Any]]:
-        """Yield lines from which this state can be read back."""
+        """Yield journal lines that give this state again when they are read."""
         for label, found in self.networks.items():
             yield {"network": label, **found}
         rows = sorted(self.stamps)
@@ -161,18 +161,18 @@ class State:
 
 
 class Journal:
-    """The journal of the generation under way; every line is on disk before `add` returns."""
+    """The journal of the generation that is being built. Every line is on disk when `add` returns."""
 
     def __init__(self, store: Path, generation: int) -> None:
         self.path = store / FOLDER / f"journal-{generation}.jsonl"
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line durably."""
+        """Append one line and sync it."""
         append_line(self.path, line)
 
 
 def load_state(store: Path) -> State:
-    """Read what the journals of a store say; raise StoreError where the newest plan is damaged."""
+    """Read the journals of a store. Raise StoreError if the newest plan is damaged."""
     folder = store / FOLDER
     state = State(committed=read_generation(store))
     plans = find_generations(folder, "plan")
@@ -190,7 +190,7 @@ def load_state(store: Path) -> State:
 
 
 def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Path) -> None:
-    """Take the lines of a file in; raise StoreError for one that a build of `plan` cannot have written."""
+    """Add the lines of a file to `state`. Raise StoreError for a line that no build of `plan` can have written."""
     for line in lines:
         fault = find_line_fault(line, plan)
         if fault is not None:
@@ -199,7 +199,7 @@ def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, fil
 
 
 def read_generation(store: Path) -> int:
-    """Return the generation that readers of a store see, 0 where it is unfinished or not there."""
+    """Return the generation that readers see; 0 if the store is unfinished or does not exist."""
     file = store / "zarr.json"
     try:
         generation = parse_json(read_whole(file))["attributes"]["xact_generation"]
@@ -213,13 +213,13 @@ def read_generation(store: Path) -> int:
 
 
 def find_generations(folder: Path, kind: str) -> list[int]:
-    """Return the generations of which `folder` has a file of that kind."""
+    """Return the generations that have a file `KIND-G` in `folder`; `kind` is plan, journal or manifest."""
     found = [re.fullmatch(rf"{kind}-(\d+)\.jsonl?", file.name) for file in folder.glob(f"{kind}-*")]
     return [int(match[1]) for match in found if match]
 
 
 def read_plan(file: Path) -> Plan:
-    """Read a plan."""
+    """Read a plan. Raise StoreError if the file is missing or damaged."""
     try:
         plan = Plan.model_validate_json(read_whole(file))
     except FileNotFoundError:
@@ -235,12 +235,12 @@ def read_plan(file: Path) -> Plan:
 
 
 def write_plan(store: Path, plan: Plan) -> None:
-    """Write a plan durably."""
+    """Write a plan and sync it."""
     write_file(store / FOLDER / f"plan-{plan.generation}.json", [plan.model_dump_json().encode()])
 
 
 def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None:
-    """Write the manifest of the plan's generation: the state, the hash of every file, the hash of the lines."""
+    """Write the manifest of the plan's generation: the state, the hash of every file, and the hash of these lines."""
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
     generation = state.plan.generation
@@ -251,17 +251,17 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
 
 
 def read_manifest(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a manifest; raise StoreError where they are not those that were written."""
+    """Return the lines of a manifest. Raise StoreError if they do not match their hash."""
     if not file.is_file():
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
     try:
         return [dict(parse_json(line)) for line in read_sealed_lines(file)]
     except (ValueError, TypeError):
-        raise StoreError(f"{file} is damaged: a line is no JSON of names and values", hint=VERIFY) from None
+        raise StoreError(f"{file} is damaged: a line is not a JSON object", hint=VERIFY) from None
 
 
 def remove_older(store: Path, generation: int) -> None:
-    """Remove plan, journal and manifest of every generation but this one."""
+    """Remove plan, journal and manifest of every older generation."""
     folder = store / FOLDER
     for kind, ending in (("plan", "json"), ("journal", "jsonl"), ("manifest", "jsonl")):
         for old in find_generations(folder, kind):

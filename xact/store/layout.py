@@ -1,7 +1,7 @@
-"""A store on disk: create what a plan describes, write whole shards, publish.
+"""Make the metadata and labels of a store, in memory, as the bytes of its files.
 
-Every metadata file and every label is made in memory and written as bytes; the root's metadata file holds a snapshot
-of all the others (consolidated metadata), and replacing it is what publishes a generation.
+The metadata file of the root holds a copy of all other metadata (consolidated metadata). Replacing this file publishes
+a generation.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
-from xact.store.shards import add_crc32c, make_codecs
+from xact.store.shards import ShardFormat, add_crc32c, make_codecs
 from xact.store.tasks import make_rows
 
 LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
-"""Chunk length of label arrays along each dimension: fixed, so that every axis can grow."""
+"""Chunk length of label arrays along each dimension. It is fixed, so that every axis can grow."""
 
 FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
-"""Fill value of label arrays by type."""
+"""{type: fill value} of label arrays."""
 
 SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated": "int64"}
-"""{name: type} of what language models give of each stimulus beside their layers."""
+"""{name: type} of the numbers that language models give for each stimulus, in addition to their layers."""
 
 HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
 UNFINISHED = f"nothing is published yet: {RUN_AGAIN}"
 
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
-"""{name: (dimensions, values)} of label arrays; text as an object array of str."""
+"""{name: (dimensions, values)} of label arrays. Text is an object array of str."""
 
 
 def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays:
     """Return the labels on `stimulus` and `replicate` that are known before the build.
 
-    `jitter` is {name: amounts (stimulus, replicate)}.
+    `jitter` is {name: amounts, shape (stimulus, replicate)}.
     """
     stimuli = plan.stimuli
     arrays: Arrays = {
@@ -62,7 +62,7 @@ def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays
 
 
 def make_model_labels(plan: Plan) -> Arrays:
-    """Return the labels on `model`, `layer` and both."""
+    """Return the labels on `model`, on `layer`, and on both."""
     models, labels = plan.models, plan.layer_labels
     by_key = {(m.label, layer.label): layer for m in models for layer in m.layers}
     grid = [[by_key.get((m.label, label)) for label in labels] for m in models]
@@ -72,7 +72,7 @@ def make_model_labels(plan: Plan) -> Arrays:
         array[...] = values
         return ("model", "layer"), array
 
-    def each(make: Any, absent: Any) -> list[list[Any]]:  # noqa: ANN401  cells of any one type
+    def each(make: Any, absent: Any) -> list[list[Any]]:  # noqa: ANN401
         return [[absent if k is None else make(m, k) for k in row] for m, row in zip(models, grid, strict=True)]
 
     def path(model: PlannedModel, layer: PlannedLayer) -> str:
@@ -99,7 +99,7 @@ def make_model_labels(plan: Plan) -> Arrays:
 
 
 def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
-    """Return (labels on `stimulus`, on model and stimulus): those that the build itself finds out."""
+    """Return the labels that are known only after the build: (on `stimulus`, on model and stimulus)."""
     sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in make_rows(0, plan.n_stimuli)]
     on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
     present = [state.find_present(m.label, plan) for m in plan.models]
@@ -110,7 +110,7 @@ def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
 
 
 def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return numbers on (model, stimulus); where there is none, NaN or 0."""
+    """Return numbers on (model, stimulus). Missing numbers are NaN, or 0 in integer labels."""
     values = np.full((len(plan.models), plan.n_stimuli), np.nan if kind == "float64" else 0, dtype=kind)
     for m, model in enumerate(plan.models):
         for row, number in state.find_scores(model.label, name).items():
@@ -119,13 +119,13 @@ def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[
 
 
 def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:
-    """Return the labels of one group, complete by itself."""
+    """Return all labels of one layer's group."""
     shared = {name: on_stimulus[name] for name in ("stimulus", "replicate", "condition", "stem")}
     return {"model": (("model",), _text([model.label])), "layer": (("layer",), _text([layer.label])), **shared}
 
 
 def make_tree(plan: Plan, state: State, jitter: Mapping[str, np.ndarray], *, final: bool) -> dict[str, Arrays]:
-    """Return {group path: its label arrays} of a whole store; `final` adds what only a finished build knows."""
+    """Return {group path: label arrays} of a whole store. `final` adds the labels that only a finished build knows."""
     on_stimulus, on_model = make_stimulus_labels(plan, jitter), make_model_labels(plan)
     late, present = make_final_labels(plan, state) if final else ({}, {})
     root = on_stimulus | late
@@ -155,10 +155,15 @@ def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]
     )
 
 
-def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Return {path: metadata} of every array and group below the root, coordinates named in their groups.
+def make_shard_format(plan: Plan, layer: PlannedLayer) -> ShardFormat:
+    """Return the format of the shards of the array that holds `layer`."""
+    return ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
 
-    Parents come before their children, and siblings together: zarr's reading of a snapshot relies on it.
+
+def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return {path: metadata} of every array and group below the root. Groups name their coordinates.
+
+    Parents come before their children, and siblings are next to each other: zarr needs this order.
     """
     metadata: dict[str, dict[str, Any]] = {"xact": _make_group_metadata(dict(provenance))}
     if plan.layout == "cube":
@@ -178,7 +183,7 @@ def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[st
 def make_root(
     plan: Plan, metadata: Mapping[str, dict[str, Any]], tree: Mapping[str, Arrays], *, complete: bool
 ) -> bytes:
-    """Return the bytes of the root's metadata file: short attributes and the snapshot of all metadata."""
+    """Return the bytes of the root's metadata file: short attributes, and a copy of all metadata."""
     attributes = {
         "xact_format": plan.xact_format,
         "xact_complete": complete,
@@ -191,7 +196,7 @@ def make_root(
 
 
 def make_unfinished_root(plan: Plan) -> bytes:
-    """Return the bytes of the root's metadata file of a store of which nothing is published yet."""
+    """Return the bytes of the root's metadata file while nothing is published yet."""
     attributes = {
         "xact_format": plan.xact_format,
         "xact_complete": False,
@@ -208,7 +213,7 @@ def make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]
     encoded: dict[int, list[tuple[str, bytes]]] = {}
     for group, arrays in tree.items():
         for name, (dims, values) in arrays.items():
-            if id(values) not in encoded:  # groups share their labels: encode once
+            if id(values) not in encoded:  # groups share label arrays: encode each once
                 encoded[id(values)] = list(_encode_labels(dims, values))
             for key, data in encoded[id(values)]:
                 made[f"{group}/{name}/c/{key}".lstrip("/")] = data
@@ -268,7 +273,7 @@ def _make_array_metadata(
     shape: Sequence[int],
     kind: str,
     chunk: Sequence[int],
-    fill: Any,  # noqa: ANN401  JSON scalar
+    fill: str | bool | int,
     codecs: list[dict[str, Any]],
     dims: Sequence[str],
 ) -> dict[str, Any]:
@@ -301,14 +306,14 @@ def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[
 
 
 def _name_coordinates(arrays: Arrays) -> dict[str, str]:
-    """Return the attribute by which xarray tells labels from data; a name with a space cannot stand in it."""
+    """Return the attribute `coordinates`, which tells xarray the labels. It cannot hold a name with a space."""
     names = [name for name in arrays if name not in DIMS and " " not in name]
     return {"coordinates": " ".join(names)} if names else {}
 
 
 @cache
 def _dump_few(values: tuple[str | int, ...]) -> str:
-    """Return JSON of axes or lengths, of which a store of thousands of layers has a few."""
+    """Return axes or lengths as JSON. Cached: thousands of layers share a few values."""
     return json.dumps(values)
 
 

@@ -1,4 +1,4 @@
-"""Every array, shard, task and byte of a build, before it happens. Pure: nothing is read, written or loaded here."""
+"""The plan of a build: its models, layers, stimuli, and the shapes of its arrays. Nothing is read or written here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_sh
 
 
 class PlanRecord(BaseModel):
-    """A frozen part of a plan that is kept as JSON."""
+    """A frozen part of a plan, stored as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
@@ -111,11 +111,11 @@ class PlannedStimuli(PlanRecord):
 
 
 class Plan(PlanRecord):
-    """All that a store holds once its build is done."""
+    """The content of a store after its build."""
 
     xact_format: Literal[1] = 1
     generation: int
-    """Of the store once this plan is carried out."""
+    """Generation of the store after this build."""
     layout: Literal["cube", "groups"]
     codec: Literal["lz4", "zstd", "none"]
     precision: Literal["full", "bits10"]
@@ -124,14 +124,14 @@ class Plan(PlanRecord):
     n_replicates: int
     jitter_names: tuple[str, ...]
     recipe: dict[str, Any]
-    """With every default."""
+    """The recipe with every default filled in."""
     models: tuple[PlannedModel, ...]
     layer_labels: tuple[str, ...]
-    """The layer axis of a cube, the layer labels of the catalog."""
+    """Labels on the layer axis of a cube, or in the catalog of a store of groups."""
     model_paths: dict[str, str]
-    """{model: path part}, for groups."""
+    """{model: path part}, for a store of groups."""
     layer_paths: dict[str, dict[str, str]]
-    """{model: {layer: path part}}, for groups."""
+    """{model: {layer: path part}}, for a store of groups."""
     stimuli: PlannedStimuli
     failed_models: dict[str, str] = {}
     """{model: error} of networks that could not be loaded under `on_error: skip`."""
@@ -143,15 +143,15 @@ class Plan(PlanRecord):
 
     @property
     def n_units(self) -> int:
-        """Length of a cube's unit axis: the widest layer."""
+        """Length of the unit axis of a cube: the units of the widest layer."""
         return max(model.widest_units for model in self.models)
 
     def find_model(self, label: str) -> PlannedModel | None:
-        """Return the model of that label, if the store has it."""
+        """Return the model with this label, or None if the plan lacks it."""
         return next((model for model in self.models if model.label == label), None)
 
     def count_lane_nbytes(self, model: PlannedModel) -> int:
-        """Return the bytes of one lane: its share of the buffers, and the outputs of a batch under way."""
+        """Return the bytes that one lane needs: two buffers of a task, and the outputs of one batch."""
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
 
@@ -177,11 +177,11 @@ class Plan(PlanRecord):
         return f"{self.model_paths[model]}/{self.layer_paths[model][layer]}/activations"
 
     def make_shard_keys(self, model: PlannedModel, layer: PlannedLayer, block: int) -> list[tuple[str, slice]]:
-        """Return (path of a shard file, its units) of one layer in one task, in the order of the units."""
+        """Return (path of a shard file, units in it) for one layer and one task, in the order of the units."""
         shape = self.make_block_shape(layer)
         m, k = 0, 0
         if self.layout == "cube":
-            m = [one.label for one in self.models].index(model.label)
+            m = [planned.label for planned in self.models].index(model.label)
             k = self.layer_labels.index(layer.label)
         path = self.find_array_path(model.label, layer.label)
         return [

@@ -1,8 +1,8 @@
-"""One shard of a Zarr v3 array (the sharding_indexed codec): encode it whole, read parts of it.
+"""Encode a whole shard of a Zarr v3 array (codec `sharding_indexed`), and read parts of a shard.
 
-A shard is its inner chunks, each compressed and followed by its crc32c, then an index of (offset, nbytes) of every
-inner chunk in C order, followed by the crc32c of the index (Zarr v3 specification, codec `sharding_indexed` 1.0).
-Chunks with nothing but the fill value NaN are left out.
+A shard holds inner chunks, each compressed and followed by its crc32c. At the end is an index: (offset, nbytes) of
+every inner chunk in C order, followed by the crc32c of the index (Zarr v3 specification, codec `sharding_indexed` 1.0).
+A chunk that holds only the fill value NaN is left out.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from xact.errors import StoreError
 from xact.store.chunks import BlockShape
 
 ABSENT = 2**64 - 1
-"""Offset and length in the index that mean: this chunk is all fill value."""
+"""Offset and length in the index for a chunk that is left out, because it holds only the fill value."""
 
 BLOSC = {"lz4": ("lz4", 5, blosc.BITSHUFFLE), "zstd": ("zstd", 3, blosc.SHUFFLE)}
-"""{codec of the recipe: (compressor, level, filter)}: the fast and the small choice for float32 activations."""
+"""{codec in the recipe: (compressor, level, filter)}. For float32, lz4 is fast and zstd makes small files."""
 
 SHUFFLE_NAMES = {blosc.BITSHUFFLE: "bitshuffle", blosc.SHUFFLE: "shuffle"}
 
 
 def make_codecs(codec: str, *, chunk: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Return the `codecs` of an activations array's metadata."""
+    """Return the entry `codecs` in the metadata of an activations array."""
     inner: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
     if codec in BLOSC:
         cname, level, shuffle = BLOSC[codec]
@@ -49,14 +49,14 @@ def make_codecs(codec: str, *, chunk: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def add_crc32c(data: bytes) -> bytes:
-    """Return `data` followed by its crc32c, little endian."""
+    """Return `data` followed by its crc32c (little endian)."""
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
 def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes] | None:
-    """Return the pieces of a shard that holds `rows` (stimulus, replicate, unit), or None where all is NaN.
+    """Return the pieces of a shard that holds `rows` (stimulus, replicate, unit), or None if all values are NaN.
 
-    `rows` may be shorter than the shard along stimulus and unit; the rest is fill value.
+    `rows` may be shorter than the shard along stimulus and unit. The rest is fill value.
     """
     grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units)
     index = np.full((*grid, 2), ABSENT, dtype="<u8")
@@ -92,15 +92,15 @@ def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """What a reader must know of an array's shards, taken from its metadata."""
+    """Format of the shards of an array."""
 
     shape: BlockShape
     codec: str
-    """`none`, or anything else for blosc (whose chunks name their own compressor)."""
+    """`none` or `blosc`. A blosc chunk names its own compressor."""
 
     @property
     def index_nbytes(self) -> int:
-        """Length of the index and its crc32c at the end of a shard."""
+        """Length of the index with its crc32c, at the end of a shard."""
         n_chunks = (self.shape.shard_stimuli // self.shape.chunk_stimuli) * (
             self.shape.shard_units // self.shape.chunk_units
         )
@@ -108,7 +108,7 @@ class ShardFormat:
 
 
 def parse_format(metadata: dict[str, Any]) -> ShardFormat:
-    """Return the format that an activations array's metadata describes."""
+    """Return the format of the shards from the metadata of an activations array."""
     shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
     configuration = metadata["codecs"][0]["configuration"]
     chunk = configuration["chunk_shape"]
@@ -119,10 +119,10 @@ def parse_format(metadata: dict[str, Any]) -> ShardFormat:
 
 
 def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int, first_unit: int) -> None:
-    """Fill `out` (stimulus, replicate, unit) from one shard, from its row `first_row` and unit `first_unit` on.
+    """Fill `out` (stimulus, replicate, unit) from one shard, starting at its row `first_row` and unit `first_unit`.
 
-    What the shard does not hold becomes NaN, also where there is no file. Raise StoreError for bytes that do not
-    match their checksums.
+    Values that the shard lacks become NaN; so do all values if there is no file. Raise StoreError for bytes that do
+    not match their checksums.
     """
     try:
         read_rows(file, form, out, rows=np.arange(first_row, first_row + len(out)), first_unit=first_unit)
@@ -131,13 +131,13 @@ def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int
 
 
 def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarray, first_unit: int) -> None:
-    """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, from its unit `first_unit` on.
+    """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, starting at its unit `first_unit`.
 
-    `rows` are counted from the shard's first and strictly increase. Only the chunks that hold them are read; those
-    that are left out are NaN. Raise StoreError for bytes that do not match their checksums, FileNotFoundError where
-    there is no shard.
+    `rows` are counted from the first row of the shard and strictly increase. Only the chunks that hold these rows are
+    read; chunks that are left out become NaN. Raise StoreError for bytes that do not match their checksums, and
+    FileNotFoundError if there is no shard.
     """
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe in its place is empty, not waited for
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait if the file is a pipe
     try:
         _read_chunks(fd, file, form, out, rows, first_unit)
     finally:
@@ -145,7 +145,10 @@ def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarra
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
-    """Yield (block, which of `rows` lie in it, their places in it) of strictly increasing rows, in blocks of `size`."""
+    """Yield (block, slice of `rows` in this block, these rows counted from its start), for blocks of `size` rows.
+
+    `rows` must strictly increase.
+    """
     blocks = rows // size
     starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
     for start, stop in itertools.pairwise(starts if len(rows) else []):
@@ -175,7 +178,7 @@ def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: 
 
 
 def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the given rows of a chunk, without a copy where they follow each other."""
+    """Return the given rows of a chunk; without a copy if they are consecutive."""
     first, last = int(rows[0]), int(rows[-1])
     return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
 
@@ -193,13 +196,13 @@ def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
 def _decode_chunk(
     fd: int, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
 ) -> None:
-    """Fill `out`, contiguous float32 of a whole chunk's shape, from the chunk at (block of stimuli, block of units)."""
+    """Decode the chunk at (block of stimuli, block of units) into `out`: contiguous float32 of the shape of a chunk."""
     offset, nbytes = map(int, index[at])
     what = f"chunk {at[0]}/{at[1]}"
     data = _read_checked(fd, file, offset, nbytes, what=what)
     holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
     if holds != out.nbytes:
-        raise _refuse(file, f"{what} holds {holds} bytes where {out.nbytes} belong")
+        raise _refuse(file, f"{what} holds {holds} bytes, expected {out.nbytes}")
     if form.codec == "none":
         out[...] = np.frombuffer(data, dtype="<f4").reshape(out.shape)
     else:
@@ -207,7 +210,10 @@ def _decode_chunk(
 
 
 def _read_checked(fd: int, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
-    """Return `nbytes` less their crc32c; body and checksum are read apart, as the check takes whole `bytes` only."""
+    """Read `nbytes` and return them without their crc32c, which is checked.
+
+    Body and checksum are read separately: the crc32c function takes only whole `bytes`, and a slice would be a copy.
+    """
     body, crc = os.pread(fd, max(0, nbytes - 4), offset), os.pread(fd, 4, max(0, offset + nbytes - 4))
     if len(body) + len(crc) != nbytes:
         raise _refuse(file, f"{what} ends after the file does")

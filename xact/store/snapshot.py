@@ -1,6 +1,6 @@
-"""What a store says about itself: the snapshot in its root's metadata file, and the labels that it names.
+"""Read the metadata of a store from the metadata file of its root, and the labels that it names.
 
-Shapes come from the snapshot alone: an append under way may have grown the arrays' own metadata files already.
+Shapes are taken only from this file: while a build appends, the metadata files of the arrays may already have grown.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from xact.errors import RUN_AGAIN, NoStoreError, StoreError
 from xact.store.check_metadata import find_attributes_fault, find_fault
 
 FORMAT = 1
-"""The `xact_format` that is read here."""
+"""The `xact_format` that this module reads."""
 
 LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
-"""Dimensions that labels lie on."""
+"""Dimensions that labels may have."""
 
 MAX_LABEL_CHUNKS = 1_000_000
-"""Chunks of one label array, far above any real store."""
+"""Most chunks in one label array, far more than in any real store."""
 
 MAX_LABEL_VALUES = 2**24
-"""Values in one chunk of labels; a build writes 2^19 at most."""
+"""Most values in one chunk of labels. A build writes at most 2^19."""
 
 MAX_LABEL_NBYTES = 2**28
-"""Bytes of one chunk of labels once it is decompressed."""
+"""Most bytes in one chunk of labels after decompression."""
 
 Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
-"""{name: (dimensions, values)}; text as `<U`."""
+"""{name: (dimensions, values)}. Text has dtype `<U`."""
 
 Stamp = tuple[int, int, int] | None
-"""Inode, time in ns and size of the root's metadata file; None where there is none."""
+"""Inode, time in ns and size of the root's metadata file; None if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +51,23 @@ class Snapshot:
     """One published generation of a store."""
 
     path: Path
-    """Of the store, absolute: a worker process may stand elsewhere."""
+    """Absolute path of the store: a worker process may have another working directory."""
     layout: str
     """`cube` or `groups`."""
     metadata: Mapping[str, dict[str, Any]]
     """{path: metadata} of the labels at the root and in `/catalog`, and of all activations."""
     coordinates: tuple[str, ...]
-    """Names of the labels at the root, in their order."""
+    """Names of the labels at the root, in order."""
     token: str
-    """Differs between any two generations of any two stores."""
+    """Text that is different for every generation of every store."""
 
     def load_labels(self) -> Labels:
-        """Return the labels on stimuli, replicates, models and layers; raise StoreError where one is damaged."""
+        """Return the labels on stimuli, replicates, models and layers. Raise StoreError if a label is damaged."""
         found = dict.fromkeys([*sorted(LABEL_DIMS), *self.coordinates], "")
         if self.layout == "groups":
             named = self.metadata.get("catalog", {}).get("attributes", {}).get("coordinates", "")
             found |= dict.fromkeys(["model", "layer", *named.split()], "catalog/")
-        for path in self.metadata:  # a name with a space cannot stand in the attribute `coordinates`
+        for path in self.metadata:  # the attribute `coordinates` cannot hold a name with a space
             if "/" not in path:
                 found.setdefault(path, "")
         arrays = {name: f"{group}{name}" for name, group in found.items() if self._is_label(f"{group}{name}")}
@@ -83,7 +83,7 @@ class Snapshot:
 
 
 def open_snapshot(store: str | Path) -> Snapshot:
-    """Read the root of a store; raise StoreError where it is none, is unfinished, or is too new."""
+    """Read the root of a store. Raise StoreError if it is not a store, is unfinished, or has a newer format."""
     with _collector_paused():
         return _parse_root(Path(store).absolute(), stamp_root(store))
 
@@ -108,13 +108,13 @@ def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
         )
     try:
         metadata = data["consolidated_metadata"]["metadata"]
-        kept = {at: one for at, one in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
+        kept = {at: node for at, node in metadata.items() if at.count("/") < 2 or at.endswith("/activations")}
     except (KeyError, TypeError, AttributeError):
         raise _refuse_root(path, "it has no consolidated snapshot") from None
     layout = attributes.get("xact_layout")
     fault = find_attributes_fault(attributes) or (None if layout in ("cube", "groups") else f"layout {layout!r:.60}")
     if fault is None:
-        faults = ((at, find_fault(at, one)) for at, one in kept.items())
+        faults = ((at, find_fault(at, node)) for at, node in kept.items())
         fault = next((f"{at!r:.60}: {found}" for at, found in faults if found is not None), None)
     if fault is not None:
         raise _refuse_root(path, fault)
@@ -126,7 +126,7 @@ def _refuse_root(path: Path, fault: str) -> StoreError:
 
 
 def stamp_root(store: str | Path) -> Stamp:
-    """Return what changes whenever a store is published anew; None where there is no store."""
+    """Return a stamp that changes whenever the store is published again; None if there is no store."""
     try:
         found = Path(store, "zarr.json").stat()
     except OSError:
@@ -150,7 +150,7 @@ def _read_root(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep the garbage collector off: thousands of new dictionaries set it off again and again, twice the time."""
+    """Stop the garbage collector: thousands of new dictionaries would start it again and again and double the time."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -161,7 +161,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Return the whole of one label array, every chunk checked; raise StoreError naming the file that is damaged."""
+    """Return one whole label array, after checking every chunk. The StoreError of a damaged file names the file."""
     shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
     is_text = metadata["data_type"] == "string"
     kind = np.dtype(object if is_text else metadata["data_type"])
@@ -172,7 +172,7 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
     lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
     if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
         raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
-    parts = {}  # all of them before there is a whole: a shape that lies finds no chunk
+    parts = {}  # read all chunks before making `whole`: for a wrong shape a chunk is missing
     for at in np.ndindex(*lengths):
         last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
         n_used = int(np.ravel_multi_index(last, chunk)) + 1
@@ -183,12 +183,12 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
     whole = whole.astype(str) if is_text else whole
-    whole.flags.writeable = False  # shared by all that is opened later
+    whole.flags.writeable = False  # later readers share it
     return whole
 
 
 def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int) -> np.ndarray:
-    """Return one chunk of labels; of texts the first `n_used` only, as decoding the empty rest takes as long."""
+    """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
     n_values = prod(chunk)
     hint = f"xact verify {store} names all that is damaged or missing"
     try:
@@ -215,22 +215,22 @@ def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[
 
 
 def _count_decompressed(body: bytes) -> int:
-    """Return the bytes that a zstd frame says it holds; ValueError where it does not say (RFC 8878, 3.1.1.1)."""
-    if len(body) < 14:  # magic 4, descriptor 1, window 0 or 1, dictionary 0 to 4, size 0 to 8: shorter holds no label
-        raise ValueError("no zstd frame")
+    """Return the decompressed size in a zstd frame's header (RFC 8878, 3.1.1.1). Raise ValueError if it is missing."""
+    if len(body) < 14:  # magic 4, descriptor 1, window 0 or 1, dictionary 0 to 4, size 0 to 8: too short for a label
+        raise ValueError("not a zstd frame")
     flags = body[4]
     is_single, size_code = bool(flags & 0x20), flags >> 6
     n_size = (1 if is_single else 0) if size_code == 0 else 2**size_code
     if n_size == 0:
-        raise ValueError("the frame does not say how much it holds")
+        raise ValueError("the frame does not give its decompressed size")
     start = 5 + (not is_single) + (0, 1, 2, 4)[flags & 3]
     return int.from_bytes(body[start : start + n_size], "little") + (256 if n_size == 2 else 0)
 
 
 def find_absent_shards(store: Path) -> frozenset[str]:
-    """Return the paths of the shards that the newest manifest says were all NaN, so that no file was written.
+    """Return the paths of the shards that hold only NaN, so that no file was written, from the newest manifest.
 
-    Raise StoreError where there is no manifest, or where it is not the one that was written.
+    Raise StoreError if there is no manifest, or if it is damaged.
     """
     numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
     files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
@@ -241,11 +241,10 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_absent(file: Path, mtime_ns: int) -> frozenset[str]:
-    del mtime_ns  # only tells one manifest from the next
+def _read_absent(file: Path, _stamp: int) -> frozenset[str]:
     lines = (line for line in read_sealed_lines(file) if b'"absent"' in line)
     try:
         tables = [dict(parse_json(line)).get("shards", {}) for line in lines]
         return frozenset(key for shards in tables for key, written in shards.items() if written == "absent")
     except (ValueError, TypeError, AttributeError):
-        raise StoreError(f"{file} is damaged: a line is no JSON of names and values") from None
+        raise StoreError(f"{file} is damaged: a line is not a JSON object") from None

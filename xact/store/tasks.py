@@ -1,4 +1,4 @@
-"""Tasks: blocks of stimuli that one model runs, and their batches."""
+"""Tasks and their batches. A task is one model run over one block of stimuli."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from xact.store.plan import Plan, PlannedModel
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are forwarded together."""
+    """Rows in one forward pass."""
 
     rows: Sequence[StoreRow]
-    """In the order of the input."""
+    """In the order of the forward pass."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One model over one block of stimuli: what is captured, and what of it is written by whole shards."""
+    """One model run over one block of stimuli. A task writes whole shards."""
 
     model: str
     block: int
     start: int
     """First row of the block."""
     stop: int
-    """Row after the last one that the block has once the task is done."""
+    """Row after the last row of the block once the task is finished."""
     batches: tuple[Batch, ...]
-    """To be run; rows outside `rows` in them are forwarded but not kept."""
+    """Batches to run. Results for rows outside `rows` are not kept."""
     rows: frozenset[StoreRow]
-    """To be captured; the block's other rows keep the bits they have in the store."""
+    """Rows to capture. The other rows of the block keep the values that they have in the store."""
 
 
 def make_rows(start: int, stop: int) -> Sequence[StoreRow]:
@@ -43,10 +43,10 @@ def make_rows(start: int, stop: int) -> Sequence[StoreRow]:
 def make_batches(
     start: int, stop: int, *, segments: Sequence[int], batch_stimuli: int, lengths: Sequence[int] = ()
 ) -> list[Batch]:
-    """Return the batches of the rows from `start` to `stop` of one block: cut at every segment.
+    """Return the batches of the rows `start` to `stop` of one block. A new batch starts at every segment.
 
-    Rows are in order; with `lengths` (one a row of the store, in tokens) those between two cuts are sorted by length,
-    so that a batch holds rows of nearly one length and little of it is padding.
+    Rows are in order. With `lengths` (tokens of each row of the store), the rows of each segment are sorted by length:
+    then the rows of a batch have similar lengths and need little padding.
     """
     cuts = sorted({start, stop, *(row for row in segments if start < row < stop)})
     batches = []
@@ -59,12 +59,12 @@ def make_batches(
 
 
 def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
-    """Return the stimuli in a batch of `batch_size` inputs: whole stimuli, at least one."""
+    """Return the number of stimuli in a batch of `batch_size` inputs (stimuli x replicates), at least 1."""
     return max(1, batch_size // n_replicates)
 
 
 def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
-    """Return the model with at most half its batch, one that divides the store's tasks; None for a single stimulus."""
+    """Return the model with at most half its batch, so that batches divide a task evenly; None for one stimulus."""
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
     divisors = [n for n in range(1, batch_stimuli // 2 + 1) if plan.stimuli_per_task % n == 0]
     return model.model_copy(update={"batch_size": divisors[-1] * plan.n_replicates}) if divisors else None
@@ -77,10 +77,10 @@ def make_tasks(
     *,
     lengths: Sequence[int] = (),
 ) -> Iterator[Task]:
-    """Yield the tasks of a model that are still to be done.
+    """Yield the tasks of a model that are not finished.
 
-    `done` is {block: (row after the last finished one, rows that failed)}, from the journals; `lengths` as for
-    `make_batches`: with the same lengths, batches are the same in every run.
+    `done` is {block: (row after the last finished row, rows that failed)}, from the journals. `lengths` is as for
+    `make_batches`: with the same lengths, the batches are the same in every run.
     """
     size = plan.stimuli_per_task
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)

@@ -1,4 +1,4 @@
-"""Every byte of a store against its manifest: what is damaged, missing, or there without having been written."""
+"""Compare every byte of a store with its manifest: find damaged, missing and extra files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from xact.store.shards import read_shard
 
 
 def verify_store(store: Path) -> Findings:
-    """Compare every file of a store with its manifest; raise StoreError where there is no store.
+    """Compare every file of a store with its manifest. Raise StoreError if there is no store.
 
-    What an append under way wrote is compared with its journal. Nothing outside the store is read.
+    Files of a generation that is being built are compared with its journal. Nothing outside the store is read.
     """
     expected = find_expected(store, list_files(store))
-    listing = list_files(store)  # after the journal: a build may be writing
+    listing = list_files(store)  # list again after reading the journal: a build may be writing
     faults = [*expected.faults, *_check_others(listing)]
     hashes: Mapping[str, Written | str] = {}
     if expected.is_comparable:
@@ -31,7 +31,7 @@ def verify_store(store: Path) -> Findings:
         before = read_root_generation(store, listing)
         hashes = hash_files(store, sorted(key for key in listing.files if key in known))
         if read_root_generation(store, listing) != before:
-            raise StoreError(f"the store {str(store)!r} was published anew while it was read", hint="verify it again")
+            raise StoreError(f"the store {str(store)!r} was published again while it was read", hint="verify it again")
         faults += _check_all(store, listing, expected, hashes)
     nbytes = sum(found.nbytes for found in hashes.values() if isinstance(found, Written))
     notes = _make_notes(listing, expected)
@@ -40,7 +40,7 @@ def verify_store(store: Path) -> Findings:
 
 
 def _sort_faults(faults: list[Fault]) -> list[Fault]:
-    """Return one fault for each file, the first that was found."""
+    """Return the first fault of each file, in the order of the files."""
     first: dict[str, Fault] = {}
     for fault in faults:
         first.setdefault(fault.file, fault)
@@ -53,7 +53,7 @@ def _list_under_way(under_way: UnderWay | None) -> set[str]:
 
 def _check_others(listing: FolderListing) -> Iterator[Fault]:
     for key, kind in listing.others.items():
-        yield Fault(key, f"is {kind}: a store holds plain files and folders, and nothing else is followed")
+        yield Fault(key, f"is {kind}: a store holds only plain files and folders, and other files are not followed")
 
 
 def _check_all(
@@ -76,9 +76,9 @@ def _check_all(
                 yield Fault(key, f"is missing ({want.nbytes} bytes)")
         elif not is_known:
             if not expected.owns(key):
-                yield Fault(key, "is extra: nothing in the manifest names it")
+                yield Fault(key, "is extra: the manifest does not name it")
         elif want is None:
-            yield Fault(key, "is there, though all was NaN and nothing was written")
+            yield Fault(key, "exists, but no file was written: all values were NaN")
         elif isinstance(found, str):
             yield Fault(key, f"cannot be read: {found}")
         elif found is not None and found != want:
@@ -86,7 +86,7 @@ def _check_all(
 
 
 def _describe(key: str, found: Written, want: Written, owners: Mapping[str, str]) -> str:
-    """Return how the bytes of a file differ from those that were written."""
+    """Return how a file differs from the bytes that were written."""
     owner = owners.get(found.sha256, key)
     if found.nbytes == 0:
         return f"is empty ({want.nbytes} bytes were written)"
@@ -95,7 +95,7 @@ def _describe(key: str, found: Written, want: Written, owners: Mapping[str, str]
     if found.nbytes < want.nbytes:
         return f"has {found.nbytes} of {want.nbytes} bytes"
     if found.nbytes > want.nbytes:
-        return f"has {found.nbytes} bytes where {want.nbytes} were written"
+        return f"has {found.nbytes} bytes, {want.nbytes} were written"
     return f"holds other bytes than were written (sha256 {found.sha256[:16]}… in place of {want.sha256[:16]}…)"
 
 
@@ -108,7 +108,7 @@ def _is_under_way(
     *,
     is_known: bool,
 ) -> bool:
-    """Return whether a file is as the generation under way may have left it: old, new, or not there yet."""
+    """Return True if the generation that is being built may have left the file so: old, new, or not written yet."""
     if not isinstance(found, Written):
         return found is None and not is_known and (key in under_way.pending or key in under_way.made)
     if is_known and found == want:
@@ -121,17 +121,17 @@ def _is_under_way(
 
 
 def _is_sound_shard(file: Path, under_way: UnderWay, key: str) -> bool:
-    """Return whether every chunk of a shard matches its own checksum."""
+    """Return True if every chunk of a shard matches its own checksum."""
     pending = under_way.pending[key]
     try:
         read_shard(file, pending.form, np.empty(pending.shape, dtype=np.float32), first_row=0, first_unit=0)
-    except (StoreError, OSError, ValueError, RuntimeError):  # a codec says in its own way what it cannot decode
+    except (StoreError, OSError, ValueError, RuntimeError):  # each codec has its own errors for damaged bytes
         return False
     return True
 
 
 def _is_sound_file(file: Path) -> bool:
-    """Return whether labels match their checksum, or metadata is JSON."""
+    """Return True if labels match their checksum, or if metadata is JSON."""
     data = file.read_bytes()
     if file.name == ROOT:
         try:
@@ -158,8 +158,8 @@ def _make_notes(listing: FolderListing, expected: Expected) -> list[str]:
             for keys in (expected.under_way.shards, expected.under_way.pending)
         )
         notes.append(
-            f"generation {expected.under_way.generation} is being built, or was stopped: {n_journaled} shards in its "
-            f"journal were compared with it, {n_pending} that are not in it yet with their own checksums"
+            f"generation {expected.under_way.generation} is being built, or was stopped: {n_journaled} shards were "
+            f"compared with its journal, {n_pending} shards that the journal lacks with their own checksums"
         )
     n_partial = sum(key.endswith(PARTIAL) for key in listing.files)
     if n_partial:

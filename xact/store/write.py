@@ -1,4 +1,4 @@
-"""Write a store: `StoreWriter` owns the order of plan, labels, tasks, manifest and root."""
+"""Write a store. `StoreWriter` keeps the order: plan, labels, tasks, manifest, root."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from xact.store.shards import encode_shard
 
 
 class StoreWriter:
-    """Write one generation of a store, in the order in which a kill at any moment does no harm.
+    """Write one generation of a store, in an order in which a kill does no harm at any moment.
 
-    Entering the context sweeps half-written files, writes the plan, and creates all metadata and labels. Each task
-    is added in two steps: `write_shards`, then `add_task`, its line in the journal. `publish` writes the last labels
-    and the manifest, then replaces the root's metadata file: that rename is the commit. Without it readers see the
-    store as it was, and the next writer of the same plan goes on from the journal.
+    Entering the context removes half-written files, writes the plan, and creates all metadata and labels. Each task
+    is added in two steps: `write_shards`, then `add_task`, which appends its line to the journal. `publish` writes the
+    last labels and the manifest, then replaces the root's metadata file: this rename is the commit. Without it readers
+    see the store as it was, and the next writer of the same plan continues from the journal.
 
     All methods but `publish` may be called from several threads.
     """
 
     def __init__(self, store: Path, plan: Plan, state: State, *, jitter: Mapping[str, np.ndarray]) -> None:
-        """`state` is what the journals say, and stays as it is; `jitter` is {name: amounts (stimulus, replicate)}."""
+        """Take `state` from the journals (it is not changed) and `jitter`, {name: amounts (stimulus, replicate)}."""
         self.store = store
         self.state = state.copy()
         self._jitter = jitter
@@ -51,29 +51,29 @@ class StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the store as it is: what is finished is safe."""
+        """Leave the store as it is: finished tasks are already safe."""
 
     def replace_model(self, model: PlannedModel) -> None:
-        """Write the plan again with `model` in place of the one of its label, of which no task may be finished."""
+        """Replace the model of this label in the plan, and write the plan. It must not have finished tasks."""
         if self.state.find_done(model.label):
-            raise StoreError(f"model {model.label!r} has finished tasks: its plan stays as it is")
-        models = tuple(model if one.label == model.label else one for one in self.plan.models)
+            raise StoreError(f"model {model.label!r} has finished tasks: its plan cannot change")
+        models = tuple(model if old.label == model.label else old for old in self.plan.models)
         self._set_plan(self.plan.model_copy(update={"models": models}))
         write_plan(self.store, self.plan)
 
     def add_network(self, model: str, found: Mapping[str, Any]) -> None:
-        """Add what was found when a network was loaded."""
+        """Add the facts from loading a network to the journal."""
         self._add({"network": model, **found})
 
     def write_shards(self, model: PlannedModel, buffers: Sequence[np.ndarray], block: int) -> dict[str, Written | None]:
-        """Write the shards of one task and return {path: what was written}, None where all is NaN.
+        """Write the shards of one task and return {path: length and sha256}; None if all values are NaN.
 
         `buffers[i]` (stimulus, replicate, unit) holds layer i, float32.
         """
         return _write_shards(self.store, self.plan, model, buffers, block)
 
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
-        """Add a task whose shards are written; `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
+        """Add a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
         with self._lock:
             line = record.to_line()
             if stamps is not None:
@@ -86,7 +86,7 @@ class StoreWriter:
         self.state.take(line)
 
     def publish(self, provenance: Mapping[str, str], *, complete: bool) -> None:
-        """Publish the generation; `provenance` is {name: text} of the group `/xact`."""
+        """Publish the generation. `provenance` is {name: text} for the group `/xact`."""
         tree = make_tree(self.plan, self.state, self._jitter, final=True)
         metadata = make_metadata(self.plan, tree, provenance)
         files = {key: _written(data) for key, data in _create(self.store, self.plan, tree, metadata).items()}
@@ -99,7 +99,7 @@ class StoreWriter:
 def _create(
     store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]
 ) -> dict[str, bytes]:
-    """Write all metadata and labels of a plan durably and return them; what is on disk and equal stays as it is."""
+    """Write and sync all metadata and labels of a plan, and return them. Equal files on disk stay as they are."""
     made = make_files(tree, metadata)
     changed = {key: data for key, data in made.items() if not _holds(store / key, data)}
     if not (store / "zarr.json").exists():
@@ -114,10 +114,7 @@ def _create(
 def _write_shards(
     store: Path, plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
 ) -> dict[str, Written | None]:
-    """Write the shards of one task and return {path: what was written}, None where all is NaN.
-
-    `buffers[i]` (stimulus, replicate, unit) holds layer i, float32.
-    """
+    """Do the work of `StoreWriter.write_shards`."""
     written: dict[str, Written | None] = {}
     for layer, buffer in zip(model.layers, buffers, strict=True):
         shape = plan.make_block_shape(layer)

@@ -1,4 +1,4 @@
-"""What an HDF5 file of three levels holds: models, stimuli, layers, shapes, attributes."""
+"""Describe an HDF5 file of three levels: models, stimuli, layers, shapes, attributes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xact.reading.trees.hdf5 import Hdf5Tree
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
-    """Return what a file holds; layers and shapes are those of each model's first stimulus."""
+    """Return the content of a file. Layers and shapes are taken from the first stimulus of each model."""
     tree = Hdf5Tree(Path(path).absolute())
     try:
         names = tree.list_names()
@@ -50,7 +50,7 @@ def _describe_model(tree: Hdf5Tree, model: str, *, with_stimuli: bool, with_laye
 
 
 def show(description: dict[str, Any]) -> str:
-    """Return a description as text for a terminal."""
+    """Return the description as text for a terminal."""
     d = description
     lines = [f"{d['file']}: HDF5, {len(d['models'])} models, {d['nbytes']:,} bytes", *show_attributes(d["attributes"])]
     for model in d["models"]:

@@ -1,4 +1,4 @@
-"""HDF5 files `/{model}/{stimulus}/{layer}` of (replicate, unit): one file for each condition."""
+"""Read HDF5 files `/{model}/{stimulus}/{layer}` of arrays (replicate, unit). There is one file for each condition."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -19,12 +18,12 @@ from xact.recipe.registry.load import load_registry
 from xact.stimuli.base import check_table
 
 PREFIX = "model_activations_"
-"""What stands before the condition in the usual file names."""
+"""Prefix of the usual file names, before the condition."""
 
 
 @dataclass(frozen=True)
 class FileRow:
-    """Where one stimulus lies."""
+    """Location of one stimulus: the number of its file and its group."""
 
     file: int
     group: str
@@ -41,11 +40,11 @@ class Hdf5Files:
     opened: Sequence[h5py.File]
     rows: Sequence[FileRow]
     members: Mapping[str, tuple[str, Sequence[str]]]
-    """{model: (its group, the data set of each layer)}."""
+    """{model: (name of its group, name of the data set of each layer)}."""
     close: Callable[[], None]
 
     def fill(self, model: OldModel, start: int, buffers: Sequence[np.ndarray]) -> None:
-        """Fill one buffer for each layer from the row `start` on."""
+        """Fill one buffer for each layer, starting at the row `start`."""
         group, names = self.members[model.label]
         for i in range(len(buffers[0])):
             row = self.rows[start + i]
@@ -60,22 +59,22 @@ class Hdf5Files:
 
 @dataclass
 class _Scan:
-    """What has been seen so far: the first stimulus decides what all others must be like."""
+    """Facts about the models so far. All stimuli must have the layers and shapes of the first stimulus."""
 
     shapes: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     """{model: {layer: shape}}."""
     is_ordered: dict[str, bool] = field(default_factory=dict)
-    """{model: whether its layers were listed in the order they were written in}."""
+    """{model: True if the file lists its layers in the order of writing}."""
     labels: dict[str, dict[str, str]] = field(default_factory=dict)
-    """{model: {data set: true label of the layer}}."""
+    """{model: {data set: label of the layer}}."""
     true_models: dict[str, str] = field(default_factory=dict)
     dtypes: set[str] = field(default_factory=set)
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> Hdf5Files:
-    """Open files, look at the shape of everything in them, and list their stimuli in the files' own order."""
+    """Open files, check all shapes, and list their stimuli in the order of the files."""
     if table is not None:
-        raise RequestError("--stimuli goes with .pt files: HDF5 files name their stimuli themselves")
+        raise RequestError("--stimuli is only for .pt files: HDF5 files contain the names of their stimuli")
     with ExitStack() as stack:
         opened = [stack.enter_context(_open(file)) for file in files]
         scan, rows, listed = _Scan(), [], _Listed()
@@ -92,7 +91,7 @@ def open_old(files: Sequence[Path], table: Path | None) -> Hdf5Files:
 
 @dataclass
 class _Listed:
-    """The labels of the stimuli, in the order in which they are met."""
+    """The labels of the stimuli, in the order of reading."""
 
     ids: list[str] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
@@ -109,8 +108,8 @@ def _open(file: Path) -> h5py.File:
         raise StoreError(f"{file} cannot be read as HDF5: {error}") from None
 
 
-def list_members(group: Any, kind: type) -> Iterator[str]:  # noqa: ANN401  h5py ships no types
-    """Yield the names in a group; raise StoreError for what is no `kind` of that file itself."""
+def list_members(group: h5py.Group, kind: type) -> Iterator[str]:
+    """Yield the names in a group. Raise StoreError for a member that is not a `kind` stored in this file."""
     for name in group:
         where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
         link = group.get(name, getlink=True)
@@ -119,7 +118,7 @@ def list_members(group: Any, kind: type) -> Iterator[str]:  # noqa: ANN401  h5py
         member = group[name]
         if not isinstance(member, kind):
             raise StoreError(
-                f"{where} is no {kind.__name__.lower()}: a file has three levels, model, stimulus and layer"
+                f"{where} is not a {kind.__name__.lower()}: a file has three levels, model, stimulus and layer"
             )
         if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
             raise StoreError(f"{where} keeps its values in another file, which is not followed")
@@ -127,14 +126,14 @@ def list_members(group: Any, kind: type) -> Iterator[str]:  # noqa: ANN401  h5py
 
 
 def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
-    """Return the stimuli of one file; raise StoreError where it is not of one shape, inside and with the others."""
+    """Return the stimuli of one file. Raise StoreError if its models, layers or shapes differ from those before."""
     models = list(list_members(file, h5py.Group))
     name = file.filename
     if not models or (scan.shapes and set(models) != set(scan.shapes)):
         odd = sorted(set(models) ^ set(scan.shapes))
         raise StoreError(
             f"{name} holds the models {', '.join(models) or 'none'}; those before {', '.join(scan.shapes) or 'none'}",
-            hint=f"every file must hold the same models ({', '.join(odd)}); give the others another store",
+            hint=f"all files must have the same models ({', '.join(odd)} differ); give the others another store",
         )
     stimuli = list(list_members(file[models[0]], h5py.Group))
     for model in models:
@@ -155,13 +154,13 @@ def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
     return stimuli
 
 
-def _scan_stimulus(group: Any, model: str, scan: _Scan) -> None:  # noqa: ANN401
+def _scan_stimulus(group: h5py.Group, model: str, scan: _Scan) -> None:
     where = f"{group.file.filename}: {group.name}"
     shapes: dict[str, tuple[int, int]] = {}
     for layer in list_members(group, h5py.Dataset):
         dataset = group[layer]
         if dataset.ndim != 2 or 0 in dataset.shape:
-            raise StoreError(f"{where}/{layer}: has shape {dataset.shape}, (replicate, unit) belongs there")
+            raise StoreError(f"{where}/{layer}: has shape {dataset.shape}, expected (replicate, unit)")
         check_floating(dataset.dtype, f"{where}/{layer}")
         scan.dtypes.add(str(dataset.dtype))
         shapes[layer] = dataset.shape
@@ -177,11 +176,11 @@ def _scan_stimulus(group: Any, model: str, scan: _Scan) -> None:  # noqa: ANN401
     n_replicates = next(iter(next(iter(scan.shapes.values())).values()))[0]
     for layer, shape in shapes.items():
         if shape != (n_replicates, first[layer][1]):
-            raise StoreError(f"{where}/{layer}: has shape {shape}; {(n_replicates, first[layer][1])} belongs there")
+            raise StoreError(f"{where}/{layer}: has shape {shape}, expected {(n_replicates, first[layer][1])}")
 
 
-def read_label(member: Any, attribute: str, default: str) -> str:  # noqa: ANN401
-    """Return the true label that `xact export` keeps in an attribute where a name cannot hold it, else the name."""
+def read_label(member: h5py.HLObject, attribute: str, default: str) -> str:
+    """Return the label in an attribute, or `default`. `xact export` writes it if the label cannot be the name."""
     value = member.attrs.get(attribute, default)
     return value if isinstance(value, str) else default
 
@@ -192,16 +191,16 @@ def _make_models(scan: _Scan) -> tuple[list[OldModel], dict[str, tuple[str, list
         label, labels = scan.true_models[name], scan.labels[name]
         order, note = order_layers(label, labels, keeps_order=scan.is_ordered[name])
         notes += [note] if note else []
-        layers = tuple(OldLayer(labels[one], shapes[one][1]) for one in order)
+        layers = tuple(OldLayer(labels[dataset], shapes[dataset][1]) for dataset in order)
         models.append(OldModel(label, layers))
         members[label] = (name, order)
     return models, members, notes
 
 
 def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) -> tuple[list[str], str]:
-    """Return the data sets of a model in forward order, and what a person should know of that order.
+    """Return the data sets of a model in forward order, and a note about this order for a person.
 
-    As they were written, where the file kept that; else as the registry lists them; else by name, numbers by value.
+    The order is that of writing if the file has it, else that of the registry, else by name (2 before 10).
     """
     if keeps_order:
         return list(labels), ""
@@ -209,6 +208,6 @@ def order_layers(model: str, labels: Mapping[str, str], *, keeps_order: bool) ->
     for known in entry.layer_sets.values() if entry else ():
         index = {label: i for i, label in enumerate(known.layers)}
         if all(label in index for label in labels.values()):
-            return sorted(labels, key=lambda one: index[labels[one]]), ""
-    note = f"{model}: the file lists layers by the alphabet; they were put in order by name, 2 before 10"
-    return sorted(labels, key=lambda one: make_natural_key(labels[one])), note
+            return sorted(labels, key=lambda dataset: index[labels[dataset]]), ""
+    note = f"{model}: the file lists layers by the alphabet; they were sorted by name, 2 before 10"
+    return sorted(labels, key=lambda dataset: make_natural_key(labels[dataset])), note

@@ -1,7 +1,7 @@
-"""HDF5: one file a condition, `/{model}/{stem}/{layer}`, float32 (replicate, unit), layers in forward order.
+"""Write HDF5: one file for each condition, `/{model}/{stem}/{layer}`, float32 (replicate, unit), in forward order.
 
-Data sets are made through h5py's low-level calls: a file may have 100,000 of them, and `create_dataset` takes three
-times as long for each.
+Data sets are made with h5py's low-level calls: a file may have 100,000 data sets, and `create_dataset` takes three
+times as long.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 OVERHEAD_NBYTES = 420
-"""What HDF5 itself takes of a file for each data set, bytes (measured: 370, its links among them)."""
+"""Bytes that HDF5 itself needs in a file for each data set (measured: 370, including links)."""
 
 LIBVER = ("earliest", "v108")
-"""The format of HDF5 1.8: any h5py in use reads it."""
+"""The format of HDF5 1.8. Every h5py in use reads it."""
 
 
 @dataclass(frozen=True)
 class GroupNames:
-    """The names of one file's groups and data sets."""
+    """The names of the groups and data sets of one file."""
 
     models: Mapping[str, str]
     """{label: name}."""
@@ -72,7 +72,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
 
 
 def make_names(labels: Iterable[str], *, what: str) -> dict[str, str]:
-    """Return {label: its name in HDF5}, `/` as `_`; refuse a label that has none, and two of one name."""
+    """Return {label: name in HDF5}, with `_` for `/`. Raise RequestError for invalid and for equal names."""
     names: dict[str, str] = {}
     whose: dict[str, str] = {}
     for label in labels:
@@ -90,43 +90,43 @@ def _name_layers(model: SelectedModel) -> dict[str, str]:
 
 
 def _name_stems(chosen: Selection, rows: np.ndarray, condition: str) -> dict[str, str]:
-    """Return {stem: its name}; refuse a stem that stands twice."""
+    """Return {stem: name in HDF5}. Raise RequestError if two stimuli have the same stem."""
     first: dict[str, int] = {}
     for row, stem in zip(rows.tolist(), chosen.get_labels("stem", rows), strict=True):
         other = first.setdefault(stem, row)
         if other != row:
             one, two = chosen.get_labels("stimulus", np.array([other, row]))
             raise RequestError(
-                f"condition {condition!r}: the stimuli {one!r} and {two!r} have one stem {stem!r}",
+                f"condition {condition!r}: the stimuli {one!r} and {two!r} have the same stem {stem!r}",
                 hint="give them conditions of their own, or export --to netcdf",
             )
     return make_names(first, what=f"condition {condition!r}, stem")
 
 
 def check_free(target: Path, models: Mapping[str, str], replicates: str) -> None:
-    """Refuse to add models that a file has already, or that have other replicates than those in it."""
+    """Raise RequestError if the file already has one of the models, or has other replicates."""
     try:
         with h5py.File(target, "r") as file:
             held = next((label for label, name in models.items() if name in file), None)
-            shown = file.attrs.get("replicates", replicates)  # files of other programs say nothing
+            shown = file.attrs.get("replicates", replicates)  # files of other programs lack this attribute
     except OSError as error:
         raise RequestError(
-            f"{str(target)!r} cannot be read as HDF5: {error}", hint="--overwrite writes it anew"
+            f"{str(target)!r} cannot be read as HDF5: {error}", hint="add --overwrite to replace it"
         ) from error
     if shown != replicates:
         raise RequestError(
-            f"{str(target)!r} has replicates: {shown}; what is added would have: {replicates}",
+            f"{str(target)!r} has replicates: {shown}; the added models have: {replicates}",
             hint="choose the same --replicates, or another --output-dir",
         )
     if held is not None:
         raise RequestError(
             f"{str(target)!r} has a model {held!r} already",
-            hint="choose others (--models), or write the file anew (--overwrite)",
+            hint="choose other models (--models), or replace the file (--overwrite)",
         )
 
 
 def estimate_nbytes(chosen: Selection, rows: np.ndarray) -> int:
-    """Return about the bytes that these rows take in a file."""
+    """Return the approximate bytes of these rows in a file."""
     layers = [layer for model in chosen.models for layer in model.layers]
     return len(rows) * (chosen.count_nbytes(layers) + OVERHEAD_NBYTES * len(layers))
 
@@ -134,10 +134,11 @@ def estimate_nbytes(chosen: Selection, rows: np.ndarray) -> int:
 def write_file(
     chosen: Selection, condition: str, rows: np.ndarray, names: GroupNames, added_to: Path | None, path: Path
 ) -> str:
-    """Write one condition to `path`, added to a copy of the file `added_to` where there is one; return its sha256.
+    """Write one condition to `path` and return the sha256 of the file. `added_to` is a file to copy and extend.
 
-    HDF5 makes all groups and data sets first, each with its place in the file; the values are written there without
-    it. So all but the values is final from then on, and the file is hashed while they are written.
+    HDF5 first makes all groups and data sets and gives each data set a position in the file. Then the values are
+    written to these positions without HDF5. So everything but the values is final, and the file can be hashed while
+    the values are written.
     """
     if added_to is not None:
         shutil.copyfile(added_to, path)
@@ -154,14 +155,14 @@ def write_file(
 
 
 def _make_model(
-    file: Any,  # noqa: ANN401  h5py ships no types
+    file: h5py.File,
     sink: Sink,
     chosen: Selection,
     model: SelectedModel,
     rows: np.ndarray,
     names: GroupNames,
 ) -> np.ndarray:
-    """Make the groups and data sets of one model; return the places of their values, (stimulus, layer), bytes."""
+    """Make the groups and data sets of one model. Return the offsets of their values, (stimulus, layer), bytes."""
     make = Maker()
     top = make.group(file.id, names.models[model.label], model.label)
     layers = list(names.layers[model.label].items())
@@ -177,9 +178,9 @@ def _make_model(
 
 
 def _fill(path: Path, chosen: Selection, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
-    """Write the values of each model to their places, float32 little-endian; return the sha256 of the file."""
-    first = np.concatenate([at.min(1) for at in offsets])  # of each stimulus of each model
-    final = np.minimum.accumulate(first[::-1])[::-1]  # what lies before all places still to be written
+    """Write the values of each model to their offsets, float32 little-endian. Return the sha256 of the file."""
+    first = np.concatenate([at.min(1) for at in offsets])  # for each stimulus of each model
+    final = np.minimum.accumulate(first[::-1])[::-1]  # all bytes before this offset are final
     n_written = 0
     with path.open("r+b", buffering=0) as file, Follower(path) as follower:
         for model, at in zip(chosen.models, offsets, strict=True):
@@ -194,7 +195,7 @@ def _fill(path: Path, chosen: Selection, rows: np.ndarray, offsets: Sequence[np.
 
 
 class Maker:
-    """Makes groups in the order of their creation, and contiguous data sets whose values are written without HDF5."""
+    """Make groups that keep the order of creation, and contiguous data sets whose values are written without HDF5."""
 
     def __init__(self) -> None:
         order = h5py.h5p.CRT_ORDER_TRACKED | h5py.h5p.CRT_ORDER_INDEXED
@@ -208,17 +209,17 @@ class Maker:
         self._link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
         self._link.set_char_encoding(h5py.h5t.CSET_UTF8)
 
-    def group(self, parent: Any, name: str, label: str) -> Any:  # noqa: ANN401  h5py ships no types
-        """Make a group; where its name is not its label, the label is an attribute."""
+    def group(self, parent: h5py.h5g.GroupID, name: str, label: str) -> h5py.h5g.GroupID:
+        """Make a group. If its name is not its label, the label becomes an attribute."""
         made = h5py.h5g.create(parent, name.encode(), self._link, self._group)
         if name != label:
             h5py.Group(made).attrs["label"] = label
         return made
 
-    def dataset(self, parent: Any, name: str, label: str, shape: Any) -> int:  # noqa: ANN401  h5py ships no types
-        """Make a data set of float32 values and return where they go in the file, bytes.
+    def dataset(self, parent: h5py.h5g.GroupID, name: str, label: str, shape: h5py.h5s.SpaceID) -> int:
+        """Make a data set of float32 values and return the offset of its values in the file, bytes.
 
-        Where its name is not its label, the label is an attribute.
+        If its name is not its label, the label becomes an attribute.
         """
         made = h5py.h5d.create(parent, name.encode(), h5py.h5t.IEEE_F32LE, shape, self._dataset, None)
         if name != label:

@@ -1,4 +1,4 @@
-"""What a netCDF file holds: models, layers, shapes, attributes."""
+"""Describe a netCDF file: models, layers, shapes, attributes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from xact.files.describe import make_plain, show_attributes, show_shape
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
-    """Return what a file holds; a layer is a group, or the root, with a variable `activations`."""
+    """Return the content of a file. A layer is a group, or the root, with a variable `activations`."""
     try:
         with h5netcdf.File(path, "r") as file:
             return _describe_file(file, str(path), model=model, with_layers=with_layers)
     except (OSError, RuntimeError) as error:
-        raise StoreError(f"{path} is damaged, or is no netCDF file: {error}", hint="export or copy it again") from None
+        raise StoreError(
+            f"{path} is damaged, or is not a netCDF file: {error}", hint="export or copy it again"
+        ) from None
 
 
 def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_la
 
 
 def _walk(group: h5netcdf.Group) -> Iterator[h5netcdf.Group]:
-    """Yield a group and all below it."""
+    """Yield a group and all groups below it."""
     yield group
     for below in group.groups.values():
         yield from _walk(below)
@@ -56,12 +58,12 @@ def _walk(group: h5netcdf.Group) -> Iterator[h5netcdf.Group]:
 
 def _read_labels(group: h5netcdf.Group, name: str) -> list[str]:
     if name in group.variables:
-        return [str(make_plain(one)) for one in np.atleast_1d(group.variables[name][...])]
+        return [str(make_plain(label)) for label in np.atleast_1d(group.variables[name][...])]
     return [str(make_plain(group.attrs[name]))] if name in group.attrs else []
 
 
 def show(description: dict[str, Any]) -> str:
-    """Return a description as text for a terminal."""
+    """Return the description as text for a terminal."""
     d = description
     sizes = ", ".join(f"{name} {size:,}" for name, size in d["dimensions"].items())
     lines = [f"{d['file']}: netCDF, {' '.join(d['models'])}, {d['n_layers']} layers, {d['nbytes']:,} bytes"]

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
+
 from xact.files.finite import check_finite
 from xact.labels import DIMS
 
 
-def check_netcdf(file: Path) -> Iterator[str]:
-    """Yield what is wrong with every `activations`: its five dims, their labels, its values."""
-    import h5netcdf
-
+def check_file(file: Path) -> Iterator[str]:
+    """Yield the faults of every variable `activations`: its five dims, their labels, its values."""
     with h5netcdf.File(file, "r") as opened:
         found = list(_find_activations(opened))
         if not found:
@@ -23,9 +23,9 @@ def check_netcdf(file: Path) -> Iterator[str]:
             yield from (f"{variable.name}: {fault}" for fault in _check_variable(variable, labels))
 
 
-def _find_activations(opened: Any) -> Iterator[tuple[Any, dict[str, Any]]]:  # noqa: ANN401
-    """Yield each variable `activations` with the label variables of its group and those above."""
-    waiting: list[tuple[Any, dict[str, Any]]] = [(opened, {})]
+def _find_activations(opened: h5netcdf.File) -> Iterator[tuple[h5netcdf.Variable, dict[str, Any]]]:
+    """Yield each variable `activations` with the label variables of its group and of the groups above."""
+    waiting: list[tuple[h5netcdf.Group, dict[str, Any]]] = [(opened, {})]
     while waiting:
         group, above = waiting.pop()
         labels = above | dict(group.variables.items())
@@ -34,17 +34,17 @@ def _find_activations(opened: Any) -> Iterator[tuple[Any, dict[str, Any]]]:  # n
         waiting += [(child, labels) for child in group.groups.values()]
 
 
-def _check_variable(variable: Any, labels: dict[str, Any]) -> Iterator[str]:  # noqa: ANN401
+def _check_variable(variable: h5netcdf.Variable, labels: dict[str, Any]) -> Iterator[str]:
     dims = tuple(variable.dimensions)
     if dims != tuple(dim for dim in DIMS if dim in dims) or not {"stimulus", "unit"} <= set(dims):
-        yield f"has dims {', '.join(dims)}; {', '.join(DIMS)} belong, one of length 1 may be left out"
+        yield f"has dims {', '.join(dims)}, expected {', '.join(DIMS)} (a dim of length 1 may be missing)"
         return
     lengths = dict(zip(dims, variable.shape, strict=True))
     for name in DIMS[:-1]:
         wanted = (lengths[name],) if name in dims else ()
         if name in labels and labels[name].shape != wanted:
             yield f"the label {name!r} has shape {labels[name].shape}, the axis {wanted}"
-        elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has none
+        elif name not in labels and not (name == "replicate" and lengths.get(name, 1) == 1):  # a mean has no replicates
             yield f"has no label {name!r}"
     axis = dims.index("stimulus")
     shape = (lengths["stimulus"], math.prod(variable.shape) // max(1, lengths["stimulus"]))

@@ -1,7 +1,7 @@
-"""netCDF 4: one file a model; each layer is a group of its own width, the labels are coordinates.
+"""Write netCDF 4: one file for each model. Each layer is a group with its own number of units; labels are coordinates.
 
-At the root are the labels of the stimuli, in `catalog` those of the layers, in `xact` the recipe and how the values
-came about (JSON text). Each layer's group is complete by itself, as in a store of groups.
+The root has the labels of the stimuli, the group `catalog` those of the layers, the group `xact` the recipe and the
+provenance (JSON text). The group of a layer has all its labels, as in a store of groups.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from xact.labels import make_path_parts
 OPTIONS: Mapping[str, Any] = {"output_dir": ".", "replicates": "all", "prefix": "model_activations"}
 
 ON_LAYER = ("stimulus", "condition", "stem", "replicate")
-"""Labels of the stimuli that stand in each layer's group, as in a store of groups; the others are at the root."""
+"""Labels of the stimuli in the group of each layer, as in a store of groups. Other labels are only at the root."""
 
 LABEL_NBYTES = 96
-"""About what HDF5 takes for one short text, bytes."""
+"""Approximate bytes of one short text in HDF5."""
 
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}."""
@@ -53,7 +53,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
 def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
     """Write one model to `path`."""
     labels = take_labels(chosen, model)
-    paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # which stand beside them
+    paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # both are at the root
     at_layers = np.array([layer.axis_index for layer in model.layers])
     whole = chosen.catalog.make_coords({"model": model.axis_index, "layer": at_layers})
     on_layers = {name: found for name, found in whole.items() if "layer" in found[0] and name != "path"}
@@ -69,12 +69,14 @@ def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
 
 
 def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
-    """Return the labels of the chosen stimuli and replicates, and those of the model, which have no dimension."""
+    """Return the labels of the selected stimuli and replicates, and the labels of the model, without dimensions."""
     taken: Variables = {}
     for name, (dims, values) in chosen.catalog.make_coords({"model": model.axis_index}).items():
         if "layer" in dims or (chosen.replicates == "mean" and "replicate" in dims):
             continue
-        if "stimulus" in dims and len(chosen.rows) < values.shape[dims.index("stimulus")]:  # else all, in order
+        if (
+            "stimulus" in dims and len(chosen.rows) < values.shape[dims.index("stimulus")]
+        ):  # otherwise: all rows, in order
             values = np.take(values, chosen.rows, axis=dims.index("stimulus"))
         if "replicate" in dims:
             values = np.take(values, range(chosen.n_replicates), axis=dims.index("replicate"))
@@ -83,7 +85,7 @@ def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
 
 
 def write_layer(
-    group: Any,  # noqa: ANN401  h5netcdf ships no types
+    group: h5netcdf.Group,
     sink: Sink,
     chosen: Selection,
     model: SelectedModel,
@@ -91,12 +93,13 @@ def write_layer(
     labels: Variables,
 ) -> None:
     """Write the values of one layer, (stimulus, replicate, unit), with its labels."""
-    one = chosen.catalog.open_one(model.label, layer.label, allow_incomplete=True, as_map=False)
+    opened = chosen.catalog.open_one(model.label, layer.label, allow_incomplete=True, as_map=False)
     of_layer = {
-        name: (dims, np.asarray(values)) for name, (dims, values) in one.coords.items() if dims == () and name != "path"
+        name: (dims, np.asarray(values))
+        for name, (dims, values) in opened.coords.items()
+        if dims == () and name != "path"
     }
-    places = np.indices(tuple(one.unit_axes.values()), dtype=np.int32).reshape(len(one.unit_axes), -1)
-    of_units = {name: (("unit",), axis_index) for name, axis_index in zip(one.unit_axes, places, strict=True)}
+    of_units = {name: (("unit",), indices) for name, indices in opened.index_units().items()}
     of_stimuli = {name: labels[name] for name in ON_LAYER if name in labels}
     lengths = {"stimulus": len(chosen.rows), "replicate": chosen.n_replicates, "unit": layer.array.n_units}
     coordinates: Variables = {**of_stimuli, **of_layer, **of_units}
@@ -108,14 +111,14 @@ def write_layer(
 
 
 def find_provenance(chosen: Selection, model: SelectedModel) -> Variables:
-    """Return the recipe and what is known of one model, JSON text."""
+    """Return the recipe and the provenance of one model, as JSON text."""
     said = chosen.load_provenance()
     found = {"recipe": said["recipe"], "provenance": said["models"].get(model.label, {})}
     return {name: ((), np.array(json.dumps(data))) for name, data in found.items()}
 
 
-def add_variables(group: Any, variables: Variables, *, lengths: Mapping[str, int] | None = None) -> None:  # noqa: ANN401  h5netcdf ships no types
-    """Add labels to a group, with their dimensions, as coordinates."""
+def add_variables(group: h5netcdf.Group, variables: Variables, *, lengths: Mapping[str, int] | None = None) -> None:
+    """Add labels to a group as coordinates, with their dimensions."""
     lengths = dict(lengths or {})
     for dims, values in variables.values():
         lengths |= dict(zip(dims, values.shape, strict=True))
@@ -123,7 +126,7 @@ def add_variables(group: Any, variables: Variables, *, lengths: Mapping[str, int
     for name, (dims, values) in variables.items():
         made = group.create_variable(name.replace("/", "_"), dims, **_encode(values))
         if values.dtype == bool:
-            made.attrs["dtype"] = "bool"  # how xarray writes one: netCDF has none
+            made.attrs["dtype"] = "bool"  # as xarray does: netCDF has no bool
         if "/" in name:
             made.attrs["long_name"] = name
     names = [name.replace("/", "_") for name in variables if name not in lengths and " " not in name]
@@ -131,7 +134,7 @@ def add_variables(group: Any, variables: Variables, *, lengths: Mapping[str, int
 
 
 def _encode(values: np.ndarray) -> dict[str, Any]:
-    """Return a variable's type and values as netCDF has them."""
+    """Return the type and values of a variable in netCDF."""
     if values.dtype.kind in "OU":
         return {"dtype": h5py.string_dtype(), "data": values.astype(object)}
     data = values.astype(np.int8) if values.dtype == bool else values

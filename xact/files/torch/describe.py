@@ -1,4 +1,4 @@
-"""What a `.pt` file holds, by key; loaded under torch's safe default, values stay on disk."""
+"""Describe a `.pt` file by its keys. It is loaded with torch's safe default (no code); values stay on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xact.files.torch.read import load_safely
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
-    """Return the keys of a file and what lies under each; a file without the key `model` goes by its own name."""
+    """Return the keys of a file with their values. Without a key `model`, the file name gives the model."""
     data = load_safely(Path(path))
     held = data if isinstance(data, dict) else {"": data}
     label = str(held.get("model", Path(path).stem.partition("_pool-")[0]))
@@ -29,16 +29,16 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     return described
 
 
-def _describe_value(value: Any) -> dict[str, Any]:  # noqa: ANN401  whatever was saved
+def _describe_value(value: Any) -> dict[str, Any]:  # noqa: ANN401
     if isinstance(value, torch.Tensor):
         return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, (list, tuple, dict)):
-        return {"length": len(value), "first": [make_plain(one) for one in list(value)[:3]]}
+        return {"length": len(value), "first": [make_plain(item) for item in list(value)[:3]]}
     return {"value": make_plain(value)}
 
 
 def show(description: dict[str, Any]) -> str:
-    """Return a description as text for a terminal."""
+    """Return the description as text for a terminal."""
     d = description
     lines = [f"{d['file']}: torch, model {d['model']}, {d['nbytes']:,} bytes"]
     for key, held in d["keys"].items():

@@ -1,4 +1,4 @@
-"""Torch files `{model}_pool-{pool}[_prompt-{prompt}].pt` with `feats` (stimulus, layer, unit): one model each."""
+"""Read torch files `{model}_pool-{pool}[_prompt-{prompt}].pt` with `feats` (stimulus, layer, unit), one model each."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from xact.recipe.registry.load import load_registry
 from xact.stimuli.base import check_table
 
 NAME = re.compile(r"(?P<model>.+?)_pool-(?P<pool>[^_]+?)(?:_prompt-(?P<prompt>.+?))?(?P<untrained>-untrained)?")
-"""The name of a file, less `.pt`; `/` in the model's name is `_`."""
+"""The name of a file without `.pt`. `/` in the name of the model is written as `_`."""
 
 REDUCTIONS = {pool: reduction for reduction, pool in POOLS.items()}
-"""{pool of a file's name: our name of the reduction}, where it is another."""
+"""{pool in the file name: name of the reduction in xact}, where the two differ."""
 
 LANGUAGE_KEYS = ("mask", "loss", "bpb")
-"""Keys that only files of language models have; their layers are hidden states, those of others blocks."""
+"""Keys that only files of language models have. Their layers are hidden states; layers of other models are blocks."""
 
 
 @dataclass
 class TorchFiles:
-    """Open files, memory-mapped, one for each model."""
+    """Open files, mapped into memory, one for each model."""
 
     table: StimulusTable
     models: Sequence[OldModel]
@@ -43,7 +43,7 @@ class TorchFiles:
     n_replicates: int = 1
 
     def fill(self, model: OldModel, start: int, buffers: Sequence[np.ndarray]) -> None:
-        """Fill one buffer for each layer from the row `start` on."""
+        """Fill one buffer for each layer, starting at the row `start`."""
         file, feats = self.feats[model.label]
         for k, buffer in enumerate(buffers):
             part = feats[start : start + len(buffer), k]
@@ -51,21 +51,22 @@ class TorchFiles:
             buffer[:, 0] = to_float32(values, f"{file}: feats, layer {model.layers[k].label!r}")
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self.feats.clear()
 
 
-def load_safely(path: Path) -> Any:  # noqa: ANN401  whatever was saved
-    """Return what was saved, its tensors mapped from the file; raise StoreError for code and for damage."""
+def load_safely(path: Path) -> Any:  # noqa: ANN401
+    """Load a file with its tensors mapped into memory. Raise StoreError if it holds code or is damaged."""
     if not zipfile.is_zipfile(path):
         raise StoreError(
-            f"{path} is damaged, or was not written by torch.save as it saves today", hint="export or copy it again"
+            f"{path} is damaged, or was not written by torch.save in its present format", hint="export or copy it again"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise StoreError(
-            f"{path} holds more than tensors and plain values", hint="loading it could run code: it is not loaded"
+            f"{path} holds more than tensors and plain values",
+            hint="it is not loaded, because loading it could run code",
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         found = str(error).partition("\n")[0]
@@ -73,61 +74,63 @@ def load_safely(path: Path) -> Any:  # noqa: ANN401  whatever was saved
 
 
 def open_torch(file: Path) -> dict[str, Any]:
-    """Open a file memory-mapped, under torch's safe rules; raise StoreError where it has no sound `feats`."""
+    """Open a file, mapped into memory, with torch's safe default. Raise StoreError if `feats` is missing or invalid."""
     held = load_safely(file)
     feats = held.get("feats") if isinstance(held, dict) else None
     if not isinstance(feats, Tensor):
         raise StoreError(f"{file} holds no tensor 'feats'")
     if feats.ndim != 3 or 0 in feats.shape:
-        raise StoreError(f"{file}: feats has shape {tuple(feats.shape)}; (stimulus, layer, unit) belongs there")
+        raise StoreError(f"{file}: feats has shape {tuple(feats.shape)}, expected (stimulus, layer, unit)")
     if not feats.is_floating_point() or feats.layout != torch.strided:
-        raise StoreError(f"{file}: feats has dtype {feats.dtype}, floating-point numbers belong there")
+        raise StoreError(f"{file}: feats has dtype {feats.dtype}, expected floating-point numbers")
     return dict(held)
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> TorchFiles:
-    """Open files of the same stimuli; ids come from the files themselves, else from the rows of `table`."""
+    """Open files with the same stimuli. The ids come from the files, or else from the rows of `table`."""
     held = {file: open_torch(file) for file in files}
     labels = _find_stimuli(held, None if table is None else load_table(table), table)
     check_table(labels, location="the table" if table is not None else str(files[0]))
     models: list[OldModel] = []
     feats: dict[str, tuple[str, Tensor]] = {}
     notes: list[str] = []
-    for file, one in held.items():
-        model = _make_model(file, one)
+    for file, content in held.items():
+        model = _make_model(file, content)
         if model.label in feats:
             raise RequestError(
                 f"{file} and {feats[model.label][0]} both hold the model {model.label!r}",
                 hint="give each its own store",
             )
         models.append(model)
-        feats[model.label] = (str(file), one["feats"])
-        if one["feats"].dtype != torch.float32:
-            notes.append(f"{file}: values of {one['feats'].dtype} were cast to float32")
+        feats[model.label] = (str(file), content["feats"])
+        if content["feats"].dtype != torch.float32:
+            notes.append(f"{file}: values of {content['feats'].dtype} were cast to float32")
         kept = {*model.found, *(model.scores or {})}
-        lost = [key for key in ("loss", "bpb") if key in one and key not in kept]
-        notes += [f"{file}: {key} is neither one number nor one for each row and was not kept" for key in lost]
+        lost = [key for key in ("loss", "bpb") if key in content and key not in kept]
+        notes += [f"{file}: {key} is neither one number nor one number for each row, and was not kept" for key in lost]
     return TorchFiles(labels, models, notes, feats)
 
 
 def _find_stimuli(held: dict[Path, dict[str, Any]], table: StimulusTable | None, name: Path | None) -> StimulusTable:
-    """Return the labels of the rows; refuse files that do not have these very rows."""
+    """Return the labels of the rows. Raise RequestError if the files do not have the same rows."""
     labels = table
-    for file, one in held.items():
-        n_rows = len(one["feats"])
-        own = read_texts(one, "stimulus", n_rows, file)
+    for file, content in held.items():
+        n_rows = len(content["feats"])
+        own = read_texts(content, "stimulus", n_rows, file)
         if labels is None:
             if own is None:
-                raise RequestError(f"{file} does not say what its {n_rows} rows are", hint="--stimuli TABLE names them")
-            conditions = read_texts(one, "condition", n_rows, file) or ["all"] * n_rows
-            labels = StimulusTable(own, conditions, [Path(one).name for one in own], [""] * n_rows)
+                raise RequestError(
+                    f"{file} does not say what its {n_rows} rows are", hint="name them with --stimuli TABLE"
+                )
+            conditions = read_texts(content, "condition", n_rows, file) or ["all"] * n_rows
+            labels = StimulusTable(own, conditions, [Path(label).name for label in own], [""] * n_rows)
         if len(labels) != n_rows:
             raise RequestError(f"{file} has {n_rows} rows, {name or next(iter(held))} {len(labels)}")
         if own is not None and own != list(labels.ids):
             row = next(i for i, (a, b) in enumerate(zip(own, labels.ids, strict=True)) if a != b)
             raise RequestError(
                 f"{file}: row {row + 1} is {own[row]!r}, in {name or next(iter(held))} {labels.ids[row]!r}",
-                hint="files of one store have the same rows in the same order",
+                hint="all files of a store must have the same rows in the same order",
             )
     if labels is None:
         raise RequestError("no file was given")
@@ -135,21 +138,21 @@ def _find_stimuli(held: dict[Path, dict[str, Any]], table: StimulusTable | None,
 
 
 def read_texts(held: dict[str, Any], key: str, length: int, file: Path) -> list[str] | None:
-    """Return a list of labels in a file, None where it has none."""
+    """Return a list of labels in a file, or None if the file lacks it."""
     if key not in held:
         return None
     texts = held[key]
     if not isinstance(texts, list) or len(texts) != length or not all(isinstance(text, str) for text in texts):
-        raise StoreError(f"{file}: {key} is no list of {length} texts")
+        raise StoreError(f"{file}: {key} is not a list of {length} texts")
     return texts
 
 
 def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
-    """Return what a file says of its model, by its keys, else by its name and folder."""
+    """Return the model of a file, from its keys, or else from its name and folder."""
     n_layers, n_units = held["feats"].shape[1:]
     match = NAME.fullmatch(file.stem)
     said = match.groupdict() if match else {}
-    is_trained = not (said.get("untrained") or file.parent.name == UNTRAINED_FOLDER)  # older names say nothing
+    is_trained = not (said.get("untrained") or file.parent.name == UNTRAINED_FOLDER)  # older file names lack this
     own, own_base = held.get("model"), held.get("base")
     base = _find_label(said.get("model") or file.stem)
     kind = "hidden" if any(key in held for key in LANGUAGE_KEYS) else "blocks"
@@ -177,13 +180,13 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
 
 
 def _find_label(name: str) -> str:
-    """Return the registry's label of a model whose name had `/` written as `_`."""
+    """Return the label in the registry for a name in which `/` is written as `_`; else the name."""
     known = {label.replace("/", "_"): label for label in load_registry().entries}
     return known.get(name, name)
 
 
 def _find_scores(held: dict[str, Any]) -> dict[str, list[float]]:
-    """Return what a file of a language model says of each stimulus: loss, bits per byte, and tokens by its mask."""
+    """Return {name: number for each stimulus} of a language model: loss, bits per byte, tokens (from its mask)."""
     n_rows = len(held["feats"])
     found = {key: held[key] for key in ("loss", "bpb") if isinstance(held.get(key), Tensor)}
     if isinstance(held.get("mask"), Tensor) and held["mask"].ndim == 2:
@@ -192,7 +195,7 @@ def _find_scores(held: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def _find_more(held: dict[str, Any], prompt: str | None) -> dict[str, Any]:
-    """Return what else a file says of a model: mean loss and bits per byte, transform, prompt."""
+    """Return other facts about a model in a file: mean loss and bits per byte, transform, prompt."""
     found: dict[str, Any] = {"prompt": prompt} if prompt else {}
     for key in ("loss", "bpb"):
         value = held.get(key)

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from xact.files.finite import check_finite
+from xact.files.torch.read import open_torch
 
 
-def check_torch(file: Path) -> Iterator[str]:
-    """Yield what is wrong with `feats` (stimulus, layer, unit) and the labels beside it."""
-    from xact.files.torch.read import open_torch
-
+def check_file(file: Path) -> Iterator[str]:
+    """Yield the faults of `feats` (stimulus, layer, unit) and of its labels."""
     held = open_torch(file)
     feats = held["feats"]
     for key, axis in (("stimulus", 0), ("layer", 1), ("mask", 0), ("loss", 0), ("bpb", 0)):

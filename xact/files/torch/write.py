@@ -1,8 +1,8 @@
-"""`.pt`: one file a model and reduction, `feats` (stimulus, layer, unit), as torch.save writes it.
+"""Write `.pt` files: one for each model and reduction, `feats` (stimulus, layer, unit), in the format of torch.save.
 
-torch writes the file but for the values, of which it leaves the place empty (`skip_data`); they are then written
-block by block into their place, so that memory does not grow with the store. A memory map of the file itself would do
-the same, but a full disk would end it with SIGBUS.
+torch first writes the file without the values and leaves a gap for them (`skip_data`). Then the values are written
+into the gap block by block, so that memory does not grow with the store. With a memory map of the file instead, a full
+disk would end the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtyp
 ROW_NOTE = "row numbers are not ids of the data set: this file holds a part of it, see `stimulus`"
 
 LABEL_NBYTES = 64
-"""About what one label takes in the file, bytes."""
+"""Approximate bytes of one label in the file."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one file holds."""
+    """The content of one file."""
 
     model: SelectedModel
     layers: tuple[SelectedLayer, ...]
-    """Of one width."""
+    """All with the same number of units."""
     fields: Mapping[str, Any]
-    """What stands beside the values: plain data."""
+    """Further keys of the file with plain data."""
     numbers: Mapping[str, np.ndarray]
-    """What stands beside the values as tensors, one number or row a stimulus."""
+    """Further keys of the file with tensors: one number, or one row, for each stimulus."""
     dtype: str
     shape: tuple[int, int, int]
     """(stimulus, layer, unit)."""
@@ -59,7 +59,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
     n = len(chosen.catalog.labels["replicate"][1])
     if chosen.replicates == "all" and n > 1:
         raise RequestError(
-            f"a .pt file has one value a unit; the store has {n} replicates", hint="--replicates 0, or mean"
+            f"a .pt file has one value for each unit; the store has {n} replicates", hint="give --replicates 0 or mean"
         )
     said = chosen.load_provenance()
     note = find_row_note(chosen, said["recipe"])
@@ -82,7 +82,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
 
 
 def split_pools(model: SelectedModel, record: Mapping[str, Any]) -> dict[str, tuple[SelectedLayer, ...]]:
-    """Return {reduction as the files name it: its layers}; refuse layers of unequal width."""
+    """Return {name of the reduction in files: its layers}. Raise RequestError for layers of different width."""
     reductions = {layer["label"]: layer["reduction"] for layer in record.get("layers", ())}
     pools: dict[str, tuple[SelectedLayer, ...]] = {}
     for layer in model.layers:
@@ -106,7 +106,7 @@ def split_pools(model: SelectedModel, record: Mapping[str, Any]) -> dict[str, tu
 
 
 def make_place(chosen: Selection, model: SelectedModel, pool: str, recipe: Mapping[str, Any]) -> Path:
-    """Return the path of a file below the output folder."""
+    """Return the path of a file, relative to the output folder."""
     stimuli = recipe.get("stimuli", {})
     dataset = stimuli.get("dataset") or stimuli.get("source") or "all"
     prompt = stimuli.get("prompt_name")
@@ -121,7 +121,7 @@ def make_place(chosen: Selection, model: SelectedModel, pool: str, recipe: Mappi
 
 
 def find_row_note(chosen: Selection, recipe: Mapping[str, Any]) -> str:
-    """Return what must be said where the rows are a part of the data set, else nothing."""
+    """Return a note if the rows are only a part of the data set, else an empty text."""
     stimuli = recipe.get("stimuli", {})
     n_rows, n_stimuli = len(chosen.rows), len(chosen.catalog.labels["stimulus"][1])
     is_cut = n_rows < n_stimuli or n_stimuli == stimuli.get("limit")
@@ -137,7 +137,7 @@ def make_content(
     dtype: str,
     note: str,
 ) -> Content:
-    """Return all that one file holds but the values."""
+    """Return the content of one file, without the values of `feats`."""
     labels = chosen.catalog.labels
     fields = {
         "num_params": int(labels["n_parameters"][1][model.axis_index]),
@@ -160,7 +160,7 @@ def make_content(
 
 
 def make_mask(n_tokens: np.ndarray) -> np.ndarray:
-    """Return which places of a batch padded to its longest text hold a token, bool (stimulus, token), tokens first."""
+    """Return True for each token and False for padding, bool (stimulus, token). Tokens come first."""
     return np.arange(n_tokens.max(initial=0)) < n_tokens[:, np.newaxis]
 
 
@@ -176,19 +176,19 @@ def write_file(chosen: Selection, content: Content, path: Path) -> None:
         entry = first_entry
         for record in records:
             own, entry = entry, find_next_entry(file, entry)
-            if "/data/" in record.filename:  # torch numbers them in the order of the dictionary
+            if "/data/" in record.filename:  # torch numbers these records in the order of the dictionary
                 fill_record(file, record, own, next(empty))
 
 
 def find_next_entry(file: BinaryIO, entry: int) -> int:
-    """Return the place of the entry after this one in a ZIP file's directory (APPNOTE 4.3.12)."""
+    """Return the offset of the entry after this one in the directory of a ZIP file (APPNOTE 4.3.12)."""
     file.seek(entry)
     lengths: tuple[int, ...] = struct.unpack("<3H", file.read(46)[28:34])
     return entry + 46 + sum(lengths)
 
 
 def fill_record(file: BinaryIO, record: zipfile.ZipInfo, entry: int, pieces: Iterable[np.ndarray]) -> None:
-    """Write the bytes of one record into their place, and their CRC-32 into the two that name it."""
+    """Write the bytes of one record, and their CRC-32 into its data descriptor and its directory entry."""
     file.seek(record.header_offset)
     start = record.header_offset + 30 + sum(struct.unpack("<2H", file.read(30)[26:]))  # APPNOTE 4.3.7
     file.seek(start)
@@ -197,7 +197,7 @@ def fill_record(file: BinaryIO, record: zipfile.ZipInfo, entry: int, pieces: Ite
         file.write(piece.data)
         crc = zlib.crc32(piece.data, crc)
     if file.tell() != start + record.file_size:
-        raise WorkError(f"{record.filename}: {file.tell() - start} bytes where {record.file_size} belong")
+        raise WorkError(f"{record.filename}: {file.tell() - start} bytes, expected {record.file_size}")
     if file.read(4) == b"PK\x07\x08":  # the data descriptor, APPNOTE 4.3.9
         file.write(struct.pack("<I", crc))
     file.seek(entry + 16)
@@ -205,28 +205,28 @@ def fill_record(file: BinaryIO, record: zipfile.ZipInfo, entry: int, pieces: Ite
 
 
 def write_frame(content: Content, path: Path) -> None:
-    """Let torch write the whole file but for the bytes of its tensors."""
+    """Let torch write the file without the bytes of its tensors."""
     import torch
 
     dtype = getattr(torch, content.dtype)
     tensors = {name: torch.from_numpy(data) for name, data in content.numbers.items()}
-    with tempfile.TemporaryFile(dir=path.parent) as hollow:  # of that length, with nothing in it, on disk or in memory
+    with tempfile.TemporaryFile(dir=path.parent) as hollow:  # a sparse file: no space on disk or in memory
         hollow.truncate(content.values_nbytes)
         n = content.values_nbytes // dtype.itemsize
         flat = torch.from_file(f"/dev/fd/{hollow.fileno()}", shared=True, size=n, dtype=dtype)
-        with path.open("wb") as file, torch.serialization.skip_data():  # given a path, torch would put its name in
+        with path.open("wb") as file, torch.serialization.skip_data():  # torch would write a path into the file
             torch.save({"feats": flat.view(content.shape), **tensors, **content.fields}, file)
 
 
 def make_values(chosen: Selection, content: Content) -> Iterator[np.ndarray]:
-    """Yield `feats` in blocks of stimuli, in the number format of the file."""
+    """Yield `feats` in blocks of stimuli, in the dtype of the file."""
     convert = make_converter(content.dtype)
     for block in chosen.read_blocks(content.layers, chosen.rows):
         yield convert(np.stack([values[:, 0] for values in block.values], axis=1))  # (stimulus, layer, unit)
 
 
 def make_converter(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what turns float32 values into those of the file."""
+    """Return a function that converts float32 values to the dtype of the file."""
     if dtype == "float32":
         return lambda values: values
     import torch

@@ -41,11 +41,66 @@ def build(
     confirm: Callable[[PreparedBuild], bool] = lambda _: True,
     watch: Callable[[PreparedBuild], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> Outcome:
-    """Build the store that a recipe describes, or what of it is missing.
+    """Build the store that a recipe describes, or add what is missing in it.
 
-    Arguments beat the recipe, as the flags of `xact build` do; `settings` are texts `a.b=c`. `confirm(site)` is asked
-    once the plan is known; `watch(site)` returns what is told of each batch how many stimuli it had. Raise
-    RequestError, WorkError or StoreError; whatever was finished stays, and the same call goes on from there.
+    The same call resumes a build that was interrupted. An argument replaces the value of the recipe, as the flag of
+    `xact build` with the same name does.
+
+    Parameters
+    ----------
+    recipe : str or Path
+        The YAML file.
+    store : str or Path, optional
+        Folder of the store, relative to the working folder. Recipe key `store`.
+    models : str or sequence of str, optional
+        Registry labels, sets, or `source:id`. A label of the recipe keeps the recipe's settings. Key `models`.
+    stimuli_root : str or Path, optional
+        Folder that contains the stimuli. Key `stimuli.root`.
+    folders : str or sequence of str, optional
+        Folders below the root; each is a condition. Key `stimuli.folders`.
+    replicates : int, optional
+        How often each stimulus is shown; replicate 0 is not jittered. Key `replicates.count`.
+    untrained : bool
+        Replace each model by its untrained twins.
+    seeds : sequence of int, optional
+        Seeds of the untrained twins, default 0. Only with `untrained`.
+    device : str, optional
+        `auto`, `cpu`, `mps`, `cuda` or `cuda:N`. Key `compute.device`.
+    batch_size : int, optional
+        Inputs in one forward pass: stimuli x replicates. Key `compute.batch_size`.
+    workers : int, optional
+        Threads. The number changes no value. Key `compute.workers`.
+    limit : int, optional
+        Use only the first `limit` stimuli. Key `stimuli.limit`.
+    settings : sequence of str
+        Other keys, as `--set` takes them: `"storage.codec=zstd"`.
+    allow_code : bool
+        Allow models whose source is `python`, which run your own code.
+    confirm : callable
+        Called once with the prepared build, before anything is computed. The build ends if it returns False.
+    watch : callable
+        Called once with the prepared build. Returns a function that is called after each batch with its number of
+        stimuli.
+
+    Returns
+    -------
+    Outcome
+        `store` (Path), `layout` (`cube` or `groups`), `n_captured` (rows that this call captured), `failed_stimuli`
+        and `failed_models` ({label: reason}, only with `on_error: skip`), `warnings`, `is_complete`.
+
+    Raises
+    ------
+    RequestError
+        The recipe or an argument is wrong (RecipeError, NameNotFoundError), or the store holds something else
+        (MismatchError). Nothing was written.
+    WorkError
+        The work failed: StimulusError, WeightsError, CaptureError, DeviceMemoryError, StoreError. Finished tasks are
+        safe; the same call goes on from there.
+
+    Examples
+    --------
+    >>> outcome = xact.build("recipe.yml", models=["ResNet50"], limit=8)
+    >>> acts = xact.open_activations(outcome.store)
     """
     overrides = make_overrides(
         store=store,

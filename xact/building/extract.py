@@ -93,13 +93,62 @@ def extract(
     dtype: str = "float32",
     allow_code: bool = False,
 ) -> dict[str, xr.DataArray]:
-    """Return {layer: DataArray (stimulus, replicate, unit)}, float32, of stimuli shown to one network.
+    """Run one network on stimuli and return its activations in memory.
 
-    `model` is a registry label, `source:id`, or a model entry as in a recipe; `stimuli` are paths of images, or uint8
-    arrays (height, width, 3); for a language model captions; a single path or caption is a list of one. `layers` and
-    `reduce` are as in a recipe, the model's own where left out. The values are those that a build with the same
-    batches stores. Raise RequestError for a wrong request, StimulusError for a stimulus that cannot be read,
-    WeightsError for weights that cannot be had.
+    The engine is that of `xact.build`: the values are those that a build with the same batches stores.
+
+    Parameters
+    ----------
+    model : str or mapping
+        A registry label, `source:id`, or a model entry as in a recipe.
+    stimuli : str, Path, array or a sequence of them
+        Paths of images, or arrays (y, x, 3) of uint8. For a language model, captions. A single path or caption is a
+        list of length 1.
+    layers : str, sequence of str or mapping, optional
+        As in a recipe: a set, names and globs, or `{"depths": [0, 0.5, 1]}`. Default: the model's own.
+    reduce : str, mapping or sequence, optional
+        As in a recipe: `flatten`, `mean`, `cls`, `{"project": 4096}`, or several. Default: the model's own.
+    transform : str or mapping
+        `weights`, `panel`, or an explicit block as in a recipe.
+    replicates : int or mapping
+        How often each stimulus is shown, or the recipe's block with a jitter.
+    mask_alpha : str
+        What replaces transparent pixels: `black`, `white`, `gray`; `none` refuses images with transparency.
+    border : float
+        Width of a black border, as a fraction of each side.
+    device : str
+        `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+    batch_size : int or str
+        Inputs in one forward pass, or `auto`.
+    workers : int or str
+        Threads, or `auto`. The number changes no value.
+    dtype : str
+        `float32`, `tf32` or `bfloat16`: the arithmetic of the network. Results are float32.
+    allow_code : bool
+        Allow a model whose source is `python`, which runs your own code.
+
+    Returns
+    -------
+    dict of str to xarray.DataArray
+        {layer: (stimulus, replicate, unit) float32}, with the coordinates `stem`, `file`, `model` and `layer`; the
+        attributes `unit_axes` and `unit_shape` say what the units are.
+
+    Raises
+    ------
+    RequestError
+        An argument is wrong; NameNotFoundError for a model or layer that does not exist.
+    StimulusError
+        A stimulus cannot be read or decoded.
+    WeightsError
+        The weights are missing, or do not fit the network.
+    CaptureError
+        A layer does not fire as planned.
+
+    Examples
+    --------
+    >>> acts = xact.extract("ResNet50", ["a.png", "b.png"], layers=["layer1", "logits"])
+    >>> acts["logits"].sel(stimulus="a").values.shape
+    (1, 1000)
     """
     stimuli = check_given(stimuli)
     recipe = make_recipe(

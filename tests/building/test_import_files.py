@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from support.cli import run
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -546,13 +547,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 100_000  # kB; the second file is 480 MB longer
 
 
-def test_the_command_says_how_to_open_what_it_made(tmp_path: Path) -> None:
+def test_the_command_says_how_to_open_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_seed_file(tmp_path / "old.h5", make_values(["m"], ["a"], LAYERS))
-    command = [sys.executable, "-m", "xact", "import", str(tmp_path / "old.h5"), "--store", str(tmp_path / "s.zarr")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "1 stimulus rows imported" in done.stdout
-    assert "xact.open_activations(" in done.stdout
-    assert "warning: m: the file lists layers by the alphabet" in done.stderr
+    code, out, err = run(capsys, "import", tmp_path / "old.h5", "--store", tmp_path / "s.zarr")
+    assert code == 0
+    assert "1 stimulus rows imported" in out
+    assert "xact.open_activations(" in out
+    assert "warning: m: the file lists layers by the alphabet" in err
 
 
 def test_a_file_of_another_kind_is_a_wrong_request(tmp_path: Path) -> None:

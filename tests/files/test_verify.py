@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from support.cli import run
 from support.files import write_hdf5
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store, write_task
 
@@ -400,21 +401,19 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         verify(tmp_path / "nothing")
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "xact", *arguments], capture_output=True, text=True, check=False)
-
-
-def test_the_command_prints_each_fault_and_a_summary_and_exits_with_1(tmp_path: Path) -> None:
+def test_the_command_prints_each_fault_and_a_summary_and_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = tmp_path / "s.zarr"
     write_store(store, plan_store("cube", ["A"], 4), draw)
-    done = run_command("verify", str(store))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "GB/s, no fault" in done.stdout
+    code, out, err = run(capsys, "verify", store)
+    assert (code, err) == (0, "")
+    assert "GB/s, no fault" in out
     (store / "stem/c/0").unlink()
-    done = run_command("verify", str(store), "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["faults"][0]["file"] == "stem/c/0"
-    assert done.stderr.startswith(f"error: 1 files of {str(store)!r} are damaged, missing or extra\nhint: ")
+    code, out, err = run(capsys, "verify", store, "--json")
+    assert code == 1
+    assert json.loads(out)["faults"][0]["file"] == "stem/c/0"
+    assert err.startswith(f"error: 1 files of {str(store)!r} are damaged, missing or extra\nhint: ")
 
 
 def test_a_store_is_verified_without_torch_xarray_or_zarr(tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ def test_a_request_that_fails_on_a_new_store_leaves_nothing_behind(stimuli, tmp_
 def test_a_folder_that_is_no_store_is_left_alone(stimuli, tmp_path):
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "thesis.txt").write_text("all of it")
-    with pytest.raises(RequestError, match="no xact store"):
+    with pytest.raises(RequestError, match="not an xact store"):
         xact.build(make_recipe(tmp_path, stimuli))
     assert [file.name for file in (tmp_path / "store.zarr").iterdir()] == ["thesis.txt"]
 

@@ -465,7 +465,7 @@ def test_weights_that_are_not_here_are_one_line_and_leave_nothing(capsys, write,
     code, _, err = run(capsys, "caption", write(model="mistral-community/pixtral-12b"))
     assert code == 1
     assert "mistral-community/pixtral-12b/config.json is not in" in err
-    assert err.splitlines()[1].startswith("hint: `hf download mistral-community/pixtral-12b`")
+    assert err.splitlines()[1].startswith("hint: run `hf download mistral-community/pixtral-12b`")
     assert len(err.splitlines()) == 2
     assert not list(tmp_path.glob("c.*"))
 

@@ -155,7 +155,7 @@ BAD_REQUESTS = [
     (["--seeds", "1"], "--seeds goes with --untrained"),
     (["--set", "models=[{source: python, id: 'os:getcwd'}]"], "--allow-code"),
     (["--store", "{folder}/recipe.yml"], "is a file"),
-    (["--store", "{folder}/stimuli"], "no xact store"),
+    (["--store", "{folder}/stimuli"], "not an xact store"),
 ]
 
 

@@ -130,3 +130,16 @@ def make_name_error(spec: ModelSpec, what: str, name: str, names: Iterable[str])
         f"model {spec.label!r}: {spec.source} has no {what} {name!r}{make_nearest_text(name, known)}",
         hint=f"it has {', '.join(known)}" if 0 < len(known) <= N_LISTED else None,
     )
+
+
+LATE_CLASS_TOKEN = frozenset({"Cait", "ConVit", "Xcit"})
+"""Classes of timm that add the class token after the patch blocks: in most of their layers token 0 is a patch."""
+
+
+def count_prefix_tokens(module: nn.Module) -> tuple[int | None, bool]:
+    """Return the number of tokens before the patches of a timm network, and True if token 0 is a class token."""
+    n_tokens: int | None = getattr(module, "num_prefix_tokens", None)
+    if n_tokens is None or type(module).__name__ in LATE_CLASS_TOKEN:
+        return None, False
+    holders = (module, getattr(module, "embeds", None))  # NaFlexViT keeps its tokens in `embeds`
+    return n_tokens, n_tokens > 0 and any(getattr(holder, "cls_token", None) is not None for holder in holders)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from xact.errors import RequestError
 from xact.models.base import Transform
-from xact.models.outline import outline_block
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
@@ -54,6 +53,38 @@ def make_explicit_transform(block: Resize, *, label: str) -> Transform:
         "repr": " ".join(repr(steps).split()),
     }
     return Transform(steps, record)
+
+
+def make_outline(
+    *,
+    resize: int,
+    crop: int | None = None,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    squash: bool = False,
+) -> dict[str, Any]:
+    """Return a library's transform in the words of a recipe's block."""
+    return {
+        "resize": resize,
+        "crop": crop or resize,
+        "squash": squash,
+        "interpolation": interpolation,
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def outline_block(block: Resize) -> dict[str, Any]:
+    """Return a recipe's block with its defaults spelled out."""
+    return make_outline(
+        resize=block.resize,
+        crop=block.crop,
+        interpolation=block.interpolation,
+        mean=block.mean,
+        std=block.std,
+        squash=block.squash,
+    )
 
 
 def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:

@@ -17,11 +17,10 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file, select_prefix
 from xact.models.hub import find_on_hub
-from xact.models.outline import make_outline
-from xact.models.tokens import count_prefix_tokens
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

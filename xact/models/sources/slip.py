@@ -11,10 +11,9 @@ from typing import Any
 from timm.models import vision_transformer
 from torch import nn
 
-from xact.models.base import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file, select_prefix
 from xact.models.hub import find_at_url
-from xact.models.tokens import count_prefix_tokens
 from xact.models.transforms import declare_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize

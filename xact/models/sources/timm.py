@@ -14,11 +14,10 @@ import timm.models
 from torch import nn
 
 from xact.errors import WeightsError
-from xact.models.base import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file
 from xact.models.hub import find_at_url, find_on_hub
-from xact.models.outline import make_outline
-from xact.models.tokens import count_prefix_tokens
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
 library: Any = timm  # its types cover a part only

@@ -13,7 +13,7 @@ from torch import nn
 from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
-from xact.models.outline import make_outline
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")

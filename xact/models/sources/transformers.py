@@ -24,8 +24,7 @@ from xact.errors import RequestError, WeightsError
 from xact.models.base import Network, Transform, Weights, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
-from xact.models.outline import make_outline, outline_block
-from xact.models.transforms import check_declared
+from xact.models.transforms import check_declared, make_outline, outline_block
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 

@@ -1,4 +1,7 @@
-"""The transform that a recipe or a source spells out: resize, centre crop, scale to 0..1, normalise."""
+"""Transforms of pictures (resize, centre crop, scale to 0..1, normalise), and their outlines, to compare two.
+
+An outline is a dictionary with the keys of a recipe's transform block.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from xact.recipe.schema import Resize
 
 
 def declare_transform(block: Resize, spec: ModelSpec) -> Transform:
-    """Return the transform that goes with the weights of `spec`."""
+    """Return the transform that belongs to the weights of `spec`."""
     transform = make_explicit_transform(block, label=spec.label)
     return replace(transform, record={**transform.record, "kind": "weights", "weights": spec.id})
 
 
 def make_explicit_transform(block: Resize, *, label: str) -> Transform:
     """Return the transform of a recipe's block."""
-    from torchvision import transforms as library  # only where a block is asked for: it takes a second
+    from torchvision import transforms as library  # only if a block is used: the import takes a second
 
     size, crop = block.resize, block.crop or block.resize
     if crop > size:
@@ -64,7 +67,7 @@ def make_outline(
     std: Sequence[float],
     squash: bool = False,
 ) -> dict[str, Any]:
-    """Return a library's transform in the words of a recipe's block."""
+    """Return a library's transform as an outline. `crop` is `resize` by default."""
     return {
         "resize": resize,
         "crop": crop or resize,
@@ -76,7 +79,7 @@ def make_outline(
 
 
 def outline_block(block: Resize) -> dict[str, Any]:
-    """Return a recipe's block with its defaults spelled out."""
+    """Return the outline of a recipe's block, with its defaults."""
     return make_outline(
         resize=block.resize,
         crop=block.crop,
@@ -88,7 +91,7 @@ def outline_block(block: Resize) -> dict[str, Any]:
 
 
 def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
-    """Refuse a transform that is not the one that the registry knows of these weights."""
+    """Refuse a transform that differs from the transform that the registry states for these weights."""
     if spec.declared is None:
         return
     for key, declared in outline_block(spec.declared).items():
@@ -96,6 +99,5 @@ def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> Non
         if found != declared:
             raise RequestError(
                 f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
-                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
-                "std: […]}",
+                hint="to use your own transform, give it in full: transform: {resize: …, crop: …, mean: […], std: […]}",
             )

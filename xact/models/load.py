@@ -125,7 +125,7 @@ def _open_network_source(spec: ModelSpec) -> NetworkSource:
         raise make_name_error(spec, "source of networks", spec.source, DISTRIBUTIONS)
     if spec.kind == "text" and spec.source not in TEXT_SOURCES:
         raise RequestError(
-            f"model {spec.label!r} ({spec.source}:{spec.id}) is shown pictures; the stimuli are captions",
+            f"model {spec.label!r} ({spec.source}:{spec.id}) takes pictures; the stimuli are captions",
             hint=f"name a language model of {', '.join(TEXT_SOURCES)}, or panel-b-language",
         )
     file = TEXT_SOURCES[spec.source] if spec.kind == "text" else f"xact.models.sources.{spec.source}"

@@ -1,4 +1,4 @@
-"""The five dimension names, the names users may not take, label <-> path, and the words of `.pt` files."""
+"""Dimension names, reserved names, paths made from labels, names in `.pt` files, and the table of stimuli."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal, NewType
 from xact.errors import RequestError
 
 DIMS = ("model", "stimulus", "layer", "replicate", "unit")
-"""The dimensions of `activations`, in the order of its axes."""
+"""Dimensions of `activations`, in the order of its axes."""
 
 RESERVED_COLUMNS = frozenset(
     "model stimulus layer replicate unit activations condition stem file sha256 present path n_units "
@@ -20,29 +20,29 @@ RESERVED_COLUMNS = frozenset(
     "base source weights seed trained family training n_parameters unit_axes unit_shape "
     "xact catalog coordinates".split()
 )
-"""Names that a column of a user's table may not have: the store uses them itself."""
+"""Names that a column of a user's table may not have, because the store uses them."""
 
 RESERVED_PARTS = RESERVED_COLUMNS | {"zarr.json", "c"}
-"""Path parts (case folded) that mean something to the store."""
+"""Path parts (case folded) that have a meaning in the store."""
 
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
-"""Names that Windows takes for a device, with any ending."""
+"""Matches names that Windows reserves for devices, with any extension."""
 
 MAX_LABEL_LENGTH = 200
-"""Characters a label may have, so that a path part made from it fits every file system."""
+"""Maximum characters of a label, so that its path part fits every file system."""
 
 MAX_PART_LENGTH = 200
-"""Characters a path part may have; a longer one is cut and gets a hash."""
+"""Maximum characters of a path part. A longer part is cut and gets a hash."""
 
 POOLS: Mapping[str, str] = {"mean": "avg"}
-"""{reduction: its name in the names of `.pt` files}, where it is another."""
+"""{reduction: its name in `.pt` file names}, if the two names differ."""
 
 UNTRAINED_FOLDER = "all-untrained"
 """Folder of the `.pt` files of untrained networks."""
 
 
 def check_label(label: str, *, what: str) -> str:
-    """Return `label`, or refuse one that is empty, too long or holds control characters."""
+    """Return `label`. Refuse a label that is empty, too long or contains control characters."""
     if not label or label != label.strip():
         raise RequestError(f"{what} {label!r} is empty or begins or ends with white space", hint="rename it")
     if len(label) > MAX_LABEL_LENGTH:
@@ -56,7 +56,7 @@ def check_label(label: str, *, what: str) -> str:
 
 
 def fold_label(label: str) -> str:
-    """Return the form in which two labels that look alike are equal (NFC, case folded)."""
+    """Return the label in NFC and case folded. Labels that look alike become equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
 
 
@@ -68,10 +68,10 @@ def make_path_part(label: str) -> str:
 def make_path_parts(
     labels: Iterable[str], *, existing: Mapping[str, str] | None = None, reserved: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Return {label: path part}, distinct also after case folding.
+    """Return {label: path part}. The parts are distinct, also after case folding.
 
-    A part that is in `existing` (an earlier {label: part}) never moves. A short hash of the label is added
-    wherever the plain part would meet another, is reserved, or is no safe name of a folder.
+    Parts in `existing` (an earlier {label: part}) never change. A short hash of the label is added if the plain part
+    is taken, is reserved, or is not a safe folder name.
     """
     parts = dict(existing or {})
     kept = RESERVED_PARTS | {name.casefold() for name in reserved}
@@ -92,42 +92,42 @@ def make_path_parts(
 
 
 def is_safe_part(part: str) -> bool:
-    """Return whether a part can be the name of a folder in a Zarr store on any system."""
+    """Return True if a part can be a folder name in a Zarr store on any system."""
     is_odd = not 0 < len(part) <= MAX_PART_LENGTH or part != make_path_part(part)
     return not (is_odd or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))
 
 
 Kind = Literal["image", "text"]
-"""What stimuli are, and what a network is shown."""
+"""Kind of the stimuli and of a network's input."""
 
 StoreRow = NewType("StoreRow", int)
-"""Row of a store: position on its stimulus axis, where a stimulus keeps its place for ever."""
+"""Row of a store: position of a stimulus on the stimulus axis. It never changes."""
 
 SourceRow = NewType("SourceRow", int)
-"""Row of a source of stimuli: position in its table, which may list them in another order than the store."""
+"""Row of a source of stimuli: position in its table. The order may differ from the store's order."""
 
 Column = Sequence[str] | Sequence[int] | Sequence[float] | Sequence[bool]
-"""One column of a table of stimuli: all cells of one type; a missing number is NaN."""
+"""One column of a table of stimuli. All cells have one type; a missing number is NaN."""
 
 
 @dataclass(frozen=True)
 class StimulusTable:
-    """The labels of every stimulus, in the order of the source; all fields have one length."""
+    """The labels of all stimuli, in the order of the source. All fields have the same length."""
 
     ids: Sequence[str]
     conditions: Sequence[str]
     stems: Sequence[str]
     """File name without extension, or the id."""
     files: Sequence[str]
-    """Path relative to the root folder (`/` between parts), or what the source has in its place."""
+    """Path relative to the root folder (`/` between parts), or the source's substitute for a path."""
     columns: Mapping[str, Column] = field(default_factory=dict)
-    """Further columns of the source by name."""
+    """{name: further column of the source}."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: Sequence[int]) -> StimulusTable:
-        """Return the table of these rows, in this order."""
+        """Return a table of `rows`, in this order."""
         return StimulusTable(
             ids=[self.ids[row] for row in rows],
             conditions=[self.conditions[row] for row in rows],

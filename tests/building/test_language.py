@@ -516,7 +516,7 @@ def test_more_tokens_than_a_model_can_read_are_refused(folder, tmp_path):
 @pytest.mark.parametrize("model", ["ResNet50", "{source: timm, id: vit_tiny_patch16_224.augreg_in21k}"])
 def test_a_vision_network_is_refused_captions_before_anything_is_loaded(model, tmp_path):
     write_captions(tmp_path / "captions.csv")
-    with pytest.raises(RequestError, match="is shown pictures; the stimuli are captions"):
+    with pytest.raises(RequestError, match="takes pictures; the stimuli are captions"):
         xact.build(write_recipe(tmp_path, model))
     assert not (tmp_path / "store.zarr").exists()
 

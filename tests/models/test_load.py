@@ -588,7 +588,7 @@ def test_weights_are_those_of_the_revision_that_is_asked_for(no_network, source,
     assert path.read_text() == f"{names[0]} of {revision or NEW}"
     assert weights.record["revision"] == (revision or NEW)
     absent = "f" * 40
-    with pytest.raises(WeightsError, match="cannot be had from the hub"):
+    with pytest.raises(WeightsError, match="cannot be downloaded from the hub"):
         models.find_weights(replace(spec, revision=absent))
 
 
@@ -683,7 +683,7 @@ def test_a_torch_file_that_carries_code_is_said_to_be_refused(tmp_path):
         ({"a": torch.ones(1), "epoch": 3}, "holds a, epoch"),  # no telling what the other keys are for
         ({"state_dict": {"a": torch.ones(1)}, "model": {"a": torch.ones(1)}}, "holds state_dict, model"),
         ([torch.ones(1)], "holds list"),
-        ({}, "is no state dict"),
+        ({}, "is not a state dict"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, content, text):
@@ -802,7 +802,7 @@ def test_weights_that_cannot_be_had_are_one_line_and_soon(no_network, source, mo
 
 
 def test_a_transform_that_lies_on_the_hub_is_a_weights_error_without_it(no_network):
-    with pytest.raises(WeightsError, match="cannot be had from the hub"):
+    with pytest.raises(WeightsError, match="cannot be downloaded from the hub"):
         models.make_transform(make_spec("transformers", "google/vit-base-patch16-224", "pretrained"))
 
 

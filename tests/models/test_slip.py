@@ -195,7 +195,7 @@ def test_the_names_of_an_older_numpy_are_read_past_too(tmp_path):
 
 def test_an_object_in_a_tensors_place_is_no_tensor(tmp_path):
     torch.save({"state_dict": {"norm.bias": argparse.Namespace(a=1)}}, tmp_path / "own.pt")
-    with pytest.raises(WeightsError, match=r"own\.pt in .* is no state dict"):
+    with pytest.raises(WeightsError, match=r"own\.pt in .* is not a state dict"):
         load(make_spec(tmp_path / "own.pt"))
 
 

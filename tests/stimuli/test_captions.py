@@ -242,6 +242,6 @@ def test_a_network_for_pictures_refuses_captions(tmp_path, monkeypatch):
         "store: s.zarr\nstimuli: {source: captions, file: c.csv}\n"
         "models: [{label: r18, source: torchvision, id: resnet18, weights: random}]\n",
     )
-    with pytest.raises(RequestError, match=r"model 'r18' .*is shown pictures; the stimuli are captions"):
+    with pytest.raises(RequestError, match=r"model 'r18' .*takes pictures; the stimuli are captions"):
         xact.build(recipe)
     assert not (tmp_path / "s.zarr").exists()

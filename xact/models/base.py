@@ -1,4 +1,4 @@
-"""What a source of networks gives: a network, its transform, its tokenizer, its weights."""
+"""The interface of a source of networks: Network, Transform, Tokenizer, Weights, and the functions that make them."""
 
 from __future__ import annotations
 
@@ -19,63 +19,63 @@ if TYPE_CHECKING:
 
 
 def show_batch(module: nn.Module, pictures: Tensor) -> object:
-    """Return what a network returns for a batch of pictures."""
+    """Return the output of a network for a batch of pictures."""
     return module(pictures)
 
 
 def find_matrix(output: object) -> Tensor | None:
-    """Return an output that is one vector for each picture, (picture, class)."""
+    """Return `output` if it has shape (picture, class), else None."""
     return output if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network ready to run, and how to talk to it."""
+    """A network that is ready to run, and how to call it."""
 
     module: nn.Module
     """In eval mode; no parameter asks for a gradient."""
     forward: Callable[[nn.Module, Any], object] = show_batch
-    """Shows a batch, (picture, channel, y, x) or a TextBatch, to `module` or a deep copy of it."""
+    """Runs `module`, or a deep copy of it, on a batch: (picture, channel, y, x) or a TextBatch."""
     find_logits: Callable[[object], Tensor | None] = find_matrix
-    """The logits, (picture, class) or (caption, token, word), in what `forward` returned, None where it has none."""
+    """Returns the logits, (picture, class) or (caption, token, word), in the output of `forward`, or None."""
     n_prefix_tokens: int | None = None
-    """Class, register and distillation tokens ahead of the patch tokens; None: no such tokens."""
+    """Number of class, register and distillation tokens before the patch tokens; None: the network has no tokens."""
     has_cls: bool = False
-    """Whether token 0 is a class token."""
+    """True if token 0 is a class token."""
     is_typed: bool = False
-    """Whether its tensors have their number formats already: casting them would change more than the weights."""
+    """True if the tensors already have their number formats. A cast would change more than the weights."""
     is_placed: bool = False
-    """Whether its tensors lie on their devices already, and are never moved."""
+    """True if the tensors are already on their devices. They are never moved."""
     code: Mapping[str, str] = field(default_factory=dict)
-    """The user's own file that it is made by, with its sha256, where it is."""
+    """Name and sha256 of the user's own file that makes the network; empty for a network of a library."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to a picture before the network sees it."""
+    """The preprocessing of a picture before the forward pass."""
 
     apply: Callable[[Image], Tensor]
     """RGB picture -> float32 (channel, y, x)."""
     record: dict[str, Any]
-    """All that changes a value, as JSON-able data; under `outline` the same in the words of a recipe's block, where
-    those can say it."""
+    """All settings that change a value, as JSON-able data. `outline` holds them with the keys of a recipe's block, if
+    that block can express them."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What is done to a text before the network reads it."""
+    """The conversion of a text into token ids."""
 
     encode: Callable[[str], Encoded]
-    """From any thread."""
+    """Text -> token ids. Any thread may call it."""
     pad_id: int
-    """What stands where a shorter text has no token."""
+    """Token id that fills a shorter text up to the length of its batch."""
     record: dict[str, Any]
-    """All that changes a value, as JSON-able data."""
+    """All settings that change a value, as JSON-able data."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found, before anything is loaded."""
+    """The files of a network's weights. They are found but not yet loaded."""
 
     files: tuple[Path, ...]
     """Empty for random weights."""
@@ -84,10 +84,10 @@ class Weights:
 
 
 class NetworkSource(Protocol):
-    """What each file in `sources/` offers."""
+    """The functions that each file in `sources/` has."""
 
     def make_network(self, spec: ModelSpec) -> Network:
-        """Return the untrained network as the library initialises it; reads no weights."""
+        """Return the untrained network as the library initialises it. Read no weights."""
         ...
 
     def find_pretrained(self, spec: ModelSpec) -> Weights:
@@ -100,7 +100,7 @@ class NetworkSource(Protocol):
 
 
 class Source(NetworkSource, Protocol):
-    """What a file of image networks offers besides."""
+    """The functions that a file of image networks has."""
 
     def make_transform(self, spec: ModelSpec) -> Transform:
         """Return the transform that the weights declare, as the library applies it."""
@@ -108,25 +108,38 @@ class Source(NetworkSource, Protocol):
 
 
 class TextSource(NetworkSource, Protocol):
-    """What a file of language models offers besides."""
+    """The functions that a file of language models has."""
 
     def takes_text(self, spec: ModelSpec) -> bool:
-        """Return whether the configuration is that of a network which takes text alone."""
+        """Return True if the configuration belongs to a network that takes text alone."""
         ...
 
     def make_tokenizer(self, spec: ModelSpec) -> Tokenizer:
-        """Return the tokenizer of the weights; WeightsError where it cannot be had."""
+        """Return the tokenizer of the weights; raise WeightsError if it cannot be found or used."""
         ...
 
 
 N_LISTED = 8
-"""A table of names this short is listed whole in an error."""
+"""An error lists all names of a table that has at most this many."""
 
 
 def make_name_error(spec: ModelSpec, what: str, name: str, names: Iterable[str]) -> NameNotFoundError:
-    """Return the error for a name that the library's own table lacks, with the nearest it has."""
+    """Return the error for a name that is not in the library's table. It names the nearest known name."""
     known = list(names)
     return NameNotFoundError(
         f"model {spec.label!r}: {spec.source} has no {what} {name!r}{make_nearest_text(name, known)}",
         hint=f"it has {', '.join(known)}" if 0 < len(known) <= N_LISTED else None,
     )
+
+
+LATE_CLASS_TOKEN = frozenset({"Cait", "ConVit", "Xcit"})
+"""Classes of timm that add the class token after the patch blocks: in most of their layers token 0 is a patch."""
+
+
+def count_prefix_tokens(module: nn.Module) -> tuple[int | None, bool]:
+    """Return (number of tokens before the patches, True if token 0 is a class token) of a timm network."""
+    n_tokens: int | None = getattr(module, "num_prefix_tokens", None)
+    if n_tokens is None or type(module).__name__ in LATE_CLASS_TOKEN:
+        return None, False
+    holders = (module, getattr(module, "embeds", None))  # NaFlexViT keeps its tokens in `embeds`
+    return n_tokens, n_tokens > 0 and any(getattr(holder, "cls_token", None) is not None for holder in holders)

@@ -1,4 +1,4 @@
-"""Weight files: find, hash, read without running their code, load strictly."""
+"""Weight files: find them, hash them, read them without running their code, and load them strictly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xact.disk.digest import hash_file
 from xact.errors import WeightsError
 
 N_SHOWN = 3
-"""Keys that an error lists."""
+"""Number of keys that an error lists."""
 
 WRAPPERS = ("state_dict", "model")
 """Keys under which training scripts store the state dict."""
@@ -27,7 +27,7 @@ DAMAGES = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
     *(RuntimeError, TypeError, ValueError, struct.error),
 )
-"""What torch raises for files with flipped bits or a cut end; it checks few of a file's bytes itself."""
+"""Errors of torch for files with flipped bits or a missing end. torch itself checks few bytes of a file."""
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -35,11 +35,11 @@ WEIGHT_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names of the weights in a folder of transformers, in the library's own order; an index names its shards."""
+"""Names of weight files in a folder of transformers, in the library's own order. An index lists its shards."""
 
 
 def hash_checkpoint(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal. `path` may be a link, as in the cache of the hub."""
+    """Return the sha256 of a file in hexadecimal. `path` may be a link, as in the cache of the hub."""
     return hash_file(path.resolve()).sha256
 
 
@@ -76,7 +76,7 @@ def list_folder_weights(folder: Path, *, label: str) -> list[Path]:
 
 
 def take_one_file(files: Sequence[Path], *, label: str) -> Path:
-    """Return the only file of `files`; a network that is one file cannot take several."""
+    """Return the only file of `files`; raise WeightsError if there are several."""
     if len(files) != 1:
         raise WeightsError(
             f"model {label!r}: its weights are one file, not {len(files)} ({_list_some([f.name for f in files])})",
@@ -86,16 +86,16 @@ def take_one_file(files: Sequence[Path], *, label: str) -> Path:
 
 
 def read_one_file(files: Sequence[Path], *, label: str, ignored: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in the only file of `files`, and how an error calls those weights."""
+    """Return the state dict in the only file of `files`, and the text that errors use for these weights."""
     path = take_one_file(files, label=label)
     return load_state_dict(path, ignored=ignored), f"model {label!r}: the weights in {path.name}"
 
 
 def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the state dict in a file, on the CPU; nothing that the file carries is run.
+    """Return the state dict in a file, on the CPU. Code in the file is never run.
 
-    A wrapper (`state_dict`, `model`) and a prefix `module.` are taken off where they are unambiguous. `ignored` are
-    the full names of classes that may stand beside the tensors: an empty stand-in is read in their place.
+    Remove a wrapper key (`state_dict`, `model`) and a prefix `module.` if they are unambiguous. `ignored` lists the
+    full names of classes that the file may hold beside tensors: an empty stand-in replaces their objects.
     """
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
@@ -116,7 +116,7 @@ def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Ten
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
-    """Load every tensor of `module` from `state`; a missing, left-over or misshapen one is a WeightsError."""
+    """Load every tensor of `module` from `state`; raise WeightsError if a tensor is missing, left over or misshapen."""
     try:
         keys = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -126,7 +126,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Any], what: str) -> Non
 
 
 def check_keys(missing: Iterable[str], unexpected: Iterable[str], what: str) -> None:
-    """Raise a WeightsError that lists the first missing and unexpected keys, where there are any."""
+    """Raise WeightsError if a key is missing or unexpected. The error lists the first keys."""
     found = {"missing": sorted(missing), "unexpected": sorted(unexpected)}
     if found["missing"] or found["unexpected"]:
         parts = [f"{len(keys)} {kind} ({_list_some(keys)})" for kind, keys in found.items() if keys]
@@ -134,7 +134,7 @@ def check_keys(missing: Iterable[str], unexpected: Iterable[str], what: str) -> 
 
 
 def select_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose key begins with `prefix`, without it."""
+    """Return the tensors whose keys begin with `prefix`. The prefix is removed from the keys."""
     return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
 
 
@@ -149,7 +149,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 class _StandIn:
-    """Takes the place of an object that a file holds: accepts all that makes one, and keeps and does nothing."""
+    """Replaces an object in a file: accepts any arguments and any state, keeps nothing and does nothing."""
 
     def __new__(cls, *_args: object) -> _StandIn:
         return super().__new__(cls)
@@ -159,7 +159,7 @@ class _StandIn:
 
 
 def _make_stand_in(full_name: str) -> type[_StandIn]:
-    """Return a class that torch takes for the one of that name."""
+    """Return a class that torch accepts as the class `full_name`."""
     module, _, name = full_name.rpartition(".")
     return type(name, (_StandIn,), {"__module__": module})
 
@@ -169,7 +169,7 @@ def _load_pickle(path: Path, ignored: Sequence[str]) -> object:
         is_zip = file.read(4) == b"PK\x03\x04"  # only the zip format of torch.save can be mapped
     stand_ins: list[Any] = [_make_stand_in(name) for name in ignored]
     with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
-        # another protocol of pickle is either read right or refused
+        # torch reads another pickle protocol correctly or refuses it
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
@@ -180,15 +180,15 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         if len(inner) != 1:
             keys = _list_some([str(key) for key in content])
             raise WeightsError(
-                f"{path.name} in {path.parent} is no state dict: it holds {keys}",
+                f"{path.name} in {path.parent} is not a state dict: it holds {keys}",
                 hint="save its state_dict() alone, best as .safetensors",
             )
         content = inner[0]
     if not isinstance(content, dict) or not _is_state_dict(content):
-        raise WeightsError(f"{path.name} in {path.parent} is no state dict but holds {type(content).__name__}")
+        raise WeightsError(f"{path.name} in {path.parent} is not a state dict but holds {type(content).__name__}")
     if all(key.startswith("module.") for key in content):
         return select_prefix(content, "module.")
-    return content  # as it is: its `_metadata` tells modules which version wrote it
+    return content  # not a copy: its `_metadata` tells modules which version wrote it
 
 
 def _is_state_dict(content: Mapping[Any, object]) -> bool:

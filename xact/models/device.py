@@ -1,4 +1,4 @@
-"""Where networks run: the one place that chooses a device, its precision, its batch and its lanes."""
+"""Choose the device, its precision, the batch size and the number of lanes. No other module chooses them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from xact.errors import RequestError
 
 AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
-"""Pictures in one forward pass where the recipe says `auto`, by kind of device."""
+"""{kind of device: pictures in one forward pass if the recipe says `auto`}."""
 
 MEMORY_SHARE = 0.6
-"""Part of the machine's memory that lanes may fill together."""
+"""Fraction of the machine's memory that all lanes together may fill."""
 
 
 def resolve_device(asked: str) -> str:
-    """Return the device that `asked` (auto, cpu, mps, cuda, cuda:1) means here; auto takes MPS, then CUDA, then CPU."""
+    """Return the device for `asked` (auto, cpu, mps, cuda, cuda:1). auto means MPS, else CUDA, else the CPU."""
     found = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
     if asked == "auto":
         return next(kind for kind, is_here in found.items() if is_here)
@@ -31,17 +31,17 @@ def resolve_device(asked: str) -> str:
 
 
 def get_kind(device: str) -> str:
-    """Return cpu, cuda or mps: a device without its index."""
+    """Return the device without its index: cpu, cuda or mps."""
     return device.split(":")[0]
 
 
 def choose_batch_size(asked: int | str, device: str) -> int:
-    """Return the pictures in one forward pass."""
+    """Return the number of pictures in one forward pass."""
     return AUTO_BATCH[get_kind(device)] if isinstance(asked, str) else asked
 
 
 def count_workers(asked: int | str) -> int:
-    """Return the threads to use: as asked, or one for each processor this process may run on."""
+    """Return the number of threads: `asked`, or one for each processor that this process may use."""
     if not isinstance(asked, str):
         return asked
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -50,14 +50,14 @@ def count_workers(asked: int | str) -> int:
 
 
 def count_lanes(workers: int, *, lane_nbytes: int, device: str) -> int:
-    """Return how many copies of a network run side by side: several on a CPU as far as memory goes, else one."""
+    """Return the number of copies of a network that run in parallel: on a CPU as many as fit in memory, else 1."""
     if get_kind(device) != "cpu":
         return 1
     return max(1, min(workers, int(find_memory() * MEMORY_SHARE) // max(1, lane_nbytes)))
 
 
 def find_memory() -> int:
-    """Return the bytes of memory this process may use: the machine's, or its control group's if that is less."""
+    """Return the bytes of memory that this process may use: of the machine, or of its control group if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         if file.is_file() and (text := file.read_text().strip()).isdecimal():
@@ -66,7 +66,7 @@ def find_memory() -> int:
 
 
 def find_device_memory(device: str) -> int | None:
-    """Return the bytes of memory of a device, None where it is not here."""
+    """Return the bytes of memory of a device, or None if this machine lacks the device."""
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return find_memory()
@@ -78,13 +78,13 @@ def find_device_memory(device: str) -> int | None:
 
 
 def get_memory_format(device: str) -> torch.memory_format:
-    """Return the memory format of pictures and weights: on a CPU convolutions are faster with the channels last."""
+    """Return the memory format of pictures and weights: channels last on a CPU, where it makes convolutions faster."""
     return torch.channels_last if get_kind(device) == "cpu" else torch.contiguous_format
 
 
 @contextmanager
 def use_precision(dtype: str) -> Iterator[None]:
-    """Hold float32 to IEEE arithmetic (or TF32 where asked for) and cuDNN to one deterministic algorithm."""
+    """Use IEEE float32 arithmetic (TF32 if `dtype` is tf32) and deterministic cuDNN algorithms in the block."""
     before = (
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,

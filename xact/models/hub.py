@@ -1,4 +1,4 @@
-"""Files from hubs and plain addresses: the cache first, then one attempt that cannot hang."""
+"""Files of the hub and of plain URLs: look in the cache, then try one download that cannot hang."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xact.errors import WeightsError
 from xact.models.checkpoints import WEIGHT_NAMES, hash_checkpoint
 
 PROBE_SECONDS = 10.0
-"""How long one silent connection is waited for."""
+"""Seconds to wait for a silent connection."""
 
 SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -38,11 +38,11 @@ class HubFile:
     revision: str
     """The commit that the file belongs to."""
     sha256: str
-    """Of its bytes, compared with the hub's own where the cache holds that."""
+    """sha256 of its bytes. It is compared with the hub's sha256 if the cache holds that."""
 
 
 def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | None = None) -> HubFile:
-    """Return the first of `names` that a repository has; one that is cached is not asked for again."""
+    """Return the first of `names` that a repository has. A cached file is not requested again."""
     for name in names:
         path = _find_in_cache(repo, name, label=label, revision=revision)
         if path is not None:
@@ -57,7 +57,7 @@ def find_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str | 
 
 
 def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: str) -> list[HubFile]:
-    """Return those of `names` that a repository has; where the last is cached, the hub is not asked for the others."""
+    """Return the files of `names` that a repository has. If the last name is cached, send no request for the others."""
     is_here = _find_in_cache(repo, names[-1], label=label, revision=revision) is not None
     found = []
     for name in names:
@@ -72,20 +72,23 @@ def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: s
 
 
 def can_be_fetched(repo: str) -> bool:
-    """Return whether a gated repository is in the cache, or somebody is logged in who may be let in."""
+    """Return True if a gated repository is in the cache, or a user is logged in, who may have access."""
     from huggingface_hub import get_token, try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repo, "config.json"), str) or get_token() is not None
 
 
 def is_text(name: str) -> bool:
-    """Return whether a file of a repository is small and says how to use the weights: settings, tokens, templates."""
+    """Return True if a file is small and says how to use the weights: settings, tokens, templates."""
     is_index = name.endswith(".index.json")
     return Path(name).name == name and not is_index and Path(name).suffix in (".json", ".jinja", ".txt", ".model")
 
 
 def fetch_texts(repo: str, *, label: str) -> None:
-    """Download every small file of a repository, unless its weights are here: then the others came before them."""
+    """Download every small file of a repository.
+
+    Download nothing if its weights are cached: the small files were downloaded before them.
+    """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     revision = find_on_hub(repo, ("config.json",), label=label).revision
@@ -103,21 +106,21 @@ def fetch_texts(repo: str, *, label: str) -> None:
 
 
 def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
-    """Return a file of the hub that is already here, None where it is not."""
+    """Return a file of the hub from the cache, or None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         path = try_to_load_from_cache(repo, name, revision=revision)
     except HFValidationError as error:
-        raise WeightsError(f"model {label!r}: {repo!r} is no name of a repository on the hub: {error}") from error
+        raise WeightsError(f"model {label!r}: {repo!r} is not a name of a repository on the hub: {error}") from error
     return _describe(Path(path), repo, name, label=label) if isinstance(path, str) else None
 
 
 def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None) -> Path:
-    """Return the file of an address, downloaded to `folder` where it is not there yet.
+    """Return the file of a URL in `folder`. Download it if it is missing.
 
-    `hash_prefix` is how the file's sha256 begins; a file that differs is a WeightsError.
+    `hash_prefix` is the start of the file's sha256. If it differs, raise WeightsError.
     """
     path = folder / Path(urlsplit(url).path).name
     if not path.is_file():
@@ -127,7 +130,7 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
                 torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
         except (URLError, TimeoutError, ConnectionError) as error:
             raise _make_unreachable_error(label, path.name, folder, url, error, HINT) from error
-        except RuntimeError as error:  # torch's own word for a hash that differs
+        except RuntimeError as error:  # torch raises this if the hash differs
             raise WeightsError(f"model {label!r}: {path.name} from {url} is damaged: {error}") from error
     elif hash_prefix and not hash_checkpoint(path).startswith(hash_prefix):
         raise WeightsError(
@@ -138,9 +141,9 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
 
 
 def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], dict[str, Any]]:
-    """Return the file of an address, in torch's hub folder, and its record; `tag` is what the library calls it.
+    """Return the file of a URL, in torch's hub folder, and its record. `tag` is the library's name for the weights.
 
-    Where its name holds the beginning of its sha256 (`NAME-HASH.pth`, torch's convention), that is checked.
+    If the file name holds the start of the sha256 (`NAME-HASH.pth`, torch's convention), check it.
     """
     match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -151,21 +154,21 @@ def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], di
 def _make_unreachable_error(
     label: str, name: str, folder: Path, where: str, error: Exception, hint: str
 ) -> WeightsError:
-    """Return the error for weights that are neither here nor to be had."""
+    """Return the error for a file that is not cached and cannot be downloaded."""
     reason = str(error).strip() or type(error).__name__
     return WeightsError(
-        f"model {label!r}: {name} is not in {folder} and cannot be had from {where} ({reason})", hint=hint
+        f"model {label!r}: {name} is not in {folder} and cannot be downloaded from {where} ({reason})", hint=hint
     )
 
 
 def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
-    """Return the file, None where the repository has none of that name."""
+    """Download a file of the hub; return None if the repository has no file `name`."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     cache = Path(constants.HF_HUB_CACHE)
     try:
-        # hf_hub_download alone tries a dead line six times, 23 s or more; this asks once
+        # without a connection, hf_hub_download tries six times, 23 s or more; this request tries once
         get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=PROBE_SECONDS)
         path = hf_hub_download(repo, name, revision=revision)
     except RemoteEntryNotFoundError:
@@ -187,14 +190,14 @@ def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None
 
 
 def _list_network_errors() -> tuple[type[Exception], ...]:
-    """Return what a failed request raises: the hub's own errors are both, those of its HTTP library the second only."""
+    """Return the errors of a failed request: the hub's own errors are both types, its HTTP library's the second."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx or httpx2
 
     return OSError, HTTPError
 
 
 def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:
-    depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME, a link to …/blobs/SHA256 where the file is large
+    depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME, a link to …/blobs/SHA256 if the file is large
     sha256, blob = hash_checkpoint(path), path.resolve().name
     if SHA256.match(blob) and blob != sha256:
         raise WeightsError(
@@ -206,7 +209,7 @@ def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:
 
 @contextmanager
 def _limit_silence(seconds: float) -> Iterator[None]:
-    """Let no socket that is opened meanwhile wait longer than this; torch.hub takes no timeout itself."""
+    """Set the timeout of every socket that is opened in the block; torch.hub has no timeout argument."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -1,7 +1,7 @@
-"""Networks and their transforms, each from the library that holds its weights.
+"""Load networks and their transforms from the libraries that have their weights.
 
-A source is a file in `sources/` with the functions of `Source`; it is imported only when a model asks for it, so
-`import xact.models.load` loads torch and none of the libraries of networks.
+A source is a file in `sources/` with the functions of `Source`. It is imported only when a model needs it, so
+`import xact.models.load` imports torch but not the libraries of networks.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from xact.recipe.schema import Resize
 from xact.recipe.sources import DISTRIBUTIONS
 
 TEXT_SOURCES = {"transformers": "xact.models.sources.language"}
-"""{source: its file for language models}; for pictures the file in `sources/` has the name of the source."""
+"""{source: its module for language models}. For pictures, the module in `sources/` has the name of the source."""
 
 
 def make_architecture(spec: ModelSpec) -> Network:
-    """Return the untrained network, no weights read; under `torch.device("meta")` no memory is taken."""
+    """Return the untrained network. Read no weights; under `torch.device("meta")` take no memory."""
     source = _open_network_source(spec)
     with torch.random.fork_rng(devices=[]):
         return _freeze(source.make_network(spec))
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return the transform that `spec.transform` asks for; needs no weights."""
+    """Return the transform that `spec.transform` names. It needs no weights."""
     source = _open_source(spec)
     if spec.transform == "weights":
         with torch.random.fork_rng(devices=[]):
@@ -50,7 +50,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 
 def find_weights(spec: ModelSpec) -> Weights:
-    """Find or download the weights of a network; WeightsError where they cannot be had."""
+    """Find or download the weights of a network; raise WeightsError if that fails."""
     weights = _find_tensors(spec)
     if spec.kind == "text":
         weights = replace(weights, record=weights.record | {"tokenizer": make_tokenizer(spec).record})
@@ -68,14 +68,14 @@ def _find_tensors(spec: ModelSpec) -> Weights:
 
 
 def make_tokenizer(spec: ModelSpec) -> Tokenizer:
-    """Return the tokenizer of a language model; WeightsError where it cannot be had."""
+    """Return the tokenizer of a language model; raise WeightsError if it cannot be found or used."""
     return cast(TextSource, _open_network_source(spec)).make_tokenizer(spec)
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
-    """Return the network on the CPU with its weights, the global random generator left as it was.
+    """Return the network on the CPU with its weights. The state of the global random generator does not change.
 
-    Missing or unexpected tensors are a WeightsError. Random weights are the library's own initialisation after
+    Missing or unexpected tensors raise WeightsError. Random weights are the library's own initialisation after
     `torch.manual_seed(spec.seed)`.
     """
     source = _open_network_source(spec)
@@ -87,7 +87,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 
 def find_kind(spec: ModelSpec) -> Kind:
-    """Return what a network is shown, from its configuration where its library has both kinds."""
+    """Return the kind of a network's input. If its library has both kinds, read its configuration."""
     if spec.kind == "text" or spec.source not in TEXT_SOURCES:
         return spec.kind
     source = cast(TextSource, importlib.import_module(TEXT_SOURCES[spec.source]))
@@ -95,7 +95,7 @@ def find_kind(spec: ModelSpec) -> Kind:
 
 
 def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
-    """Refuse a network that is the user's own Python code unless that is allowed."""
+    """Refuse a network of the user's own Python code unless `allow_code` is True."""
     if spec.source == "python" and not allow_code:
         raise RequestError(
             f"model {spec.label!r} runs Python code of your own ({spec.id})", hint="allow it with --allow-code"
@@ -103,7 +103,7 @@ def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
 
 
 def check_gate(spec: ModelSpec) -> None:
-    """Refuse weights whose terms must be accepted first, where they are not here and nobody is logged in."""
+    """Refuse gated weights if they are not cached and no user is logged in."""
     is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()
     if not spec.is_gated or is_local:
         return
@@ -111,7 +111,7 @@ def check_gate(spec: ModelSpec) -> None:
 
     if not can_be_fetched(spec.id):
         raise WeightsError(
-            f"model {spec.label!r} is gated: {spec.id} is given only to who has accepted its terms, and is not here",
+            f"model {spec.label!r} is gated: {spec.id} is not in the cache and needs an account with accepted terms",
             hint=f"request access at https://huggingface.co/{spec.id}, then set HF_TOKEN or `hf auth login`",
         )
 
@@ -125,7 +125,7 @@ def _open_network_source(spec: ModelSpec) -> NetworkSource:
         raise make_name_error(spec, "source of networks", spec.source, DISTRIBUTIONS)
     if spec.kind == "text" and spec.source not in TEXT_SOURCES:
         raise RequestError(
-            f"model {spec.label!r} ({spec.source}:{spec.id}) is shown pictures; the stimuli are captions",
+            f"model {spec.label!r} ({spec.source}:{spec.id}) takes pictures; the stimuli are captions",
             hint=f"name a language model of {', '.join(TEXT_SOURCES)}, or panel-b-language",
         )
     file = TEXT_SOURCES[spec.source] if spec.kind == "text" else f"xact.models.sources.{spec.source}"

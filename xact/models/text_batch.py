@@ -1,4 +1,4 @@
-"""Captions as a language model reads them: token ids, padded into batches."""
+"""Captions as input of a language model: token ids, padded into batches."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """One caption as the network reads it."""
+    """One caption as input of the network."""
 
     ids: Sequence[int]
-    """Of its tokens, the special ones among them; never empty."""
+    """Ids of its tokens, with the special tokens; never empty."""
     nbytes: int
-    """Of the UTF-8 of its text."""
+    """Number of bytes of its text in UTF-8."""
     is_cut: bool
-    """Whether it was longer than the network, or the recipe, allows."""
+    """True if it was cut, because it was longer than the network or the recipe allows."""
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Captions side by side, the shorter ones padded on the right."""
+    """A batch of captions. Shorter captions are padded on the right."""
 
     ids: Tensor
     """(caption, token) int64."""
     mask: Tensor
-    """(caption, token) int64: 1 where there is a token, 0 where there is padding."""
+    """(caption, token) int64: 1 for a token, 0 for padding."""
     captions: Sequence[Encoded]
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> TextBatch:
-        """Return the batch on a device; ids have no number format to change."""
+        """Return the batch on a device. `dtype` is ignored: ids stay int64."""
         del dtype
         return TextBatch(self.ids.to(device), self.mask.to(device), self.captions)
 
 
 def pad(captions: Sequence[Encoded], *, pad_id: int) -> TextBatch:
-    """Return captions as one batch, as long as the longest."""
+    """Return captions as one batch, padded to the length of the longest."""
     length = max(len(caption.ids) for caption in captions)
     ids = torch.full((len(captions), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(captions), length), dtype=torch.int64)

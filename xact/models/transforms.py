@@ -1,27 +1,29 @@
-"""The transform that a recipe or a source spells out: resize, centre crop, scale to 0..1, normalise."""
+"""Transforms of pictures (resize, centre crop, scale to 0..1, normalise), and their outlines, to compare two.
+
+An outline is a dictionary with the keys of a recipe's transform block.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from xact.errors import RequestError
 from xact.models.base import Transform
-from xact.models.outline import outline_block
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
 
 def declare_transform(block: Resize, spec: ModelSpec) -> Transform:
-    """Return the transform that goes with the weights of `spec`."""
+    """Return the transform that belongs to the weights of `spec`."""
     transform = make_explicit_transform(block, label=spec.label)
     return replace(transform, record={**transform.record, "kind": "weights", "weights": spec.id})
 
 
 def make_explicit_transform(block: Resize, *, label: str) -> Transform:
     """Return the transform of a recipe's block."""
-    from torchvision import transforms as library  # only where a block is asked for: it takes a second
+    from torchvision import transforms as library  # only if a block is used: the import takes a second
 
     size, crop = block.resize, block.crop or block.resize
     if crop > size:
@@ -56,8 +58,40 @@ def make_explicit_transform(block: Resize, *, label: str) -> Transform:
     return Transform(steps, record)
 
 
+def make_outline(
+    *,
+    resize: int,
+    crop: int | None = None,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    squash: bool = False,
+) -> dict[str, Any]:
+    """Return a library's transform as an outline. `crop` is `resize` by default."""
+    return {
+        "resize": resize,
+        "crop": crop or resize,
+        "squash": squash,
+        "interpolation": interpolation,
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def outline_block(block: Resize) -> dict[str, Any]:
+    """Return the outline of a recipe's block, with its defaults."""
+    return make_outline(
+        resize=block.resize,
+        crop=block.crop,
+        interpolation=block.interpolation,
+        mean=block.mean,
+        std=block.std,
+        squash=block.squash,
+    )
+
+
 def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> None:
-    """Refuse a transform that is not the one that the registry knows of these weights."""
+    """Refuse a transform that differs from the transform that the registry states for these weights."""
     if spec.declared is None:
         return
     for key, declared in outline_block(spec.declared).items():
@@ -65,6 +99,5 @@ def check_declared(spec: ModelSpec, outline: Mapping[str, Any], who: str) -> Non
         if found != declared:
             raise RequestError(
                 f"model {spec.label!r}: its weights declare the transform {key} {declared!r}, {who} {found!r}",
-                hint="to take one of your own all the same, spell it out: transform: {resize: …, crop: …, mean: […], "
-                "std: […]}",
+                hint="to use your own transform, give it in full: transform: {resize: …, crop: …, mean: […], std: […]}",
             )

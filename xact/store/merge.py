@@ -1,4 +1,7 @@
-"""What a request asks for, laid over what a store holds: the union as one plan, or the first key that differs. Pure."""
+"""Merge a request with the plan of a store: return one plan of both, or name the first key that differs.
+
+This module reads and writes no files.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from xact.store.tasks import count_batch_stimuli
 
 @dataclass(frozen=True)
 class Request:
-    """What this run asks for, probed and resolved, before it is laid over what the store holds."""
+    """The resolved recipe of this run, with probed models, before it is merged with the plan of the store."""
 
     recipe: dict[str, Any]
     table: StimulusTable
@@ -27,9 +30,9 @@ class Request:
 
 
 def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
-    """Lay a request over what the store holds (`old`) and return the union.
+    """Merge a request with the plan of the store (`old`) and return the union.
 
-    Raise MismatchError naming the first key that differs from what the store was made with.
+    Raise MismatchError if a key differs from the store's value. The error names the first such key.
     """
     if old is None:
         return _make_first_plan(request)
@@ -52,7 +55,7 @@ def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan
     )
     _check_bounds(plan, old)
     same = plan.model_copy(update={"recipe": old.recipe}).model_dump_json() == old.model_dump_json()
-    if same or not is_committed:  # compared as text: a missing number is NaN, which is equal to nothing
+    if same or not is_committed:  # compared as text, because a missing number is NaN, and NaN != NaN
         return plan.model_copy(update={"generation": old.generation})
     return plan.model_copy(update={"generation": old.generation + 1})
 
@@ -136,7 +139,7 @@ def _name_type(column: Sequence[object]) -> Literal["string", "int64", "float64"
 
 
 def flatten_leaves(data: object, at: str = "") -> Iterator[tuple[str, object]]:
-    """Yield (dotted key, value) of every leaf of nested mappings."""
+    """Yield (dotted key, value) for every leaf of nested mappings."""
     if isinstance(data, Mapping):
         for key, value in data.items():
             yield from flatten_leaves(value, f"{at}.{key}" if at else str(key))
@@ -159,7 +162,7 @@ def _compare_leaves(held: object, asked: object, prefix: str) -> None:
 
 
 def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
-    """Refuse a recipe whose settings (of stimuli, replicates and storage) differ from the store's."""
+    """Refuse a recipe if its settings for stimuli, replicates and storage differ from the store's settings."""
     _compare_leaves(drop_neutral_settings(old.recipe), drop_neutral_settings(recipe), "")
     layout = recipe["storage"]["layout"]
     if layout not in ("auto", old.layout):
@@ -167,7 +170,7 @@ def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
 
 
 def _merge_stimuli(table: StimulusTable, old: PlannedStimuli) -> PlannedStimuli:
-    """Return the old rows followed by the new ones; every old one must be named again, unchanged."""
+    """Return the old rows, then the new rows. `table` must contain every old stimulus, unchanged."""
     row_of = {one: row for row, one in enumerate(table.ids)}
     lost = [one for one in old.ids if one not in row_of]
     if lost:
@@ -201,7 +204,7 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
             merged.append(held)
             continue
         one, other = (planned.model_dump(exclude=set(NEUTRAL["model"])) for planned in (held, model))
-        for dump in (one, other):  # by label, so that the first layer that differs is named, not all of them
+        for dump in (one, other):  # by label, so that the error names only the first layer that differs
             dump["layers"] = {layer["label"]: layer for layer in dump["layers"]}
         _compare_leaves(one, other, f"models.{held.label}")
         segments = held.segments if n_stimuli == held.n_stimuli else (*held.segments, held.n_stimuli)
@@ -211,7 +214,7 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
 
 
 def _check_bounds(plan: Plan, old: Plan | None) -> None:
-    """Refuse what a cube, or the store's fixed task size, cannot take."""
+    """Refuse new models that do not fit in a cube or in the store's fixed task size."""
     fresh = [model for model in plan.models if old is None or old.find_model(model.label) is None]
     for model in fresh:
         if plan.layout == "cube" and model.widest_units > CUBE_MAX_UNITS:

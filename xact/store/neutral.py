@@ -1,4 +1,4 @@
-"""The neutral keys: what may differ between a store and a recipe. Every other key is compared."""
+"""The neutral keys: they may differ between a store and a recipe. All other keys are compared."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ NEUTRAL: Mapping[str, frozenset[str]] = {
     "compute": frozenset("workers on_out_of_memory".split()),
     "model": frozenset("n_stimuli segments versions device device_map".split()),
 }
-"""{block: its keys that are never a difference}; `recipe` is the top level, `model` a model in the plan.
+"""{block: its keys that may differ}. `recipe` is the top level, `model` is a model in the plan.
 
-- stimuli: where the stimuli and their labels are and which are taken. Ids, labels and hashes themselves are compared.
-- compute: what changes no bit. The batch size that ran is compared as the model's.
-- model: `n_stimuli` and `segments` grow; `versions` are compared where rows are added; the kind of `device` is compared
-  before, since `--device` may choose another; `device_map` says where a network runs.
+- stimuli: these keys say where the stimuli and labels are, and select them. Ids, labels and hashes are compared.
+- compute: these keys do not change a bit of the values. The batch size that ran is compared as a key of the model.
+- model: `n_stimuli` and `segments` grow. `versions` are compared when rows are added. The kind of `device` is compared
+  earlier, because `--device` may choose another. `device_map` says where a network runs.
 """
 
 RESOLVED: Mapping[str, frozenset[str]] = {
@@ -24,16 +24,16 @@ RESOLVED: Mapping[str, frozenset[str]] = {
     "compute": frozenset("device batch_size dtype".split()),
     "storage": frozenset(["layout"]),
 }
-"""{block: its keys that are compared as what they become: fields of each model in the plan, the layout of the plan}."""
+"""{block: its keys that are compared after resolution, as fields of each model in the plan or as the plan's layout}."""
 
 
 def drop_neutral(values: Mapping[str, Any], block: str) -> dict[str, Any]:
-    """Return the keys of a block that are compared between a store and a recipe."""
+    """Return the keys of a block that are compared between a store and a recipe, with their values."""
     dropped = NEUTRAL.get(block, frozenset()) | RESOLVED.get(block, frozenset())
     return {key: value for key, value in values.items() if key not in dropped}
 
 
 def drop_neutral_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a recipe that are compared with a store's."""
+    """Return the settings of a recipe that are compared with the settings of a store."""
     kept = drop_neutral(recipe, "recipe")
     return {key: drop_neutral(value, key) if isinstance(value, Mapping) else value for key, value in kept.items()}

@@ -1,4 +1,4 @@
-"""The plan of a build: its models, layers, stimuli, and the shapes of its arrays. Nothing is read or written here."""
+"""The plan of a build: its models, layers, stimuli, and the shapes of its arrays. No files are read or written here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_sh
 
 
 class PlanRecord(BaseModel):
-    """A frozen part of a plan, stored as JSON."""
+    """A frozen part of a plan. It is stored as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
@@ -20,9 +20,9 @@ class PlannedLayer(PlanRecord):
     """One reduced layer of one model."""
 
     label: str
-    """In the store: `layer4`, or `layer4@mean` where there are several reductions."""
+    """Label in the store: `layer4`, or `layer4@mean` if the layer has several reductions."""
     name: str
-    """Of the module; empty for the network's own output."""
+    """Name of the module; empty for the output of the network."""
     call: int
     n_calls: int
     part: str
@@ -31,25 +31,25 @@ class PlannedLayer(PlanRecord):
     k: int
     seed: int
     output_shape: tuple[int, ...]
-    """Of one stimulus, before the reduction."""
+    """Shape for one stimulus before the reduction."""
     n_units: int
     unit_axes: tuple[str, ...]
     unit_shape: tuple[int, ...]
     layer_index: int
-    """Position in forward order among the model's layers in the store."""
+    """Index in forward order among the model's layers in the store."""
     depth: float
-    """Position among the network's blocks, 0 to 1."""
+    """Relative position among the network's blocks, 0 to 1."""
     depth_bin: int
 
 
 class PlannedModel(PlanRecord):
-    """One network with all that decides its values."""
+    """One network with all settings that determine its values."""
 
     label: str
     source: str
     id: str
     weights: str
-    """As asked: pretrained, random or a path."""
+    """As in the recipe: pretrained, random or a path."""
     base: str
     weights_record: dict[str, Any]
     seed: int
@@ -59,48 +59,48 @@ class PlannedModel(PlanRecord):
     n_parameters: int
     n_prefix_tokens: int
     input_shape: tuple[int, ...]
-    """Of one input: (3, y, x) of a picture, (tokens, words of the vocabulary) of a caption."""
+    """Shape of one input: (3, y, x) for a picture, (tokens, words of the vocabulary) for a caption."""
     transform: dict[str, Any]
     dtype: str
     kind: Literal["image", "text"] = "image"
-    """What its stimuli are."""
+    """Kind of its stimuli."""
     quantize: str = ""
-    """How its weights are packed, where they are."""
+    """Format of its quantized weights; empty without quantization."""
     device_map: str = ""
-    """How it is spread over devices, where it is."""
+    """How its layers are spread over devices; empty for a single device."""
     device: str
     """Kind: cpu, cuda or mps."""
     batch_size: int
     """Inputs (stimuli x replicates) in one forward pass."""
     versions: dict[str, str]
     config: dict[str, Any] | None = None
-    """What the architecture was made from, where the registry says it."""
+    """Configuration of the architecture, if the registry states it."""
     layers: tuple[PlannedLayer, ...]
     n_stimuli: int
-    """Stimuli that were asked of this model so far."""
+    """Number of stimuli requested from this model so far."""
     segments: tuple[int, ...] = (0,)
-    """Rows at which batching starts anew: the first row, and the first row of each append."""
+    """Rows at which a new series of batches starts: the first row, and the first row of each append."""
 
     @property
     def total_units(self) -> int:
-        """Units of one stimulus over all layers."""
+        """Number of units of one stimulus in all layers."""
         return sum(layer.n_units for layer in self.layers)
 
     @property
     def working_values(self) -> int:
-        """Numbers that one input makes at once: of a picture four times its largest output; of a caption the logits
-        and all hidden states."""
+        """Upper estimate of the values that one input keeps in memory: 4 x its largest output (pictures), or
+        logits plus all hidden states (captions)."""
         sizes = [math.prod(layer.output_shape) for layer in self.layers]
         return 4 * max(sizes) if self.kind == "image" else math.prod(self.input_shape) + sum(sizes)
 
     @property
     def widest_units(self) -> int:
-        """Units of the widest layer."""
+        """Number of units of the widest layer."""
         return max(layer.n_units for layer in self.layers)
 
 
 class PlannedStimuli(PlanRecord):
-    """The labels of every stimulus, in row order."""
+    """The labels of all stimuli, in row order."""
 
     ids: list[str]
     conditions: list[str]
@@ -124,17 +124,17 @@ class Plan(PlanRecord):
     n_replicates: int
     jitter_names: tuple[str, ...]
     recipe: dict[str, Any]
-    """The recipe with every default filled in."""
+    """The recipe with all defaults filled in."""
     models: tuple[PlannedModel, ...]
     layer_labels: tuple[str, ...]
-    """Labels on the layer axis of a cube, or in the catalog of a store of groups."""
+    """Labels on the layer axis of a cube, or in the catalog of a store with layout groups."""
     model_paths: dict[str, str]
-    """{model: path part}, for a store of groups."""
+    """{model: path part} for layout groups."""
     layer_paths: dict[str, dict[str, str]]
-    """{model: {layer: path part}}, for a store of groups."""
+    """{model: {layer: path part}} for layout groups."""
     stimuli: PlannedStimuli
     failed_models: dict[str, str] = {}
-    """{model: error} of networks that could not be loaded under `on_error: skip`."""
+    """{model: error} of the networks that failed to load under `on_error: skip`."""
 
     @property
     def n_stimuli(self) -> int:
@@ -151,7 +151,7 @@ class Plan(PlanRecord):
         return next((model for model in self.models if model.label == label), None)
 
     def count_lane_nbytes(self, model: PlannedModel) -> int:
-        """Return the bytes that one lane needs: two buffers of a task, and the outputs of one batch."""
+        """Return the bytes that one lane needs: two buffers of a task plus the outputs of one batch."""
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
 
@@ -177,7 +177,7 @@ class Plan(PlanRecord):
         return f"{self.model_paths[model]}/{self.layer_paths[model][layer]}/activations"
 
     def make_shard_keys(self, model: PlannedModel, layer: PlannedLayer, block: int) -> list[tuple[str, slice]]:
-        """Return (path of a shard file, units in it) for one layer and one task, in the order of the units."""
+        """Return [(path of a shard file, its units)] for one layer and one task, in the order of the units."""
         shape = self.make_block_shape(layer)
         m, k = 0, 0
         if self.layout == "cube":

@@ -1,7 +1,7 @@
-"""CORnet-S, defined here from its papers; its weights come from the address where its authors keep them.
+"""CORnet-S, defined here from its papers. Its weights come from the URL of its authors.
 
-Kubilius et al. 2018 (doi:10.1101/408385) and 2019 (arXiv:1909.06161). The names of the modules that hold parameters
-are those of the published weights.
+Kubilius et al. 2018 (doi:10.1101/408385) and 2019 (arXiv:1909.06161). Modules with parameters have the same names as
+in the published weights.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ ID = "cornet_s"
 URL = "https://s3.amazonaws.com/cornet-models/cornet_s-1d3f7974.pth"
 
 TRANSFORM = Resize(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""What the network was trained and evaluated with: bilinear, ImageNet's statistics."""
+"""The transform of its training and evaluation: bilinear, with the mean and std of ImageNet."""
 
 N_CLASSES = 1000
 
 EXPANSION = 4
-"""A bottleneck is this many times wider inside than the block's output, as in ResNet."""
+"""Inner width of a bottleneck divided by the width of the block's output, as in ResNet."""
 
 
 def make_network(spec: ModelSpec) -> Network:
-    """Return the untrained network: convolutions drawn as in ResNet (He et al. 2015), the classifier as torch does."""
+    """Return the untrained network: convolutions drawn as in ResNet (He et al. 2015), the classifier as in torch."""
     _check_name(spec)
     module = CORnetS()
     for part in module.modules():
@@ -42,19 +42,19 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return resize, centre crop and normalisation as in the training of the weights."""
+    """Return the transform of the training: resize, centre crop and normalise."""
     _check_name(spec)
     return declare_transform(TRANSFORM, spec)
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Return the published file in torch's hub folder, downloaded there where it is missing."""
+    """Return the published file in torch's hub folder. Download it if it is missing."""
     _check_name(spec)
     return Weights(*find_at_url(URL, tag=ID, label=spec.label))
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
-    """Return the network with the tensors of one file."""
+    """Return the network with the tensors of its one file."""
     _check_name(spec)
     module = CORnetS()
     state, what = read_one_file(weights.files, label=spec.label)
@@ -63,7 +63,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 
 class CORnetS(nn.Module):
-    """Four areas in a row and a decoder: (n, 3, 224, 224) -> (n, 1000)."""
+    """Four areas in sequence and a decoder: (n, 3, 224, 224) -> (n, 1000)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class InputBlock(nn.Sequential):
 class RecurrentBlock(nn.Module):
     """V2, V4 or IT: (n, n_in, y, x) -> (n, n_out, y / 2, x / 2).
 
-    A bottleneck that runs `n_steps` times, each time on what it gave before, with the same convolutions and batch
-    norms of its own. The first time halves the map. Call t of `output` is the block's activation at step t.
+    A bottleneck runs `n_steps` times. Each step takes the output of the step before, with the same convolutions but
+    its own batch norms. The first step halves the map. Call t of `output` is the block's activation at step t.
     """
 
     def __init__(self, n_in: int, n_out: int, *, n_steps: int) -> None:
@@ -132,21 +132,21 @@ class RecurrentBlock(nn.Module):
             carried = self.norm_skip(self.skip(state)) if is_first else state
             inner = self.relu1(norm1(self.conv1(state)))
             inner = self.relu2(norm2(self.conv2(inner, stride=2 if is_first else 1)))
-            # the sum comes ahead of the last ReLU: 2018, "just prior to applying a nonlinearity"
+            # the sum is before the last ReLU: 2018, "just prior to applying a nonlinearity"
             state = self.output(self.relu3(norm3(self.conv3(inner)) + carried))
         return state
 
 
 class StridedConv2d(nn.Conv2d):
-    """A convolution whose stride each call chooses."""
+    """A convolution with the stride as an argument of each call."""
 
-    def forward(self, inputs: Tensor, *, stride: int) -> Tensor:  # type: ignore[override]  # one argument more
+    def forward(self, inputs: Tensor, *, stride: int) -> Tensor:  # type: ignore[override]  # an additional argument
         """Return the convolved map; `stride` in pixels of `inputs`."""
         return F.conv2d(inputs, self.weight, stride=stride, padding=self.padding)
 
 
 class Decoder(nn.Sequential):
-    """The linear classifier on the mean over the map: (n, n_in, y, x) -> (n, n_classes)."""
+    """A linear classifier on the mean over the map: (n, n_in, y, x) -> (n, n_classes)."""
 
     def __init__(self, n_in: int, n_classes: int) -> None:
         super().__init__(

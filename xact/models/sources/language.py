@@ -1,7 +1,7 @@
 """Language models of transformers: `id` is a name on the hub, or a folder relative to the recipe file.
 
-A model that predicts the next word is loaded whole, with its head; an encoder as the class that its configuration
-names. Attention is the plain formula (`eager`): faster kernels leave parts of some models out.
+A model that predicts the next word is loaded with its head. An encoder is loaded as the class that its configuration
+names. Attention is the plain formula (`eager`), because faster kernels skip parts of some models.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from xact.models.sources import transformers as shared
 from xact.models.text_batch import Encoded, TextBatch
 from xact.recipe.resolve import ModelSpec
 
-library: Any = transformers  # its types cover a part only
+library: Any = transformers  # the library types only a part of itself
 
 TOKENIZER_NAMES = (
     *("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"),
 )
-"""Files that a tokenizer is made of; the last is fetched last, so that where it is, the others are."""
+"""Files of a tokenizer. The last name is downloaded last: if that file is cached, the others are cached too."""
 
 ATTENTION = "eager"
 
 NO_LIMIT = 10**9
-"""Tokenizers without a limit of their own state a larger one."""
+"""A tokenizer that states more tokens than this has no limit."""
 
 find_pretrained = shared.find_pretrained
 
 
 def make_network(spec: ModelSpec) -> Network:
-    """Return the untrained network as its class initialises it; its weights, not its buffers, in `spec.dtype`."""
+    """Return the untrained network as its class initialises it. Its weights, not its buffers, are in `spec.dtype`."""
     config = _load_config(spec)
     module = choose_class(config, spec)._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     for parameter in module.parameters():
@@ -80,14 +80,14 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     check_keys([*report["missing_keys"], *map(str, report["mismatched_keys"])], unexpected, what)
     if any(parameter.is_meta for parameter in module.parameters()):
         raise WeightsError(
-            f"model {spec.label!r} does not fit on the devices that are here: a part of it would stay on disk",
+            f"model {spec.label!r} does not fit on the devices of this machine: a part of it would stay on disk",
             hint="more or larger devices, dtype: bfloat16, or quantize: nf4",
         )
     return _describe(module, is_placed=bool(placing))
 
 
 def make_tokenizer(spec: ModelSpec) -> Tokenizer:
-    """Return the tokenizer of the weights, with the special tokens that it adds by default."""
+    """Return the tokenizer of the weights. It adds its default special tokens."""
     folder, record = _find_tokenizer(spec)
     try:
         with shared.be_quiet():
@@ -95,7 +95,7 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         raise WeightsError(f"model {spec.label!r}: the tokenizer in {folder} cannot be used: {error}") from error
     limit = find_limit(spec, _load_config(spec), tokenizer.model_max_length)
-    lock = threading.Lock()  # a tokenizer keeps the settings of its last call
+    lock = threading.Lock()  # a tokenizer stores the settings of its last call
 
     def encode(text: str) -> Encoded:
         with lock:
@@ -116,7 +116,7 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
 
 
 def find_limit(spec: ModelSpec, config: Any, model_max_length: int) -> int | None:  # noqa: ANN401  untyped library
-    """Return the most tokens that a text may have: the recipe's word, at most what network and tokenizer state."""
+    """Return the maximum number of tokens in a text: `max_tokens`, else the smaller limit of network and tokenizer."""
     stated = [getattr(config, "max_position_embeddings", None), model_max_length]
     limits = [int(limit) for limit in stated if limit is not None and 0 < limit < NO_LIMIT]
     if spec.max_tokens is None:
@@ -129,23 +129,23 @@ def find_limit(spec: ModelSpec, config: Any, model_max_length: int) -> int | Non
 
 
 def choose_class(config: Any, spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
-    """Return the class of the network: the one that its configuration names, else the library's choice."""
+    """Return the class of the network: the class that its configuration names, else the library's choice."""
     found = _find_class(config)
     if found is None:
         raise RequestError(
-            f"model {spec.label!r}: {spec.id} ({config.model_type}) is no network that takes text alone",
-            hint="name a model that predicts the next word, or a text encoder; vision networks are shown pictures",
+            f"model {spec.label!r}: {spec.id} ({config.model_type}) is not a network that takes text alone",
+            hint="name a model that predicts the next word, or a text encoder; vision networks take pictures",
         )
     return found
 
 
 def takes_text(spec: ModelSpec) -> bool:
-    """Return whether the configuration is that of a network which takes text alone."""
+    """Return True if the configuration belongs to a network that takes text alone."""
     return _find_class(_load_config(spec)) is not None
 
 
 def _load_config(spec: ModelSpec) -> Any:  # noqa: ANN401  the library does not type its classes
-    """Return the registry's configuration, else that of the weights."""
+    """Return the registry's configuration, else the configuration of the weights."""
     with shared.be_quiet():
         return shared.load_config(spec, None if spec.config is not None else shared.find_folder(spec))
 
@@ -167,7 +167,7 @@ def find_dtype(spec: ModelSpec) -> torch.dtype:
 
 
 def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of the tokenizer's files, and their hashes: beside local weights, else where `id` is."""
+    """Return the folder of the tokenizer's files, and their hashes. Look beside local weights, then at `id`."""
     own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
     for folder in (*own, shared.locate(spec)):
         files = {name: hash_checkpoint(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
@@ -184,7 +184,7 @@ def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
 
 
 def _make_placing(spec: ModelSpec) -> dict[str, Any]:
-    """Return the arguments by which the library itself puts the weights where they run."""
+    """Return the arguments with which the library itself quantizes the weights and puts them on devices."""
     placing: dict[str, Any] = {}
     if spec.quantize:
         if importlib.util.find_spec("bitsandbytes") is None:
@@ -202,7 +202,7 @@ def _make_placing(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _predicts(config: Any) -> bool:  # noqa: ANN401  the library does not type its classes
-    """Return whether the networks of a configuration read forwards only, and so can predict the next word."""
+    """Return True if networks of this configuration see only earlier tokens, so that they can predict the next word."""
     reads_both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
         config, "is_decoder", False
     )

@@ -1,6 +1,6 @@
-"""Image towers of open_clip: `id` is `architecture/tag`, or the architecture alone for random or local weights.
+"""Image towers of open_clip: `id` is `architecture/tag`, or only `architecture` for random or local weights.
 
-Only the tower of images is built and loaded; its output, the image embedding, stands for the logits.
+Only the image tower is built and loaded. Its output, the image embedding, takes the place of the logits.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file, select_prefix
 from xact.models.hub import find_on_hub
-from xact.models.outline import make_outline
-from xact.models.tokens import count_prefix_tokens
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names of the weights in a repository where the tag names no file, in open_clip's own order."""
+"""Names of weight files, in open_clip's own order, for tags that name only a repository."""
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -34,13 +33,13 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return open_clip's own evaluation transform for the tag, and for the size of its image tower."""
+    """Return open_clip's own evaluation transform for the tag and the picture size of its image tower."""
     architecture, tag = _split_id(spec)
     config = merge_preprocess_dict(asdict(PreprocessCfg()), open_clip.get_pretrained_cfg(architecture, tag))
     config["size"] = _find_image_size(architecture) or config["size"]
     steps = image_transform_v2(PreprocessCfg(**config), is_train=False)
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-    # the function that open_clip puts first prints its address
+    # the repr of open_clip's first function holds its memory address
     names = [getattr(step, "__name__", None) or repr(step) for step in steps.transforms]
     record = {"library": "open_clip", "kind": "weights", "weights": spec.id, **plain, "repr": "; ".join(names)}
     height, width = (config["size"], config["size"]) if isinstance(config["size"], int) else config["size"]
@@ -78,7 +77,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
-    """Return the image tower with its tensors from a file of the whole network, or of the tower alone."""
+    """Return the image tower with its tensors from a file of the whole network or of the tower alone."""
     module = _make_tower(spec)
     state, what = read_one_file(weights.files, label=spec.label)
     load_strictly(module, select_prefix(state, "visual.") or state, what)
@@ -86,7 +85,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 
 def _split_id(spec: ModelSpec) -> tuple[str, str]:
-    """Return architecture and tag (empty where there is none), both known to open_clip and fit for each other."""
+    """Return architecture and tag (empty without a tag). Refuse unknown names, and weights for another activation."""
     architecture, _, tag = spec.id.partition("/")
     names = open_clip.list_models()
     if architecture not in names:
@@ -103,20 +102,20 @@ def _split_id(spec: ModelSpec) -> tuple[str, str]:
         right = f"{architecture}-quickgelu" if needs else architecture.removesuffix("-quickgelu")
         raise RequestError(
             f"model {spec.label!r}: the weights {tag!r} were trained with {'QuickGELU' if needs else 'GELU'}, "
-            f"which {architecture} does not run: every layer would differ",
+            f"which {architecture} does not use: every layer would differ",
             hint=f"id: {right}/{tag}",
         )
     return architecture, tag
 
 
 def _uses_gelu(vision: dict[str, Any]) -> bool:
-    """Whether `quick_gelu` reaches the image tower: not the towers of timm, nor the ResNets, which run ReLU."""
+    """Return True if `quick_gelu` changes the image tower. Not in towers of timm and ResNets (ReLU)."""
     return not vision.get("timm_model_name") and not isinstance(vision.get("layers"), list)
 
 
 @cache
 def _find_image_size(architecture: str) -> int | tuple[int, int] | None:
-    """Return the size of the pictures that an image tower takes, None where it does not say."""
+    """Return the picture size that an image tower states, or None."""
     with torch.device("meta"):
         tower = _build_tower(open_clip.get_model_config(architecture))
     size: int | tuple[int, int] | None = getattr(tower, "image_size", None)
@@ -133,17 +132,17 @@ def _make_tower(spec: ModelSpec) -> nn.Module:
 
 def _build_tower(config: dict[str, Any]) -> nn.Module:
     vision = CLIPVisionCfg(**{**config["vision_cfg"], "timm_model_pretrained": False})
-    # the whole network would also build the text tower, which for some needs a download
+    # the whole network would also build the text tower, which sometimes needs a download
     module: nn.Module = _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
     return module
 
 
 def _draw_text_tower(spec: ModelSpec, config: dict[str, Any]) -> None:
-    """Draw the random numbers of CoCa's text tower, which open_clip initialises before the image tower."""
+    """Draw the random numbers of CoCa's text tower. open_clip initialises it before the image tower."""
     if config["text_cfg"].get("hf_model_name"):
         raise RequestError(
             f"model {spec.label!r}: {spec.id} cannot be made untrained without its text tower from the hub",
-            hint="an architecture with a text tower of open_clip's own, such as coca_ViT-B-32",
+            hint="name an architecture with a text tower of open_clip itself, such as coca_ViT-B-32",
         )
     _build_text_tower(config["embed_dim"], CLIPTextCfg(**config["text_cfg"]), config.get("quick_gelu", False))
 
@@ -159,5 +158,5 @@ def _describe(module: nn.Module) -> Network:
 
 
 def _find_embedding(output: object) -> Tensor | None:
-    # (embedding, tokens) of towers with `output_tokens`
+    # towers with `output_tokens` return (embedding, tokens)
     return find_matrix(output[0] if isinstance(output, tuple) else output)

@@ -1,7 +1,7 @@
 """Networks of the user's own code: `id` is `package.module:factory`, a callable without arguments.
 
-The factory returns an nn.Module whose forward takes a batch of pictures. It, or the module, may have an attribute
-`xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x).
+The factory returns an nn.Module whose forward takes a batch of pictures. The factory or the module may have an
+attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def make_network(spec: ModelSpec) -> Network:
-    """Return what the factory returns."""
+    """Return the network that the factory makes."""
     with _look_in(spec.folder):
         return _describe(spec, _make_module(spec))
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return `xact_transform` of the factory or of its module, else the registry's; an error where none has one."""
+    """Return `xact_transform` of the factory or of its module, else the registry's; else raise RequestError."""
     with _look_in(spec.folder):
         factory = _find_factory(spec)
         function = getattr(factory, "xact_transform", None) or getattr(_make_module(spec), "xact_transform", None)
@@ -55,7 +55,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Refuse: code has no pretrained weights of its own."""
+    """Raise RequestError: the user's own code has no pretrained weights."""
     raise RequestError(
         f"model {spec.label!r}: a network of your own code has no weights 'pretrained'",
         hint="weights: random, or a local file with its state dict",
@@ -63,7 +63,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
-    """Return what the factory returns, with the tensors of one file."""
+    """Return the network that the factory makes, with the tensors of one file."""
     with _look_in(spec.folder):
         module = _make_module(spec)
     state, what = read_one_file(weights.files, label=spec.label)
@@ -104,7 +104,7 @@ def _find_factory(spec: ModelSpec) -> Callable[[], object]:
 
 @contextmanager
 def _look_in(folder: Path) -> Iterator[None]:
-    """Import from `folder` first, for as long as this lasts."""
+    """Import modules from `folder` first in the block."""
     entry = str(folder.resolve())
     sys.path.insert(0, entry)
     try:
@@ -136,9 +136,9 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 @contextmanager
 def _tell_failures(what: str, *, is_meta: bool = False) -> Iterator[None]:
-    """Say in one line that code of the user's own failed, with whatever it raised.
+    """Turn an exception of the user's own code, except for lack of memory, into a RequestError of one line.
 
-    Without numbers (`is_meta`) that is no failure yet: NotImplementedError, and the survey tries with numbers.
+    On the meta device (`is_meta`), raise NotImplementedError instead: the caller then tries again with real numbers.
     """
     try:
         yield

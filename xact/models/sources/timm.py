@@ -1,4 +1,4 @@
-"""Networks of timm: `id` is a name of its table, with or without a tag of its weights."""
+"""Networks of timm: `id` is a name in its table, with or without a tag of weights."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ import timm.models
 from torch import nn
 
 from xact.errors import WeightsError
-from xact.models.base import Network, Transform, Weights, find_matrix, make_name_error
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.checkpoints import check_keys, load_strictly, read_one_file
 from xact.models.hub import find_at_url, find_on_hub
-from xact.models.outline import make_outline
-from xact.models.tokens import count_prefix_tokens
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
-library: Any = timm  # its types cover a part only
+library: Any = timm  # the library types only a part of itself
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights in a repository of timm's, in timm's own order."""
+"""Names of weight files in a repository, in timm's own order."""
 
 QUOTED = re.compile(r'"([^"]+)"')
-"""The keys in torch's report of a state dict that does not fit."""
+"""Matches the keys in torch's error for a state dict that does not fit."""
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -39,7 +38,7 @@ def make_network(spec: ModelSpec) -> Network:
 def make_transform(spec: ModelSpec) -> Transform:
     """Return timm's own evaluation transform for the data configuration of the weights."""
     _check_name(spec)
-    # what resolve_model_data_config reads off a network, without building one: a large one takes seconds even on meta
+    # as resolve_model_data_config does, but without a network: building a large network takes seconds even on meta
     declared = library.models.get_pretrained_cfg(spec.id) or library.models.PretrainedCfg()
     config = library.data.resolve_data_config({}, pretrained_cfg=declared.to_dict())
     steps = library.data.create_transform(**config, is_training=False)
@@ -65,7 +64,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Return the tag's file on the hub, or at its address where timm keeps no copy on the hub."""
+    """Return the tag's file on the hub, or at its URL if the hub has no copy."""
     _check_name(spec)
     entry = library.models.get_pretrained_cfg(spec.id)
     config = {} if entry is None else entry.to_dict()
@@ -87,8 +86,8 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of one file.
 
-    A pretrained file goes through timm's own loader, which converts the formats of its origins; a local one must
-    fit as it is.
+    timm's own loader reads a pretrained file and converts the formats of other projects. A local file must fit
+    without conversion.
     """
     _check_name(spec)
     state, what = read_one_file(weights.files, label=spec.label)  # refuses code before timm opens the file
@@ -119,9 +118,9 @@ def _check_name(spec: ModelSpec) -> None:
 
 @contextmanager
 def _load_strictly() -> Iterator[None]:
-    """Let torch refuse each state dict that lacks a tensor of its network, or has one more, as timm renamed them.
+    """Make torch refuse every state dict with a missing or unexpected tensor, after timm renamed the keys.
 
-    timm asks torch not to for a few architectures. Their networks would keep random numbers without a word.
+    For a few architectures timm tells torch to accept them. Their networks would keep random numbers without a warning.
     """
     load = nn.Module.load_state_dict
 
@@ -144,4 +143,4 @@ def _describe(module: nn.Module) -> Network:
 
 
 def _find_none(_output: object) -> None:
-    """Find no logits: the network has no classifier."""
+    """Return None: the network has no classifier."""

@@ -1,4 +1,4 @@
-"""Networks of torchvision: `id` is a name of its table, with or without a tag of its weights."""
+"""Networks of torchvision: `id` is a name in its table, with or without a tag of weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import nn
 from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
-from xact.models.outline import make_outline
+from xact.models.transforms import make_outline
 from xact.recipe.resolve import ModelSpec
 
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
-"""Keys of DenseNet's files from before dots were refused in names; the pattern is torchvision's."""
+"""Matches keys of old DenseNet files, when names could hold dots. The pattern is torchvision's."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return the transform of the weights' tag, of the default tag where the id has none."""
+    """Return the transform of the weights' tag, or of the default tag if the id has no tag."""
     entry = _find_entry(spec).entry
     steps = entry.transforms()
     record = {
@@ -59,7 +59,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Return the tag's file in torch's hub folder, downloaded there where it is missing."""
+    """Return the tag's file in torch's hub folder. Download it if it is missing."""
     entry = _find_entry(spec).entry
     return Weights(*find_at_url(entry.url, tag=str(entry), label=spec.label))
 
@@ -86,7 +86,7 @@ def _find_entry(spec: ModelSpec) -> _Name:
 
 
 def _make_module(spec: ModelSpec, *, is_trained: bool) -> nn.Module:
-    """Build what torchvision builds for these weights; its builders would read the file unsafely themselves."""
+    """Build the network as torchvision does for these weights. Its own builders would read the file unsafely."""
     name = _find_entry(spec)
     meta = name.entry.meta
     options: dict[str, Any] = {"num_classes": len(meta["categories"])}
@@ -100,13 +100,13 @@ def _make_module(spec: ModelSpec, *, is_trained: bool) -> nn.Module:
         module: nn.Module = library.get_model(name.architecture, weights=None, **options)
         return module
     device = torch.get_default_device()
-    with torch.device("cpu"):  # RegNet's widths are computed with tensors, which on meta have no values
+    with torch.device("cpu"):  # RegNet computes its widths with tensors, which have no values on meta
         module = library.get_model(name.architecture, weights=None, **options)
     return module.to(device)
 
 
 def _drop_auxiliary(module: nn.Module) -> nn.Module:
-    """Take off the auxiliary heads of GoogLeNet, which torchvision takes off its trained network."""
+    """Remove the auxiliary heads of GoogLeNet, as torchvision does for its trained network."""
     if isinstance(module, library.GoogLeNet):
         module.aux_logits = False
         module.aux1 = module.aux2 = None

@@ -1,6 +1,6 @@
 """Image networks of transformers: `id` is a name on the hub, or a folder relative to the recipe file.
 
-Files of the hub are fetched one by one, at one revision; everything else then works on their folder.
+Files of the hub are downloaded separately, at one revision. All other steps then use their folder.
 """
 
 from __future__ import annotations
@@ -24,24 +24,23 @@ from xact.errors import RequestError, WeightsError
 from xact.models.base import Network, Transform, Weights, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
-from xact.models.outline import make_outline, outline_block
-from xact.models.transforms import check_declared
+from xact.models.transforms import check_declared, make_outline, outline_block
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
-library: Any = transformers  # its types cover a part only
+library: Any = transformers  # the library types only a part of itself
 
 PROCESSOR_NAMES = ("preprocessor_config.json", "processor_config.json")
 """Files that describe the image processor, in the library's own order."""
 
 RANDOM_FORWARD = frozenset({"vit_mae", "videomae"})
-"""Model types that hide a random part of each picture, so that no two passes agree."""
+"""Model types that hide a random part of each picture, so that two forward passes differ."""
 
 CLIP_TEXT_KEYS = re.compile(r"^(text_model\.|text_projection\.|logit_scale$)")
-"""What a file of a whole CLIP holds beyond its image tower."""
+"""Matches the keys of a whole CLIP that do not belong to its image tower."""
 
 HUB_ID = re.compile(r"^\w[\w.-]*(/[\w.-]*\w)?$")
-"""What can be a name on the hub."""
+"""Matches a possible name on the hub."""
 
 PREFIX_TOKEN = re.compile(r"(^|\.)embeddings\.(cls_token|class_embedding|distillation_token|register_tokens)$")
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
@@ -54,9 +53,9 @@ def make_network(spec: ModelSpec) -> Network:
 
 
 def make_transform(spec: ModelSpec) -> Transform:
-    """Return the image processor that AutoImageProcessor gives for the weights, with its defaults.
+    """Return the image processor that AutoImageProcessor makes for the weights, with its defaults.
 
-    Where the registry says both configuration and transform, it is made from those, and no hub is asked.
+    If the registry states both configuration and transform, make it from them and send no request to the hub.
     """
     if spec.config is not None and spec.declared is not None:
         with TemporaryDirectory() as name:
@@ -69,7 +68,7 @@ def make_transform(spec: ModelSpec) -> Transform:
 
 
 def _write_declared(config: Mapping[str, Any], declared: Resize, folder: Path) -> None:
-    """Write the two files that a hub would have for a network of the registry."""
+    """Write the two files that the hub would have for a network of the registry."""
     outline = outline_block(declared)
     size, crop = outline["resize"], outline["crop"]
     settings: dict[str, Any] = {
@@ -91,7 +90,7 @@ def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
         processor = library.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, KeyError, OSError, ValueError) as error:
         raise WeightsError(
-            f"model {spec.label!r}: {spec.id} describes no image processor that transformers has ({error})",
+            f"model {spec.label!r}: {spec.id} does not describe an image processor of transformers ({error})",
             hint="give the model an explicit transform block",
         ) from error
 
@@ -112,7 +111,7 @@ def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
 
 
 def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what an image processor does in the words of a recipe's block, None where those cannot say it."""
+    """Return the outline of an image processor, or None if a recipe's block cannot express its settings."""
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
     is_cropped = bool(settings.get("do_center_crop"))
     edge = size.get("shortest_edge") or size.get("height")
@@ -130,7 +129,10 @@ def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Return the weight files of a folder, or of the hub at one revision; what it declares must be the registry's."""
+    """Return the weight files of a folder, or of the hub at one revision.
+
+    Refuse them if configuration or transform differ from those in the registry.
+    """
     folder = find_folder(spec)
     is_local = folder == locate(spec)
     check_config(spec, folder)
@@ -142,7 +144,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 
 
 def find_files(name: str, folder: Path, *, is_local: bool, label: str) -> Weights:
-    """Return the weight files of a folder, or of the hub's network `name` at the revision that `folder` is called."""
+    """Return the weight files of `folder`, or of the hub's network `name` at the revision that names `folder`."""
     if is_local:
         files = list_folder_weights(folder, label=label)
         hashes = {file.name: hash_checkpoint(file) for file in files}
@@ -179,33 +181,33 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 
 def refuse_code(weights: Weights) -> None:
-    """Refuse weight files that carry more than tensors."""
+    """Refuse weight files that hold more than tensors."""
     for file in weights.files:
         if file.suffix != ".safetensors":
             load_state_dict(file)
 
 
 def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Return the arguments that tell `from_pretrained` where the tensors are."""
+    """Return the arguments of `from_pretrained` that say where the tensors are."""
     if spec.weights == "pretrained" or not Path(spec.weights).is_file():
         return {"pretrained_model_name_or_path": weights.files[0].parent}
-    # copies: the library keeps these tensors, and a mapped file could change under them
+    # copies: the library keeps these tensors, and a change of the mapped file would change them
     state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
     return {"pretrained_model_name_or_path": None, "state_dict": state}
 
 
 def locate(spec: ModelSpec) -> Path:
-    """Return the folder that `id` names, if it is one."""
+    """Return the path that `id` would have as a folder. It need not exist."""
     return spec.folder / expand_path(spec.id)
 
 
 def find_folder(spec: ModelSpec) -> Path:
-    """Return the folder with config.json: the one that `id` names, else the hub's, whose name is the revision."""
+    """Return the folder with config.json: the folder that `id` names, else the hub's folder of the revision."""
     return find_config_folder(spec.id, locate(spec), label=spec.label, revision=spec.revision)
 
 
 def find_config_folder(name: str, folder: Path, *, label: str, revision: str | None = None) -> Path:
-    """Return `folder` where it has config.json, else the folder of the hub's network `name`."""
+    """Return `folder` if it has config.json, else the folder of the hub's network `name`."""
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or not HUB_ID.match(name):
@@ -217,7 +219,7 @@ def find_config_folder(name: str, folder: Path, *, label: str, revision: str | N
 
 
 def check_config(spec: ModelSpec, folder: Path) -> None:
-    """Refuse a network whose own configuration is not the registry's."""
+    """Refuse a network if its own configuration differs from the registry's."""
     if spec.config is None:
         return
     held = load_config(spec, folder).to_dict()
@@ -236,7 +238,7 @@ def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
 
 
 def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
-    """Return the configuration and the class of the network: the one it names, else the library's choice."""
+    """Return the configuration and its class: the class that it names, else the library's choice."""
     config = load_config(spec, None if spec.config is not None else find_folder(spec))
     if config.model_type in RANDOM_FORWARD:
         raise RequestError(
@@ -250,13 +252,13 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
         if isinstance(candidate, type) and getattr(candidate, "main_input_name", None) == "pixel_values":
             return config, candidate
     raise RequestError(
-        f"model {spec.label!r}: {spec.id} ({config.model_type}) takes no pictures alone",
-        hint="a language model is shown captions (stimuli.source: captions); open_clip or timm may have an image tower",
+        f"model {spec.label!r}: {spec.id} ({config.model_type}) does not take pictures alone",
+        hint="a language model takes captions (stimuli.source: captions); open_clip or timm may have an image tower",
     )
 
 
 def load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
-    """Return the configuration in a folder, without one the registry's."""
+    """Return the configuration in `folder`, or the registry's if `folder` is None."""
     try:
         if folder is None:
             return library.AutoConfig.for_model(**(spec.config or {}))
@@ -295,7 +297,7 @@ def _forward(module: nn.Module, pictures: Tensor) -> object:
 
 @contextmanager
 def be_quiet() -> Iterator[None]:
-    """Hold back the library's progress bar and its table of left-over keys: `check_keys` judges those."""
+    """Hide the library's progress bar and its table of unexpected keys in the block; `check_keys` reports those."""
     logging = library.utils.logging
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -305,6 +307,6 @@ def be_quiet() -> Iterator[None]:
     finally:
         logging.set_verbosity(level)
         if shows_bar:
-            with warnings.catch_warnings():  # the hub warns where the user's environment turned bars off for good
+            with warnings.catch_warnings():  # the hub warns if the user's environment disables all progress bars
                 warnings.simplefilter("ignore", UserWarning)
                 logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""What pydantic refuses -> one line: the key in the data, what is wanted there, what was found, the nearest name."""
+"""Turn an error of pydantic into one line: the key, the wanted value, the value found, the nearest name."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Complaint:
     nearest: str = ""
     """` (nearest: a, b)`, where a name is close to what was found."""
     choices: Sequence[str] = ()
-    """The valid keys in place of one that is unknown, the values that are valid at any other."""
+    """The valid keys if a key is unknown; otherwise the valid values."""
     n_more: int = 0
     """Faults besides this one."""
 

@@ -1,4 +1,4 @@
-"""What a build would cost: bytes, files, memory of the host and of the device, for each model."""
+"""Estimate the cost of a build: bytes, files, host memory and device memory of each model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a build would cost."""
+    """The cost of a build."""
 
     store: str
     layout: str
@@ -71,7 +71,7 @@ class Estimate:
 
     @property
     def needs_word(self) -> bool:
-        """Whether to ask before it begins."""
+        """True if a person is asked before the build begins."""
         return self.nbytes > CONFIRM_NBYTES or self.nbytes > self.free_nbytes
 
     def to_json(self) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequ
 
 
 def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:
-    """Return what was given as a source of the kind that the network is shown."""
+    """Return the given stimuli as a source: pictures for a vision network, captions for a language model."""
     if spec.kind == "image":
         return Pictures(stimuli, make_image_table(stimuli))
     captions = [caption for caption in stimuli if isinstance(caption, str)]

@@ -35,7 +35,7 @@ from xact.store.tasks import Task, make_tasks
 from xact.store.write import StoreWriter
 
 SOURCE = "import"
-"""Source of every imported model and of the stimuli: none that a recipe can ask for, so that no build mixes with it."""
+"""Source of imported models and stimuli. No recipe can name it, so no build adds rows to an imported store."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
 def _write_tasks(
     writer: StoreWriter, old: OldFiles, outcome: Outcome, watch: Callable[[int], Callable[[int], None]]
 ) -> None:
-    """Write what is not in the journal yet."""
+    """Write the tasks that are not in the journal yet."""
     plan = writer.plan
     tasks = {model.label: list(make_tasks(plan, model, writer.state.find_done(model.label))) for model in plan.models}
     tell = watch(sum(len(task.rows) for some in tasks.values() for task in some))

@@ -38,7 +38,7 @@ class PreparedBuild:
     """What the store's journals said before this run."""
     plan: Plan
     tasks: Mapping[str, Sequence[Task]]
-    """{model: what is still to be done}, for the models asked for."""
+    """{model: unfinished tasks} of the requested models."""
 
     @property
     def n_rows_left(self) -> int:
@@ -47,7 +47,7 @@ class PreparedBuild:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether the store already holds all that is asked for."""
+        """True if the store already holds all requested rows."""
         return self.stored.is_committed and self.n_rows_left == 0 and self.plan.generation == self.stored.committed
 
 
@@ -107,7 +107,7 @@ class _Surveyed:
     models: list[PlannedModel] = field(default_factory=list)
     weights: dict[str, Weights] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    """{model: why its weights cannot be had}."""
+    """{model: reason why its weights are missing}."""
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
@@ -224,7 +224,7 @@ def list_tasks(
 
 
 def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:
-    """Return whether the user's own words on the command line chose the device."""
+    """Return True if the command line chose the device."""
     return loaded.device_said and spec.device == loaded.recipe.compute.device
 
 

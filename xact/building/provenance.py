@@ -1,4 +1,4 @@
-"""How each number of a store came about, and whether more of them would come about alike."""
+"""Record how the numbers of a store were made, and refuse a network that would make other numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hash_tensors(network: Network) -> str:
 
 
 def check_network(model: PlannedModel, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse a network that is not the one that the first rows of the store came from."""
+    """Refuse a network that differs from the network of the first rows of the store."""
     if held.get("code", {}) != found["code"]:
         raise MismatchError(
             f"models.{model.label}.code differs: the store was made by {held.get('code')}, here is {found['code']}",

@@ -42,7 +42,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = True
     whole_models: tuple[str, ...] | None = None
-    """Those asked for that have every row, where not every model of the store has; None where all have."""
+    """The requested models that have every row; None if every model of the store has every row."""
 
 
 def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
@@ -163,7 +163,7 @@ def _run_tasks(
 
 
 def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWriter) -> Network:
-    """Load a network; refuse one that is not the network that the first rows of the store came from."""
+    """Load a network. Refuse it if it differs from the network of the first rows of the store."""
     if writer.state.find_done(model.label):
         check_versions(model)
     started = time.monotonic()
@@ -182,7 +182,7 @@ def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWri
 
 
 def list_warnings(model: str, counts: Mapping[str, int], n_nonfinite: Mapping[str, int]) -> list[str]:
-    """Return what a person should know of a model that has run, a line for each kind of thing."""
+    """Return the warnings about a model that has run, a line for each kind of problem."""
     warnings = []
     if counts["n_equal"]:
         warnings.append(

@@ -1,4 +1,4 @@
-"""What each network asked for is, before it runs: its layers, their units, its transform; nothing is downloaded."""
+"""Probe each network without weights: list its layers, their units and its transform. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -60,24 +60,24 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tupl
 
 
 WORKED_OUT = frozenset("weights transform layers device batch_size".split())
-"""Fields of a spec that say what is asked for; the field of that name in a plan says what came of it."""
+"""Fields of a spec that hold a request. The plan's field of the same name holds the result."""
 
 IDENTITY = tuple(
     name
     for name in PlannedModel.model_fields
     if name in {field.name for field in fields(ModelSpec)} and name not in WORKED_OUT
 )
-"""Fields that a spec and a plan have in common: what a network is, whatever is asked of it."""
+"""Fields that a spec and a plan share and that the survey copies: they identify the network."""
 
 
 def identify(spec: ModelSpec) -> dict[str, Any]:
-    """Return what a plan says of a network as its spec says it."""
+    """Return the fields of a plan that are copied from the spec."""
     return {name: getattr(spec, name) for name in IDENTITY}
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """What a survey finds of a network, whatever it is shown; each field is one of its plan."""
+    """The facts that a survey finds about a network. Each field is also a field of PlannedModel."""
 
     n_parameters: int
     n_prefix_tokens: int
@@ -87,7 +87,7 @@ class Surveyed:
 
 
 def survey_pictures(spec: ModelSpec) -> Surveyed:
-    """Return what a network is that is shown pictures."""
+    """Return the facts of a vision network."""
     network, outputs, input_shape = survey_outputs(spec)
     aliases = resolve_aliases(spec.aliases, outputs)
     selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
@@ -107,7 +107,7 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
 
 
 def survey_captions(spec: ModelSpec) -> Surveyed:
-    """Return what a network is that is shown captions."""
+    """Return the facts of a language model."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
@@ -127,7 +127,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
 
 
 SURVEYS = {"image": survey_pictures, "text": survey_captions}
-"""How a network is looked at, by what it is shown."""
+"""{kind of stimuli: function that probes a network for them}."""
 
 
 def list_outputs(spec: ModelSpec) -> list[Output]:

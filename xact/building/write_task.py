@@ -1,4 +1,4 @@
-"""The end of a task: count what is not finite, round where asked, write its shards; and the way back."""
+"""Write the result of a task: count values that are not finite, round, write the shards. Also read old rows back."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class LoadedStimulus:
     stamp: FileStamp
     sha256: str
     are_equal: bool
-    """All replicates came out equal though jitter was asked for."""
+    """True if all replicates are equal although the recipe has a jitter."""
 
 
 class Loader(Protocol):
@@ -139,7 +139,7 @@ class CaptureJob:
     device: str
     dtype: str
     skip_failed: bool
-    """Whether a stimulus that cannot be read is recorded and passed over."""
+    """True if a stimulus that cannot be read is recorded and passed over."""
     n_lanes: int
     n_workers: int
     """Threads that decode ahead of an accelerator."""
@@ -352,7 +352,7 @@ class _Run:
 
 
 def _tell(error: BaseException, model: str) -> XactError:
-    """Return the error that ends a run: its own where it is one of ours, else one that says what a thread died of."""
+    """Return `error` itself if it is an XactError; otherwise wrap it in a WorkError that names its type."""
     if isinstance(error, XactError):
         return error
     told = WorkError(

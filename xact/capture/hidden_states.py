@@ -23,7 +23,7 @@ from xact.store.plan import PlannedLayer
 
 
 def find_hidden_states(output: Any, *, model: str) -> Sequence[Tensor]:  # noqa: ANN401  the library types no outputs
-    """Return every hidden state in what a language model returned; CaptureError where it gave none."""
+    """Return every hidden state in the output of a language model. Raise CaptureError if there is none."""
     states = getattr(output, "hidden_states", None)
     if not isinstance(states, list | tuple) or not all(
         isinstance(state, Tensor) and state.ndim == 3 for state in states

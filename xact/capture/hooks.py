@@ -1,4 +1,4 @@
-"""One forward pass -> the units of every layer asked for; a probe -> every output with its shape.
+"""One forward pass -> the units of every requested layer.
 
 A hook reduces (and so copies) what a module returns at once, before an in-place operation can change it. Every
 layer must fire exactly as the probe saw it, in every batch, or the batch is refused.
@@ -45,7 +45,7 @@ def find_device(module: nn.Module) -> torch.device:
 
 
 def find_part(value: object, part: str) -> object:
-    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of what a module returned, or None."""
+    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of a module's output, or None."""
     for key in part.strip("[]").split("][") if part else []:
         if isinstance(value, Mapping):
             value = next((item for name, item in value.items() if str(name) == key), None)
@@ -57,7 +57,7 @@ def find_part(value: object, part: str) -> object:
 
 
 class _DeepestReached(BaseException):
-    """Ends a forward pass once the deepest layer asked for has fired; no `except Exception` of a network catches it."""
+    """Ends a forward pass after the deepest requested layer. `except Exception` in a network does not catch it."""
 
 
 class Capture:

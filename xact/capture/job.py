@@ -1,4 +1,4 @@
-"""A loaded network and the stimuli of a plan, brought together: on which device, its inputs, what records it."""
+"""Prepare the job of one network: its device, its inputs and its recorder."""
 
 from __future__ import annotations
 

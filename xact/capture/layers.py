@@ -107,7 +107,7 @@ def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
 
 
 def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
-    """Return whether a map of three equal axes could have its channel first or last.
+    """Return True if a map of three equal axes could have its channel first or last.
 
     It is first in what a class `…2d` gives, and where that is so in all other maps of modules of the same class, or in
     all of the network's where there are none of that class.

@@ -47,7 +47,7 @@ class StimuliByRow:
         return self.row_of[self.ids[row]]
 
     def find(self, row: StoreRow) -> ReadStimulus:
-        """Read and hash one stimulus; StimulusError where it cannot be had, MismatchError where it is another."""
+        """Read and hash one stimulus. Raise StimulusError if it cannot be read, MismatchError if it has changed."""
         source_row = self.find_source_row(row)
         stamp = self.source.stamp(source_row)
         data = self.source.read(source_row)

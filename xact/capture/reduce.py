@@ -31,7 +31,7 @@ PROJECTION_SLICE = 2**22
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a network's tokens are."""
+    """The tokens of a network."""
 
     n_prefix: int
     """Class and register tokens ahead of the patch tokens."""

@@ -1,1 +1,1 @@
-"""What a recipe may ask for: its schema, its YAML, the registry."""
+"""Recipes: their schema, their YAML, the registry of networks."""

@@ -101,7 +101,7 @@ def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
 
 
 def _find_bases(item: Mapping[str, Any]) -> list[str]:
-    """Return the names of a raw entry, the one that its label is made of first."""
+    """Return the names of a raw entry; the first makes its label."""
     named = f"{item['source']}:{item['id']}" if "source" in item and "id" in item else None
     return [name for name in (item.get("label"), item.get("base"), named) if isinstance(name, str)]
 

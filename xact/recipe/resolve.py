@@ -58,7 +58,7 @@ class ModelSpec:
     dtype: Dtype
     device: Device
     folder: Path
-    """What a relative path in `id` starts from."""
+    """The folder that a relative path in `id` starts from."""
     family: str = ""
     training: str = ""
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -72,9 +72,9 @@ class ModelSpec:
     declared: Resize | None = None
     """The transform that the weights declare, as the registry knows it."""
     kind: Kind = "image"
-    """What the network is shown."""
+    """The kind of its inputs."""
     template: str = "{caption}"
-    """What a caption is put into."""
+    """The text around a caption; it contains `{caption}`."""
     max_tokens: int | None = None
     """Tokens of the longest text; None: what the network can read."""
     device_map: str = ""
@@ -82,11 +82,11 @@ class ModelSpec:
     quantize: str = ""
     """`nf4`: weights of 4 bits."""
     is_gated: bool = False
-    """Whether the weights are given only to who has accepted their terms."""
+    """True if the weights are given only to who has accepted their terms."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether the weights come from training."""
+        """True if the weights come from training."""
         return self.weights != "random"
 
 
@@ -123,7 +123,7 @@ def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> Model
 
 
 def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
-    """Return a network as it is shown stimuli of one kind; refuse what has no meaning for them."""
+    """Return a network for stimuli of one kind; refuse settings that have no meaning for them."""
     for_text = {key: value for key in TEXT_KEYS if (value := getattr(entry, key)) is not None}
     if kind == "image":
         if spec.training == "language":

@@ -1,4 +1,4 @@
-"""What a recipe may say: its blocks, keys, choices and defaults."""
+"""The schema of a recipe: blocks, keys, choices and defaults."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Resize(Block):
     mean: tuple[float, float, float]
     """Of red, green and blue, subtracted after scaling to 0..1."""
     std: tuple[Positive, Positive, Positive]
-    """Of red, green and blue, what the difference is divided by."""
+    """Divisor of red, green and blue, after `mean` is subtracted."""
 
 
 ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
@@ -162,7 +162,7 @@ class ModelEntry(Block):
     template: Text | None = None
     """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
     max_tokens: int | None = Field(None, ge=1)
-    """Tokens of the longest text, a longer one is cut; left out, what the language model can read."""
+    """Most tokens of a text; longer texts are cut. Default: the limit of the language model."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads a language model over all devices that are here."""
     quantize: Literal["nf4"] | None = None
@@ -202,7 +202,7 @@ class Compute(Block):
     workers: AutoOrThreads = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
     dtype: Dtype = "float32"
-    """`float32` is IEEE float32: TF32 and bfloat16 must be asked for."""
+    """`float32` is IEEE float32; TF32 and bfloat16 are used only if they are named here."""
     on_out_of_memory: Literal["stop", "halve"] = "stop"
     """`halve`: a model whose batch the device has no memory for begins again with half the batch, as long as none of
     its tasks is done; the batch size that ran is the one that is stored."""
@@ -236,7 +236,7 @@ class Caption(Block):
     """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
     engine: Literal["transformers", "vllm"] = "transformers"
     max_new_tokens: int = Field(128, ge=1)
-    """Tokens of the longest answer; one that is cut off there is listed for review."""
+    """Most tokens of an answer. An answer that is cut off is listed for review."""
     temperature: float = Field(0.0, ge=0)
     """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
     seed: Seed = 0
@@ -288,7 +288,7 @@ class LoadedRecipe:
     folder: Path
     """Folder of the recipe file."""
     device_said: bool = False
-    """Whether the device was chosen on the command line: that may differ from the store's."""
+    """True if the device was chosen on the command line: that may differ from the store's."""
 
 
 def make_schema() -> dict[str, Any]:

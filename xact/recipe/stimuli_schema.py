@@ -1,4 +1,4 @@
-"""What a recipe may say of its stimuli: the keys of each source, and those that all have."""
+"""The keys of `stimuli` in a recipe: those of each source, and those of all sources."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StimuliBlock(Block):
     fields: Fields | None = None
     """Coordinates from the parts of stems: `{name}` is text, `{name:N}` exactly N characters; or {regex: ...}."""
     where: Text | None = None
-    """Comparisons of columns that leave the stimuli of which they are true."""
+    """Keep the stimuli for which this expression is true, e.g. `rating > 3`."""
     limit: int | None = Field(None, ge=1)
     """The first so many stimuli only."""
     prompt_name: str | None = None

@@ -53,7 +53,7 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a recipe file; RecipeError for what is not there, too large or not UTF-8."""
+    """Return the text of a recipe file. Raise RecipeError if it is missing, too large or not UTF-8."""
     if not file.is_file():
         raise RecipeError(f"there is no recipe file {str(file)!r}", hint="give the path of a .yml file")
     if file.stat().st_size > MAX_NBYTES:

@@ -25,7 +25,7 @@ GENERAL_SETS = ("all", "blocks", "hidden")
 """Sets of layers that any network has by itself."""
 
 DEFAULT_SET = "panel"
-"""The set of layers that an entry gives where nothing else is asked for."""
+"""The default set of layers of an entry."""
 
 
 def _expand_layers(patterns: object) -> object:
@@ -97,7 +97,7 @@ class Entry(Block):
     licence: str = ""
     """Of the weights."""
     is_gated: bool = False
-    """Whether the hub gives the weights only to who has accepted their terms."""
+    """True if the hub gives the weights only to who has accepted their terms."""
     weights: WeightsLocation | None = None
     config: Annotated[dict[str, Any] | None, BeforeValidator(_read_scalars)] = None
     """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
@@ -129,13 +129,13 @@ class Entry(Block):
 
     @property
     def default_layers(self) -> LayersChoice:
-        """The set of layers that is taken where nothing is asked for."""
+        """The set of layers that is used by default."""
         if DEFAULT_SET in self.layer_sets:
             return DEFAULT_SET
         return "hidden" if self.training == "language" else "blocks"
 
     def find_reduce(self, layers: LayersChoice) -> ReductionsChoice:
-        """Return the reduction that goes with `layers` where none is asked for: that set's, the default set's, mean."""
+        """Return the default reduction of `layers`: that of the set, else that of the default set, else mean."""
         one = self.layer_sets.get(layers) if isinstance(layers, str) else None
         one = one or self.layer_sets.get(DEFAULT_SET)
         return one.reduce if one else "mean"

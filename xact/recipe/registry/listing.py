@@ -86,7 +86,7 @@ def _make_row(entry: Entry) -> dict[str, Any]:
 
 
 def find_weights_here(entry: Entry) -> bool | None:
-    """Return whether the pretrained weights lie in a cache, None where the registry does not say where they would."""
+    """Return True if the pretrained weights are in a cache, None if the registry does not name their file."""
     if entry.weights is None:
         return None
     if entry.weights.file is not None:

@@ -36,7 +36,7 @@ class Registry:
 
     @property
     def sets(self) -> dict[str, ModelSet]:
-        """The named sets, and one for each training type and each family of those that are shown pictures."""
+        """The named sets, and a set for each training type and each family of vision networks."""
         kinds: dict[str, list[str]] = {}
         for entry in self.entries.values():
             family = None if entry.training == "language" else entry.family

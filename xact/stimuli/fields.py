@@ -102,7 +102,7 @@ def _match(stem: str, patterns: Sequence[bounded.Pattern[str]], words: str, end:
             f"stimuli.fields: the match of {words!r} with the stem {stem!r} takes too long",
             hint="repeat no group that itself repeats, as (x+)+ does",
         ) from None
-    found = [match.groupdict(default="") for match in matches if match]
+    found: list[dict[str, str]] = [match.groupdict(default="") for match in matches if match]
     if not found:
         raise RequestError(f"stimuli.fields: the stem {stem!r} does not match {words!r}", hint=HINT)
     if found[0] != found[-1]:

@@ -18,6 +18,7 @@ from xact.disk.durable import (
     Written,
     append_line,
     make_folder,
+    make_new_file,
     read_lines,
     remove_file,
     replace_file,
@@ -413,3 +414,15 @@ def test_the_first_line_of_a_file_that_is_held_is_synced_in_its_folder_too(tmp_p
         append_line(tmp_path / "lines", {"n": 1})
         append_line(tmp_path / "lines", {"n": 2})
     assert synced == ["lines", tmp_path.name, "lines"]
+
+
+@pytest.mark.parametrize("is_dangling", [False, True])
+def test_a_link_planted_for_a_new_file_is_refused_and_another_name_of_a_file_is_left_alone(is_dangling, tmp_path):
+    outside = make_link_away(tmp_path / "new", is_dangling=is_dangling)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        make_new_file(tmp_path / "new")
+    assert outside.exists() != is_dangling
+    outside.write_bytes(OLD)
+    os.link(outside, tmp_path / "twin")
+    os.close(make_new_file(tmp_path / "twin"))
+    assert (outside.read_bytes(), (tmp_path / "twin").read_bytes()) == (OLD, b"")

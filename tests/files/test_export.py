@@ -865,3 +865,28 @@ def test_the_command_prints_its_files_and_its_notes(cube: Path, tmp_path: Path):
 
 def test_names_leave_room_for_the_endings_of_files_under_way():
     assert len(f".{2**22}.partial.partial") < MARGIN_NBYTES  # the largest process id of Linux
+
+
+@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
+@pytest.mark.parametrize("plant", ["symlink", "link"])
+def test_an_export_never_writes_through_a_link_that_someone_planted(to, plant, tmp_path):
+    store = make_random_store(tmp_path, "cube", conditions=("a",))
+    asked = {"to": to, "output_dir": tmp_path / "o", "models": ["R50"], "layers": ["layer4.2"]}
+    (written,) = export(store, **asked)
+    target = written
+    whole = target.read_bytes()
+    target.unlink()
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    planted = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    if plant == "symlink":
+        planted.symlink_to(victim)
+        with pytest.raises(WorkError, match=os.strerror(errno.ELOOP)):
+            export(store, **asked, overwrite=True)
+        assert not target.exists()
+    else:
+        planted.hardlink_to(victim)
+        export(store, **asked, overwrite=True)
+        assert len(target.read_bytes()) == len(whole)
+    assert victim.read_bytes() == b"precious"
+    assert not planted.is_symlink()

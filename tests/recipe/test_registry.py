@@ -540,6 +540,32 @@ def test_braces_are_spelled_out_in_forward_order(pattern, names, reason):
     assert expand_braces(pattern) == names, reason
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["a{0..999999999}", "{0..9}" * 40, "{0..9}" * 2000, "{0..10000}", f"{{0..{'9' * 18}}}", "x" * 10_000 + "{0..9999}"],
+    ids=lambda pattern: pattern[:20],
+)
+def test_a_pattern_of_too_many_names_is_refused_before_they_are_written_out(pattern):
+    with pytest.raises(ValueError, match="stands for too many names; 10000 is the most"):
+        expand_braces(pattern)
+    assert len(expand_braces("{0..9999}")) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ('layer_sets: {panel: {reduce: mean, layers: ["a{0..999999999}"]}}', "layer_sets.panel.layers"),
+        ('layer_sets: {panel: {reduce: mean, layers: ["a{0..5999}", "b{0..5999}"]}}', "layer_sets.panel.layers"),
+        ('aliases: {"a{0..999999999}": "b{0..999999999}"}', "aliases"),
+        ('aliases: {"a{0..3999}": "b{0..3999}", "c{0..3999}": "d{0..3999}"}', "aliases"),
+    ],
+)
+def test_a_list_of_too_many_names_is_told_with_its_key(keys, named, tmp_path):
+    (tmp_path / "own.yml").write_text(f'- label: Bomb\n  source: python\n  id: "nets:plain"\n  {keys}\n')
+    with pytest.raises(RecipeError, match=rf"own.yml, line 4: model 'Bomb', key '{named}': .*10000"):
+        load_registry(tmp_path / "own.yml")
+
+
 # sets and twins
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import builtins
 import math
+import re
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.pictures import put_pictures, write_pictures, write_recipe
 
 import xact
@@ -217,6 +221,48 @@ def test_fields_without_one_reading_are_refused(fields, stem, message):
     with pytest.raises(RequestError, match=rf"^stimuli.fields: .*{message}") as caught:
         load_fields(fields, [stem])
     assert "{name}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("fields", "stem"),
+    [
+        (Regex(regex="(?P<a>(x+x+)+)[yz]"), "x" * 40 + "w"),
+        (Regex(regex="(?P<a>(x|xx)+)w"), "x" * 200 + "v"),
+        (Regex(regex=r"(?P<a>.*?)(.*?)(.*?)(.*?)(.*?)(.*?)(.*?)(.*?)\d"), "x" * 230),
+        ("_".join(f"{{a{i}}}" for i in range(20)) + "_z", "_" * 230),
+    ],
+)
+def test_a_match_that_would_not_end_with_re_is_told(fields, stem):
+    started = time.monotonic()
+    with pytest.raises(RequestError, match=r"^stimuli.fields: .*(takes too long|does not match)"):
+        load_fields(fields, [stem] * 3)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "regex", ["(?P<a>x){e}", "(?P<a>x){i<=1}", "(?P<a>[[:alpha:]])", "(?P<a>x)(?P<a>y)", r"(?P<a>\L<b>)"]
+)
+def test_what_only_the_bounded_matcher_reads_is_refused(regex):
+    with pytest.raises(RequestError, match=r"^stimuli.fields: .*(not a regular expression|not a count)"):
+        load_fields(Regex(regex=regex), ["x"])
+
+
+@given(
+    st.from_regex(r"(\(\?P<a>[ab.\\]{1,3}\)|[ab][*+?]?|\[\^?ab\]|\(a\|b\)[*?]?|b\{1,2\}|\\{){1,5}", fullmatch=True),
+    st.text("ab{é\n", max_size=6),
+)
+def test_the_bounded_matcher_reads_a_pattern_as_re_does(pattern, stem):
+    try:
+        wanted = re.compile(pattern).fullmatch(stem)
+    except re.error:
+        return
+    if "(?P<a>" not in pattern:
+        return
+    if wanted is None:
+        with pytest.raises(RequestError, match="does not match"):
+            load_fields(Regex(regex=pattern), [stem])
+    else:
+        assert [*map(str, load_fields(Regex(regex=pattern), [stem])["a"])] == [wanted["a"]]
 
 
 # columns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from xact.capture.engine import LoadedStimulus
 from xact.disk.digest import FileStamp
-from xact.errors import CaptureError, MismatchError
+from xact.errors import CaptureError, MismatchError, StimulusError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Transform
 from xact.models.device import get_memory_format
 from xact.recipe.schema import Replicates
 from xact.stimuli.base import StimulusSource, hash_stimulus
+from xact.stimuli.decode import MAX_PIXELS
 from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
 
 
@@ -86,6 +88,7 @@ class PictureLoader:
             amounts=amounts,
             n_replicates=self.replicates.count,
         )
+        check_proportion(pictures[0].size, self.transform.record, self.input_shape, name=found.name)
         tensors = torch.stack([self.transform.apply(picture) for picture in pictures])
         if tuple(tensors.shape[1:]) != self.input_shape:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
@@ -101,6 +104,27 @@ class PictureLoader:
             if content is not None:
                 pictures[i * n : (i + 1) * n] = content
         return pictures
+
+
+def check_proportion(
+    size: tuple[int, int], record: Mapping[str, Any], input_shape: tuple[int, ...], *, name: str
+) -> None:
+    """Refuse a picture that a transform would first enlarge to more than MAX_PIXELS pixels.
+
+    A resize of the shorter side enlarges the longer one in proportion. A transform whose steps are not known is taken
+    as one that resizes to the sides of the network's input.
+    """
+    outline = record if "resize" in record else record.get("outline", {})
+    if outline.get("squash") or record.get("library") == "python":
+        return
+    side = outline.get("resize") or max(input_shape[-2:])
+    n_pixels = side * side * max(size) // min(size)
+    if n_pixels > MAX_PIXELS and n_pixels > size[0] * size[1]:
+        raise StimulusError(
+            f"{name!r} has {size[0]} x {size[1]} pixels, which the transform would enlarge to {n_pixels}; {MAX_PIXELS} "
+            f"is the most",
+            hint="crop the picture, or leave it out",
+        )
 
 
 def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]:

@@ -49,7 +49,7 @@ def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
     make_folder(path.parent)
     with _disk_errors(path, needed=sum(map(len, pieces))):
         try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | NO_LINK, 0o666)
+            fd = make_new_file(beside)
             try:
                 for piece in pieces:
                     digest.update(piece)
@@ -64,6 +64,17 @@ def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
                 beside.unlink()  # on a full disk this gives room to other writers
             raise
     return Written(nbytes, digest.hexdigest())
+
+
+def make_new_file(path: Path) -> int:
+    """Return the descriptor of a new, empty file in place of one that was left. Raise OSError for a link."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
+    except FileExistsError:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+        path.unlink()  # not truncated: it may be another name of a file elsewhere
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
 
 
 def remove_file(path: Path) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xact.disk.digest import hash_file
-from xact.disk.durable import PARTIAL, count_free_nbytes, make_folder, sync_folder, write_file
+from xact.disk.durable import NO_LINK, PARTIAL, count_free_nbytes, make_folder, make_new_file, sync_folder, write_file
 from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
 from xact.labels import check_label, fold_label
@@ -155,6 +155,11 @@ def make_side_line(sha256: str, name: str) -> str:
     return f"{'' if escaped == name else chr(92)}{sha256}  {escaped}\n"
 
 
+def open_beside(path: Path, *, is_new: bool) -> int:
+    """Return the descriptor of the temporary file of an export, to read and write. A link is not followed."""
+    return make_new_file(path) if is_new else os.open(path, os.O_RDWR | NO_LINK)
+
+
 def write_at(fd: int, data: memoryview, at: int) -> None:
     """Write a whole buffer of bytes at the position `at` of a file."""
     while data:
@@ -212,7 +217,7 @@ class Sink:
     """
 
     def __init__(self, path: Path, *, is_new: bool) -> None:
-        self._file = path.open("w+b" if is_new else "r+b", buffering=0)
+        self._file = os.fdopen(open_beside(path, is_new=is_new), "r+b", buffering=0)
         self._at = 0
         self._end = os.fstat(self._file.fileno()).st_size
         self._failure: OSError | None = None

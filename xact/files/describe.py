@@ -6,7 +6,9 @@ A store is described by `xact.store.describe`, a file by the module `describe` o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import math
+import reprlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,15 +41,45 @@ def load_kind(path: str | Path) -> Describer:
     return cast(Describer, formats[path.suffix].load_module("describe"))
 
 
+MAX_ITEMS = 100_000
+"""Most items of a value that are described. In a small file, lists that share their items can stand for any number."""
+
+MAX_DEPTH = 32
+"""Most levels of lists in a value that are described."""
+
+MAX_BITS = 1_000
+"""Most bits of a whole number that is described."""
+
+LEFT_OUT = "…"
+
+
 def make_plain(value: Any) -> Any:  # noqa: ANN401
-    """Return an attribute of a file as JSON-able data."""
+    """Return an attribute of a file as JSON-able data. What is too long or too deep is left out."""
+    return _make_plain(value, iter(range(MAX_ITEMS)), MAX_DEPTH)
+
+
+def _make_plain(value: Any, left: Iterator[int], depth: int) -> Any:  # noqa: ANN401
+    if next(left, None) is None or depth == 0:
+        return LEFT_OUT
     if hasattr(value, "tolist"):
+        if math.prod(value.shape) > MAX_ITEMS or getattr(value, "is_meta", False):
+            return f"{type(value).__name__} of shape {show_shape(value.shape)}"
         value = value.tolist()
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (list, tuple)):
-        return [make_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+        return [_make_plain(item, left, depth - 1) for item in value]
+    if type(value) is dict:
+        return str(
+            {
+                key if isinstance(key, str | int) else reprlib.repr(key): _make_plain(item, left, depth - 1)
+                for key, item in value.items()
+            }
+        )
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        return f"a whole number of {value.bit_length()} bits"
+    is_plain = isinstance(value, (str, int, float, bool, type(None)))
+    return value if is_plain else reprlib.repr(value) if isinstance(value, (dict, set)) else str(value)
 
 
 def show_attributes(attributes: dict[str, Any]) -> list[str]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
+import warnings
 from collections.abc import Sequence
 from string import Formatter
+
+import regex as bounded
 
 from xact.errors import RequestError
 from xact.labels import Column
@@ -12,6 +16,15 @@ from xact.recipe.stimuli_schema import Regex
 from xact.stimuli.columns import type_column
 
 HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
+
+MATCH_SECONDS = 1.0
+"""Most seconds of all matches of a recipe, besides STEM_SECONDS for each stem."""
+
+STEM_SECONDS = 0.001
+"""Seconds that each stem adds; a usual match takes some microseconds."""
+
+_FUZZY = re.compile(r"(?<!\\)(?:\\\\)*\{(?!\d*(?:,\d*)?\})")
+"""A brace that is not a count: text for `re`, a fuzzy match for the package `regex`."""
 
 
 def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
@@ -25,9 +38,10 @@ def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
         patterns = [_compile(fields.regex)]
         words = fields.regex
     else:
-        patterns = [re.compile(make_pattern(fields, lazy=lazy), re.DOTALL) for lazy in (True, False)]
+        patterns = [bounded.compile(make_pattern(fields, lazy=lazy), bounded.DOTALL) for lazy in (True, False)]
         words = fields
-    rows = [_match(stem, patterns, words) for stem in stems]
+    end = time.monotonic() + MATCH_SECONDS + STEM_SECONDS * len(stems)
+    rows = [_match(stem, patterns, words, end) for stem in stems]
     return {name: type_column([row[name] for row in rows]) for name in patterns[0].groupindex}
 
 
@@ -58,19 +72,37 @@ def make_pattern(template: str, *, lazy: bool) -> str:
     return pattern
 
 
-def _compile(regex: str) -> re.Pattern[str]:
+def _compile(regex: str) -> bounded.Pattern[str]:
+    """Return a pattern whose matches can be stopped: `re` has no limit of time.
+
+    The package `regex` reads all patterns of `re` in the same way but for the braces that are refused here.
+    """
     try:
-        pattern = re.compile(regex)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a set in a set
+            re.compile(regex)
+        pattern = bounded.compile(regex)
+    except (re.error, bounded.error, RecursionError, OverflowError, MemoryError, Warning) as error:
         raise RequestError(f"stimuli.fields: {regex!r} is not a regular expression: {error}", hint=HINT) from None
+    if _FUZZY.search(regex):
+        raise RequestError(
+            f"stimuli.fields: {regex!r} has a brace that is not a count such as {{3}}", hint="write \\{ for a brace"
+        )
     if not pattern.groupindex:
         raise RequestError(f"stimuli.fields: {regex!r} has no named group", hint=HINT)
     return pattern
 
 
-def _match(stem: str, patterns: Sequence[re.Pattern[str]], words: str) -> dict[str, str]:
-    """Return {field: text} of one stem. All patterns must give the same result."""
-    found = [match.groupdict(default="") for pattern in patterns if (match := pattern.fullmatch(stem))]
+def _match(stem: str, patterns: Sequence[bounded.Pattern[str]], words: str, end: float) -> dict[str, str]:
+    """Return {field: text} of one stem. All patterns must give the same result. Stop at the time `end`."""
+    try:
+        matches = [pattern.fullmatch(stem, timeout=max(0.001, end - time.monotonic())) for pattern in patterns]
+    except TimeoutError:
+        raise RequestError(
+            f"stimuli.fields: the match of {words!r} with the stem {stem!r} takes too long",
+            hint="repeat no group that itself repeats, as (x+)+ does",
+        ) from None
+    found: list[dict[str, str]] = [match.groupdict(default="") for match in matches if match]
     if not found:
         raise RequestError(f"stimuli.fields: the stem {stem!r} does not match {words!r}", hint=HINT)
     if found[0] != found[-1]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from xact.disk.hdf5_members import MAX_EXPANSION, SMALL_NBYTES, count_bytes, open_member
 from xact.errors import RequestError, StoreError
 from xact.files.read import OldLayer, OldModel, check_floating, to_float32
 from xact.labels import StimulusTable
@@ -19,6 +20,9 @@ from xact.stimuli.base import check_table
 
 PREFIX = "model_activations_"
 """Prefix of the usual file names, before the condition."""
+
+DATA_SET_NBYTES = 32
+"""Least bytes of a data set in a file; its header alone has more."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class _Scan:
     """{model: {data set: label of the layer}}."""
     true_models: dict[str, str] = field(default_factory=dict)
     dtypes: set[str] = field(default_factory=set)
+    n_left: int = 0
+    """Data sets that may follow in the file. Hard links can give one data set more names than a file has bytes."""
+    nbytes_left: int = 0
+    """Bytes of values that may follow in the file."""
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> Hdf5Files:
@@ -111,17 +119,12 @@ def _open(file: Path) -> h5py.File:
 def list_members(group: h5py.Group, kind: type) -> Iterator[str]:
     """Yield the names in a group. Raise StoreError for a member that is not a `kind` stored in this file."""
     for name in group:
-        where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise StoreError(f"{where} is a link, which is not followed")
-        member = group[name]
+        member = open_member(group, name)
         if not isinstance(member, kind):
             raise StoreError(
-                f"{where} is not a {kind.__name__.lower()}: a file has three levels, model, stimulus and layer"
+                f"{group.file.filename}: {member.name} is not a {kind.__name__.lower()}: a file has three levels, "
+                f"model, stimulus and layer"
             )
-        if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
-            raise StoreError(f"{where} keeps its values in another file, which is not followed")
         yield name
 
 
@@ -129,6 +132,8 @@ def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
     """Return the stimuli of one file. Raise StoreError if its models, layers or shapes differ from those before."""
     models = list(list_members(file, h5py.Group))
     name = file.filename
+    nbytes = Path(name).stat().st_size
+    scan.n_left, scan.nbytes_left = nbytes // DATA_SET_NBYTES, MAX_EXPANSION * nbytes + SMALL_NBYTES
     if not models or (scan.shapes and set(models) != set(scan.shapes)):
         odd = sorted(set(models) ^ set(scan.shapes))
         raise StoreError(
@@ -164,6 +169,10 @@ def _scan_stimulus(group: h5py.Group, model: str, scan: _Scan) -> None:
         check_floating(dataset.dtype, f"{where}/{layer}")
         scan.dtypes.add(str(dataset.dtype))
         shapes[layer] = dataset.shape
+        scan.n_left -= 1
+        scan.nbytes_left -= count_bytes(dataset)
+        if min(scan.n_left, scan.nbytes_left) < 0:
+            raise StoreError(f"{where}/{layer}: the data sets so far declare more than a file of this size can hold")
         if model not in scan.shapes:
             scan.labels.setdefault(model, {})[layer] = read_label(dataset, "label", layer)
     if model not in scan.shapes:

@@ -7,6 +7,7 @@ times as long.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import h5py
 import numpy as np
 
 from xact.errors import RequestError
-from xact.files.atomic import Follower, Sink, make_file_name, write_at
+from xact.files.atomic import PIECE_NBYTES, Follower, Sink, make_file_name, open_beside, write_at
 from xact.files.export import ExportFile, Options, SelectedModel, Selection
 
 OPTIONS: Mapping[str, Any] = {
@@ -141,7 +142,8 @@ def write_file(
     the values are written.
     """
     if added_to is not None:
-        shutil.copyfile(added_to, path)
+        with added_to.open("rb") as old, os.fdopen(open_beside(path, is_new=True), "wb") as new:
+            shutil.copyfileobj(old, new, PIECE_NBYTES)
     mode = "w" if added_to is None else "r+"
     with (
         Sink(path, is_new=added_to is None) as sink,
@@ -182,7 +184,7 @@ def _fill(path: Path, chosen: Selection, rows: np.ndarray, offsets: Sequence[np.
     first = np.concatenate([at.min(1) for at in offsets])  # for each stimulus of each model
     final = np.minimum.accumulate(first[::-1])[::-1]  # all bytes before this offset are final
     n_written = 0
-    with path.open("r+b", buffering=0) as file, Follower(path) as follower:
+    with os.fdopen(open_beside(path, is_new=False), "r+b", buffering=0) as file, Follower(path) as follower:
         for model, at in zip(chosen.models, offsets, strict=True):
             for block in chosen.read_blocks(model.layers, rows):
                 for i, here in enumerate(at[block.at].tolist()):

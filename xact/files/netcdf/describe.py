@@ -9,6 +9,7 @@ from typing import Any
 import h5netcdf
 import numpy as np
 
+from xact.disk.hdf5_members import check_whole
 from xact.errors import StoreError, check_model
 from xact.files.describe import make_plain, show_attributes, show_shape
 
@@ -16,9 +17,10 @@ from xact.files.describe import make_plain, show_attributes, show_shape
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return the content of a file. A layer is a group, or the root, with a variable `activations`."""
     try:
+        check_whole(Path(path))
         with h5netcdf.File(path, "r") as file:
             return _describe_file(file, str(path), model=model, with_layers=with_layers)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise StoreError(
             f"{path} is damaged, or is not a netCDF file: {error}", hint="export or copy it again"
         ) from None

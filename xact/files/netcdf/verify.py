@@ -9,12 +9,14 @@ from typing import Any
 
 import h5netcdf
 
+from xact.disk.hdf5_members import check_whole
 from xact.files.finite import check_finite
 from xact.labels import DIMS
 
 
 def check_file(file: Path) -> Iterator[str]:
     """Yield the faults of every variable `activations`: its five dims, their labels, its values."""
+    check_whole(file)
     with h5netcdf.File(file, "r") as opened:
         found = list(_find_activations(opened))
         if not found:

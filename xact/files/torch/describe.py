@@ -16,17 +16,22 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     """Return the keys of a file with their values. Without a key `model`, the file name gives the model."""
     data = load_safely(Path(path))
     held = data if isinstance(data, dict) else {"": data}
-    label = str(held.get("model", Path(path).stem.partition("_pool-")[0]))
+    label = str(make_plain(held.get("model", Path(path).stem.partition("_pool-")[0])))
     check_model(model, [label], where=f"the file {str(path)!r}")
     described = {
         "file": str(path),
         "nbytes": Path(path).stat().st_size,
         "model": label,
-        "keys": {str(key): _describe_value(value) for key, value in held.items()},
+        "keys": {str(make_plain(key)): _describe_value(value) for key, value in held.items()},
     }
     if with_layers:
-        described["layers"] = [str(layer) for layer in held.get("layer", [])]
+        described["layers"] = [str(layer) for layer in _list_layers(held.get("layer", []))]
     return described
+
+
+def _list_layers(held: Any) -> list[Any]:  # noqa: ANN401
+    layers = make_plain(held)
+    return layers if isinstance(layers, list) else [layers]
 
 
 def _describe_value(value: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -27,6 +27,9 @@ NAME = re.compile(r"(?P<model>.+?)_pool-(?P<pool>[^_]+?)(?:_prompt-(?P<prompt>.+
 REDUCTIONS = {pool: reduction for reduction, pool in POOLS.items()}
 """{pool in the file name: name of the reduction in xact}, where the two differ."""
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types of values that are read."""
+
 LANGUAGE_KEYS = ("mask", "loss", "bpb")
 """Keys that only files of language models have. Their layers are hidden states; layers of other models are blocks."""
 
@@ -62,15 +65,34 @@ def load_safely(path: Path) -> Any:  # noqa: ANN401
             f"{path} is damaged, or was not written by torch.save in its present format", hint="export or copy it again"
         )
     try:
+        _check_records(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise StoreError(
             f"{path} holds more than tensors and plain values",
             hint="it is not loaded, because loading it could run code",
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, MemoryError, OverflowError, zipfile.BadZipFile) as error:
         found = str(error).partition("\n")[0]
         raise StoreError(f"{path} is damaged: {found}", hint="export or copy it again") from None
+
+
+def _check_records(path: Path) -> None:
+    """Raise ValueError for compressed records, which torch does not write: a small file could hold any size."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [one.filename for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"its record {packed[0]!r} is compressed")
+
+
+def check_tensor(tensor: Tensor, where: str) -> None:
+    """Raise StoreError for a tensor that declares more values than it stores, or whose values numpy cannot take."""
+    if tensor.device.type != "cpu":
+        raise StoreError(f"{where} is a tensor on {tensor.device.type!r}, without values")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise StoreError(f"{where} is a sparse or quantized tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise StoreError(f"{where} declares {tensor.numel()} values, and stores fewer")
 
 
 def open_torch(file: Path) -> dict[str, Any]:
@@ -81,9 +103,12 @@ def open_torch(file: Path) -> dict[str, Any]:
         raise StoreError(f"{file} holds no tensor 'feats'")
     if feats.ndim != 3 or 0 in feats.shape:
         raise StoreError(f"{file}: feats has shape {tuple(feats.shape)}, expected (stimulus, layer, unit)")
-    if not feats.is_floating_point() or feats.layout != torch.strided:
+    if feats.dtype not in FLOATING or feats.layout != torch.strided:
         raise StoreError(f"{file}: feats has dtype {feats.dtype}, expected floating-point numbers")
-    return dict(held)
+    for key, value in held.items():
+        if isinstance(value, Tensor):
+            check_tensor(value, f"{file}: {key}")
+    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in held.items()}
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> TorchFiles:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
 
 from xact.files.finite import check_finite
 from xact.files.torch.read import open_torch
@@ -16,6 +16,10 @@ def check_file(file: Path) -> Iterator[str]:
     held = open_torch(file)
     feats = held["feats"]
     for key, axis in (("stimulus", 0), ("layer", 1), ("mask", 0), ("loss", 0), ("bpb", 0)):
-        if key in held and np.ndim(held[key]) and len(held[key]) != feats.shape[axis]:
+        if _has_axis(held.get(key)) and len(held[key]) != feats.shape[axis]:
             yield f"{key} has {len(held[key])} entries, feats has {feats.shape[axis]} along that axis"
     yield from check_finite(tuple(feats.shape), lambda at: feats[at].float().numpy())
+
+
+def _has_axis(value: object) -> bool:
+    return bool(value.ndim) if isinstance(value, Tensor) else isinstance(value, list | tuple)

@@ -7,6 +7,7 @@ disk would end the process with SIGBUS.
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from xact.errors import RequestError, WorkError
-from xact.files.atomic import make_file_name
+from xact.files.atomic import make_file_name, open_beside
 from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
 from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.stimuli.sources.datasets import N_IMAGES
@@ -172,7 +173,7 @@ def write_file(chosen: Selection, content: Content, path: Path) -> None:
     tensors: list[Iterable[np.ndarray]] = [make_values(chosen, content)]
     tensors += [[data] for data in content.numbers.values()]
     empty = iter(tensors)
-    with path.open("rb+") as file:
+    with os.fdopen(open_beside(path, is_new=False), "r+b") as file:
         entry = first_entry
         for record in records:
             own, entry = entry, find_next_entry(file, entry)
@@ -214,7 +215,10 @@ def write_frame(content: Content, path: Path) -> None:
         hollow.truncate(content.values_nbytes)
         n = content.values_nbytes // dtype.itemsize
         flat = torch.from_file(f"/dev/fd/{hollow.fileno()}", shared=True, size=n, dtype=dtype)
-        with path.open("wb") as file, torch.serialization.skip_data():  # torch would write a path into the file
+        with (
+            os.fdopen(open_beside(path, is_new=True), "wb") as file,
+            torch.serialization.skip_data(),
+        ):  # torch would write a path into the file
             torch.save({"feats": flat.view(content.shape), **tensors, **content.fields}, file)
 
 

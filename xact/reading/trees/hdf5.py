@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from xact.disk.hdf5_members import open_member
 from xact.errors import StoreError
 from xact.reading.trees.base import Tree
 
@@ -91,7 +92,7 @@ class Hdf5Tree(Tree):
             return self._last[1]
         for i, name in enumerate(at):
             _check_level(group, name, at[:i])
-            group = group[name]
+            group = open_member(group, name)
         if len(at) == 2:
             self._last = at, group  # most calls ask for the next layer of the same stimulus
         return group
@@ -99,7 +100,7 @@ class Hdf5Tree(Tree):
     def _open_layer(self, model: str, stimulus: str, layer: str) -> h5py.Dataset:
         group = self._open_group(model, stimulus)
         _check_level(group, layer, (model, stimulus))
-        return group[layer]
+        return open_member(group, layer)
 
     def _open(self) -> h5py.File:
         """Return the open file. After a fork, the child opens it again, because it must not share the descriptor."""

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from xact.errors import RecipeError, make_nearest_text
 from xact.recipe.blocks import Block, Text
-from xact.recipe.registry.patterns import expand_all, expand_braces
+from xact.recipe.registry.patterns import MAX_NAMES, expand_all, expand_braces
 from xact.recipe.schema import (
     KnownTransform,
     LayersChoice,
@@ -29,7 +29,7 @@ DEFAULT_SET = "panel"
 
 
 def _expand_layers(patterns: object) -> object:
-    return list(expand_all(map(str, patterns))) if isinstance(patterns, list | tuple) else patterns
+    return expand_all(map(str, patterns)) if isinstance(patterns, list | tuple) else patterns
 
 
 def _expand_aliases(aliases: object) -> object:
@@ -37,11 +37,15 @@ def _expand_aliases(aliases: object) -> object:
     if not isinstance(aliases, Mapping):
         return aliases
     spelled: dict[str, tuple[str, ...]] = {}
+    n_names = 0
     for pattern, given in aliases.items():
         labels = expand_braces(str(pattern))
         choices = [expand_braces(str(one)) for one in (given if isinstance(given, list) else [given])]
         if any(len(names) != len(labels) for names in choices):
             raise ValueError(f"{pattern!r} stands for {len(labels)} layers, {given!r} for another number")
+        n_names += len(labels) * (1 + len(choices))
+        if n_names > MAX_NAMES:
+            raise ValueError(f"{pattern!r} and the aliases before it stand for more than {MAX_NAMES} names")
         spelled |= {label: tuple(names[i] for names in choices) for i, label in enumerate(labels)}
     return spelled
 

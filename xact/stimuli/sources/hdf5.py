@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp
+from xact.disk.hdf5_members import open_path
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
@@ -75,7 +76,7 @@ class Hdf5Source:
             if self._is_closed:
                 raise StimulusError(f"{self.location} is closed")
             if self._array is None:
-                self._array = h5py.File(self._path, "r")[self._dataset]
+                self._array = _find_dataset(h5py.File(self._path, "r"), self._dataset, self._path)
             return self._array
 
 
@@ -111,10 +112,10 @@ def _open_file(path: Path) -> Iterator[Any]:
 
 
 def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5py has no annotations
-    names: list[str] = []
-    file.visititems(lambda found, item: names.append(found) if isinstance(item, h5py.Dataset) else None)
-    found = file.get(name) if name.strip("/") else None
+    found = open_path(file, name) if name.strip("/") else None
     if not isinstance(found, h5py.Dataset):
+        names: list[str] = []
+        file.visititems(lambda found, item: names.append(found) if isinstance(item, h5py.Dataset) else None)
         what = "a group" if isinstance(found, h5py.Group) else "missing"
         listed = make_nearest_text(name, names) or f" (it holds {', '.join(names[:5]) or 'none'})"
         raise RequestError(f"the data set {name!r} of {str(path)!r} is {what}{listed}")

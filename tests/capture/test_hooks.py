@@ -608,6 +608,7 @@ def test_a_compiled_network_is_refused(how):
         probe(make_network(module), SHAPE)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # torch says so of Python 3.13.0
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_compiled_code_inside_a_forward_gives_its_true_values_or_one_error(is_kept):
     class Compiled(Toy):

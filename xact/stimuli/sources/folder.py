@@ -86,6 +86,8 @@ def _expand(item: str, root: Path) -> list[Path]:
 
 
 def _glob(start: Path, pattern: str) -> list[Path]:
+    if any("**" in part and part != "**" for part in PurePosixPath(pattern).parts):  # Python 3.13 takes `***` for `*`
+        raise RequestError(f"the pattern {pattern!r} is refused: '**' can only be an entire path component")
     try:
         return [resolve_path(str(path), start) for path in start.glob(pattern)]
     except ValueError as error:

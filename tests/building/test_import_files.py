@@ -504,7 +504,7 @@ def test_the_same_files_again_do_nothing_and_others_are_refused(tmp_path: Path) 
     root = (tmp_path / "s.zarr/zarr.json").read_bytes()
     assert import_files([tmp_path / "old.h5"], tmp_path / "s.zarr").n_captured == 0
     write_seed_file(tmp_path / "old.h5", make_values(["m"], ["a"], LAYERS, seed=1))
-    with pytest.raises(RequestError, match="was made of something else than these files"):
+    with pytest.raises(RequestError, match="was made of other files"):
         import_files([tmp_path / "old.h5"], tmp_path / "s.zarr")
     assert (tmp_path / "s.zarr/zarr.json").read_bytes() == root
 

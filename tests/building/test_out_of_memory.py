@@ -56,7 +56,7 @@ def test_where_the_recipe_allows_it_the_batch_that_ran_is_the_one_that_is_stored
     settings = ["compute.batch_size=8", "storage.buffer_mb=1"]
     code, _, err = run(capsys, "build", recipe, "--allow-code", "--set", *settings, "compute.on_out_of_memory=halve")
     assert code == 0, err
-    assert f"shown {stored} at a time" in err
+    assert f"the batch size is now {stored}" in err
     assert find_batches(tmp_path / "store.zarr") == {"one": 8, "thirsty": stored}, reason
     assert bool(xact.open_activations(tmp_path / "store.zarr").notnull().any("unit").all())
     other = tmp_path / "other.zarr"  # a store that asked for that batch from the first

@@ -1,4 +1,4 @@
-"""Estimate the cost of a build: bytes, files, host memory and device memory of each model."""
+"""Estimate what a build costs for each model: bytes, files, host memory and device memory."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
 
 CONFIRM_NBYTES = 10**9
-"""A build that would write more asks first, on a terminal."""
+"""On a terminal, a build that writes more bytes asks for confirmation."""
 
 
 WEIGHT_NBYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "nf4": 0.6}
-"""Bytes of one weight; of those packed into 4 bits with their scales, and what is left unpacked."""
+"""Bytes of one weight. For nf4: the mean over 4-bit weights, their scales and the unpacked weights."""
 
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """What one model costs."""
+    """The cost of one model."""
 
     model: str
     n_layers: int
     n_units: int
-    """Of one stimulus and replicate, over all layers."""
+    """Units of one stimulus and replicate, over all layers."""
     n_parameters: int
     n_stimuli_left: int
     nbytes: int
-    """To be written before compression."""
+    """Bytes to write, before compression."""
     n_files: int
     host_nbytes: int
-    """Weights, and what the lanes hold."""
+    """Bytes of the weights and of the buffers of all lanes."""
     device_nbytes: int
-    """Weights, a batch and its outputs, on the device."""
+    """Bytes on the device: weights, a batch and its outputs."""
     device: str
-    """As planned; it need not be here."""
+    """The planned device; this machine may lack it."""
     device_memory_nbytes: int | None
-    """What the device has, None where it is not here."""
+    """Memory of the device in bytes; None if this machine lacks the device."""
     batch_size: int
 
 
@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def warnings(self) -> list[str]:
-        """What will most likely not fit, in words."""
+        """A message for each model that probably needs more memory than its device has."""
         return [
             f"model {model.model!r} needs about {model.device_nbytes / 1e9:.1f} GB on {model.device}, which has "
             f"{model.device_memory_nbytes / 1e9:.1f} GB: a smaller batch_size or dtype: bfloat16 takes less"
@@ -71,7 +71,7 @@ class Estimate:
 
     @property
     def needs_word(self) -> bool:
-        """True if a person is asked before the build begins."""
+        """True if the build must ask for confirmation before it begins."""
         return self.nbytes > CONFIRM_NBYTES or self.nbytes > self.free_nbytes
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Estimate:
 
 
 def estimate(prepared: PreparedBuild) -> Estimate:
-    """Return what is still to be done at a site, and its cost."""
+    """Return the cost of the remaining tasks of a prepared build."""
     plan = prepared.plan
     workers = count_workers(prepared.loaded.recipe.compute.workers)
     models = tuple(
@@ -109,7 +109,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
 
 
 def _name_device(prepared: PreparedBuild, model: PlannedModel) -> str:
-    """Return the device a model will run on, with the index that the recipe gives it."""
+    """Return the device of a model, with the index from the recipe."""
     asked = prepared.specs[model.label].device
     return model.device if asked == "auto" else asked
 
@@ -117,7 +117,7 @@ def _name_device(prepared: PreparedBuild, model: PlannedModel) -> str:
 def estimate_model(
     plan: Plan, model: PlannedModel, n_left: int, workers: int, *, device_memory: int | None
 ) -> ModelEstimate:
-    """Return what `n_left` stimuli of one model cost; `device_memory` is what its device has, in bytes."""
+    """Return the cost of `n_left` stimuli of one model; `device_memory` is the memory of its device in bytes."""
     weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
     lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)

@@ -1,6 +1,6 @@
-"""`xact import`: files of activations become a store with labels, written as a build writes one.
+"""`xact import`: copy files of activations into a store with labels, as a build writes it.
 
-What a file does not say is recorded as unknown; no build can go on in such a store.
+Facts that a file lacks are recorded as unknown. A build cannot continue an imported store.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from xact.store.tasks import Task, make_tasks
 from xact.store.write import StoreWriter
 
 SOURCE = "import"
-"""Source of imported models and stimuli. No recipe can name it, so no build adds rows to an imported store."""
+"""Source of imported models and stimuli. A recipe cannot ask for it, so a build never adds rows to an import."""
 
 
 @dataclass(frozen=True)
 class Mislabelled:
-    """A model that older files call by another network's name."""
+    """A model that older files store under the name of another network."""
 
     label: str
     layers: str
@@ -61,10 +61,10 @@ NOT_SAID: Mapping[str, Any] = {
     "batch_size": 0,
     "versions": {},
 }
-"""What no file of activations says of its model; every other field is said, or has the default of a plan."""
+"""Fields that files of activations never hold. Other fields come from the file or the plan's defaults."""
 
 MISLABELLED = (Mislabelled("ViT-B-16-CLIP", r"blocks\.\d+\.mlp\.fc2", 1024, "ViT-L-14-LAION-CLIP-ft"),)
-"""timm's vit_large_patch14_clip_224.laion2b_ft_in1k was run under the name of a ViT-B/16, whose layers are 768 wide."""
+"""Old files name timm's vit_large_patch14_clip_224.laion2b_ft_in1k as a ViT-B/16, whose layers are 768 wide."""
 
 
 def import_files(
@@ -74,10 +74,11 @@ def import_files(
     stimuli: str | Path | None = None,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> Outcome:
-    """Make a store of the activations in `files`; the same call finishes an import that was killed.
+    """Make a store from the activations in `files`; after a kill, the same call finishes the import.
 
-    `stimuli` is a table that names the rows of `.pt` files. `watch(n)` is told how many rows there are, over all
-    models, and returns what is told how many more are done. Raise RequestError, StoreError or WorkError.
+    `stimuli` is a table that names the rows of `.pt` files. `watch(n)` gets the number of rows over all models and
+    returns a function; that function gets the number of rows of each finished task. Raise RequestError, StoreError
+    or WorkError.
     """
     paths = [expand_path(file) for file in files]
     path = expand_path(store)
@@ -86,9 +87,7 @@ def import_files(
         plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
         state = load_state(path)
         if state.plan is not None and state.plan.model_dump_json() != plan.model_dump_json():
-            raise MismatchError(
-                f"the store {str(path)!r} was made of something else than these files", hint="give another --store"
-            )
+            raise MismatchError(f"the store {str(path)!r} was made of other files", hint="give another --store")
         outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
             with StoreWriter(path, plan, state, jitter={}) as writer:
@@ -112,10 +111,10 @@ def _relabel(model: OldModel, notes: list[str]) -> OldModel:
 
 
 def _plan(old: OldFiles, models: Sequence[OldModel], files: Sequence[Path]) -> Plan:
-    """Return the plan of a store of these files; every hash of theirs is in it."""
+    """Return the plan of a store of these files; the plan holds the sha256 of each file."""
     labels = [model.label for model in models]
     if len(set(labels)) != len(labels):
-        raise RequestError(f"two models would have one label ({', '.join(labels)})", hint="give each its own store")
+        raise RequestError(f"two models have the same label ({', '.join(labels)})", hint="import into two stores")
     hashes = [{"name": file.name, "sha256": hash_file(file.resolve()).sha256} for file in files]
     recipe = {
         "stimuli": {"source": SOURCE, "files": hashes},
@@ -129,7 +128,7 @@ def _plan(old: OldFiles, models: Sequence[OldModel], files: Sequence[Path]) -> P
 
 
 def _plan_model(model: OldModel, n_stimuli: int, registry: Mapping[str, Entry]) -> PlannedModel:
-    twin = re.fullmatch(r"(.+)@random-(\d{1,18})", model.label)  # as builds label untrained twins
+    twin = re.fullmatch(r"(.+)@random-(\d{1,18})", model.label)  # a build labels untrained twins in this form
     is_trained = model.is_trained and twin is None
     base = check_label(model.base or (twin[1] if twin else model.label), what="the model")
     entry = registry.get(base)
@@ -174,7 +173,7 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
 def _write_tasks(
     writer: StoreWriter, old: OldFiles, outcome: Outcome, watch: Callable[[int], Callable[[int], None]]
 ) -> None:
-    """Write the tasks that are not in the journal yet."""
+    """Write the tasks that the journal lacks."""
     plan = writer.plan
     tasks = {model.label: list(make_tasks(plan, model, writer.state.find_done(model.label))) for model in plan.models}
     tell = watch(sum(len(task.rows) for some in tasks.values() for task in some))

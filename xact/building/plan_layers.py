@@ -1,4 +1,4 @@
-"""The layers of a model in its plan: one for each output that is selected and each reduction of it."""
+"""Plan the layers of a model: one layer for each selected output and each reduction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xact.labels import check_label
 from xact.store.plan import PlannedLayer
 
 PlanUnits = Callable[[Reduction, Output, str], Mapping[str, int]]
-"""(reduction, output, label of the layer) -> {axis: length} of its units; RequestError where it has no meaning."""
+"""(reduction, output, label of the layer) -> {axis: length} of its units; RequestError if they do not fit."""
 
 
 def plan_layers(

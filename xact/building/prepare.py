@@ -1,4 +1,4 @@
-"""Prepare a build: list the stimuli, probe every network, and lay the plan over what the store holds."""
+"""Prepare a build: list the stimuli, probe each network, and merge the plan with the plan of the store."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from xact.store.tasks import Task, make_rows, make_tasks
 
 @dataclass(frozen=True)
 class PreparedBuild:
-    """A recipe whose stimuli are listed and whose networks are surveyed, and the plan of what is still to be done."""
+    """A recipe with listed stimuli and surveyed networks, and the plan of the remaining tasks."""
 
     store: Path
     loaded: LoadedRecipe
     source: ChosenStimuli
     specs: Mapping[str, ModelSpec]
     weights: Mapping[str, Weights]
-    """{model: weights that were found}."""
+    """{model: its weights}, for the models that must run."""
     stored: State
-    """What the store's journals said before this run."""
+    """State of the store's journals before this run."""
     plan: Plan
     tasks: Mapping[str, Sequence[Task]]
-    """{model: unfinished tasks} of the requested models."""
+    """{model: remaining tasks}, for each model of the recipe."""
 
     @property
     def n_rows_left(self) -> int:
-        """Rows still to be captured, over all models."""
+        """Rows that are not captured yet, over all models."""
         return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
 
     @property
     def nothing_to_do(self) -> bool:
-        """True if the store already holds all requested rows."""
+        """True if the store already holds every value of the recipe."""
         return self.stored.is_committed and self.n_rows_left == 0 and self.plan.generation == self.stored.committed
 
 
 def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
-    """Return what a build would do; download nothing, read no caption, and need none of its devices."""
+    """Plan a build without downloads and without reading captions; its devices may be absent."""
     asked = _list_asked(loaded, store, allow_code=allow_code)
     surveyed = _Surveyed()
     for spec in asked.specs.values():
@@ -63,13 +63,13 @@ def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Prep
 
 
 def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
-    """Return a build that can run: every device is here, and every network's weights are found or downloaded.
+    """Return a build that can run: check that its devices are present, and find or download all weights.
 
-    A model whose weights cannot be had is known before the first picture is shown. The store is not touched.
+    Missing weights are reported before the first forward pass. The store does not change.
     """
     asked = _list_asked(loaded, store, allow_code=allow_code)
     surveyed = _Surveyed()
-    for spec in asked.specs.values():  # terms that a person must accept are told before anything is downloaded
+    for spec in asked.specs.values():  # report terms that the user must accept before the first download
         if asked.find_stored(spec.label) is None:
             with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
                 check_gate(spec)
@@ -87,7 +87,7 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Pre
 
 @dataclass(frozen=True)
 class _Asked:
-    """A recipe with its stimuli listed and its networks looked up, and what the store holds."""
+    """A recipe with listed stimuli and resolved networks, and the state of the store."""
 
     loaded: LoadedRecipe
     source: ChosenStimuli
@@ -96,22 +96,22 @@ class _Asked:
     stored: State
 
     def find_stored(self, model: str) -> PlannedModel | None:
-        """Return what the store has under a model's label."""
+        """Return the planned model that the store has under a label, or None."""
         return None if self.stored.plan is None else self.stored.plan.find_model(model)
 
 
 @dataclass
 class _Surveyed:
-    """The networks of a recipe, each planned or failed."""
+    """The networks of a recipe; each network is planned or failed."""
 
     models: list[PlannedModel] = field(default_factory=list)
     weights: dict[str, Weights] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    """{model: reason why its weights are missing}."""
+    """{model: why its weights are not available}."""
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
-        """Note a WeightsError as the failure of `model`, or let it pass where errors stop a build."""
+        """Record a WeightsError as the failure of `model`; raise it if `on_error` is `stop`."""
         try:
             yield
         except WeightsError as error:
@@ -121,11 +121,11 @@ class _Surveyed:
 
 
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
-    """List the stimuli, read the journals, look up the networks; refuse settings that are not the store's."""
+    """List the stimuli, read the journals, resolve the networks; refuse settings that differ from the store's."""
     source = open_stimuli(loaded.recipe.stimuli, loaded.folder)
     loaded = adopt_replicates(loaded, source)
     stored = load_state(store)
-    if stored.plan is not None:  # before any network: an imported store is refused here
+    if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early
         _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     for spec in specs.values():
@@ -134,7 +134,7 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
 
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
-    """Survey one network; refuse another kind of device than its rows in the store come from."""
+    """Survey one network; refuse a device kind that differs from the device kind of its stored rows."""
     model = survey_model(spec, n_stimuli=len(asked.source.table), stored=stored, device=device)
     if stored is None:
         return model
@@ -147,9 +147,9 @@ def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, 
 
 
 def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
-    """Return True if the store has every row of a model, so that its weights need not be here any more.
+    """Return True if the store has every row of a model, so that the model needs no weights.
 
-    The user's own file is looked at all the same: it may have changed.
+    Weights in the user's own file are always checked, because the file may have changed.
     """
     old = asked.stored.plan
     if old is None or old.find_model(model.label) is None or spec.weights not in ("pretrained", "random"):
@@ -158,7 +158,7 @@ def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
 
 
 def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:
-    """Lay the plan over what the store holds, and list what is still to be done."""
+    """Merge the plan with the plan of the store, and list the remaining tasks."""
     recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
         recipe=recipe.model_dump(),
@@ -180,7 +180,7 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
 
 
 def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store: Path) -> None:
-    """Refuse settings that are not the store's; where it holds no value yet, say that it may be deleted."""
+    """Refuse settings that differ from the store's; suggest to delete a store without values."""
     try:
         compare_settings(recipe, plan)
     except MismatchError as error:
@@ -192,7 +192,7 @@ def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store
 
 
 def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedRecipe:
-    """Return the recipe with as many replicates as a stimulus has captions; pictures have as many as it says."""
+    """Return the recipe with one replicate for each caption of a stimulus; for pictures, return it unchanged."""
     if source.kind == "image":
         return loaded
     asked = loaded.recipe.replicates
@@ -210,9 +210,9 @@ def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedReci
 def list_tasks(
     plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, stimuli: StimuliByRow | None
 ) -> list[Task]:
-    """Return what is still to be done of a model; the batches of captions are sorted by length.
+    """Return the remaining tasks of a model; batches of captions are sorted by length.
 
-    Without `stimuli` nothing is read, and captions are in the order of their rows.
+    Without `stimuli`, captions are not read and stay in the order of their rows.
     """
     done = state.find_done(model.label)
     tasks = list(make_tasks(plan, model, done))
@@ -224,7 +224,7 @@ def list_tasks(
 
 
 def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:
-    """Return True if the command line chose the device."""
+    """Return True if the user chose the device on the command line."""
     return loaded.device_said and spec.device == loaded.recipe.compute.device
 
 

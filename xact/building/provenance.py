@@ -1,4 +1,4 @@
-"""Record how the numbers of a store were made, and refuse a network that would make other numbers."""
+"""Record how each value of a store was computed; check that new rows would be computed in the same way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from xact.store.plan import Plan, PlannedModel
 
 
 def hash_tensors(network: Network) -> str:
-    """Return the sha256 of every parameter and buffer with its name: what the weights really are."""
+    """Return the sha256 over the name, type, shape and bytes of each parameter and buffer."""
     digest = hashlib.sha256()
     for name, tensor in network.module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -30,7 +30,7 @@ def hash_tensors(network: Network) -> str:
 
 
 def check_network(model: PlannedModel, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuse a network that differs from the network of the first rows of the store."""
+    """Refuse a network that differs from the network of the first rows in the store."""
     if held.get("code", {}) != found["code"]:
         raise MismatchError(
             f"models.{model.label}.code differs: the store was made by {held.get('code')}, here is {found['code']}",
@@ -44,7 +44,7 @@ def check_network(model: PlannedModel, held: Mapping[str, Any], found: Mapping[s
 
 
 def check_versions(model: PlannedModel) -> None:
-    """Refuse to add rows to a model that other versions of its libraries gave the first rows of."""
+    """Refuse to add rows if the first rows come from other versions of the libraries."""
     for name, version in find_versions(model.source).items():
         if model.versions.get(name) != version:
             raise MismatchError(
@@ -55,7 +55,7 @@ def check_versions(model: PlannedModel) -> None:
 
 
 def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) -> dict[str, str]:
-    """Return the texts of the group `/xact`: the recipe, and how each number came about."""
+    """Return the texts of the group `/xact`: the recipe, and the provenance of the values."""
     models = {}
     for model in plan.models:
         done = state.find_records(model.label)

@@ -1,6 +1,6 @@
 """Run a prepared build: load each network, run its tasks, publish.
 
-What it costs is said by `estimate`; nothing here asks a person anything or knows a terminal.
+`estimate` computes the cost. This module never asks the user and does not use the terminal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from xact.store.write import StoreWriter
 
 @dataclass
 class Outcome:
-    """How a build ended."""
+    """The result of a build."""
 
     store: Path
     layout: str
@@ -42,11 +42,11 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = True
     whole_models: tuple[str, ...] | None = None
-    """The requested models that have every row; None if every model of the store has every row."""
+    """The models of the recipe that have every row; None if every model of the store has every row."""
 
 
 def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
-    """Do all that is still to be done and publish it; the caller holds the store's lock."""
+    """Run the remaining tasks and publish the store; the caller holds the store's lock."""
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
     outcome.warnings += prepared.source.notes
     check_finished_stimuli(prepared)
@@ -85,15 +85,15 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
 
 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
-    """Refuse a stimulus that is not the one the store has values of: by size and time, by hash where they differ."""
+    """Refuse a stimulus that changed after its values were stored: compare size and time, then the hash."""
     source = prepared.source
     stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     for row, (stamp, sha256) in prepared.stored.stamps.items():
         source_row = stimuli.find_source_row(row)
         if source.stamp(source_row) != stamp and hash_stimulus(source.read(source_row)) != sha256:
             raise MismatchError(
-                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) is not the file that the store has "
-                "values of",
+                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
+                "stored",
                 hint="put the old file back, or build another store",
             )
 
@@ -105,9 +105,9 @@ def run_model(
     outcome: Outcome,
     progress: Callable[[int], None],
 ) -> None:
-    """Run one network; where the recipe allows it, with half the batch until the device has the memory.
+    """Run one network; if the recipe allows it, halve the batch until the device has enough memory.
 
-    Once a task of the model is done its batch stays: all its values come from one size of batch.
+    After the first finished task the batch size is fixed: all values of a model come from one batch size.
     """
     tasks = prepared.tasks[model.label]
     while True:
@@ -118,7 +118,7 @@ def run_model(
             is_allowed = prepared.loaded.recipe.compute.on_out_of_memory == "halve"
             if not is_allowed or smaller is None or writer.state.find_done(model.label):
                 raise
-            outcome.warnings.append(f"{error}: it was shown {smaller.batch_size} at a time")
+            outcome.warnings.append(f"{error}: the batch size is now {smaller.batch_size}")
         writer.replace_model(smaller)
         model = smaller
         stimuli = order_stimuli(prepared.source, writer.plan.stimuli.ids, {})
@@ -133,7 +133,7 @@ def _run_tasks(
     outcome: Outcome,
     progress: Callable[[int], None],
 ) -> None:
-    """Load one network and run these tasks of it."""
+    """Load one network and run these tasks."""
     plan, state, spec = writer.plan, writer.state, prepared.specs[model.label]
     network = _load_network(prepared, model, writer)
     stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
@@ -163,7 +163,7 @@ def _run_tasks(
 
 
 def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWriter) -> Network:
-    """Load a network. Refuse it if it differs from the network of the first rows of the store."""
+    """Load a network; refuse it if it differs from the network of the first rows in the store."""
     if writer.state.find_done(model.label):
         check_versions(model)
     started = time.monotonic()
@@ -182,7 +182,7 @@ def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWri
 
 
 def list_warnings(model: str, counts: Mapping[str, int], n_nonfinite: Mapping[str, int]) -> list[str]:
-    """Return the warnings about a model that has run, a line for each kind of problem."""
+    """Return the warnings of a model after its run: equal replicates, cut captions, values that are not finite."""
     warnings = []
     if counts["n_equal"]:
         warnings.append(
@@ -190,5 +190,5 @@ def list_warnings(model: str, counts: Mapping[str, int], n_nonfinite: Mapping[st
             "(grey pictures under colour jitter?)"
         )
     if counts["n_cut"]:
-        warnings.append(f"{model}: {counts['n_cut']} captions were longer than it may read and were cut")
+        warnings.append(f"{model}: {counts['n_cut']} captions were longer than its token limit and were cut")
     return warnings + [f"{model}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in n_nonfinite.items()]

@@ -1,4 +1,4 @@
-"""Probe each network without weights: list its layers, their units and its transform. Nothing is downloaded."""
+"""Probe each network without weights: list its layers, units and transform. Downloads nothing."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
 
 TRIAL_SIZES = ((64, 48), (333, 640))
-"""Sizes (width, height) of pictures on which a transform must give one and the same shape."""
+"""Sizes (width, height) of trial pictures; a transform must give the same shape for all sizes."""
 
 
 def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int, int]]:
     """Return the architecture, its outputs in forward order, and the shape of its pictures.
 
-    The network is made on the meta device where its code allows, else for real; no weights are read.
+    The network is made on the meta device if its code allows that, else with random weights. Reads no weights.
     """
     input_shape = find_input_shape(make_transform(spec), spec.label)
     try:
@@ -47,7 +47,7 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
             network = make_architecture(spec)
         network = replace(network, module=network.module.to("meta"))
         return network, probe(network, input_shape), input_shape
-    except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+    except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
         return (*_survey_for_real(spec, input_shape), input_shape)
 
 
@@ -56,28 +56,28 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tupl
         network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
         return network, probe(network, input_shape)
     except RuntimeError as error:
-        raise CaptureError(f"model {spec.label!r} cannot be shown a picture of {input_shape}: {error}") from error
+        raise CaptureError(f"model {spec.label!r} fails on a picture of shape {input_shape}: {error}") from error
 
 
 WORKED_OUT = frozenset("weights transform layers device batch_size".split())
-"""Fields of a spec that hold a request. The plan's field of the same name holds the result."""
+"""Fields of a spec that hold a request; the plan's field of the same name holds the result."""
 
 IDENTITY = tuple(
     name
     for name in PlannedModel.model_fields
     if name in {field.name for field in fields(ModelSpec)} and name not in WORKED_OUT
 )
-"""Fields that a spec and a plan share and that the survey copies: they identify the network."""
+"""Fields that a spec and a plan share: they describe the network, not the request."""
 
 
 def identify(spec: ModelSpec) -> dict[str, Any]:
-    """Return the fields of a plan that are copied from the spec."""
+    """Return the fields that the plan of a network copies from its spec."""
     return {name: getattr(spec, name) for name in IDENTITY}
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """The facts that a survey finds about a network. Each field is also a field of PlannedModel."""
+    """Result of a survey, for pictures and for captions; each field is also a field of the plan."""
 
     n_parameters: int
     n_prefix_tokens: int
@@ -87,7 +87,7 @@ class Surveyed:
 
 
 def survey_pictures(spec: ModelSpec) -> Surveyed:
-    """Return the facts of a vision network."""
+    """Survey a network whose input is pictures."""
     network, outputs, input_shape = survey_outputs(spec)
     aliases = resolve_aliases(spec.aliases, outputs)
     selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
@@ -107,7 +107,7 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
 
 
 def survey_captions(spec: ModelSpec) -> Surveyed:
-    """Return the facts of a language model."""
+    """Survey a network whose input is captions."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
@@ -127,21 +127,21 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
 
 
 SURVEYS = {"image": survey_pictures, "text": survey_captions}
-"""{kind of stimuli: function that probes a network for them}."""
+"""{kind of input: function that surveys a network}."""
 
 
 def list_outputs(spec: ModelSpec) -> list[Output]:
-    """Return all that can be named of a network, in forward order."""
+    """Return every output of a network that a recipe can name, in forward order."""
     return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
 
 
 def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    """Return the kind of device on which a network will run; refuse a device that is not here."""
+    """Return the kind of device on which a network will run; refuse a device that this machine lacks."""
     return get_kind(resolve_device(_choose_device(spec, stored)))
 
 
 def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    """Return the kind of device on which a network would run, here or elsewhere: a build can be planned at home."""
+    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
     chosen = _choose_device(spec, stored)
     return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
 
@@ -151,7 +151,7 @@ def _choose_device(spec: ModelSpec, stored: PlannedModel | None) -> str:
 
 
 def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None, device: str) -> PlannedModel:
-    """Return the plan of one network on a kind of `device`; `stored` is what the store has under its label."""
+    """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
     surveyed = SURVEYS[spec.kind](spec)
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
@@ -170,12 +170,12 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return the number of trained values, shared ones once."""
+    """Return the number of parameters; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
-    """Return the shape (3, y, x) that a transform gives; refuse one whose shape depends on the picture."""
+    """Return the shape (3, y, x) that a transform gives; refuse a transform whose shape depends on the picture."""
     shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in TRIAL_SIZES}
     if len(shapes) != 1:
         raise RequestError(
@@ -187,7 +187,7 @@ def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
 
 
 def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
-    """Return what the network's tokens are, None where it has none."""
+    """Return the tokens of a network, or None if it has no tokens."""
     if network.n_prefix_tokens is None:
         return None
     blocks = set(find_blocks(outputs))
@@ -198,7 +198,7 @@ def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
 def plan_picture_units(
     reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None, outputs: Sequence[Output]
 ) -> dict[str, int]:
-    """Return {axis: length} of the units of a reduced layer; RequestError where its channel cannot be told."""
+    """Return {axis: length} of the units of a reduced layer; RequestError if its channel axis is unclear."""
     shape = output.shape or ()
     if reduction.name not in ("flatten", "project") and is_channel_unclear(output, outputs):
         raise RequestError(
@@ -210,7 +210,7 @@ def plan_picture_units(
 
 
 def find_versions(source: str) -> dict[str, str]:
-    """Return the versions of what decides a value: torch, the images' libraries, the network's own."""
+    """Return the versions of the libraries that affect a value: torch, image libraries, the network's library."""
     names = ["torch", "torchvision", "pillow", "numpy", DISTRIBUTIONS.get(source, "")]
     return {name: _find_version(name) for name in dict.fromkeys(names) if name}
 

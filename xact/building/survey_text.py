@@ -1,4 +1,4 @@
-"""The hidden states of a language model as layers, before it reads anything: their names, widths and depths."""
+"""Survey a language model without weights: names, widths and depths of its hidden states."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from xact.models.text_batch import Encoded, pad
 from xact.recipe.resolve import ModelSpec
 
 TYPICAL_TOKENS = 64
-"""Tokens of a caption where memory is estimated; what is stored does not depend on it."""
+"""Tokens of a caption in the estimate of memory; stored values do not depend on it."""
 
 NO_VALUES = frozenset("transformers_version _name_or_path dtype torch_dtype architectures use_cache".split())
-"""Keys of a configuration that change no value."""
+"""Keys of a configuration that do not affect a value."""
 
 
 def survey_hidden(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int]]:
     """Return the architecture, its hidden states in forward order, and (tokens, words of the vocabulary) of a caption.
 
-    The network is made on the meta device where its code allows, else for real; no weights are read.
+    The network is made on the meta device if its code allows that, else with random weights. Reads no weights.
     """
     try:
         with torch.device("meta"):
             network = make_architecture(spec)
         network = replace(network, module=network.module.to("meta"))
         outputs = _probe(network, spec.label)
-    except (NotImplementedError, RuntimeError):  # code that looks at values cannot run without any
+    except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
         network = load_network(replace(spec, weights="random", seed=0), Weights((), {}))
         outputs = _probe(network, spec.label)
     return network, outputs, (TYPICAL_TOKENS, _get_config(network).get_text_config().vocab_size)
@@ -55,13 +55,13 @@ def _probe(network: Network, model: str) -> list[Output]:
 
 
 def _find_block_class(module: nn.Module, n_blocks: int) -> str:
-    """Return the class of the network's blocks; `Layer` where no list holds them."""
+    """Return the class name of the network's blocks; `Layer` if they are not in a ModuleList."""
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList) and len(m) == n_blocks]
     return type(lists[0][0]).__name__ if lists else "Layer"
 
 
 def describe_reading(spec: ModelSpec, network: Network) -> dict[str, Any]:
-    """Return all that changes a value between a caption and the hidden states but the tokenizer, as JSON-able data."""
+    """Return every setting except the tokenizer that affects the hidden states of a caption, as JSON-able data."""
     config = {key: value for key, value in _get_config(network).to_dict().items() if key not in NO_VALUES}
     return {
         "library": "transformers",
@@ -80,7 +80,7 @@ def _get_config(network: Network) -> Any:  # noqa: ANN401  the library does not 
 
 
 def check_logits(spec: ModelSpec) -> None:
-    """Refuse the logits of a language model by name."""
+    """Refuse a list of layers that names the logits of a language model."""
     if isinstance(spec.layers, list) and LOGITS in spec.layers:
         raise RequestError(
             f"model {spec.label!r}: its logits, one for each word of the vocabulary and each token, are too wide to "

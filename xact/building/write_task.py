@@ -1,4 +1,4 @@
-"""Write the result of a task: count values that are not finite, round, write the shards. Also read old rows back."""
+"""Write one task: count values that are not finite, round if asked, write shards. Also read its rows back."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from xact.store.write import StoreWriter
 
 
 def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> TaskRecord:
-    """Write the shards of a task and return its record, which is not in the journal yet."""
+    """Write the shards of a task and return its record; the caller adds the record to the journal."""
     n_nonfinite: dict[str, int] = {}
     rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
     for layer, buffer in zip(model.layers, result.buffers, strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
             total = buffer.sum(dtype=np.float32)
-        if not np.isfinite(total):  # cheap; counted only where something is not finite
+        if not np.isfinite(total):  # a cheap test; the exact count follows only if it fails
             n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
             if n_bad:
                 n_nonfinite[layer.label] = n_bad
@@ -49,7 +49,7 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
 def round_mantissa(values: np.ndarray, *, layer: str) -> None:
     """Round float32 in place to 10 bits of mantissa, to nearest, ties to even; NaN and infinity stay.
 
-    The relative error of a normal number is at most 2^-11. Raise CaptureError where a finite value would round to
+    The relative error of a normal number is at most 2^-11. Raise CaptureError if a finite value would round to
     infinity.
     """
     bits = values.view(np.uint32)
@@ -65,7 +65,7 @@ def round_mantissa(values: np.ndarray, *, layer: str) -> None:
 
 
 def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers: Sequence[np.ndarray]) -> None:
-    """Fill a task's buffers with the rows that the store has; the rest is NaN until it is captured."""
+    """Fill a task's buffers with the rows that the store has; rows without values are NaN until they are captured."""
     n_rows = task.stop - task.start
     if len(task.rows) == n_rows:
         return

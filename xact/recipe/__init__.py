@@ -1,1 +1,1 @@
-"""What a recipe may ask for: its schema, its YAML, the registry."""
+"""The recipe: its schema, its YAML text, the registry of models."""

@@ -1,4 +1,4 @@
-"""What the registry may say of one network, and of a set of them."""
+"""The schema of the registry: an entry for one network, and a set of networks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from xact.recipe.schema import (
 )
 
 GENERAL_SETS = ("all", "blocks", "hidden")
-"""Sets of layers that any network has by itself."""
+"""Sets of layers that do not need an entry in the registry."""
 
 DEFAULT_SET = "panel"
-"""The set of layers that an entry gives where nothing else is asked for."""
+"""The default set of layers, if the entry defines it."""
 
 
 def _expand_layers(patterns: object) -> object:
@@ -33,7 +33,7 @@ def _expand_layers(patterns: object) -> object:
 
 
 def _expand_aliases(aliases: object) -> object:
-    """Spell out {pattern: pattern of the true name, or a list of such patterns}."""
+    """Expand the braces in {pattern: pattern of the true name, or a list of such patterns}."""
     if not isinstance(aliases, Mapping):
         return aliases
     spelled: dict[str, tuple[str, ...]] = {}
@@ -41,13 +41,13 @@ def _expand_aliases(aliases: object) -> object:
         labels = expand_braces(str(pattern))
         choices = [expand_braces(str(one)) for one in (given if isinstance(given, list) else [given])]
         if any(len(names) != len(labels) for names in choices):
-            raise ValueError(f"{pattern!r} stands for {len(labels)} layers, {given!r} for another number")
+            raise ValueError(f"{pattern!r} names {len(labels)} layers, but {given!r} names another number of layers")
         spelled |= {label: tuple(names[i] for names in choices) for i, label in enumerate(labels)}
     return spelled
 
 
 def _read_scalars(data: object) -> object:
-    """Return plain data whose scalars are text with numbers, booleans and nothing read as YAML reads them."""
+    """Return plain data in which text scalars are parsed as YAML: numbers, booleans and null."""
     if isinstance(data, Mapping):
         return {key: _read_scalars(value) for key, value in data.items()}
     if isinstance(data, list):
@@ -56,16 +56,16 @@ def _read_scalars(data: object) -> object:
 
 
 class WeightsLocation(Block):
-    """Where the pretrained weights come from, as the library's own table has it."""
+    """The location of the pretrained weights, as in the library's own table."""
 
     file: Text | None = None
     """Name of the file among torch's checkpoints."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None = None
-    """How the file's sha256 begins."""
+    """First characters of the file's sha256."""
     hub: Text | None = None
-    """Repository on the Hugging Face hub, in place of `file`."""
+    """Repository on the Hugging Face hub; replaces `file`."""
     revision: Text | None = None
-    """Commit of that repository; left out, its main branch."""
+    """Commit of that repository; default: its main branch."""
 
     @model_validator(mode="after")
     def _check_place(self) -> WeightsLocation:
@@ -75,10 +75,10 @@ class WeightsLocation(Block):
 
 
 class LayerSet(Block):
-    """A named set of layers of one network, and the reduction that goes with it."""
+    """A named set of layers of one network, and its reduction."""
 
     layers: Annotated[list[Text], BeforeValidator(_expand_layers), Field(min_length=1)]
-    """In forward order; names or aliases, with braces for ranges and choices."""
+    """Names or aliases in forward order, with braces for ranges and choices."""
     reduce: Literal["flatten", "mean", "patch_mean", "max", "cls", "last"]
     n_units: int | None = Field(None, ge=1)
     """Units of one stimulus over all these layers, after the reduction."""
@@ -90,30 +90,30 @@ class Entry(Block):
     label: Text
     source: Text
     id: Text
-    """The library's own name of the network, with its weights where the library has several."""
+    """The library's name of the network; with the name of the weights if the library has several."""
     family: Literal["CNN", "transformer"] | None = None
     training: Literal["image", "image+text", "contrastive", "language"] | None = None
-    """What it was trained on."""
+    """Kind of its training data or objective."""
     licence: str = ""
-    """Of the weights."""
+    """Licence of the weights."""
     is_gated: bool = False
-    """Whether the hub gives the weights only to who has accepted their terms."""
+    """True if a user must accept terms on the hub before the download of the weights."""
     weights: WeightsLocation | None = None
     config: Annotated[dict[str, Any] | None, BeforeValidator(_read_scalars)] = None
-    """A configuration of transformers (with `model_type`) that makes the architecture where no hub is reached."""
+    """A configuration of transformers (with `model_type`) that makes the architecture without the hub."""
     transform: Resize | None = None
-    """What the weights declare; compared with what the library does."""
+    """The transform that the weights declare; it is compared with the library's transform."""
     panel_transform: KnownTransform | None = None
-    """The original study's, for `transform: panel`."""
+    """The original study's transform, for `transform: panel`."""
     layer_sets: dict[Text, LayerSet] = Field(default_factory=dict)
     aliases: Annotated[dict[str, tuple[str, ...]], BeforeValidator(_expand_aliases)] = Field(default_factory=dict)
-    """{label of a layer: true names of its module, the first that the network has}."""
+    """{label of a layer: candidate names of its module}; the first name that the network has is used."""
     depth_bins: dict[str, Annotated[int, Field(ge=1, le=5)]] = Field(default_factory=dict)
-    """{layer: the original study's bin, 1 early to 5 late}."""
+    """{layer: the original study's bin, from 1 (early) to 5 (late)}."""
     n_blocks: int | None = Field(None, ge=0)
-    """Residual or transformer blocks."""
+    """Number of residual or transformer blocks."""
     width: int | None = Field(None, ge=1)
-    """Channels or features of the last block's output, of the last map where there are no blocks."""
+    """Channels or features of the last block's output; of the last map if the network lacks blocks."""
     n_parameters: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
@@ -129,19 +129,19 @@ class Entry(Block):
 
     @property
     def default_layers(self) -> LayersChoice:
-        """The set of layers that is taken where nothing is asked for."""
+        """The set of layers if the recipe does not name layers."""
         if DEFAULT_SET in self.layer_sets:
             return DEFAULT_SET
         return "hidden" if self.training == "language" else "blocks"
 
     def find_reduce(self, layers: LayersChoice) -> ReductionsChoice:
-        """Return the reduction that goes with `layers` where none is asked for: that set's, the default set's, mean."""
+        """Return the default reduction of `layers`: the reduction of that set, else of the default set, else mean."""
         one = self.layer_sets.get(layers) if isinstance(layers, str) else None
         one = one or self.layer_sets.get(DEFAULT_SET)
         return one.reduce if one else "mean"
 
     def expand_layers(self, layers: LayersChoice) -> LayersChoice:
-        """Return `layers` with a named set of this entry spelled out."""
+        """Return `layers`; a named set of this entry is expanded to its list of names."""
         if isinstance(layers, str) and layers in self.layer_sets:
             return list(self.layer_sets[layers].layers)
         if isinstance(layers, str) and layers not in GENERAL_SETS:
@@ -153,7 +153,7 @@ class Entry(Block):
         return layers
 
     def expand_reduce(self, reduce: ReductionsChoice) -> ReductionsChoice:
-        """Return `reduce` with `panel` spelled out."""
+        """Return `reduce` with `panel` replaced by its reduction."""
         if isinstance(reduce, list):
             return [self._expand_reduction(one) for one in reduce]
         return self._expand_reduction(reduce)
@@ -169,7 +169,7 @@ class Entry(Block):
         return self.layer_sets[DEFAULT_SET].reduce
 
     def expand_transform(self, transform: TransformChoice) -> KnownTransform:
-        """Return `transform` with `panel` spelled out."""
+        """Return `transform` with `panel` replaced by its transform."""
         if isinstance(transform, Resize) or transform == "weights":
             return transform
         if self.panel_transform is None:
@@ -181,11 +181,11 @@ class Entry(Block):
 
 
 class ModelSet(Block):
-    """Networks under one name."""
+    """A named set of networks."""
 
     name: Text
     text: str = ""
     models: list[Text] = Field(min_length=1)
-    """Labels."""
+    """Labels of the networks."""
     transform: Literal["weights", "panel"] | None = None
-    """For every model of the set whose entry in the recipe does not set its own."""
+    """Transform of every model of the set whose entry in the recipe does not set its own."""

@@ -1,4 +1,4 @@
-"""Lists of layer names written short: `layer1.{0..2}.conv{1,2}`."""
+"""Expand patterns of layer names, e.g. `layer1.{0..2}.conv{1,2}`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern stands for: `{0..2}` for 0, 1, 2 and `{a,b}` for a, b; the last brace runs first.
+    """Return the names of a pattern: `{0..2}` gives 0, 1, 2 and `{a,b}` gives a, b; the last brace varies fastest.
 
-    That is forward order wherever a network's parts are numbered as they run.
+    The result is in forward order if the network numbers its parts in forward order.
     """
     found = BRACES.search(pattern)
     if found is None:
@@ -22,7 +22,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def expand_all(patterns: Iterable[str]) -> Iterator[str]:
-    """Yield the names of several patterns, one after the other."""
+    """Yield the names of several patterns, in order."""
     for pattern in patterns:
         yield from expand_braces(pattern)
 

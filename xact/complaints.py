@@ -1,4 +1,4 @@
-"""Turn an error of pydantic into one line: the key, the wanted value, the value found, the nearest name."""
+"""Translate pydantic errors to one line: the key in the data, the wanted value, the found value, the nearest name."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ WANTED: Mapping[str, str] = {
     "model_type": "a mapping is wanted",
     "model_attributes_type": "a mapping is wanted",
 }
-"""What is wanted, for each type of pydantic's errors that has no limit in it; the others are said in its words."""
+"""{type of pydantic error: the wanted value}; the other types, which have a limit, keep pydantic's words."""
 
 NUMBERS = ("no", "one", "two", "three", "four")
 
 
 @dataclass(frozen=True)
 class Complaint:
-    """The most telling fault of some data."""
+    """The most useful fault to report of some data."""
 
     at: Location
-    """Of the key that is unknown or missing, or of the value that is wrong."""
+    """Location of the unknown or missing key, or of the wrong value."""
     fault: Literal["unknown", "missing", "wrong"]
     words: str
-    """What is wrong there."""
+    """Description of the fault."""
     nearest: str = ""
-    """` (nearest: a, b)`, where a name is close to what was found."""
+    """` (nearest: a, b)` if valid names are close to the found name, else empty."""
     choices: Sequence[str] = ()
-    """The valid keys if a key is unknown; otherwise the valid values."""
+    """The valid keys if the key is unknown; otherwise the valid values."""
     n_more: int = 0
-    """Faults besides this one."""
+    """Number of further faults."""
 
     @property
     def key(self) -> str:
@@ -63,12 +63,12 @@ class Complaint:
 
     @property
     def problem(self) -> str:
-        """What is wrong, for a line that has named the key."""
+        """Description of the fault, for a line that already names the key."""
         return f"{self.words}{self.nearest}{self._more}"
 
     @property
     def hint(self) -> str | None:
-        """What is valid in place of a key, or of a value that is missing."""
+        """The valid keys or values; None if the fault is a wrong value or the choices are unknown."""
         if self.fault == "wrong" or not self.choices:
             return None
         return f"{'valid here:' if self.fault == 'unknown' else 'one of'} {', '.join(self.choices)}"
@@ -78,7 +78,7 @@ class Complaint:
         return f" (and {self.n_more} more)" if self.n_more else ""
 
     def tell(self, whole: str) -> str:
-        """Return the line with the key in it; `whole` is what the whole data is called."""
+        """Return the line with the key in it; `whole` is the name of the whole data."""
         if self.fault == "unknown":
             return f"unknown key {self.key!r}{self.nearest}{self._more}"
         if self.fault == "missing":
@@ -87,9 +87,9 @@ class Complaint:
 
 
 def make_complaint(model: type[BaseModel], error: ValidationError) -> Complaint:
-    """Return the most telling of the faults that `model` found in some data: the outermost unknown key, else the first.
+    """Return the most useful fault that `model` found in some data: the outermost unknown key, else the first fault.
 
-    A key that a word of the schema is called, such as `text` or `list`, is told as any other.
+    A key with the same name as a tag of the schema, such as `text` or `list`, is reported like other keys.
     """
     faults = [(fault, _find_place(model, fault)) for fault in error.errors(include_url=False)]
     unknown = [pair for pair in faults if pair[0]["type"] == "extra_forbidden"]
@@ -98,22 +98,22 @@ def make_complaint(model: type[BaseModel], error: ValidationError) -> Complaint:
 
 
 def find_line(at: Location, lines: Mapping[Location, int]) -> int | None:
-    """Return the line of a location, else of the nearest that holds it; None where no line is known."""
+    """Return the line of a location, or of the nearest location around it; None if the lines are unknown."""
     return next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
 
 
-# ---- the place of a fault: the schema is walked along pydantic's location, so that what is a tag is never guessed
+# ---- the location of a fault: walk the schema along pydantic's location, so that tags are known and not guessed
 
 
 @dataclass(frozen=True)
 class _Place:
     at: Location
     schema: Schema
-    """What is wanted there; empty where nothing is."""
+    """Schema of the value at the location; NOTHING if the location is unknown to the schema."""
     holder: Schema
-    """What is wanted of the mapping or list that the last key or position is in."""
+    """Schema of the mapping or list that holds the last key or position."""
     union: Schema
-    """The choice between types that was made there; empty where there is none."""
+    """Schema of the union at the location; NOTHING if it has no union."""
 
 
 NOTHING: Schema = {"type": "nothing"}
@@ -125,7 +125,7 @@ def _make_schema(model: type[BaseModel]) -> Schema:
 
 
 def _find_place(model: type[BaseModel], fault: ErrorDetails) -> _Place:
-    """Return where a fault lies in the data: its location without the tags of unions."""
+    """Return the location of a fault in the data, without the tags of unions."""
     named: dict[str, Schema] = {}
     here = _open(_make_schema(model), named)
     holder = union = NOTHING
@@ -142,7 +142,7 @@ def _find_place(model: type[BaseModel], fault: ErrorDetails) -> _Place:
 
 
 def _open(schema: Schema, named: dict[str, Schema]) -> Schema:
-    """Return what is inside the layers of a schema that no location names: defaults, validators, references."""
+    """Return the schema inside wrappers that a location does not name: defaults, validators, references."""
     while True:
         if schema["type"] == "definitions":
             named.update({one["ref"]: one for one in schema["definitions"]})
@@ -170,7 +170,7 @@ def _enter(schema: Schema, part: int | str) -> Schema:
 
 
 def _choose(union: Schema, tag: int | str) -> Schema:
-    """Return the alternative of a union that a tag stands for."""
+    """Return the alternative of a union with this tag."""
     return cast(Schema, next((one for name, one in union["choices"].items() if str(name) == str(tag)), NOTHING))
 
 
@@ -204,7 +204,7 @@ def _describe(fault: ErrorDetails, place: _Place, *, n_more: int) -> Complaint:
 
 
 def _find_problem(fault: ErrorDetails, place: _Place) -> str:
-    """Return what is wanted at a place."""
+    """Return a description of the wanted value."""
     kind, context = fault["type"], fault.get("ctx", {})
     tags = [*map(str, place.union.get("choices", ()))]
     if kind.startswith("union_tag"):
@@ -222,7 +222,7 @@ def _find_problem(fault: ErrorDetails, place: _Place) -> str:
 
 
 def _name_found(kind: str, given: object) -> str:
-    """Return `, found …`; nothing where the problem says it already."""
+    """Return `, found …`; empty if the description of the problem already says it."""
     if kind in ("value_error", "json_invalid") or kind.endswith("too_short"):
         return ""
     if given is None:
@@ -235,7 +235,7 @@ def _name_found(kind: str, given: object) -> str:
 
 
 def _list_choices(schema: Schema) -> list[str]:
-    """Return the words that are valid under a schema: those of a literal, or the tags of a union."""
+    """Return the valid words of a schema: the words of a literal, or the tags of a union."""
     return [str(tag) for tag in schema["choices"]] if schema["type"] == "tagged-union" else _list_words(schema)
 
 
@@ -244,7 +244,7 @@ def _list_words(schema: Schema) -> list[str]:
 
 
 def _count_items(schema: Schema) -> str:
-    """Return how many items a list of fixed length has."""
+    """Return the wanted number of items of a list with fixed length, in words."""
     items = schema["items_schema"]
     n = len(items)
     noun = "numbers" if all(_open(one, {})["type"] in ("int", "float") for one in items) else "values"

@@ -71,8 +71,8 @@ def test_captions_stand_in_their_order_each_in_the_template():
 @pytest.mark.parametrize(
     ("stimulus", "said"),
     [
-        ("one", r"'lines\[one\]' has 1 captions where 2 were announced"),
-        ("three", r"'lines\[three\]' has 3 captions where 2 were announced"),
+        ("one", r"'lines\[one\]' has 1 captions, 2 were expected"),
+        ("three", r"'lines\[three\]' has 3 captions, 2 were expected"),
         ("bytes", r"'lines\[bytes\]' is not UTF-8: .* at byte 3"),
         ("picture", r"'lines\[picture\]' is an array, not text"),
     ],

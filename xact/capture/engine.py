@@ -1,8 +1,8 @@
 """Run one network over its tasks: load batches, forward them, reduce, write each finished task.
 
-On a CPU several lanes, each a thread with its own copy of the network (the weights are shared) and one torch thread,
-decode, run and write side by side. On an accelerator there is one lane, and threads decode ahead of it. Batches come
-from the plan, so the number of lanes and threads changes no bit.
+On a CPU, several lanes decode, run and write in parallel. Each lane is a thread with its own copy of the network (the
+weights are shared) and one torch thread. An accelerator has one lane, and other threads decode ahead of it. The plan
+fixes the batches, so the number of lanes and threads does not change the values.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from xact.disk.digest import FileStamp
 
 BATCHES_AHEAD = 2
-"""Batches decoded ahead of an accelerator, for each decoding thread."""
+"""Batches that each decoding thread decodes ahead of an accelerator."""
 
 Strategy = Literal["lanes", "ahead"]
-"""How batches are run: by lanes that each decode and run, or by one lane with other threads that decode ahead of it."""
+"""`lanes`: each lane decodes and runs batches. `ahead`: one lane runs batches, other threads decode ahead of it."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class LoadedStimulus:
     """One stimulus, ready for the network."""
 
     content: Any
-    """What `Loader.collate` makes batches of: all replicates of one stimulus."""
+    """All replicates of one stimulus; `Loader.collate` makes batches of such contents."""
     stamp: FileStamp
     sha256: str
     are_equal: bool
-    """True if all replicates are equal although the recipe has a jitter."""
+    """True if all replicates are equal although the recipe asks for jitter."""
 
 
 class Loader(Protocol):
-    """Makes the inputs of a network; called from many threads."""
+    """Makes the inputs of a network; many threads call it."""
 
     def load(self, row: StoreRow) -> LoadedStimulus:
-        """Read, decode, jitter and transform one stimulus; StimulusError where that cannot be done."""
+        """Read, decode, jitter and transform one stimulus; StimulusError if that fails."""
 
     def collate(self, contents: Sequence[Any]) -> Any:  # noqa: ANN401
-        """Return stimuli, None for one that failed, as one input on the CPU, the replicates of a stimulus side by side.
+        """Return stimuli (None for a failed stimulus) as one input on the CPU; replicates of a stimulus are adjacent.
 
         The input has `to(device, dtype=...)` and a length.
         """
@@ -64,36 +64,36 @@ class Recorder(Protocol):
     """Runs one batch at a time, in one thread."""
 
     def run(self, inputs: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
-        """Forward a batch and call `keep(i, units)` once for each layer i; return what else it gives.
+        """Forward a batch and call `keep(i, units)` once for each layer i; return its scores.
 
-        That is {name: one number a stimulus}; pictures give none.
+        Scores are {name: one number per stimulus}; pictures have an empty mapping.
         """
 
 
 @dataclass
 class TaskResult:
-    """A task whose batches have all run."""
+    """A task after all its batches ran."""
 
     task: Task
     buffers: Sequence[np.ndarray]
-    """One for each layer: (stimulus, replicate, unit) float32, the rows of the block from its first on."""
+    """One array for each layer: (stimulus, replicate, unit) float32, from the first row of the block on."""
     failed: dict[StoreRow, str]
     stamps: dict[StoreRow, tuple[FileStamp, str]]
     n_equal: int
-    """Captured stimuli whose replicates all came out equal."""
+    """Number of captured stimuli whose replicates are all equal."""
     seconds: float
     scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
-    """{name: {row: number}} that the network gave beside its layers."""
+    """{name: {row: number}}, the scores of the network."""
 
 
 @dataclass
 class _OpenTask:
-    """A task under way."""
+    """A task that is not finished."""
 
     task: Task
     n_left: int
     buffers: list[np.ndarray] = field(default_factory=list)
-    """Taken when the first batch has run, so that decoding ahead never waits for them."""
+    """Taken from the pool after the first batch is loaded, so that decoding ahead never waits for them."""
     opening: threading.Lock = field(default_factory=threading.Lock)
     started: float = field(default_factory=time.monotonic)
     failed: dict[StoreRow, str] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class _OpenTask:
 
 
 class BufferPool:
-    """The buffers of the tasks under way: as many as stated, used again and again, so that memory stays flat."""
+    """The buffers of the open tasks: a fixed number, which are reused, so that memory use stays constant."""
 
     def __init__(self, n_buffers: int, shapes: Sequence[tuple[int, int, int]]) -> None:
         self._free = threading.Semaphore(n_buffers)
@@ -111,7 +111,7 @@ class BufferPool:
         self._kept: list[list[np.ndarray]] = []
 
     def take(self, stop: threading.Event) -> list[np.ndarray] | None:
-        """Return the buffers of one task as soon as there are some, None once `stop` is set."""
+        """Wait for free buffers and return the buffers of one task; return None after `stop` is set."""
         while not self._free.acquire(timeout=0.2):
             if stop.is_set():
                 return None
@@ -120,26 +120,26 @@ class BufferPool:
         return [np.empty(shape, dtype=np.float32) for shape in self._shapes]
 
     def give_back(self, buffers: list[np.ndarray]) -> None:
-        """Take the buffers of a written task back."""
+        """Return the buffers of a written task to the pool."""
         self._kept.append(buffers)
         self._free.release()
 
 
 @dataclass(frozen=True)
 class CaptureJob:
-    """What the engine needs to run one network over its tasks."""
+    """All the engine needs to run one network over its tasks."""
 
     model: str
     layers: Sequence[PlannedLayer]
     make_recorder: Callable[[], Recorder]
-    """Makes what runs a batch: one for each lane."""
+    """Makes a recorder; each lane has its own recorder."""
     loader: Loader
     n_replicates: int
     stimuli_per_task: int
     device: str
     dtype: str
     skip_failed: bool
-    """True if a stimulus that cannot be read is recorded and passed over."""
+    """True to record and skip a stimulus that cannot be read."""
     n_lanes: int
     n_workers: int
     """Threads that decode ahead of an accelerator."""
@@ -154,11 +154,11 @@ def run_job(
     progress: Callable[[int], None],
     strategy: Strategy | None = None,
 ) -> None:
-    """Run every task and call `write` with its result, from a writing thread, as soon as it is done.
+    """Run every task; as soon as a task is done, a writing thread calls `write` with its result.
 
-    `load_rows(task, buffers)` fills in the rows of a block that keep the values the store has. `strategy` left out is
-    `lanes` on a CPU and `ahead` elsewhere. Returns once all are finished; raises the first error of any thread once
-    the others have stopped.
+    `load_rows(task, buffers)` fills in the rows of a block that the store already has. `strategy` None means `lanes`
+    on a CPU and `ahead` elsewhere. Returns after all tasks are finished. After an error, waits for all threads to stop
+    and raises the first error.
     """
     strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
@@ -171,7 +171,7 @@ def run_job(
 
 
 class _Run:
-    """The state that lanes share."""
+    """The state that all lanes share."""
 
     def __init__(
         self,
@@ -200,7 +200,7 @@ class _Run:
         def guard(lane: Callable[[], None]) -> None:
             try:
                 lane()
-            except BaseException as error:  # noqa: BLE001  raised again by wait(), in the caller's thread
+            except BaseException as error:  # noqa: BLE001  wait() raises it again, in the caller's thread
                 self._fail(error)
 
         self.threads = [threading.Thread(target=guard, args=(lane,), daemon=True) for lane in lanes]
@@ -208,7 +208,7 @@ class _Run:
             thread.start()
 
     def wait(self) -> None:
-        """Wait for every lane and write, also after an error or a signal: nothing is written once this returns."""
+        """Wait for every lane and every write, also after an error or a signal, so that writing has ended on return."""
         try:
             self._join_lanes()
         finally:
@@ -222,7 +222,7 @@ class _Run:
     def _join_lanes(self) -> None:
         for thread in self.threads:
             while thread.is_alive():
-                thread.join(timeout=0.2)  # a short wait keeps the caller's thread open to signals
+                thread.join(timeout=0.2)  # with a short timeout, the caller's thread can handle signals
 
     def _fail(self, error: BaseException) -> None:
         self.errors.append(error)
@@ -235,7 +235,7 @@ class _Run:
                 yield opened, batch
 
     def _take_buffers(self, opened: _OpenTask) -> bool:
-        """See to the buffers of a task; return False where the run stops before there are any."""
+        """Make sure that a task has buffers; return False if the run stops before buffers are free."""
         with opened.opening:
             if not opened.buffers:
                 buffers = self.pool.take(self.stop)
@@ -246,12 +246,12 @@ class _Run:
         return True
 
     def next_batch(self) -> tuple[_OpenTask, Batch] | None:
-        """Return the next batch in the order of the plan, None when there is none or the run stops."""
+        """Return the next batch in the order of the plan; None after the last batch or if the run stops."""
         with self.turn:
             return None if self.stop.is_set() else next(self.batches, None)
 
     def run_lane(self) -> None:
-        """Load and run batch after batch in this thread."""
+        """Load and run batches in this thread, one after the other."""
         torch.set_num_threads(1)
         recorder = self.job.make_recorder()
         while (item := self.next_batch()) is not None:
@@ -259,7 +259,7 @@ class _Run:
             self._run_batch(recorder, opened, batch, self._load_batch(opened, batch))
 
     def run_ahead(self) -> None:
-        """Run batch after batch in this thread while others load the ones to come."""
+        """Run batches in this thread while other threads load the next batches."""
         n_workers = self.job.n_workers
         recorder = self.job.make_recorder()
         with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
@@ -275,7 +275,7 @@ class _Run:
                 self._run_batch(recorder, opened, batch, loaded.result())
 
     def _load_batch(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
-        """Return the input of a batch; a failed stimulus leaves its place empty."""
+        """Return the input of a batch; a failed stimulus is passed to `collate` as None."""
         contents: list[Any] = []
         for row in batch.rows:
             try:
@@ -294,7 +294,7 @@ class _Run:
         return self.job.loader.collate(contents)
 
     def _run_batch(self, recorder: Recorder, opened: _OpenTask, batch: Batch, inputs: Any) -> None:  # noqa: ANN401
-        """Run one batch into the buffers of its task, and write the task after its last batch."""
+        """Run one batch, copy its units into the buffers of its task, and write the task after its last batch."""
         job = self.job
         if not self._take_buffers(opened):
             return
@@ -364,7 +364,7 @@ def _tell(error: BaseException, model: str) -> XactError:
 
 
 def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replicates: int) -> None:
-    """Copy the rows of a batch that are wanted into the buffer of layer i, each to its own place."""
+    """Copy those rows of a batch that the task needs into the buffer of layer i, each to its position."""
     target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
     start, rows = opened.task.start, batch.rows
     first = rows[0] - start
@@ -377,10 +377,10 @@ def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replic
 
 
 def copy_flat(target: Tensor, units: Tensor) -> None:
-    """Copy `units` (n, ...) into `target` (n, unit), the axes after the first in C order.
+    """Copy `units` (n, ...) into `target` (n, unit), with the axes after the first in C order.
 
-    A map with the channels last is turned picture by picture: torch copies a transposed matrix in blocks, several
-    times as fast as the same through strides of four axes.
+    A channels-last map is transposed picture by picture: torch copies a transposed matrix in blocks, which is several
+    times faster than a copy through strides of four axes.
     """
     if units.ndim != 4 or units.is_contiguous() or not units.is_contiguous(memory_format=torch.channels_last):
         target.copy_(units.reshape(target.shape))

@@ -1,6 +1,6 @@
-"""One forward pass of a language model -> the pooled hidden states of every caption, and how well it predicted it.
+"""Run a language model once: return the pooled hidden states and the prediction loss of every caption.
 
-The attention mask travels beside the token ids: padding is never pooled, never predicted, and changes no value beyond
+The attention mask goes with the token ids. Padding is never pooled and never predicted, and changes values only by
 rounding.
 """
 
@@ -23,22 +23,22 @@ from xact.store.plan import PlannedLayer
 
 
 def find_hidden_states(output: Any, *, model: str) -> Sequence[Tensor]:  # noqa: ANN401  the library types no outputs
-    """Return every hidden state in the output of a language model. Raise CaptureError if there is none."""
+    """Return every hidden state in the output of a language model; CaptureError if the output lacks them."""
     states = getattr(output, "hidden_states", None)
     if not isinstance(states, list | tuple) or not all(
         isinstance(state, Tensor) and state.ndim == 3 for state in states
     ):
-        raise CaptureError(f"model {model!r} gives no hidden states (caption, token, feature) when asked for them")
+        raise CaptureError(f"model {model!r} does not return hidden states (caption, token, feature)")
     return states
 
 
 class TextCapture:
-    """Capture of fixed hidden states from one copy of a language model, one batch at a time; for one thread."""
+    """Capture fixed hidden states from one copy of a language model, one batch at a time; for one thread."""
 
     def __init__(
         self, network: Runnable, layers: Sequence[PlannedLayer], *, n_replicates: int, model: str, share: bool
     ) -> None:
-        """`share` runs the network itself and not a copy; `model` is for messages."""
+        """With `share`, run the network itself instead of a copy; `model` is for messages."""
         self._network = network
         self._module = network.module if share else copy_module(network.module)
         self._guard = Guard(self._module, model=model)
@@ -49,8 +49,8 @@ class TextCapture:
     def run(self, batch: TextBatch, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
         """Forward a batch, call `keep(i, units)` once for each layer i, and return the scores of each stimulus.
 
-        `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError where a hidden state is
-        not there or not as wide as planned, or the pass draws random numbers or changes the network.
+        `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError if a hidden state is
+        missing or its width differs from the plan, or if the pass draws random numbers or changes the network.
         """
         with self._guard.watch(batch.ids.device), torch.inference_mode():
             output = self._network.forward(self._module, batch)
@@ -67,7 +67,7 @@ class TextCapture:
         return self._score(batch, losses)
 
     def _score(self, batch: TextBatch, losses: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
-        """Return the numbers of each stimulus: means over its captions, the tokens of its first, how many were cut."""
+        """Return the scores of each stimulus: mean losses, tokens of its first caption, number of cut captions."""
         n = self._n_replicates
         stimuli = [slice(start, start + n) for start in range(0, len(batch), n)]
         return {
@@ -79,19 +79,19 @@ class TextCapture:
 
 
 def find_index(layer: PlannedLayer) -> int:
-    """Return which hidden state a layer is."""
+    """Return the index of the hidden state of a layer."""
     match = HIDDEN.fullmatch(layer.name)
     if match is None:
-        raise CaptureError(f"layer {layer.label!r} is no hidden state")
+        raise CaptureError(f"layer {layer.label!r} is not a hidden state")
     return int(match[1])
 
 
 def measure_losses(logits: Tensor | None, batch: TextBatch) -> list[tuple[float, float]]:
-    """Return (loss, bits per byte) of each caption, NaN where nothing is predicted.
+    """Return (loss, bits per byte) of each caption; NaN for a caption of fewer than two tokens or without logits.
 
-    Every token but the first is predicted from those before it. The loss is the mean of their cross-entropies, in
-    nats; bits per byte is their sum in bits over the bytes of the text's UTF-8 (Huh et al. 2024, "The Platonic
-    Representation Hypothesis"), NaN for a text that was cut. Both in float32, one caption at a time.
+    Every token except the first is predicted from the tokens before it. The loss is the mean of their cross-entropies
+    in nats. Bits per byte is the sum in bits, divided by the UTF-8 bytes of the text (Huh et al. 2024, "The Platonic
+    Representation Hypothesis"); it is NaN for a cut text. Both use float32, one caption at a time.
     """
     losses = []
     for row, caption in enumerate(batch.captions):

@@ -1,7 +1,7 @@
-"""One forward pass -> the units of every requested layer.
+"""Capture the units of the planned layers in one forward pass.
 
-A hook reduces (and so copies) what a module returns at once, before an in-place operation can change it. Every
-layer must fire exactly as the probe saw it, in every batch, or the batch is refused.
+A hook reduces (and so copies) the output of a module at once, before an in-place operation can change it. In every
+batch, every layer must fire exactly as in the probe; otherwise the batch is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Runnable(Protocol):
 
 
 def find_device(module: nn.Module) -> torch.device:
-    """Return the device of a module's first parameter or buffer, the CPU where it has none."""
+    """Return the device of a module's first parameter or buffer; the CPU if it has neither."""
     for tensor in (*module.parameters(), *module.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -57,17 +57,17 @@ def find_part(value: object, part: str) -> object:
 
 
 class _DeepestReached(BaseException):
-    """Ends a forward pass after the deepest requested layer. `except Exception` in a network does not catch it."""
+    """Ends a forward pass after the deepest planned layer fired; `except Exception` in a network does not catch it."""
 
 
 class Capture:
-    """Capture of fixed layers from one copy of a network, one batch at a time; for one thread."""
+    """Capture fixed layers from one copy of a network, one batch at a time; for one thread."""
 
     def __init__(self, network: Runnable, layers: Sequence[PlannedLayer], *, n_prefix: int, model: str) -> None:
-        """`layers` in forward order; `n_prefix` tokens lie ahead of the patch tokens; `model` is for messages.
+        """`layers` are in forward order; `n_prefix` tokens precede the patch tokens; `model` is for messages.
 
-        Raise RequestError for a network that cannot be copied, CaptureError for one in which a stimulus's values
-        would depend on the others of its batch.
+        Raise RequestError if the network cannot be copied, CaptureError if a stimulus's values would depend on the
+        other stimuli of its batch.
         """
         self._network = network
         self._module = copy_module(network.module)
@@ -84,16 +84,16 @@ class Capture:
             if isinstance(module, _BatchNorm) and module.running_mean is None:
                 raise CaptureError(
                     f"model {model!r}: {name!r} normalises by the mean of its batch: a stimulus's values would depend "
-                    "on the others beside it"
+                    "on the other stimuli of its batch"
                 )
 
     def run(self, batch: Tensor, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
         """Forward `batch` (n, 3, height, width) and call `keep(i, units)` once for each layer i.
 
-        `units` is (n, ...) float32 on the batch's device, its axes after the first the units in C order, valid
-        during the call only: copy it. A picture has no numbers of its own: the result is empty. Raise CaptureError
-        where a layer does not fire exactly as planned, or the pass draws random numbers or changes the network. What a
-        network keeps of one batch for the next in plain attributes is not seen.
+        `units` is (n, ...) float32 on the batch's device; its axes after the first are the units in C order. It is
+        valid only during the call: copy it. Pictures have no scores, so the result is empty. Raise CaptureError if a
+        layer does not fire exactly as planned, or if the pass draws random numbers or changes the network. State that
+        a network keeps in plain attributes from batch to batch is not detected.
         """
         calls: Counter[str] = Counter()
         fired: set[int] = set()
@@ -146,7 +146,7 @@ class Capture:
                 )
             value = self._to_float32(value, layer.label)
             if reduction.name == "flatten":
-                keep(i, value)  # flattened where it is copied to: once, not twice
+                keep(i, value)  # `keep` flattens it while it copies: one copy, not two
             else:
                 keep(i, apply_reduction(reduction, value, n_prefix=self._n_prefix))
             fired.add(i)
@@ -169,17 +169,17 @@ class Capture:
 
 
 class Guard:
-    """Sees to it that a network is a function of its input."""
+    """Checks that the output of a network depends only on its input."""
 
     def __init__(self, module: nn.Module, *, model: str) -> None:
         self._module = module
         self._model = model
         tensors = (*module.parameters(), *module.buffers())
-        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # those have no version
+        self._tensors = [tensor for tensor in tensors if not tensor.is_inference()]  # inference tensors have no version
 
     @contextmanager
     def watch(self, device: torch.device) -> Iterator[None]:
-        """Raise CaptureError where the pass inside draws random numbers, or changes the network."""
+        """Raise CaptureError if the forward pass inside draws random numbers or changes the network."""
         self._check_mode()
         random, version = _get_random_state(device), self._count_changes()
         yield
@@ -187,22 +187,24 @@ class Guard:
         if self._count_changes() != version:
             raise CaptureError(
                 f"model {self._model!r} changes its own weights or buffers in a forward pass: a stimulus's values "
-                "would depend on those that ran before"
+                "would depend on earlier stimuli"
             )
         if not torch.equal(_get_random_state(device), random):
-            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: no two passes agree")
+            raise CaptureError(f"model {self._model!r} draws random numbers in a forward pass: two passes differ")
 
     def _check_mode(self) -> None:
         if any(module.training for module in self._module.modules()):
-            raise CaptureError(f"model {self._model!r} is in train mode: its values would not be its own")
+            raise CaptureError(
+                f"model {self._model!r} is in train mode: its values would depend on the batch or on chance"
+            )
 
     def _count_changes(self) -> int:
-        """Return how often any parameter or buffer was written to in place."""
+        """Return the total number of in-place changes to parameters and buffers."""
         return sum(tensor._version for tensor in self._tensors)
 
 
 def _get_random_state(device: torch.device) -> Tensor:
-    """Return the state of the global generators that a pass on `device` could draw from."""
+    """Return the state of the global random generators that a pass on `device` could use."""
     state = torch.get_rng_state()
     if device.type == "cuda":
         return torch.cat([state, torch.cuda.get_rng_state(device)])
@@ -212,8 +214,8 @@ def _get_random_state(device: torch.device) -> Tensor:
 def copy_module(module: nn.Module) -> nn.Module:
     """Return a copy of a module tree that shares its parameters and buffers.
 
-    Threads must not share the module objects themselves: code that stores a tensor on `self` between two lines of
-    its forward would read another thread's.
+    Threads must not share the module objects: a forward that stores a tensor on `self` could read the tensor of
+    another thread.
     """
     tensors = (*module.parameters(), *module.buffers())
     try:

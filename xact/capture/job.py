@@ -1,4 +1,4 @@
-"""Prepare the job of one network: its device, its inputs and its recorder."""
+"""Make the engine's job from a loaded network and the stimuli of a plan: device, loader, recorders."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from xact.store.plan import Plan, PlannedModel
 def order_stimuli(
     source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
 ) -> StimuliByRow:
-    """Return the stimuli of a source in the rows of a store."""
+    """Return the stimuli of a source, addressed by rows of a store."""
     return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
 
 
 def prepare_job(
     plan: Plan, model: PlannedModel, spec: ModelSpec, network: Network, recipe: Recipe, stimuli: StimuliByRow
 ) -> CaptureJob:
-    """Put a network where it runs, and get its stimuli ready."""
+    """Move a network to its device, and make the loader of its stimuli."""
     device = move_network(network, model, spec)
     n_workers = count_workers(recipe.compute.workers)
     lanes = 1 if network.is_placed else n_workers
@@ -60,7 +60,7 @@ def prepare_job(
 
 
 def move_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
-    """Put a network where it runs, in its number format; return the device that its batches go to."""
+    """Move a network to its device, in its number format; return the device of its batches."""
     if network.is_placed:
         embedding = getattr(network.module, "get_input_embeddings", lambda: network.module)()
         return str(find_device(embedding))
@@ -75,7 +75,7 @@ def move_network(network: Network, model: PlannedModel, spec: ModelSpec) -> str:
 
 
 def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
-    """Cast the weights and buffers of a network, in place; CaptureError where a finite one becomes infinite."""
+    """Cast the weights and buffers of a network in place; CaptureError if a finite value becomes infinite."""
 
     def count_finite() -> dict[str, int]:
         return {name: int(x.isfinite().sum()) for name, x in (*module.named_parameters(), *module.named_buffers())}
@@ -88,7 +88,7 @@ def cast_tensors(module: nn.Module, dtype: torch.dtype, *, model: str) -> None:
 
 
 def make_recorder(model: PlannedModel, network: Network, n_replicates: int) -> Recorder:
-    """Return what forwards batches through one copy of a network."""
+    """Return a recorder, which forwards batches through one copy of a network."""
     if model.kind == "image":
         return Capture(network, model.layers, n_prefix=model.n_prefix_tokens, model=model.label)
     return TextCapture(network, model.layers, n_replicates=n_replicates, model=model.label, share=network.is_placed)
@@ -97,7 +97,7 @@ def make_recorder(model: PlannedModel, network: Network, n_replicates: int) -> R
 def make_picture_loader(
     model: PlannedModel, spec: ModelSpec, recipe: Recipe, stimuli: StimuliByRow, device: str
 ) -> PictureLoader:
-    """Return the pictures of a store, ready for one network."""
+    """Return the loader of a store's pictures for one network."""
     pictures = get_pictures(recipe.stimuli, model.label)
     return PictureLoader(
         stimuli=stimuli,
@@ -111,5 +111,5 @@ def make_picture_loader(
 
 
 def make_caption_loader(spec: ModelSpec, stimuli: StimuliByRow, n_replicates: int) -> CaptionLoader:
-    """Return the captions of a store, ready for one language model."""
+    """Return the loader of a store's captions for one language model."""
     return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates)

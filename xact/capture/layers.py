@@ -1,7 +1,7 @@
-"""Which of a network's outputs a recipe means: names, globs, sets, depths; their labels, order and depth.
+"""Select the outputs of a network that a recipe names: names, globs, sets, depths; their labels, order and depth.
 
-An output is one tensor that one call of one module gave in a forward pass. In globs `*` stands for part of a name
-between dots, `**` for anything: `layer4.*` names the blocks of layer4, `layer4.**` all that is in it.
+An output is one tensor that one call of one module returned in a forward pass. In a glob, `*` matches part of a name
+between dots, `**` matches any text: `layer4.*` names the blocks of layer4, `layer4.**` every module inside it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ BLOCK_CLASSES = re.compile(
 )
 """Class names of residual and transformer blocks in torchvision, timm, open_clip and transformers.
 
-Not among them: networks without such blocks (AlexNet, VGG, Inception, SqueezeNet, ConvMixer), and the plain
-convolutions (ConvBnAct) that timm's EfficientNetV2 and MobileNetV4 begin with. A dense block counts as one.
+Excluded: networks without such blocks (AlexNet, VGG, Inception, SqueezeNet, ConvMixer), and the first plain
+convolutions (ConvBnAct) of timm's EfficientNetV2 and MobileNetV4. A dense block counts as one block.
 """
 
 STAGE_CLASSES = re.compile(r"^(MaxVitBlock|StageBlock|MultiScaleBlock|MobileViTMobileNetLayer|Transformer)$")
-"""Classes of that kind that hold the blocks in torchvision's MaxViT and timm's SHViT, CrossViT and PiT."""
+"""Classes that match BLOCK_CLASSES but hold the blocks, in torchvision's MaxViT and timm's SHViT, CrossViT, PiT."""
 
 BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final_conv)(\.|$)")
-"""Parts of a network that are no blocks, though some are built of the same classes."""
+"""Parts of a network that are not blocks, although some use the same classes."""
 
 
 HIDDEN = re.compile(r"hidden\.(\d+)")
@@ -48,19 +48,19 @@ class Output:
     """Full name of the module; empty for the network itself."""
     class_name: str
     call: int
-    """Which call of the module, from 0."""
+    """Number of the call of the module, from 0."""
     n_calls: int
-    """In one forward pass; 0: a module that gives no output."""
+    """Calls of the module in one forward pass; 0: the module is never called."""
     part: str
-    """Where the tensor lies in what the module returned: empty, `[0]`, `[key]`, …"""
+    """Position of the tensor in the module's return value: empty, `[0]`, `[key]`, …"""
     shape: tuple[int, ...] | None
-    """Of one stimulus, without the batch; None where the first axis is not the batch or it is no tensor."""
+    """Shape of one stimulus, without the batch axis; None if it is not a tensor or its first axis is not the batch."""
     n_params: int
-    """Parameters of the module and all in it."""
+    """Parameters of the module and of all modules inside it."""
 
     @property
     def label(self) -> str:
-        """The output's label: `logits` for the network's own (a module of that name is `logits:0`)."""
+        """The output's label; `logits` for the network's own output (a module with that name is `logits:0`)."""
         if not self.name:
             return f"{LOGITS}{self.part}"
         call = f":{self.call}" if self.n_calls > 1 or self.name == LOGITS else ""
@@ -88,14 +88,14 @@ def find_blocks(outputs: Sequence[Output]) -> list[str]:
 
 
 def _find_holders(name: str) -> Iterator[str]:
-    """Yield the names of the modules that a module lies in."""
+    """Yield the names of the modules around a module, from the innermost."""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
 
 
 def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
-    """Return the position among the network's blocks, 0 to 1; without blocks, among all outputs."""
+    """Return the relative position among the network's blocks, 0 to 1; without blocks, among all outputs."""
     blocks = {name: i for i, name in enumerate(find_blocks(outputs))}
     if len(blocks) < 2:
         return order / max(1, sum(o.n_calls > 0 for o in outputs) - 1)
@@ -107,10 +107,10 @@ def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
 
 
 def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
-    """Return True if a map of three equal axes could have its channel first or last.
+    """Return True if the output is a map of three equal axes whose channel could be first or last.
 
-    It is first in what a class `…2d` gives, and where that is so in all other maps of modules of the same class, or in
-    all of the network's where there are none of that class.
+    The channel is first in the output of a class `…2d`. It is also first if it is first in all other maps of the same
+    class, or in all maps of the network if that class has no other maps.
     """
     if output.shape is None or len(output.shape) != 3 or len(set(output.shape)) > 1 or output.shape[0] == 1:
         return False
@@ -122,7 +122,7 @@ def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
 
 
 def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Output]) -> dict[str, str]:
-    """Return {label: true name} with the first of each label's true names that the network has, else the first."""
+    """Return {label: true name}: the first candidate name that the network has, else the first candidate."""
     known = {o.label for o in outputs}
     return {label: next((name for name in names if name in known), names[0]) for label, names in aliases.items()}
 
@@ -130,10 +130,10 @@ def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Outp
 def select_layers(
     wanted: LayersChoice, outputs: Sequence[Output], *, aliases: Mapping[str, str], model: str
 ) -> dict[int, str]:
-    """Return {position in `outputs`: label} of what `wanted` (a recipe's `layers`) means, in forward order.
+    """Return {position in `outputs`: label} of the outputs that `wanted` (a recipe's `layers`) names, in forward order.
 
-    Raise NameNotFoundError with the nearest names, RequestError for a name that means several outputs or none that
-    can be stored.
+    Raise NameNotFoundError with the nearest names. Raise RequestError if a name fits several outputs, or only outputs
+    that cannot be stored.
     """
     if wanted == "all":
         chosen = {i: o.label for i, o in enumerate(outputs) if o.shape is not None}
@@ -159,7 +159,7 @@ def select_layers(
 
 
 def match_glob(pattern: str, names: Sequence[str]) -> list[str]:
-    """Return the names that a glob matches: `*` and `?` within a dotted part, `**` across."""
+    """Return the names that a glob matches: `*` and `?` match inside a dotted part, `**` also matches dots."""
     regex = re.sub(
         r"\\\*\\\*|\\\*|\\\?", lambda m: {r"\*\*": ".*", r"\*": "[^.]*", r"\?": "[^.]"}[m.group()], re.escape(pattern)
     )
@@ -178,7 +178,7 @@ def _require_blocks(outputs: Sequence[Output], model: str) -> list[str]:
 def _select_names(
     wanted: Sequence[str], outputs: Sequence[Output], aliases: Mapping[str, str], model: str
 ) -> dict[int, str]:
-    """Return {position: true label} of a list of names and globs, aliases among them."""
+    """Return {position: true label} of a list of names, globs and aliases."""
     usable = [o.label for o in outputs if o.shape is not None]
     chosen: dict[int, str] = {}
     for name in wanted:
@@ -198,7 +198,7 @@ def _select_names(
 def _take(
     names: Sequence[str], outputs: Sequence[Output], model: str, *, aliases: Sequence[str] = ()
 ) -> dict[int, str]:
-    """Return {position: label} of outputs by exact label, or say what the name means instead."""
+    """Return {position: label} of outputs by exact label; otherwise raise an error that explains the name."""
     by_label = {o.label: i for i, o in enumerate(outputs)}
     taken: dict[int, str] = {}
     for name in names:
@@ -207,7 +207,7 @@ def _take(
             taken[i] = name
             continue
         relatives = [o for o in outputs if o.name == name.split(":")[0].split("[")[0] or o.label == name]
-        if i is not None and outputs[i].part:  # this very part, and it is no tensor
+        if i is not None and outputs[i].part:  # the name is exactly this part, which is not a tensor
             relatives = [outputs[i]]
         raise _make_name_error(name, relatives, outputs, model, aliases)
     return taken
@@ -227,8 +227,8 @@ def _make_name_error(
         return RequestError(f"model {model!r} has no layer {name!r}: it is called once ({', '.join(usable)})")
     if relatives and not relatives[0].n_calls:
         return RequestError(
-            f"model {model!r}: {name!r} is never called in a forward pass (its holder does its work), so it gives "
-            "nothing to store",
+            f"model {model!r}: {name!r} is never called in a forward pass (the module around it does its work), so "
+            "it has no output to store",
             hint=lists,
         )
     if relatives:

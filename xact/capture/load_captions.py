@@ -1,4 +1,4 @@
-"""The captions of a plan, ready for one language model: read, put into the template, tokenised, padded."""
+"""Load the captions of a plan for one language model: read, fill the template, tokenise, pad."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from xact.models.base import Tokenizer
 from xact.models.text_batch import Encoded, TextBatch, pad
 
 FAILED = Encoded((0,), 1, is_cut=False)
-"""What stands in a batch in the place of a caption that cannot be read; its row is not kept."""
+"""Replaces a caption that cannot be read in its batch; the values of its row are not kept."""
 
 
 @dataclass(frozen=True)
 class CaptionLoader:
-    """Captions by row of the store; called from many threads."""
+    """Loads captions by row of the store; many threads call it."""
 
     stimuli: StimuliByRow
     tokenizer: Tokenizer
     template: str
     n_replicates: int
-    """Captions of each stimulus."""
+    """Number of captions of each stimulus."""
 
     def load(self, row: StoreRow) -> LoadedStimulus:
-        """Return the captions of one stimulus; StimulusError where they cannot be read."""
+        """Return the captions of one stimulus; StimulusError if they cannot be read."""
         found = self.stimuli.find(row)
         captions = split_captions(found, n_captions=self.n_replicates)
         encoded = [self.tokenizer.encode(self.template.replace("{caption}", caption)) for caption in captions]
         return LoadedStimulus(encoded, found.stamp, found.sha256, are_equal=False)
 
     def count_tokens(self, row: StoreRow) -> int:
-        """Return the tokens of a stimulus's longest caption, 0 where they cannot be read."""
+        """Return the number of tokens of a stimulus's longest caption; 0 if the captions cannot be read."""
         try:
             return max(len(caption.ids) for caption in self.load(row).content)
         except StimulusError:
@@ -51,7 +51,7 @@ class CaptionLoader:
 
 
 def split_captions(found: ReadStimulus, *, n_captions: int) -> list[str]:
-    """Return the captions of one stimulus; StimulusError where they are no text, or not so many."""
+    """Return the captions of one stimulus; StimulusError if they are not text or their number is not `n_captions`."""
     if isinstance(found.data, np.ndarray):
         raise StimulusError(f"{found.name!r} is an array, not text")
     try:
@@ -59,5 +59,5 @@ def split_captions(found: ReadStimulus, *, n_captions: int) -> list[str]:
     except UnicodeDecodeError as error:
         raise StimulusError(f"{found.name!r} is not UTF-8: {error.reason} at byte {error.start}") from None
     if len(captions) != n_captions:
-        raise StimulusError(f"{found.name!r} has {len(captions)} captions where {n_captions} were announced")
+        raise StimulusError(f"{found.name!r} has {len(captions)} captions, {n_captions} were expected")
     return captions

@@ -1,4 +1,4 @@
-"""The stimuli of a plan, ready for one network: read, hashed, decoded, jittered and transformed."""
+"""Load the stimuli of a plan for one network: read, hash, decode, jitter and transform."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
 
 @dataclass(frozen=True)
 class ReadStimulus:
-    """One stimulus as its source has it."""
+    """One stimulus as its source returns it."""
 
     name: str
     data: bytes | np.ndarray
@@ -34,22 +34,22 @@ class ReadStimulus:
 
 @dataclass(frozen=True)
 class StimuliByRow:
-    """Stimuli by row of the store, as they lie; read from many threads."""
+    """Reads stimuli by row of the store, without decoding; many threads call it."""
 
     source: StimulusSource
     ids: Sequence[str]
-    """Stimulus of each row of the store."""
+    """Id of the stimulus of each row of the store."""
     row_of: Mapping[str, SourceRow]
     """{stimulus: its row in the source}."""
     known: Mapping[StoreRow, tuple[FileStamp, str]]
-    """{row of the store: (stamp, sha256)} of stimuli that the store has values of."""
+    """{row of the store: (stamp, sha256)} of stimuli whose values are stored."""
 
     def find_source_row(self, row: StoreRow) -> SourceRow:
-        """Return the row of the source that has the stimulus of a row of the store."""
+        """Return the source's row of the stimulus in a row of the store."""
         return self.row_of[self.ids[row]]
 
     def find(self, row: StoreRow) -> ReadStimulus:
-        """Read and hash one stimulus. Raise StimulusError if it cannot be read, MismatchError if it has changed."""
+        """Read and hash one stimulus; StimulusError if it cannot be read, MismatchError if it changed."""
         source_row = self.find_source_row(row)
         stamp = self.source.stamp(source_row)
         data = self.source.read(source_row)
@@ -64,7 +64,7 @@ class StimuliByRow:
 
 @dataclass(frozen=True)
 class PictureLoader:
-    """Pictures by row of the store, ready for one network; called from many threads."""
+    """Loads pictures by row of the store for one network; many threads call it."""
 
     stimuli: StimuliByRow
     replicates: Replicates
@@ -73,10 +73,10 @@ class PictureLoader:
     transform: Transform
     input_shape: tuple[int, ...]
     device: str
-    """Where batches go: it decides how they lie in memory."""
+    """Device of the batches; it decides their memory format."""
 
     def load(self, row: StoreRow) -> LoadedStimulus:
-        """Return one stimulus (replicate, 3, y, x); StimulusError where it cannot be read."""
+        """Return one stimulus (replicate, 3, y, x); StimulusError if it cannot be read."""
         found = self.stimuli.find(row)
         stimulus = self.stimuli.ids[row]
         amounts = draw_amounts(self.replicates, stimulus)
@@ -96,7 +96,7 @@ class PictureLoader:
         return LoadedStimulus(tensors, found.stamp, found.sha256, are_equal)
 
     def collate(self, contents: Sequence[Tensor | None]) -> Tensor:
-        """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); a failed one is zeros."""
+        """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); failed stimuli are 0."""
         n = self.replicates.count
         pictures = torch.zeros((len(contents) * n, *self.input_shape))
         pictures = pictures.to(memory_format=get_memory_format(self.device))
@@ -134,6 +134,6 @@ def draw_amounts(replicates: Replicates, stimulus: str) -> dict[str, np.ndarray]
 
 
 def draw_all_amounts(replicates: Replicates, stimuli: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return {name: amounts (stimulus, replicate)}."""
+    """Return {name: amounts (stimulus, replicate)} of the jitter of several stimuli."""
     drawn = [draw_amounts(replicates, stimulus) for stimulus in stimuli]
     return {name: np.stack([one[name] for one in drawn]) for name in draw_amounts(replicates, "")}

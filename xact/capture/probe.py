@@ -1,4 +1,4 @@
-"""Run a network once without weights: every output with its shape."""
+"""Run a network once without weights and list every output with its shape."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xact.capture.layers import Output
 from xact.errors import RequestError
 
 PROBE_BATCH = 11
-"""Stimuli in a probe: no usual length of an output (as 7 is, of maps and windows), so that the batch axis can be
-told."""
+"""Stimuli in a probe. Axes of outputs rarely have this length (maps and windows often have 7), so it marks the batch
+axis."""
 
 
 def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
-    """Return every output of a forward pass in forward order, then the modules that gave none (`n_calls` 0).
+    """Return every output of a forward pass in forward order, then the modules that were never called (`n_calls` 0).
 
-    `input_shape` is (3, height, width). A network on the meta device costs no memory and no arithmetic. One that is
-    not, or whose code looks at values, is run for real on a batch of zeros. Raise RequestError for compiled code.
+    `input_shape` is (3, height, width). A network on the meta device needs neither memory nor arithmetic; a network on
+    another device runs on a batch of zeros. Raise RequestError for compiled code.
     """
     module = network.module
     _check_eager(module)
@@ -58,11 +58,11 @@ def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
 
 
 def _check_eager(module: nn.Module) -> None:
-    """Refuse what torch.compile made: it takes hooks for a part of the code that it compiles."""
+    """Refuse a module from torch.compile, which compiles hooks as part of the code."""
     for name, part in module.named_modules():
         if "_orig_mod" in part._modules or part._compiled_call_impl is not None:
             what = f"the module {name!r}" if name else "the network"
-            raise RequestError(f"{what} is compiled by torch.compile", hint="give it as it was before it was compiled")
+            raise RequestError(f"{what} is compiled by torch.compile", hint="give the module before torch.compile")
 
 
 def _per_stimulus(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -71,7 +71,7 @@ def _per_stimulus(shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 def _shape_of(value: object) -> object:
     """Return `value` with every tensor replaced by its shape, so that the probe keeps no tensor alive."""
-    if isinstance(value, Tensor):  # a complex number cannot be kept as float32
+    if isinstance(value, Tensor):  # float32 cannot hold a complex number
         return (None if value.is_complex() else _per_stimulus(tuple(value.shape))) or ()
     if isinstance(value, Mapping):
         return {str(key): _shape_of(item) for key, item in value.items()}
@@ -81,7 +81,7 @@ def _shape_of(value: object) -> object:
 
 
 def _flatten_shapes(shapes: object, part: str = "") -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Yield (part, shape) of every tensor; one entry without a shape where there is none."""
+    """Yield (part, shape) of every tensor; None if a value is not a tensor or has no stimulus axis."""
     if isinstance(shapes, tuple):
         yield part, shapes or None
     elif isinstance(shapes, Mapping):

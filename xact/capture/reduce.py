@@ -1,6 +1,6 @@
-"""From a layer's output to its units: flatten, mean, patch_mean, max, cls, last, project; and the widths they give.
+"""Reduce a layer's output to its units (flatten, mean, patch_mean, max, cls, last, project); plan their number.
 
-torch is not imported here: tensors arrive, and only their own methods are called.
+This module does not import torch: it only calls methods of the tensors that it gets.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
     from xact.store.plan import PlannedLayer
 
+TOKEN_REDUCTIONS = ("patch_mean", "cls", "last")
+"""Reductions that need tokens."""
 
 TEXT_REDUCTIONS = ("mean", "max", "last", "cls")
 """Reductions of hidden states, over the tokens of a caption."""
 
 PROJECTION_SLICE = 2**22
-"""Products a projection holds at once, so that its memory is bounded whatever the layer's width."""
+"""Largest number of products that a projection holds at once; it bounds the memory for layers of any width."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Tokens:
     """The tokens of a network."""
 
     n_prefix: int
-    """Class and register tokens ahead of the patch tokens."""
+    """Number of class and register tokens before the patch tokens."""
     has_cls: bool
     n_tokens: int
-    """Tokens of a block's output, the prefix among them."""
+    """Number of tokens of a block's output, including the prefix."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Reduction:
     k: int = 0
     """Units after `project`."""
     seed: int = 0
-    """Of `project`."""
+    """Seed of `project`."""
 
     @property
     def label(self) -> str:
-        """What stands after the `@` in a layer's label."""
+        """The text after `@` in a layer's label."""
         return f"project-{self.k}" if self.name == "project" else self.name
 
 
@@ -62,7 +64,7 @@ def make_reduction(layer: PlannedLayer) -> Reduction:
 
 
 def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
-    """Return the reductions that a recipe's `reduce` (a name, a projection, or a list of them) asks for."""
+    """Return the reductions of a recipe's `reduce`: a name, a projection, or a list of them."""
     items = reduce if isinstance(reduce, list) else [reduce]
     parsed = [
         Reduction("project", item.project, item.seed) if isinstance(item, Projection) else Reduction(item)
@@ -77,7 +79,7 @@ def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
 def name_axes(shape: Sequence[int]) -> tuple[str, ...]:
     """Name the axes of one stimulus's output.
 
-    A map of three axes has two equal ones for its rows and columns (inputs are square); the third is the channel.
+    In a map of three axes, the two equal axes are rows and columns (inputs are square); the third axis is the channel.
     """
     if len(shape) == 1:
         return ("feature",)
@@ -96,8 +98,8 @@ def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | N
     The axes are `channel y x`, `y x channel`, `token feature`, `feature` or `unit`, in C order; their product is the
     number of units.
 
-    Raise RequestError where the reduction has no meaning for that output: `cls` without a class token, a mean over
-    axes that cannot be told apart.
+    Raise RequestError if the reduction does not fit the output: `cls` without a class token, or a mean over unclear
+    axes.
     """
     axes = name_axes(shape)
     if reduction.name == "project":
@@ -129,8 +131,8 @@ def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | N
 def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> dict[str, int]:
     """Return {axis: length} of the units that `reduction` makes of a hidden state of `width`.
 
-    Captions differ in their number of tokens: raise RequestError for a reduction that would keep the tokens apart, and
-    for `cls` without a class token.
+    Captions differ in their number of tokens: raise RequestError for a reduction that would keep single tokens, and for
+    `cls` without a class token.
     """
     if reduction.name not in TEXT_REDUCTIONS:
         raise RequestError(
@@ -143,10 +145,10 @@ def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: s
 
 
 def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:
-    """Reduce hidden states (caption, token, feature) to (caption, feature), float32, over the tokens in `mask`.
+    """Reduce hidden states (caption, token, feature) to (caption, feature) float32, over the tokens in `mask`.
 
-    `mask` (caption, token) is 1 where there is a token; every caption has one. What stands at padding, be it NaN, is
-    never looked at.
+    `mask` (caption, token) is 1 at tokens and 0 at padding; every caption has at least one token. Values at padding,
+    also NaN, are ignored.
     """
     states = states.float()
     is_token = mask.bool()
@@ -187,8 +189,8 @@ def make_projection(width: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarr
     """Return the very sparse random projection from `width` to `k` units: (columns, signs), each (k, s).
 
     Row i of the matrix has s = ceil(sqrt(width)) entries, at `columns[i]` (drawn with replacement), each +-1;
-    scaled by sqrt(width / (k s)) it keeps squared lengths in expectation (Li, Hastie & Church 2006, "Very sparse
-    random projections"). Only the entries are held: 4 + 1 bytes each, k sqrt(width) of them.
+    scaled by sqrt(width / (k s)), it keeps squared lengths in expectation (Li, Hastie & Church 2006, "Very sparse
+    random projections"). It stores only the k s entries, with 4 + 1 bytes each.
     """
     n_entries = math.isqrt(max(0, width - 1)) + 1
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, width, k])))

@@ -1,1 +1,1 @@
-"""Recipes: their schema, their YAML, the registry of networks."""
+"""The recipe: its schema, its YAML text, the registry of models."""

@@ -1,4 +1,4 @@
-"""A recipe file -> a checked `Recipe`: overrides laid over it, every complaint with its line and the nearest key."""
+"""Read a recipe file, apply overrides and check it; an error names the line and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.recipe.yaml_text import parse_yaml, read_text, set_dotted
 
 UNTRAINED = "untrained"
-"""Override that turns every model into its untrained twins; its value is the list of seeds."""
+"""Override that replaces each model by its untrained twins; its value is the list of seeds."""
 
 
 def load_recipe(
@@ -25,9 +25,9 @@ def load_recipe(
 ) -> LoadedRecipe:
     """Read, override and check the recipe at `path`.
 
-    `overrides` are (dotted key, value, the words of the user) in the order they apply: the last one wins. `schema`
-    says which keys are needed: those of a build, or those of captions.
-    Raise RecipeError with the file, the line, what was found and the nearest valid key.
+    `overrides` are (dotted key, value, the words of the user); a later override replaces an earlier override. `schema`
+    decides which keys are required: the keys of a build, or the keys of captions.
+    Raise RecipeError with the file, the line, the value found and the nearest valid key.
     """
     file = expand_path(path)
     data, lines = parse_yaml(read_text(file), name=str(file))
@@ -60,13 +60,13 @@ def load_recipe(
 
 
 def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
-    """Return the sets that a raw recipe can name, those of its own registry among them."""
+    """Return the sets that a raw recipe can name, including the sets of its own registry."""
     own = data.get("registry")
     return load_registry(folder / expand_path(own) if isinstance(own, str) else None).sets
 
 
 def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, ModelSet]) -> list[Any]:
-    """Return the recipe's own entry for each name that is the label of one, else the name itself."""
+    """Return for each name the recipe's entry with that label, or the name itself if the recipe lacks such an entry."""
     items = listed if isinstance(listed, list) else []
     entries = [entry for item in items for entry in (*_expand_set(item, sets), item)]
     by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
@@ -75,7 +75,7 @@ def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, Mode
 
 
 def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, Any]]:
-    """Return a raw entry for each network of the set that a raw entry names, nothing where it names none."""
+    """Return a raw entry for each network of the set that `item` names; an empty list if it does not name a set."""
     entry = {"base": item} if isinstance(item, str) else item
     base = entry.get("base") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(base, str) or base not in sets:
@@ -86,7 +86,7 @@ def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, An
 
 
 def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
-    """Yield (label in the store, entry) for every network of one raw entry of a recipe."""
+    """Yield (label in the store, entry) for each network of one raw entry."""
     if isinstance(item, str):
         yield item, item
     if not isinstance(item, dict):
@@ -101,7 +101,7 @@ def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
 
 
 def _find_bases(item: Mapping[str, Any]) -> list[str]:
-    """Return the names of a raw entry; the first makes its label."""
+    """Return the names of a raw entry; its label is made from the first name."""
     named = f"{item['source']}:{item['id']}" if "source" in item and "id" in item else None
     return [name for name in (item.get("label"), item.get("base"), named) if isinstance(name, str)]
 
@@ -121,7 +121,7 @@ def make_untrained(models: object, seeds: Sequence[int]) -> object:
 
 
 def _find_place(at: Location, file: Path, lines: Mapping[Location, int], said: Mapping[Location, str]) -> str:
-    """Return the override that gave the value at a location, else the file and its line."""
+    """Return the override that set the value at a location; otherwise the file and its line."""
     overriding = [words for key, words in said.items() if at[: len(key)] == key]
     line = find_line(at, lines)
     if overriding:

@@ -1,4 +1,4 @@
-"""The networks that a recipe asks for: its entries, laid over the registry and the recipe's own defaults."""
+"""Resolve the networks of a recipe: entries override the recipe's defaults, which override the registry."""
 
 from __future__ import annotations
 
@@ -35,54 +35,54 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One network of the store, as the recipe and the registry describe it; nothing is loaded yet."""
+    """One network of the store, as the recipe and the registry describe it, before it is loaded."""
 
     label: str
     """The model's label in the store."""
     base: str
-    """Label of the trained entry (its own where it is one)."""
+    """Label of the trained entry; a trained model's own label."""
     source: str
     """torchvision, timm, open_clip, transformers, cornet, slip or python."""
     id: str
     weights: str
     """`pretrained`, `random`, or a local path (absolute)."""
     seed: int
-    """Of random weights; -1 where there are none."""
+    """Seed of random weights; -1 for other weights."""
     layers: LayersChoice
-    """A set that every network has, a list of names, or depths; a set of the registry is spelled out."""
+    """A set that every network has, a list of names, or depths; sets of the registry are expanded to names."""
     reduce: ReductionsChoice
-    """`panel` is spelled out."""
+    """`panel` is replaced by its reduction."""
     transform: KnownTransform
     batch_size: AutoOrCount
     """Pictures in one forward pass, or `auto`."""
     dtype: Dtype
     device: Device
     folder: Path
-    """The folder that a relative path in `id` starts from."""
+    """Base folder of a relative path in `id`."""
     family: str = ""
     training: str = ""
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """{label of a layer: true names of its module, the first that the network has}."""
+    """{label of a layer: candidate names of its module}; the first name that the network has is used."""
     depth_bins: Mapping[str, int] = field(default_factory=dict)
     """{label of a layer: the original study's bin, 1 to 5}."""
     config: Mapping[str, Any] | None = None
-    """What the architecture is made from where no hub is reached, as plain data."""
+    """Configuration that makes the architecture without the hub, as plain data."""
     revision: str | None = None
     """Commit of the weights on their hub; None: the main branch."""
     declared: Resize | None = None
-    """The transform that the weights declare, as the registry knows it."""
+    """The transform that the weights declare, from the registry."""
     kind: Kind = "image"
-    """The kind of its inputs."""
+    """Kind of the network's input."""
     template: str = "{caption}"
-    """The text around a caption; it contains `{caption}`."""
+    """Text around a caption; the caption replaces `{caption}`."""
     max_tokens: int | None = None
-    """Tokens of the longest text; None: what the network can read."""
+    """Largest number of tokens of a text; None: the limit of the network."""
     device_map: str = ""
-    """`auto`: spread over the devices that are here."""
+    """`auto`: spread over all available devices."""
     quantize: str = ""
     """`nf4`: weights of 4 bits."""
     is_gated: bool = False
-    """True if the weights are given only to who has accepted their terms."""
+    """True if a user must accept terms before the download of the weights."""
 
     @property
     def is_trained(self) -> bool:
@@ -91,9 +91,9 @@ class ModelSpec:
 
 
 def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[ModelSpec]:
-    """Return every network of a recipe: labels looked up, sets and twins spelled out, defaults filled in.
+    """Return every network of a recipe: look up labels, expand sets and twins, fill in defaults.
 
-    `kind` is what the stimuli are, a network for another is refused; None: whatever the registry says it is shown.
+    `kind` is the kind of the stimuli; a network for another kind is refused. None: use the kind in the registry.
     """
     own = loaded.recipe.registry
     registry = load_registry(None if own is None else loaded.folder / expand_path(own))
@@ -118,12 +118,12 @@ def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> Model
         raise RequestError(f"model {name!r}: {make_complaint(Recipe, error).problem}") from None
     specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
     if len(specs) != 1:
-        raise RecipeError(f"{name!r} names {len(specs)} networks; one is wanted here")
+        raise RecipeError(f"{name!r} names {len(specs)} networks; name a single network")
     return specs[0]
 
 
 def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
-    """Return a network for stimuli of one kind; refuse settings that have no meaning for them."""
+    """Return a network with its settings for one kind of stimuli; refuse settings that do not fit that kind."""
     for_text = {key: value for key in TEXT_KEYS if (value := getattr(entry, key)) is not None}
     if kind == "image":
         if spec.training == "language":
@@ -143,7 +143,7 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
 
 
 def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:
-    """Return the entry of each network of a set, or the entry itself where it names none."""
+    """Return the entry of each network of a set, or the entry itself if `of` is None."""
     if of is None:
         return [entry]
     for key, is_set in (("label", entry.label is not None), ("weights", entry.weights not in ("pretrained", "random"))):
@@ -198,7 +198,7 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
 
 
 def _choose(value: T | None, default: T) -> T:
-    """Return a value that is set, else the default."""
+    """Return `value`, or `default` if it is None."""
     return default if value is None else value
 
 

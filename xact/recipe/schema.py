@@ -1,4 +1,4 @@
-"""The schema of a recipe: blocks, keys, choices and defaults."""
+"""The schema of a recipe: its blocks, keys, choices and defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 AutoOrCount = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=100_000), Tag("number")],
     Discriminator(_is_auto),
-]  # bounds on counts, here and below, are far above real ones: a slip of the pen is told, not tried
+]  # bounds on counts, here and below, are far above real counts; they catch typing errors
 AutoOrThreads = Annotated[
     Annotated[Literal["auto"], Tag("auto")] | Annotated[int, Field(ge=1, le=1024), Tag("number")],
     Discriminator(_is_auto),
@@ -42,7 +42,7 @@ Dtype = Literal["float32", "tf32", "bfloat16"]
 
 
 class NoJitter(Block):
-    """All replicates alike."""
+    """All replicates are equal."""
 
     kind: Literal["none"] = "none"
 
@@ -69,12 +69,12 @@ Jitter = Annotated[NoJitter | ColorJitter | ShiftJitter, Field(discriminator="ki
 
 
 class Replicates(Block):
-    """How often each stimulus is shown; replicate 0 is never jittered."""
+    """The number of replicates of each stimulus; replicate 0 is never jittered."""
 
     count: int = Field(1, ge=1, le=10_000)
     jitter: Jitter = NoJitter()
     seed: Seed = 0
-    """Of the jitter, together with the stimulus and the number of the replicate."""
+    """Seed of the jitter, together with the stimulus and the number of the replicate."""
 
 
 class Projection(Block):
@@ -85,7 +85,7 @@ class Projection(Block):
 
 
 class Depths(Block):
-    """The blocks nearest to these relative depths, 0 the first and 1 the last."""
+    """The blocks nearest to these relative depths; 0 is the first block, 1 is the last block."""
 
     depths: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
 
@@ -101,12 +101,12 @@ class Resize(Block):
     crop: int | None = Field(None, ge=1, le=10_000)
     """Side of the centre crop, pixels; default `resize`."""
     squash: bool = False
-    """Resize both sides to `resize`, whatever the picture's shape."""
+    """Resize both sides to `resize`; do not keep the picture's aspect ratio."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     mean: tuple[float, float, float]
-    """Of red, green and blue, subtracted after scaling to 0..1."""
+    """Means of red, green and blue, subtracted after scaling to 0..1."""
     std: tuple[Positive, Positive, Positive]
-    """Divisor of red, green and blue, after `mean` is subtracted."""
+    """Divisors of red, green and blue after the mean is subtracted."""
 
 
 ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
@@ -134,23 +134,23 @@ TransformChoice = Annotated[
 KnownTransform = Annotated[
     Annotated[Literal["weights"], Tag("text")] | Annotated[Resize, Tag("mapping")], Discriminator(name_yaml_kind)
 ]
-"""A transform with `panel` spelled out."""
+"""A transform after `panel` is replaced by its value."""
 
 
 class ModelEntry(Block):
     """One network, or its untrained twins."""
 
     base: Text | None = None
-    """A label of the registry, a set, or `source:id`; in place of `source` and `id`."""
+    """A label of the registry, a set, or `source:id`; replaces `source` and `id`."""
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
     source: SourceName | None = None
     id: Text | None = None
-    """The library's own name of the network, with its weights where the library has several."""
+    """The library's name of the network; with the name of the weights if the library has several."""
     weights: Text = "pretrained"
     """`pretrained`, `random`, or a local file or folder relative to the recipe file."""
     seed: Seed | None = None
-    """Of random weights."""
+    """Seed of random weights."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Several untrained twins, labelled `label@random-SEED`."""
     layers: LayersChoice | None = None
@@ -160,11 +160,11 @@ class ModelEntry(Block):
     dtype: Dtype | None = None
     device: Device | None = None
     template: Text | None = None
-    """Text that each caption is put into in the place of `{caption}`; left out, the caption alone."""
+    """Text in which each caption replaces `{caption}`; default: the caption alone."""
     max_tokens: int | None = Field(None, ge=1)
-    """Most tokens of a text; longer texts are cut. Default: the limit of the language model."""
+    """Largest number of tokens; a longer text is cut. Default: the limit of the language model."""
     device_map: Literal["auto"] | None = None
-    """`auto` spreads a language model over all devices that are here."""
+    """`auto` spreads a language model over all available devices."""
     quantize: Literal["nf4"] | None = None
     """`nf4`: weights of 4 bits; needs bitsandbytes."""
 
@@ -178,14 +178,14 @@ class ModelEntry(Block):
         if self.weights != "random" and (self.seed is not None or self.seeds is not None):
             raise ValueError("`seed` and `seeds` go with `weights: random`")
         if self.template is not None and "{caption}" not in self.template:
-            raise ValueError("`template` lacks the place of the caption, {caption}")
+            raise ValueError("`template` lacks {caption}, which each caption replaces")
         if self.seed is not None and self.seeds is not None:
             raise ValueError("`seed` and `seeds` exclude each other")
         return self
 
 
 TEXT_KEYS = ("template", "max_tokens", "device_map", "quantize")
-"""Keys of a model entry that are for language models alone."""
+"""Keys of a model entry that apply only to language models."""
 
 ModelItem = Annotated[
     Annotated[Text, Tag("text")] | Annotated[ModelEntry, Tag("mapping")], Discriminator(name_yaml_kind)
@@ -200,23 +200,23 @@ class Compute(Block):
     batch_size: AutoOrCount = "auto"
     """Pictures (stimuli x replicates) in one forward pass."""
     workers: AutoOrThreads = "auto"
-    """Threads that decode; on a CPU also the lanes that run the network. Changes no bit."""
+    """Threads that decode; on a CPU also the lanes that run the network. Does not change the values."""
     dtype: Dtype = "float32"
-    """`float32` is IEEE float32; TF32 and bfloat16 are used only if they are named here."""
+    """`float32` is IEEE float32. TF32 and bfloat16 are used only if asked for."""
     on_out_of_memory: Literal["stop", "halve"] = "stop"
-    """`halve`: a model whose batch the device has no memory for begins again with half the batch, as long as none of
-    its tasks is done; the batch size that ran is the one that is stored."""
+    """`halve`: if the device lacks memory for a batch, the model starts again with half the batch size, unless one of
+    its tasks is done. The store records the final batch size."""
 
 
 class Storage(Block):
-    """How the activations lie on disk."""
+    """The storage format of the activations."""
 
     layout: Literal["auto", "cube", "groups"] = "auto"
-    """`cube`: one array; `groups`: one for each layer; `auto`: a cube where no layer is wider than 8,192 units."""
+    """`cube`: one array; `groups`: one array per layer; `auto`: a cube if every layer has at most 8,192 units."""
     precision: Literal["full", "bits10"] = "full"
-    """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11), about half the bytes."""
+    """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11); this needs about half the bytes."""
     codec: Literal["lz4", "zstd", "none"] = "lz4"
-    """Each with a checksum (crc32c)."""
+    """Compression; each choice has a checksum (crc32c)."""
     shard_mb: int = Field(64, ge=1)
     """Upper bound of one shard file before compression, MB."""
     buffer_mb: float = Field(256, gt=0)
@@ -224,47 +224,47 @@ class Storage(Block):
 
 
 class Caption(Block):
-    """What `xact caption` asks about each picture, whom, and where the answers go."""
+    """Settings of `xact caption`: the model, the prompt and the output file."""
 
     model: Text = "mistral-community/pixtral-12b"
     """An image-text-to-text network of transformers: a name on the hub, or a folder relative to the recipe file."""
     prompt: Text = "caption"
-    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used as it stands."""
+    """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used unchanged."""
     prompt_name: Text | None = None
-    """What the column `caption_prompt` says; left out, the prompt's name, or `custom`."""
+    """Value of the column `caption_prompt`; default: the prompt's name, or `custom`."""
     output: Text | None = None
-    """A .csv or .parquet file, relative to where xact runs; `--output` beats it."""
+    """A .csv or .parquet file, relative to the working folder; `--output` overrides it."""
     engine: Literal["transformers", "vllm"] = "transformers"
     max_new_tokens: int = Field(128, ge=1)
-    """Most tokens of an answer. An answer that is cut off is listed for review."""
+    """Largest number of tokens of an answer; a cut answer is listed for review."""
     temperature: float = Field(0.0, ge=0)
-    """0 decodes greedily; above it answers are drawn, from `seed` and the first stimulus of each batch."""
+    """0: greedy decoding. Above 0: answers are sampled, seeded by `seed` and the first stimulus of each batch."""
     seed: Seed = 0
     batch_size: AutoOrCount = "auto"
-    """Pictures answered together; `auto` is 1 for transformers and 64 for vllm."""
+    """Pictures in one batch; `auto` is 1 for transformers and 64 for vllm."""
 
 
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
 
     store: Text
-    """Relative to where xact runs."""
+    """Path of the store, relative to the working folder."""
     stimuli: Stimuli
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
     registry: Text | None = None
-    """File with networks of your own, relative to the recipe file; entries as in xact/recipe/registry/."""
+    """File with your own networks, relative to the recipe file; entries as in xact/recipe/registry/."""
     layers: LayersChoice | None = None
-    """For every model that does not set its own; left out, the model's own default."""
+    """Layers of every model that does not set its own; default: the model's default."""
     reduce: ReductionsChoice | None = None
-    """For every model that does not set its own; left out, the model's own default."""
+    """Reduction of every model that does not set its own; default: the model's default."""
     transform: TransformChoice = "weights"
     compute: Compute = Compute()
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"
-    """`skip`: a stimulus or model that fails is recorded, and the build goes on and exits with 1."""
+    """`skip`: record a stimulus or model that fails, continue the build, and exit with 1."""
     caption: Caption = Caption()
-    """For `xact caption` alone: a build does not read it."""
+    """Only for `xact caption`; a build ignores it."""
 
     @model_validator(mode="after")
     def _check_jitter(self) -> Recipe:
@@ -274,7 +274,7 @@ class Recipe(Block):
 
 
 class CaptionRecipe(Recipe):
-    """A recipe as `xact caption` reads it: it needs neither a store nor models."""
+    """A recipe for `xact caption`; it needs neither a store nor models."""
 
     store: Text = "-"
     models: list[ModelItem] = []
@@ -282,17 +282,17 @@ class CaptionRecipe(Recipe):
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and the folder that its relative paths start from."""
+    """A recipe and the base folder of its relative paths."""
 
     recipe: Recipe
     folder: Path
     """Folder of the recipe file."""
     device_said: bool = False
-    """True if the device was chosen on the command line: that may differ from the store's."""
+    """True if the command line chose the device; only then may it differ from the store's device."""
 
 
 def make_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors: a recipe is for a build, for captions, or for both."""
+    """Return the JSON schema of a recipe for editors; a recipe is for a build, for captions, or for both."""
     schema = Recipe.model_json_schema() | {
         "required": ["stimuli"],
         "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],

@@ -1,4 +1,4 @@
-"""The sources that networks come from: libraries, networks that are defined here, code of the user's own."""
+"""The sources of networks: libraries, networks that xact defines, the user's own code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DISTRIBUTIONS: Mapping[str, str] = {
     "slip": "timm",
     "python": "",
 }
-"""{source: name of the distribution that its networks are built with}; empty where only torch is needed."""
+"""{source: distribution that defines its networks}; empty if only torch is needed."""
 
 if TYPE_CHECKING:
     SourceName = str

@@ -1,4 +1,4 @@
-"""The keys of `stimuli` in a recipe: those of each source, and those of all sources."""
+"""The schema of `stimuli`: the keys of each source, and the keys that all sources share."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ Fields = Annotated[Annotated[Text, Tag("text")] | Annotated[Regex, Tag("mapping"
 
 
 class StimuliBlock(Block):
-    """What every source has; in the order columns, fields, where, limit."""
+    """Keys of every source; they apply in the order columns, fields, where, limit."""
 
     columns: Files | None = None
-    """Tables, relative to the recipe file, whose rows are paired with the stimuli by a column `stimulus` or `stem`."""
+    """Tables, relative to the recipe file; their column `stimulus` or `stem` pairs rows with stimuli."""
     fields: Fields | None = None
-    """Coordinates from the parts of stems: `{name}` is text, `{name:N}` exactly N characters; or {regex: ...}."""
+    """Coordinates from parts of stems: `{name}` matches text, `{name:N}` exactly N characters; or {regex: ...}."""
     where: Text | None = None
     """Keep the stimuli for which this expression is true, e.g. `rating > 3`."""
     limit: int | None = Field(None, ge=1)
-    """The first so many stimuli only."""
+    """Keep only the first `limit` stimuli."""
     prompt_name: str | None = None
-    """Goes into the file names of `.pt` exports."""
+    """Part of the file names of `.pt` exports."""
 
 
 class PictureBlock(StimuliBlock):
-    """What every source of pictures has."""
+    """Keys of every source of pictures."""
 
     mask_alpha: Literal["black", "white", "gray", "none"] = "black"
-    """Colour of the pixels whose alpha is 0; `none` refuses images with alpha."""
+    """Colour of pixels with alpha 0; `none` refuses images with alpha."""
     border: float = Field(0.0, ge=0, lt=10)
     """Black border on each side, as a fraction of that side's length."""
 
@@ -64,11 +64,11 @@ class FolderStimuli(PictureBlock):
 
     source: Literal["folder"]
     root: str = "."
-    """Relative to the recipe file."""
+    """Root folder, relative to the recipe file."""
     folders: Folders = ["."]
-    """Names or globs, or {condition: folder}."""
+    """Names or globs of folders, or {condition: folder}."""
     pattern: Patterns = "*.png"
-    """Glob of file names inside a folder, or several."""
+    """Glob of file names inside a folder, or a list of globs."""
     dataset: str = "folder"
     """Name of the data set in `.pt` exports."""
 
@@ -80,11 +80,11 @@ class TableStimuli(PictureBlock):
     file: Text
     """Relative to the recipe file."""
     root: str = "."
-    """What the paths in the table are relative to; itself relative to the recipe file."""
+    """Base folder of the paths in the table; relative to the recipe file."""
     path: str = "path"
     """Column with the image paths."""
     id: str = "id"
-    """Column with the ids; where the table has no such column, the path without its extension is the id."""
+    """Column with the ids; if the table lacks it, the id is the path without its extension."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
     dataset: str = "table"
@@ -100,19 +100,19 @@ class Hdf5Stimuli(PictureBlock):
     dataset: Text
     """Data set with the images."""
     id: str | None = None
-    """Data set with the ids; without one the id is the index, five digits."""
+    """Data set with the ids; default: the id is the index, in five digits."""
 
 
 class NsdStimuli(PictureBlock):
-    """The Natural Scenes Dataset, read from its `imgBrick`; rows by nsdId."""
+    """The Natural Scenes Dataset, read from its `imgBrick`; nsdId is the row."""
 
     source: Literal["nsd"]
     root: Text | None = None
-    """Relative to the recipe file; left out, the environment variable NSD_DATASET."""
+    """Root folder, relative to the recipe file; default: the environment variable NSD_DATASET."""
     ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
-    """These nsdIds only."""
+    """Keep only these nsdIds."""
     subject: int | None = Field(None, ge=1, le=8)
-    """The images that this subject saw."""
+    """Keep only the images that this subject saw."""
     dataset: str = "nsd"
     """Name of the data set in `.pt` exports."""
 
@@ -122,7 +122,7 @@ class Bold5000Stimuli(PictureBlock):
 
     source: Literal["bold5000"]
     root: Text | None = None
-    """Relative to the recipe file; left out, the environment variable BOLD_DATASET."""
+    """Root folder, relative to the recipe file; default: the environment variable BOLD_DATASET."""
     dataset: str = "bold5000"
     """Name of the data set in `.pt` exports."""
 
@@ -132,27 +132,27 @@ class ThingsStimuli(PictureBlock):
 
     source: Literal["things"]
     root: Text | None = None
-    """Relative to the recipe file; left out, the environment variable THINGS_DATASET."""
+    """Root folder, relative to the recipe file; default: the environment variable THINGS_DATASET."""
     dataset: str = "things"
     """Name of the data set in `.pt` exports."""
 
 
 class CaptionsStimuli(StimuliBlock):
-    """A CSV or parquet file of captions, shown to language models."""
+    """A CSV or parquet file of captions, the input of language models."""
 
     source: Literal["captions"]
     file: Text | None = None
-    """Relative to the recipe file; with `dataset: nsd` and none, `annotations/coco_captions.csv` under the root."""
+    """Path relative to the recipe file; default with `dataset: nsd`: `annotations/coco_captions.csv` under the root."""
     dataset: str = "captions"
     """Name of the data set in `.pt` exports; nsd, bold5000 and things also give their ids and their order."""
     root: Text | None = None
-    """Of that data set, where its ids have to be looked up there; left out, its environment variable."""
+    """Root folder of that data set, used if its ids must be looked up there; default: its environment variable."""
     id: Text | None = None
-    """Column with the ids; left out, the first of stimulus, id, nsd_id, things_id, bold_id, image_name, name."""
+    """Column with the ids; default: the first of stimulus, id, nsd_id, things_id, bold_id, image_name, name."""
     caption: Text | None = None
-    """Column with one caption a row; left out, `caption`, else `captions`."""
+    """Column with one caption per row; default: `caption`, else `captions`."""
     captions: Literal["first", "stimuli", "replicates"] = "first"
-    """What to take of a column `captions`, joined by `;`: the first, each as a stimulus, or each as a replicate."""
+    """Use of a column `captions`, joined by `;`: the first caption, each as a stimulus, or each as a replicate."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
 
@@ -172,7 +172,7 @@ Stimuli = Annotated[
 
 
 def get_pictures(stimuli: Stimuli, model: str) -> PictureBlock:
-    """Return how a recipe shows its pictures to a network; refuse stimuli that are captions."""
+    """Return the block of stimuli if they are pictures; refuse captions."""
     if isinstance(stimuli, PictureBlock):
         return stimuli
     raise RequestError(f"model {model!r} takes pictures, the stimuli are captions", hint="name a language model")

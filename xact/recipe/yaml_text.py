@@ -1,7 +1,7 @@
-"""The text of a recipe: YAML -> plain data with every scalar as written, and the line of each key.
+"""Parse the YAML text of a recipe into plain data, with every scalar as written, and the line of each key.
 
-What a scalar means is left to the schema: `001` stays `001` where text is wanted, `1e-3` is a number where a number is
-wanted, `no` is a word.
+The schema decides the type of a scalar: `001` stays `001` if the schema wants text, `1e-3` is a number if it wants a
+number, `no` is a word.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import yaml
 from xact.errors import RecipeError
 
 MAX_NBYTES = 1_000_000
-"""Bytes of the longest recipe; YAML is read at about 0.2 MB/s."""
+"""Largest size of a recipe in bytes; PyYAML reads about 0.2 MB/s."""
 
 MAX_NODES = 100_000
-"""Values a recipe may hold once its aliases are expanded; far above any real recipe."""
+"""Largest number of values after aliases are expanded; far above any real recipe."""
 
 TOO_DEEP = re.compile(r"(?:[\[{]\s*){64}")
-"""Openings in a row that no recipe has; PyYAML takes seconds to find that thousands of them are too many."""
+"""64 opening brackets in a row: no recipe nests so deeply, and PyYAML needs seconds to refuse thousands of them."""
 
 PLAIN_TAGS = frozenset("str int float bool null timestamp value merge seq map".split())
-"""What YAML takes a value without a tag for; all scalars are read as text."""
+"""Tags that YAML gives to values without an explicit tag; all scalars are read as text."""
 
 Key = str | int
 
@@ -53,7 +53,7 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a recipe file. Raise RecipeError if it is missing, too large or not UTF-8."""
+    """Return the text of a recipe file; RecipeError if the file is missing, too large or not UTF-8."""
     if not file.is_file():
         raise RecipeError(f"there is no recipe file {str(file)!r}", hint="give the path of a .yml file")
     if file.stat().st_size > MAX_NBYTES:
@@ -126,5 +126,5 @@ def parse_assignment(text: str) -> tuple[str, Any, str]:
     dotted, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.[^.=\s]+)*", dotted):
         raise RecipeError(f"--set {text!r} is not of the form a.b=c")
-    data = value if value.startswith("*") else parse_yaml(value, name=f"--set {text}")[0]  # a glob: no anchor to go by
+    data = value if value.startswith("*") else parse_yaml(value, name=f"--set {text}")[0]  # a glob, not a YAML alias
     return dotted, data, f"--set {text}"

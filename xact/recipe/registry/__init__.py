@@ -1,1 +1,1 @@
-"""The networks that have a label: data, and their look-up."""
+"""The registry: networks with a label, and functions that look them up."""

@@ -1,6 +1,6 @@
-"""What the registry holds: a table of its networks, or one network in full; needs neither torch nor a network.
+"""Describe the registry: a table of its networks, or one network in full. Needs neither torch nor the internet.
 
-Whether weights are here is seen in the caches on disk; no hub is asked.
+The caches on disk show if weights are present; the hub is not asked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xact.recipe.registry.entry import Entry, WeightsLocation
 from xact.recipe.registry.load import Registry
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
-"""Of the files that hold weights in a repository of the hub."""
+"""Endings of files that hold weights in a repository of the hub."""
 
 COLUMNS = {
     "model": "label",
@@ -33,7 +33,7 @@ HERE = {True: "here", False: "not here", None: "-"}
 
 
 def list_models(registry: Registry, name: str | None) -> list[dict[str, Any]]:
-    """Return a row for each network of a set, of the whole registry where there is no name; NameNotFoundError."""
+    """Return a row for each network of the set `name`, or of the whole registry if None; NameNotFoundError."""
     sets = registry.sets
     if name is not None and name not in sets:
         raise NameNotFoundError(
@@ -45,13 +45,13 @@ def list_models(registry: Registry, name: str | None) -> list[dict[str, Any]]:
 
 
 def make_text_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return rows as text, the heading first."""
+    """Return rows as text; the heading comes first."""
     said = [{**row, "weights_here": HERE[row["weights_here"]]} for row in rows]
     return [[*COLUMNS], *([_say(row[key]) for key in COLUMNS.values()] for row in said)]
 
 
 def describe_model(registry: Registry, label: str) -> dict[str, Any]:
-    """Return all that the registry knows of one network, as JSON-able data."""
+    """Return all facts of the registry about one network, as JSON-able data."""
     entry = registry.entries[label]
     described = entry.model_dump(mode="json")
     location = described["weights"] or {}
@@ -86,7 +86,7 @@ def _make_row(entry: Entry) -> dict[str, Any]:
 
 
 def find_weights_here(entry: Entry) -> bool | None:
-    """Return True if the pretrained weights are in a cache, None if the registry does not name their file."""
+    """Return True if a cache holds the pretrained weights; None if the registry does not give their location."""
     if entry.weights is None:
         return None
     if entry.weights.file is not None:
@@ -104,7 +104,7 @@ def _is_on_hub_cache(location: WeightsLocation) -> bool:
 
 
 def find_checkpoints() -> Path:
-    """Return torch's folder of checkpoints, found as `torch.hub.get_dir` finds it and without torch."""
+    """Return torch's folder of checkpoints: the result of `torch.hub.get_dir`, but without torch."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))
     return Path(home).expanduser() / "hub" / "checkpoints"

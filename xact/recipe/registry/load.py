@@ -1,6 +1,6 @@
-"""Networks by label: what each is, where its weights come from, which of its layers a study uses.
+"""Load the registry: networks by label, with the location of their weights and the layers that a study uses.
 
-Models are data: an entry is a mapping in one of the YAML files beside this one, or in a file of the user's own.
+Models are data: an entry is a mapping in a YAML file of this folder, or in the user's own file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xact.recipe.sources import DISTRIBUTIONS
 from xact.recipe.yaml_text import parse_yaml, read_text
 
 SETS_FILE = "sets.yml"
-"""The file of sets; all others beside it hold entries."""
+"""The file of sets; the other YAML files of this folder hold entries."""
 
 BlockT = TypeVar("BlockT", bound=Block)
 
@@ -36,7 +36,7 @@ class Registry:
 
     @property
     def sets(self) -> dict[str, ModelSet]:
-        """The named sets, and a set for each training type and each family of vision networks."""
+        """The named sets, one set for each training type, and one for each family of networks for pictures."""
         kinds: dict[str, list[str]] = {}
         for entry in self.entries.values():
             family = None if entry.training == "language" else entry.family
@@ -55,7 +55,7 @@ class Registry:
         sets = self.sets
         if name in sets:
             raise RequestError(
-                f"{name!r} is a set of {len(sets[name].models)} networks; one is wanted here",
+                f"{name!r} is a set of {len(sets[name].models)} networks; name a single network",
                 hint=", ".join(sets[name].models),
             )
         raise NameNotFoundError(
@@ -66,9 +66,9 @@ class Registry:
 
 
 def load_registry(own: Path | None = None) -> Registry:
-    """Return every entry and set, those of the user's file `own` among them.
+    """Return every entry and set, including the entries of the user's file `own`.
 
-    Raise RecipeError with the file, the line, the entry and the key of what is wrong in it.
+    Raise RecipeError with the file, the line, the entry and the key of the fault.
     """
     known = _load_known()
     if own is None:
@@ -99,7 +99,7 @@ def _load_known() -> Registry:
 
 
 def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[str, BlockT]:
-    """Return {value of `key`: block} of a YAML list of mappings; RecipeError for what is wrong in it."""
+    """Return {value of `key`: block} of a YAML list of mappings; RecipeError if an entry is wrong."""
     data, lines = parse_yaml(text, name=name)
     if not isinstance(data, list):
         raise RecipeError(f"{name}: a list of entries is wanted", hint="each begins `- label: NAME`")
@@ -119,7 +119,7 @@ def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[s
 def _make_error(
     complaint: Complaint, item: object, key: str, i: int, lines: Mapping[Location, int], name: str
 ) -> RecipeError:
-    """Return one line with the file, the line, the entry and the key of a complaint."""
+    """Return an error of one line: the file, the line, the entry and the key of a complaint."""
     label = item.get(key) if isinstance(item, dict) else None
     who = f"model {label!r}" if label else f"entry {i + 1}"
     where = f"{name}, line {find_line((i, *complaint.at), lines)}: {who}"

@@ -18,7 +18,7 @@ from torchvision.transforms import functional as F
 import xact
 from xact.capture.load_pictures import PictureLoader, StimuliByRow, draw_all_amounts
 from xact.disk.digest import FileStamp
-from xact.errors import CaptureError, MismatchError
+from xact.errors import CaptureError, MismatchError, StimulusError
 from xact.labels import StimulusTable
 from xact.models.base import Transform
 from xact.recipe.schema import Replicates, ShiftJitter
@@ -215,3 +215,26 @@ def make_lab_network() -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+
+
+@pytest.mark.parametrize(
+    ("record", "is_refused"),
+    [
+        ({"kind": "explicit", "resize": 256, "squash": False}, True),
+        ({"resize": [256], "outline": {"resize": 256, "squash": False}}, True),
+        ({"library": "timm"}, True),
+        ({"kind": "explicit", "resize": 256, "squash": True}, False),
+        ({"library": "python"}, False),
+        ({"kind": "explicit", "resize": 2, "squash": False}, False),
+    ],
+)
+def test_a_picture_that_the_transform_would_enlarge_without_bound_is_a_failed_stimulus(record, is_refused):
+    pixels = PIXELS | {"c": np.full((20_000, 2, 3), 7, np.uint8)}
+    transform = Transform(lambda _picture: torch.ones(3, 224, 224), record)
+    loader = make_loader(Replicates(), pixels=pixels, transform=transform, input_shape=(3, 224, 224))
+    if is_refused:
+        with pytest.raises(StimulusError, match=r"'file of c.png' has 2 x 20000 pixels, .* would enlarge to"):
+            loader.load(0)
+    else:
+        assert loader.load(0).content.shape == (1, 3, 224, 224)
+    assert loader.load(1).content.shape == (1, 3, 224, 224)

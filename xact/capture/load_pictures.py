@@ -114,10 +114,11 @@ def check_proportion(
     A resize of the shorter side enlarges the longer one in proportion. A transform whose steps are not known is taken
     as one that resizes to the sides of the network's input.
     """
-    outline = record if "resize" in record else record.get("outline", {})
+    outline = record.get("outline", record)
     if outline.get("squash") or record.get("library") == "python":
         return
-    side = outline.get("resize") or max(input_shape[-2:])
+    resize = outline.get("resize")
+    side = resize if isinstance(resize, int) else max(input_shape[-2:])
     n_pixels = side * side * max(size) // min(size)
     if n_pixels > MAX_PIXELS and n_pixels > size[0] * size[1]:
         raise StimulusError(

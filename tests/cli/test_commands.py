@@ -348,7 +348,7 @@ def test_what_is_told_on_the_terminal_has_its_control_characters_escaped(capsys)
     write_err(f"{name}\n")
     out, err = capsys.readouterr()
     assert err == "warning: a\\x1b[2Jb\\nc\na\\x1b[2Jb\nc\n"
-    assert out == "model          n\na\\x1b[2Jb\\nc  1\na\\x1b[2Jb\nc\n"
+    assert out == "model         n\na\\x1b[2Jb\\nc  1\na\\x1b[2Jb\nc\n"
 
 
 def test_every_command_writes_through_one_writer():

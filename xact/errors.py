@@ -95,8 +95,21 @@ class InterruptedBuildError(XactError):
 
 def make_one_line(text: str) -> str:
     """Return `text` as one line, with control characters escaped."""
-    folded = " ".join(str(text).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in folded)
+    return escape_controls(" ".join(str(text).split()))
+
+
+def escape_controls(text: str) -> str:
+    """Return `text` with its control characters escaped, line breaks too: none of them may reach a terminal."""
+    return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def make_lines(lines: Iterable[str]) -> str:
+    """Return each text as one line that a terminal only shows."""
+    return "".join(f"{escape_controls(line)}\n" for line in lines)
+
+
+def _escape(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def find_nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from support.pictures import write_pictures, write_recipe
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact.cli.main
+from xact.cli.terminal import show_table, show_warnings, write_err, write_out
 
 RESNET = "{label: r18, source: torchvision, id: resnet18, weights: random, layers: [layer4, logits]}"
 
@@ -336,3 +338,22 @@ def test_a_disk_that_fails_while_it_is_read_is_one_line(tmp_path, capsys, monkey
     code, _, err = run(capsys, "verify", tmp_path)
     assert (code, err.splitlines()[0]) == (1, "error: /far/zarr.json: Input/output error")
     assert_one_line(err)
+
+
+def test_what_is_told_on_the_terminal_has_its_control_characters_escaped(capsys):
+    name = "a\x1b[2Jb\nc"
+    show_warnings([name])
+    show_table([["model", "n"], [name, "1"]])
+    write_out(f"{name}\n")
+    write_err(f"{name}\n")
+    out, err = capsys.readouterr()
+    assert err == "warning: a\\x1b[2Jb\\nc\na\\x1b[2Jb\nc\n"
+    assert out == "model         n\na\\x1b[2Jb\\nc  1\na\\x1b[2Jb\nc\n"
+
+
+def test_every_command_writes_through_one_writer():
+    folder = Path(xact.cli.terminal.__file__).parent
+    writers = [
+        file.name for file in folder.glob("*.py") if re.search(r"\bsys\.std(out|err)\.write\(", file.read_text())
+    ]
+    assert writers == ["terminal.py"]

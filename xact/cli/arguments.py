@@ -20,6 +20,7 @@ from xact.cli.commands import (
     run_schema,
     run_verify,
 )
+from xact.cli.terminal import write_err
 from xact.errors import make_one_line
 
 
@@ -28,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error in one line and a hint to --help, then exit with 2."""
-        sys.stderr.write(f"error: {make_one_line(message)}\nhint: {self.prog} --help\n")
+        write_err(f"error: {make_one_line(message)}\nhint: {self.prog} --help\n")
         sys.exit(2)
 
 

@@ -10,7 +10,16 @@ import json
 import sys
 from typing import Any
 
-from xact.cli.terminal import confirm, show_estimate, show_file, show_outcome, show_table, show_warnings
+from xact.cli.terminal import (
+    confirm,
+    show_estimate,
+    show_file,
+    show_outcome,
+    show_table,
+    show_warnings,
+    write_err,
+    write_out,
+)
 from xact.errors import RequestError, make_nearest_text
 
 EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
@@ -58,11 +67,10 @@ def run_plan(options: argparse.Namespace) -> int:
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
     prepared = prepare_plan(loaded, store, allow_code=options.allow_code)
-    for note in prepared.source.notes:
-        sys.stderr.write(f"warning: {note}\n")
+    show_warnings(prepared.source.notes)
     estimated = estimate(prepared)
     if options.json:
-        sys.stdout.write(json.dumps(estimated.to_json(), indent=1) + "\n")
+        write_out(json.dumps(estimated.to_json(), indent=1) + "\n")
     else:
         show_estimate(estimated)
     show_warnings(estimated.warnings)
@@ -77,15 +85,15 @@ def run_models(options: argparse.Namespace) -> int:
     registry = load_registry()
     if options.name in registry.entries:
         described = describe_model(registry, options.name)
-        sys.stdout.write(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
+        write_out(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
         return 0
     found = list_models(registry, options.name)
     if options.json:
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        write_out(json.dumps(found, indent=1) + "\n")
         return 0
     show_table(make_text_table(found))
     if options.name is None:
-        sys.stdout.write(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
+        write_out(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
     return 0
 
 
@@ -126,7 +134,7 @@ def run_layers(options: argparse.Namespace) -> int:
             }
             for output in usable
         ]
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        write_out(json.dumps(found, indent=1) + "\n")
         return 0
     rows = [["layer", "class", "shape"]]
     for output in usable:
@@ -142,7 +150,7 @@ def run_info(options: argparse.Namespace) -> int:
 
     kind = load_kind(options.path)
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
-    sys.stdout.write(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
+    write_out(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
     return 0
 
 
@@ -151,7 +159,7 @@ def run_verify(options: argparse.Namespace) -> int:
     from xact.files.verify import verify
 
     report = verify(options.path)
-    sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
+    write_out(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
     sys.stdout.flush()
     error = report.find_error()
     if error is not None:
@@ -190,13 +198,11 @@ def run_caption(options: argparse.Namespace) -> int:
             )
     n_problems = len(outcome.problems)
     done = f"{outcome.n_added} captions added" if outcome.n_added or n_problems else "nothing to do, all captions exist"
-    sys.stdout.write(f"{outcome.output}: {done}\n")
+    write_out(f"{outcome.output}: {done}\n")
     if not n_problems:
         return 0
-    sys.stderr.write(f"error: {n_problems} answers need a check; {outcome.review} lists them\n")
-    sys.stderr.write(
-        f"hint: correct them in {outcome.output}, or remove a line from the list to accept or retry its answer\n"
-    )
+    write_err(f"error: {n_problems} answers need a check; {outcome.review} lists them\n")
+    write_err(f"hint: correct them in {outcome.output}, or remove a line from the list to accept or retry its answer\n")
     return 1
 
 
@@ -218,5 +224,5 @@ def run_schema(_options: argparse.Namespace) -> int:
     """Print the JSON schema of a recipe."""
     from xact.recipe.schema import make_schema
 
-    sys.stdout.write(json.dumps(make_schema(), indent=1) + "\n")
+    write_out(json.dumps(make_schema(), indent=1) + "\n")
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from xact.cli.arguments import make_parser
+from xact.cli.terminal import write_err
 from xact.errors import InterruptedBuildError, WorkError, XactError
 
 
@@ -45,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def report(error: XactError) -> int:
     """Print an error and its hint, and return its exit code."""
-    sys.stderr.write(f"error: {error}\n")
+    write_err(f"error: {error}\n")
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        write_err(f"hint: {error.hint}\n")
     return error.exit_code
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from xact.cli.terminal import write_err
+
 LINE_EVERY = 30.0
 """Seconds between two plain lines."""
 
@@ -62,9 +64,7 @@ class Progress:
             if now - self._last >= LINE_EVERY:
                 self._last = now
                 left = (self._total - self._done) / max(1e-9, self._speed())
-                sys.stderr.write(
-                    f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n"
-                )
+                write_err(f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n")
                 sys.stderr.flush()
 
     def __enter__(self) -> Self:

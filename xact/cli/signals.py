@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from xact.cli.terminal import write_err
 from xact.errors import InterruptedBuildError
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -78,6 +79,6 @@ def _watch(listening: int, errors: Mapping[int, InterruptedBuildError]) -> None:
     while data := os.read(listening, 1):
         if error := errors.get(data[0]):
             time.sleep(PATIENCE)
-            sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
+            write_err(f"error: {error}\nhint: {error.hint}\n")
             sys.stderr.flush()
             os._exit(error.exit_code)

@@ -6,11 +6,23 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xact.errors import escape_controls, make_lines
+
 if TYPE_CHECKING:
     from xact.building.estimate import Estimate
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
+
+
+def write_out(text: str) -> None:
+    """Write to stdout, with the control characters of names escaped. All commands write with these two functions."""
+    sys.stdout.write("\n".join(map(escape_controls, text.split("\n"))))
+
+
+def write_err(text: str) -> None:
+    """Write to stderr, as `write_out` does."""
+    sys.stderr.write("\n".join(map(escape_controls, text.split("\n"))))
 
 
 def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
@@ -21,7 +33,7 @@ def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
     show_estimate(estimated)
     show_warnings(estimated.warnings)
     if estimated.nbytes > estimated.free_nbytes:
-        sys.stderr.write("warning: the disk has less free space than this build needs before compression\n")
+        write_err("warning: the disk has less free space than this build needs before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
         return True
     return input("build this? [y/N] ").strip().lower() in ("y", "yes")
@@ -31,27 +43,27 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     """Print the result of a build or an import, and return the exit code."""
     show_warnings(outcome.warnings)
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
-        sys.stderr.write(f"failed: {name}: {error}\n")
+        write_err(make_lines([f"failed: {name}: {error}"]))
     if outcome.n_captured:
-        sys.stdout.write(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
+        write_out(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
     elif outcome.is_complete:
-        sys.stdout.write(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
+        write_out(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
     part = ""
     if outcome.whole_models is not None:  # reading would refuse the missing rows
         part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
-    sys.stdout.write(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
+    write_out(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
     if outcome.is_complete:
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
-    sys.stderr.write(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
-    sys.stderr.write("hint: fix them and run the same command again: it retries the failed ones\n")
+    write_err(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
+    write_err("hint: fix them and run the same command again: it retries the failed ones\n")
     return 1
 
 
 def show_warnings(warnings: Sequence[str]) -> None:
     """Print each warning as a line."""
     for warning in warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        write_err(make_lines([f"warning: {warning}"]))
 
 
 def show_estimate(estimated: Estimate) -> None:
@@ -72,7 +84,7 @@ def show_estimate(estimated: Estimate) -> None:
             ]
         )
     show_table(rows)
-    sys.stdout.write(
+    write_out(
         f"store {estimated.store} ({estimated.layout}): {estimated.n_stimuli} stimuli x {estimated.n_replicates} "
         f"replicates; {format_nbytes(estimated.nbytes)} before compression in {estimated.n_files} files, "
         f"{format_nbytes(estimated.free_nbytes)} free\n"
@@ -82,12 +94,13 @@ def show_estimate(estimated: Estimate) -> None:
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns: the first column left-aligned, the others right-aligned."""
+    rows = [[escape_controls(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        write_out("  ".join(cells).rstrip() + "\n")
 
 
 def format_nbytes(nbytes: int) -> str:
@@ -102,7 +115,5 @@ def format_nbytes(nbytes: int) -> str:
 
 def show_file(file: ExportFile) -> None:
     """Print the path of a written file, and the note for its readers."""
-    sys.stdout.write(f"{file.path}\n")
-    if file.note:
-        sys.stdout.write(f"note: {file.note}\n")
+    write_out(make_lines([str(file.path), *([f"note: {file.note}"] if file.note else [])]))
     sys.stdout.flush()

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
 from xact.store.journal import FOLDER, State, load_state
 from xact.store.plan import Plan, PlannedModel
 
@@ -99,7 +99,7 @@ def show(description: dict[str, Any]) -> str:
     for model in d["models"]:
         lines += _show_model(model)
     lines += [f"failed {model}: {error}" for model, error in d["failed_models"].items()]
-    return "\n".join(lines) + "\n"
+    return make_lines(lines)
 
 
 def _show_model(model: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xact.errors import check_model
+from xact.errors import check_model, make_lines
 from xact.files.describe import make_plain, show_attributes, show_shape
 from xact.reading.trees.hdf5 import Hdf5Tree
 
@@ -61,4 +61,4 @@ def show(description: dict[str, Any]) -> str:
         if layers := model.get("layers"):
             lines.append(f"  layers of {model['sample']}, replicates x units:")
             lines += [f"    {layer['layer']}  {show_shape(layer['shape'])}" for layer in layers]
-    return "\n".join(lines) + "\n"
+    return make_lines(lines)

@@ -10,7 +10,7 @@ import h5netcdf
 import numpy as np
 
 from xact.disk.hdf5_members import check_whole
-from xact.errors import StoreError, check_model
+from xact.errors import StoreError, check_model, make_lines
 from xact.files.describe import make_plain, show_attributes, show_shape
 
 
@@ -73,4 +73,4 @@ def show(description: dict[str, Any]) -> str:
     lines += show_attributes(d["attributes"])
     for layer in d.get("layers", []):
         lines.append(f"  {layer['layer']}  ({', '.join(layer['dims'])}) {show_shape(layer['shape'])}")
-    return "\n".join(lines) + "\n"
+    return make_lines(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from xact.errors import check_model
+from xact.errors import check_model, make_lines
 from xact.files.describe import make_plain, show_shape
 from xact.files.torch.read import load_safely
 
@@ -56,4 +56,4 @@ def show(description: dict[str, Any]) -> str:
             lines.append(f"  {key}: {held['value']}")
     if d.get("layers"):
         lines += ["  layers:", *(f"    {layer}" for layer in d["layers"])]
-    return "\n".join(lines) + "\n"
+    return make_lines(lines)

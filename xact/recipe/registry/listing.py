@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xact.errors import NameNotFoundError, make_nearest_text
+from xact.errors import NameNotFoundError, make_lines, make_nearest_text
 from xact.recipe.registry.entry import Entry, WeightsLocation
 from xact.recipe.registry.load import Registry
 
@@ -70,7 +70,7 @@ def show_model(described: Mapping[str, Any]) -> str:
                 lines += [f"  {_name_layer(layer, described)}" for layer in one["layers"]]
         elif key not in ("aliases", "depth_bins") and value not in (None, {}, []):
             lines.append(f"{key}: {_say(value)}")
-    return "\n".join(lines) + "\n"
+    return make_lines(lines)
 
 
 def _name_layer(layer: str, described: Mapping[str, Any]) -> str:

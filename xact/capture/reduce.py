@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from xact.store.plan import PlannedLayer
 
-TOKEN_REDUCTIONS = ("patch_mean", "cls", "last")
-"""Reductions that need tokens."""
 
 TEXT_REDUCTIONS = ("mean", "max", "last", "cls")
 """Reductions of hidden states, over the tokens of a caption."""

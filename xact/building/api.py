@@ -43,64 +43,79 @@ def build(
 ) -> Outcome:
     """Build the store that a recipe describes, or add what is missing in it.
 
-    The same call resumes a build that was interrupted. An argument replaces the value of the recipe, as the flag of
-    `xact build` with the same name does.
+    The same call resumes an interrupted build. An argument overrides a key of the recipe, as the flag of `xact build`
+    with the same name does; None keeps the recipe's value. After an error, finished tasks stay in the store, and the
+    same call continues from there.
 
     Parameters
     ----------
     recipe : str or Path
-        The YAML file.
+        The recipe, a YAML file.
     store : str or Path, optional
-        Folder of the store, relative to the working folder. Recipe key `store`.
+        Folder of the store, relative to the working folder. Overrides the key `store`.
     models : str or sequence of str, optional
-        Registry labels, sets, or `source:id`. A label of the recipe keeps the recipe's settings. Key `models`.
+        Labels of the registry, sets, or `source:id`. The settings of the recipe for these models stay. Overrides
+        `models`.
     stimuli_root : str or Path, optional
-        Folder that contains the stimuli. Key `stimuli.root`.
+        Folder of the stimuli, relative to the working folder. Overrides `stimuli.root`.
     folders : str or sequence of str, optional
-        Folders below the root; each is a condition. Key `stimuli.folders`.
+        Names or globs of folders below the root; each folder is a condition. Overrides `stimuli.folders`.
     replicates : int, optional
-        How often each stimulus is shown; replicate 0 is not jittered. Key `replicates.count`.
-    untrained : bool
-        Replace each model by its untrained twins.
-    seeds : sequence of int, optional
-        Seeds of the untrained twins, default 0. Only with `untrained`.
+        Number of replicates of each stimulus; replicate 0 is never jittered. Overrides `replicates.count`.
+    untrained : bool, default False
+        If True, replace each model by its untrained twins: `models` with `weights: random` and these `seeds`.
+    seeds : sequence of int, default [0]
+        Seeds of the untrained twins; valid only with `untrained`. Overrides `seeds` of each model.
     device : str, optional
-        `auto`, `cpu`, `mps`, `cuda` or `cuda:N`. Key `compute.device`.
+        `auto`, `cpu`, `mps`, `cuda` or `cuda:N`. Overrides `compute.device`, but not the `device` of a model entry.
+        A build that resumes on another kind of device needs this argument.
     batch_size : int, optional
-        Inputs in one forward pass: stimuli x replicates. Key `compute.batch_size`.
+        Number of inputs (stimuli x replicates) in one forward pass. Overrides `compute.batch_size`, but not the
+        `batch_size` of a model entry.
     workers : int, optional
-        Threads. The number changes no value. Key `compute.workers`.
+        Number of threads; it changes no value. Overrides `compute.workers`.
     limit : int, optional
-        Use only the first `limit` stimuli. Key `stimuli.limit`.
-    settings : sequence of str
-        Other keys, as `--set` takes them: `"storage.codec=zstd"`.
-    allow_code : bool
-        Allow models whose source is `python`, which run your own code.
-    confirm : callable
-        Called once with the prepared build, before anything is computed. The build ends if it returns False.
-    watch : callable
-        Called once with the prepared build. Returns a function that is called after each batch with its number of
-        stimuli.
+        Use only the first `limit` stimuli. Overrides `stimuli.limit`.
+    settings : sequence of str, default ()
+        Any other keys as texts `a.b=c`, e.g. `["storage.codec=zstd"]`. The arguments above override these.
+    allow_code : bool, default False
+        If True, allow models with the source `python`, which run the user's own code. Not a key of the recipe.
+    confirm : callable, optional
+        `confirm(prepared)` is called after all weights are found or downloaded and before they are loaded, unless
+        nothing is to be done. If it returns False, the build stops. Default: always True.
+    watch : callable, optional
+        `watch(prepared)` is called once and returns a function `progress(n)`. After each batch, `progress` is called
+        with the number of stimuli in it. Default: no progress.
 
     Returns
     -------
     Outcome
-        `store` (Path), `layout` (`cube` or `groups`), `n_captured` (rows that this call captured), `failed_stimuli`
-        and `failed_models` ({label: reason}, only with `on_error: skip`), `warnings`, `is_complete`.
+        `store` (Path); `layout` (`cube` or `groups`); `n_captured`, the number of rows (one stimulus, one model) that
+        this call captured; `failed_stimuli` and `failed_models`, {label: reason}, empty unless the recipe says
+        `on_error: skip`; `warnings`, list of str; `is_complete`, True if nothing failed; `whole_models`, the labels
+        of the requested models that have every row, or None if every model of the store has.
 
     Raises
     ------
+    RecipeError
+        If the recipe cannot be read, or a key or value in it is wrong.
+    NameNotFoundError
+        If a model, set or layer does not exist.
+    MismatchError
+        If the store differs from the request, e.g. in another setting, stimulus file, device or library version.
     RequestError
-        The recipe or an argument is wrong (RecipeError, NameNotFoundError), or the store holds something else
-        (MismatchError). Nothing was written.
+        If another part of the request is wrong. It is the base class of the three errors above.
+    StimulusError, WeightsError, CaptureError, DeviceMemoryError
+        If a stimulus, the weights, a forward pass or the memory of the device fails.
+    StoreError
+        If the store is damaged, or another process builds it.
     WorkError
-        The work failed: StimulusError, WeightsError, CaptureError, DeviceMemoryError, StoreError. Finished tasks are
-        safe; the same call goes on from there.
+        If `confirm` returned False. It is also the base class of StimulusError to StoreError.
 
     Examples
     --------
-    >>> outcome = xact.build("recipe.yml", models=["ResNet50"], limit=8)
-    >>> acts = xact.open_activations(outcome.store)
+    >>> outcome = xact.build("recipe.yml", models=["ResNet50"], limit=8, settings=["storage.codec=zstd"])
+    >>> acts = xact.open_activations(outcome.store)  # (model, stimulus, layer, replicate, unit)
     """
     overrides = make_overrides(
         store=store,

@@ -95,59 +95,73 @@ def extract(
 ) -> dict[str, xr.DataArray]:
     """Run one network on stimuli and return its activations in memory.
 
-    The engine is that of `xact.build`: the values are those that a build with the same batches stores.
+    The values are equal to those that `xact.build` stores with the same batches and `storage.precision: full`.
+    Relative paths start from the working folder.
 
     Parameters
     ----------
     model : str or mapping
-        A registry label, `source:id`, or a model entry as in a recipe.
-    stimuli : str, Path, array or a sequence of them
-        Paths of images, or arrays (y, x, 3) of uint8. For a language model, captions. A single path or caption is a
-        list of length 1.
-    layers : str, sequence of str or mapping, optional
-        As in a recipe: a set, names and globs, or `{"depths": [0, 0.5, 1]}`. Default: the model's own.
-    reduce : str, mapping or sequence, optional
-        As in a recipe: `flatten`, `mean`, `cls`, `{"project": 4096}`, or several. Default: the model's own.
-    transform : str or mapping
-        `weights`, `panel`, or an explicit block as in a recipe.
-    replicates : int or mapping
-        How often each stimulus is shown, or the recipe's block with a jitter.
-    mask_alpha : str
-        What replaces transparent pixels: `black`, `white`, `gray`; `none` refuses images with transparency.
-    border : float
-        Width of a black border, as a fraction of each side.
-    device : str
-        `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-    batch_size : int or str
-        Inputs in one forward pass, or `auto`.
-    workers : int or str
-        Threads, or `auto`. The number changes no value.
-    dtype : str
-        `float32`, `tf32` or `bfloat16`: the arithmetic of the network. Results are float32.
-    allow_code : bool
-        Allow a model whose source is `python`, which runs your own code.
+        A label of the registry, `source:id`, or a model entry as in a recipe, e.g. `{"base": "ResNet50", "weights":
+        "random", "seed": 0}`. It must name a single network.
+    stimuli : str, Path, or sequence of str, Path or array
+        Paths of images, or uint8 arrays of shape (height, width, 3) or (height, width). For a language model,
+        captions (str). A single path or caption counts as a list of length 1; put a single array into a list.
+    layers : str, sequence of str, or mapping, optional
+        A set (`"panel"`, `"blocks"`, `"hidden"`, `"all"`), names and globs, or `{"depths": [0, 0.5, 1]}`, as the
+        recipe key `layers`. Default: the model's own.
+    reduce : str, mapping, or sequence of these, optional
+        `"flatten"`, `"mean"`, `"patch_mean"`, `"max"`, `"cls"`, `"last"` or `{"project": 4096, "seed": 0}`, as the
+        recipe key `reduce`. Default: the model's own.
+    transform : str or mapping, default "weights"
+        `"weights"` (the transform that the weights declare), `"panel"` (the transform of the original study), or an
+        explicit block, as the recipe key `transform`.
+    replicates : int or mapping, default 1
+        Number of replicates of each stimulus, or `{"count": 4, "jitter": {...}, "seed": 0}`, as the recipe key
+        `replicates`. Captions have 1 replicate.
+    mask_alpha : str, default "black"
+        Colour of the pixels with alpha 0: `"black"`, `"white"` or `"gray"`; `"none"` refuses images with alpha. The
+        recipe key `stimuli.mask_alpha`.
+    border : float, default 0.0
+        Width of a black border on each side, as a fraction of that side's length. The recipe key `stimuli.border`.
+    device : str, default "auto"
+        `"auto"`, `"cpu"`, `"mps"`, `"cuda"` or `"cuda:N"`. The recipe key `compute.device`.
+    batch_size : int or "auto", default "auto"
+        Number of inputs (stimuli x replicates) in one forward pass. The recipe key `compute.batch_size`.
+    workers : int or "auto", default "auto"
+        Number of threads; it changes no value. The recipe key `compute.workers`.
+    dtype : str, default "float32"
+        Arithmetic of the network: `"float32"`, `"tf32"` or `"bfloat16"`. The recipe key `compute.dtype`.
+    allow_code : bool, default False
+        If True, allow a model with the source `python`, which runs the user's own code.
 
     Returns
     -------
     dict of str to xarray.DataArray
-        {layer: (stimulus, replicate, unit) float32}, with the coordinates `stem`, `file`, `model` and `layer`; the
-        attributes `unit_axes` and `unit_shape` say what the units are.
+        {layer: activations}, in forward order. With several reductions, the keys are `layer@reduction`. Each array
+        is float32 with the dimensions (stimulus, replicate, unit) and the coordinates `stimulus`, `stem` and `file`
+        (stimulus), `replicate`, `model` and `layer`. `stimulus` is the path without its extension, or the index in
+        five digits for arrays and captions. `attrs` has `unit_axes` and `unit_shape`, e.g. `["channel", "y", "x"]`
+        and `[256, 56, 56]`: the shape of the units before it was flattened to `unit`.
 
     Raises
     ------
+    NameNotFoundError
+        If the model or a layer does not exist.
     RequestError
-        An argument is wrong; NameNotFoundError for a model or layer that does not exist.
+        If another argument is wrong. It is the base class of NameNotFoundError.
     StimulusError
-        A stimulus cannot be read or decoded.
+        If a stimulus cannot be read or decoded.
     WeightsError
-        The weights are missing, or do not fit the network.
+        If the weights cannot be found or downloaded, or do not fit the network.
     CaptureError
-        A layer does not fire as planned.
+        If a forward pass fails, or a layer does not run as planned.
+    DeviceMemoryError
+        If the device lacks memory for a batch.
 
     Examples
     --------
     >>> acts = xact.extract("ResNet50", ["a.png", "b.png"], layers=["layer1", "logits"])
-    >>> acts["logits"].sel(stimulus="a").values.shape
+    >>> acts["logits"].sel(stimulus="a").shape  # (replicate, unit)
     (1, 1000)
     """
     stimuli = check_given(stimuli)
@@ -196,7 +210,11 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
 
 
 def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequence[str | Path | np.ndarray]:
-    """Return what was given as a list; refuse what is no stimulus."""
+    """Return the given stimuli as a list; refuse anything that is not a stimulus."""
+    if isinstance(stimuli, np.ndarray) and stimuli.ndim < 4:
+        raise RequestError(
+            f"an array of shape {stimuli.shape} may be a picture or several", hint="give a list of arrays: [picture]"
+        )
     listed = [stimuli] if isinstance(stimuli, str | Path) else stimuli
     wrong = next((one for one in listed if not isinstance(one, str | Path | np.ndarray)), None)
     if wrong is not None:

@@ -808,7 +808,7 @@ def test_a_set_of_layers_brings_its_reduction(tmp_path):
         ("label: LabNet", "label: cnn", "the label 'cnn' is taken", "a set of the registry"),
         ("source: torchvision", "source: torchvison", r"key 'source': .* \(nearest: torchvision", "source"),
         ("layer4.1: 5", "layer4.2: 5", r"depth_bins: no set of layers has 'layer4.2' \(nearest: layer4.1", "bin"),
-        ("head: fc", '"h{1..2}": fc', "names 2 layers", "alias"),
+        ("head: fc", '"h{1..2}": fc', "stands for 2 layers", "alias"),
         ("early:", "all:", "'all' is a set that every network has", "a general set"),
         ("  id:", "  label: X\n  id:", "the key 'label' stands twice", "a doubled key"),
         ("- label", "label", "a list of entries is wanted|not YAML", "no list"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.stores import make_model, make_store_plan, make_table
 
-from xact.store.check_journal import find_line_fault, find_plan_fault
+from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault
 
 MODELS = (make_model("A", {"conv": (4, 3, 3), "fc": (7,)}), make_model("B", {"fc": (5,)}))
 SHA = "0123456789abcdef" * 4
@@ -17,7 +17,12 @@ def make_plan(layout="groups"):
     return plan.model_copy(update={"stimuli_per_task": 4})
 
 
-def make_line(block=0, stop=4, *, model="A", failed=(), shards=()):
+def list_shards(block=0, model="A"):
+    return [f"{model}/{layer}/activations/c/0/{block}/0/0/0" for layer in {"A": ("conv", "fc"), "B": ("fc",)}[model]]
+
+
+def make_line(block=0, stop=4, *, model="A", failed=(), shards=None):
+    shards = list_shards(block) if shards is None else shards
     return {
         "task": [model, block],
         "stop": stop,
@@ -73,10 +78,35 @@ def test_a_task_of_a_model_that_is_not_in_the_plan_is_refused():
     ["../x", "A/../../x", "/etc/passwd", "A/..", "", "A//x", "./A/x", "A/.", "A\\..\\x", "A\0x", "A/"],
 )
 def test_a_task_that_names_a_file_outside_the_store_is_refused(path):
-    inside = "A/conv/activations/c/0/0/0/0/0"
-    assert find_line_fault(make_line(shards=[inside]), make_plan()) is None
-    fault = find_line_fault(make_line(shards=[inside, path]), make_plan())
+    inside = list_shards()
+    assert find_line_fault(make_line(shards=inside), make_plan()) is None
+    fault = find_line_fault(make_line(shards=[*inside, path]), make_plan())
     assert fault == f"it names {path!r}, which is not a path inside the store"
+
+
+FOREIGN = {
+    "no shard at all": ([], "it lacks 'A/conv/activations/c/0/1/0/0/0', a shard of model 'A', block 1"),
+    "not every shard": (list_shards(1)[:1], "it lacks 'A/fc/activations/c/0/1/0/0/0', a shard of model 'A', block 1"),
+    "those of another block": (list_shards(0), "it names 'A/conv/activations/c/0/0/0/0/0', which is not a shard of"),
+    "those of another model": (list_shards(1, "B"), "it names 'B/fc/activations/c/0/1/0/0/0', which is not a shard of"),
+    "one more": ([*list_shards(1), "A/fc/activations/c/0/1/0/0/1"], "0/1', which is not a shard of model 'A', block 1"),
+}
+
+
+@pytest.mark.parametrize(("shards", "said"), FOREIGN.values(), ids=FOREIGN)
+def test_a_task_that_names_other_shards_than_the_plan_gives_it_is_refused(shards, said):
+    assert find_line_fault(make_line(1, 8, shards=list_shards(1)), make_plan()) is None
+    assert said in (find_line_fault(make_line(1, 8, shards=shards), make_plan()) or "")
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_the_shards_of_a_task_are_those_that_the_plan_gives_it_in_either_layout(layout):
+    plan = make_plan(layout)
+    keys = ShardKeys(plan)
+    for model in plan.models:
+        for block in range(12):
+            planned = {key for layer in model.layers for key, _ in plan.make_shard_keys(model, layer, block)}
+            assert keys.list_keys(model, block) == planned
 
 
 def change_paths(plan, models=None, layers=None):

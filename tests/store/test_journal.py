@@ -158,13 +158,15 @@ def test_an_append_under_way_is_read_beside_what_is_published(tmp_path):
     grown = make_plan(old=plan)
     assert grown.generation == 2
     write_plan(tmp_path, grown)
-    record = TaskRecord("b/c", 0, 6, {}, {}, {}, 1.5)
+    shards = {key: None for key, _ in grown.make_shard_keys(grown.models[1], grown.models[1].layers[0], 0)}
+    record = TaskRecord("b/c", 0, 6, {}, shards, {}, 1.5)
     Journal(tmp_path, 2).add(record.to_line())
     state = load_state(tmp_path)
     assert state.committed == 1
     assert state.plan == grown
     assert not state.is_committed
     assert set(state.tasks) == {("a", 0), ("b/c", 0)}
+    assert state.journaled == {("b/c", 0)}
 
 
 def test_a_folder_without_a_store_has_no_state(tmp_path):
@@ -223,6 +225,11 @@ FOREIGN = {
     "a model of another plan": (TaskRecord("z", 0, 6, {}, {}, {}, 0.0).to_line(), "names a model 'z'"),
     "a shard outside": (TaskRecord("a", 0, 6, {}, {"../../x": None}, {}, 0.0).to_line(), "not a path inside the store"),
     "a hash of a row beyond": ({"stimuli": [[6, 1, 1, SHA]]}, "names a row beyond the 6 stimuli"),
+    "no shard": (TaskRecord("a", 0, 6, {}, {}, {}, 0.0).to_line(), "lacks 'a/conv/.*', a shard of model 'a', block 0"),
+    "a shard of another model": (
+        TaskRecord("a", 0, 6, {}, {"x/fc/activations/c/0/0/0/0/0": None}, {}, 0.0).to_line(),
+        "names 'x/fc/.*', which is not a shard of model 'a', block 0",
+    ),
     "rows that are text": ({"task": ["a", 0], "stop": "6"}, "stop: "),
 }
 
@@ -239,6 +246,27 @@ def test_a_line_that_no_build_of_the_plan_wrote_is_refused_in_the_journal_and_in
     file.write_bytes(b"".join(make_sealed_lines([*read_manifest(file), line])))
     with pytest.raises(StoreError, match=rf"manifest-1\.jsonl is damaged: .*{said}"):
         load_state(tmp_path / "manifest")
+
+
+def test_a_plan_that_is_not_the_one_of_its_manifest_is_refused(tmp_path):
+    write_store(tmp_path / "one", make_plan(), draw_values)
+    write_store(tmp_path / "other", make_plan(7), draw_values)
+    plan = tmp_path / "one" / FOLDER / "plan-1.json"
+    plan.write_bytes((tmp_path / "other" / FOLDER / "plan-1.json").read_bytes())
+    with pytest.raises(StoreError, match=r"plan-1\.json is damaged: it is not the plan that the manifest names"):
+        load_state(tmp_path / "one")
+
+
+def test_a_journal_with_a_second_name_is_copied_before_a_line_is_added(tmp_path):
+    (tmp_path / FOLDER).mkdir()
+    journal = Journal(tmp_path, 1)
+    journal.add({"network": "a"})
+    os.link(journal.path, tmp_path / "copy")
+    journal.add({"network": "b"})
+    journal.add({"network": "c"})
+    assert (tmp_path / "copy").read_text() == '{"network":"a"}\n'
+    assert journal.path.read_text() == '{"network":"a"}\n{"network":"b"}\n{"network":"c"}\n'
+    assert [file.name for file in (tmp_path / FOLDER).iterdir()] == ["journal-1.jsonl"]
 
 
 def test_a_missing_manifest_or_plan_is_said_to_be_missing(tmp_path):

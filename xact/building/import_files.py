@@ -27,6 +27,7 @@ from xact.labels import check_label
 from xact.recipe.registry.entry import Entry
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import Storage
+from xact.store.held import check_shards
 from xact.store.hold import hold_store
 from xact.store.journal import load_state, remove_older
 from xact.store.merge import Request, make_plan
@@ -90,6 +91,7 @@ def import_files(
             raise MismatchError(f"the store {str(path)!r} was made of other files", hint="give another --store")
         outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
+            check_shards(path, state, ())
             with StoreWriter(path, plan, state, jitter={}) as writer:
                 _write_tasks(writer, old, outcome, watch)
                 writer.publish(make_provenance(plan, writer.state, {}), complete=True)

@@ -23,6 +23,7 @@ from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsE
 from xact.models.base import Network
 from xact.models.load import load_network
 from xact.stimuli.base import hash_stimulus
+from xact.store.held import TaskKey, check_shards
 from xact.store.journal import State, remove_older
 from xact.store.plan import Plan, PlannedModel
 from xact.store.tasks import Task, halve_batch
@@ -54,6 +55,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
         sweep_partial(prepared.store)
         remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
+    check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
     with StoreWriter(prepared.store, prepared.plan, prepared.stored, jitter=jitter) as writer:
         for model in prepared.plan.models:
@@ -69,6 +71,12 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
         provenance = make_provenance(plan, state, outcome.failed_models)
         writer.publish(provenance, complete=is_whole and not outcome.failed_models)
     return _close(prepared, plan, state, outcome)
+
+
+def _list_carried(prepared: PreparedBuild) -> list[TaskKey]:
+    """Return (model, block) of the tasks that keep rows of the store."""
+    tasks = (task for some in prepared.tasks.values() for task in some)
+    return [(task.model, task.block) for task in tasks if len(task.rows) < task.stop - task.start]
 
 
 def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) -> Outcome:
@@ -154,7 +162,7 @@ def _run_tasks(
         run_job(
             job,
             tasks,
-            load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, buffers),
+            load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, state.tasks, buffers),
             write=write,
             progress=progress,
         )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
+from xact.store.held import TaskKey, read_recorded
 from xact.store.journal import TaskRecord
 from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedModel
-from xact.store.shards import read_shard
+from xact.store.shards import decode_shard
 from xact.store.tasks import Task
 from xact.store.write import StoreWriter
 
@@ -64,15 +65,30 @@ def round_mantissa(values: np.ndarray, *, layer: str) -> None:
         )
 
 
-def load_rows(store: Path, plan: Plan, model: PlannedModel, task: Task, buffers: Sequence[np.ndarray]) -> None:
-    """Fill a task's buffers with the rows that the store has; rows without values are NaN until they are captured."""
+def load_rows(
+    store: Path,
+    plan: Plan,
+    model: PlannedModel,
+    task: Task,
+    records: Mapping[TaskKey, TaskRecord],
+    buffers: Sequence[np.ndarray],
+) -> None:
+    """Fill a task's buffers with the rows that the store has; rows without values are NaN until they are captured.
+
+    `records` is what the journals say. Raise StoreError if a shard has other bytes than its record says.
+    """
     n_rows = task.stop - task.start
     if len(task.rows) == n_rows:
         return
+    record = records[task.model, task.block]
     for layer, buffer in zip(model.layers, buffers, strict=True):
         form = make_shard_format(plan, layer)
         for key, units in plan.make_shard_keys(model, layer, task.block):
             part = buffer[:n_rows, :, units]
+            data = read_recorded(store, key, record.shards[key])
+            if data is None:
+                part[...] = np.nan
+                continue
             whole = np.empty(part.shape, dtype=np.float32)
-            read_shard(store / key, form, whole, first_row=0, first_unit=0)
+            decode_shard(data, store / key, form, whole)
             part[...] = whole

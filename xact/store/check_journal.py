@@ -6,6 +6,7 @@ A store may come from any source. Its files must not name a path outside the sto
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -53,8 +54,32 @@ _KINDS: Mapping[str, type[BaseModel]] = {"task": _TaskLine, "stimuli": _StimuliL
 """{key: schema of the lines that have this key}. A line may have several of these keys."""
 
 
-def find_line_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
-    """Return the fault of one line of a journal or manifest of `plan`, or None if the line is valid."""
+@dataclass
+class ShardKeys:
+    """The shards of the tasks of a plan. Those of a model are listed once: a store may have 100,000 shards."""
+
+    plan: Plan
+    parts: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """{model: (path before the block, path after the block) of each of its shards}."""
+
+    def list_keys(self, model: PlannedModel, block: int) -> set[str]:
+        """Return the paths of the shards of one task."""
+        if model.label not in self.parts:
+            keys = [key for layer in model.layers for key, _ in self.plan.make_shard_keys(model, layer, 0)]
+            self.parts[model.label] = [_split_key(key) for key in keys]
+        return {f"{before}{block}{after}" for before, after in self.parts[model.label]}
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    path, model, _, layer, replicate, unit = key.rsplit("/", 5)
+    return f"{path}/{model}/", f"/{layer}/{replicate}/{unit}"
+
+
+def find_line_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys | None = None) -> str | None:
+    """Return the fault of one line of a journal or manifest of `plan`, or None if the line is valid.
+
+    Give the same `keys` for all lines of a plan: they keep what they list.
+    """
     for key, kind in _KINDS.items():
         try:
             if key in line:
@@ -63,19 +88,29 @@ def find_line_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
             return make_complaint(kind, error).tell("the line")
     if any(row >= plan.n_stimuli for row, *_ in line.get("stimuli", [])):
         return f"it names a row beyond the {plan.n_stimuli} stimuli"
-    return _find_task_fault(line, plan) if "task" in line else None
+    return _find_task_fault(line, plan, keys or ShardKeys(plan)) if "task" in line else None
 
 
-def _find_task_fault(line: Mapping[str, Any], plan: Plan) -> str | None:
+def _find_task_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys) -> str | None:
     model, block = line["task"]
+    planned = plan.find_model(model)
     start = block * plan.stimuli_per_task
     end = min(start + plan.stimuli_per_task, plan.n_stimuli)
-    if plan.find_model(model) is None:
+    if planned is None:
         return f"it names a model {model!r:.60} that is not in the plan"
     if not start < line["stop"] <= end or not all(start <= int(row) < line["stop"] for row in line["failed"]):
         return f"it names rows that are not in block {block}"
     lost = next((key for key in line["shards"] if not is_inside(key)), None)
-    return None if lost is None else f"it names {lost!r:.60}, which is not a path inside the store"
+    if lost is not None:
+        return f"it names {lost!r:.60}, which is not a path inside the store"
+    named, planned_keys = line["shards"].keys(), keys.list_keys(planned, block)
+    if named == planned_keys:
+        return None
+    what = f"model {model!r:.60}, block {block}"
+    foreign = sorted(named - planned_keys)
+    if foreign:
+        return f"it names {foreign[0]!r}, which is not a shard of {what}"
+    return f"it lacks {min(planned_keys - named)!r}, a shard of {what}"
 
 
 def find_plan_fault(plan: Plan) -> str | None:

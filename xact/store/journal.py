@@ -30,7 +30,7 @@ from xact.disk.durable import (
 )
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.check_journal import find_line_fault, find_plan_fault
+from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault
 from xact.store.plan import Plan
 
 FOLDER = ".xact"
@@ -84,6 +84,8 @@ class State:
     """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """{model: facts from loading it}: hash of its tensors, seconds."""
+    journaled: frozenset[tuple[str, int]] = frozenset()
+    """Tasks whose newest line is in the journal of a generation that is not published."""
 
     @property
     def is_committed(self) -> bool:
@@ -167,8 +169,22 @@ class Journal:
         self.path = store / FOLDER / f"journal-{generation}.jsonl"
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append one line and sync it."""
+        """Append one line and sync it. A file that has a second name, e.g. in a copy of links, is copied first."""
+        self._leave_links()
         append_line(self.path, line)
+
+    def _leave_links(self) -> None:
+        """Copy the journal to a new file if it has a second name: the file of that name must not change."""
+        try:
+            n_names = self.path.lstat().st_nlink
+        except FileNotFoundError:
+            return
+        if n_names > 1:
+            try:
+                data = read_whole(self.path)
+            except OSError as error:
+                raise StoreError(f"{self.path} cannot be read: {error.strerror}") from None
+            write_file(self.path, [data])
 
 
 def load_state(store: Path) -> State:
@@ -182,17 +198,31 @@ def load_state(store: Path) -> State:
     state.plan = read_plan(folder / f"plan-{newest}.json")
     if state.committed:
         manifest = folder / f"manifest-{state.committed}.jsonl"
-        take_lines(state, read_manifest(manifest), state.plan, file=manifest)
+        lines = read_manifest(manifest)
+        if newest == state.committed:
+            _check_plan(store, f"{FOLDER}/plan-{newest}.json", lines)
+        take_lines(state, lines, state.plan, file=manifest)
     if newest > state.committed:
         journal = folder / f"journal-{newest}.jsonl"
+        published = dict(state.tasks)
         take_lines(state, read_lines(journal), state.plan, file=journal)
+        state.journaled = frozenset(key for key, record in state.tasks.items() if published.get(key) is not record)
     return state
+
+
+def _check_plan(store: Path, key: str, lines: Iterable[dict[str, Any]]) -> None:
+    """Refuse a plan whose bytes are not those that the manifest of its generation names."""
+    said = next((line for line in lines if line.get("file") == key), None)
+    found = hash_file(store / key)
+    if said is not None and (said.get("nbytes"), said.get("sha256")) != (found.nbytes, found.sha256):
+        raise StoreError(f"{store / key} is damaged: it is not the plan that the manifest names", hint=VERIFY)
 
 
 def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Path) -> None:
     """Add the lines of a file to `state`. Raise StoreError for a line that no build of `plan` can have written."""
+    keys = ShardKeys(plan)
     for line in lines:
-        fault = find_line_fault(line, plan)
+        fault = find_line_fault(line, plan, keys)
         if fault is not None:
             raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
         state.take(line)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,10 @@ def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
     return add_crc32c(blosc.compress(chunk, cname.encode(), level, shuffle, 0, 4))
 
 
+ReadBytes = Callable[[int, int], bytes]
+"""(bytes to read, offset) -> bytes, as `os.pread` gives them: fewer where the shard ends."""
+
+
 @dataclass(frozen=True)
 class ShardFormat:
     """Format of the shards of an array."""
@@ -139,9 +144,22 @@ def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarra
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait if the file is a pipe
     try:
-        _read_chunks(fd, file, form, out, rows, first_unit)
+        _read_chunks(partial(os.pread, fd), os.fstat(fd).st_size, file, form, out, rows, first_unit)
     finally:
         os.close(fd)
+
+
+def decode_shard(data: bytes, file: Path, form: ShardFormat, out: np.ndarray) -> None:
+    """Fill `out` (stimulus, replicate, unit) from the bytes of a whole shard, starting at its first row and unit.
+
+    Values that the shard lacks become NaN. Raise StoreError, which names `file`, for bytes that do not match their
+    checksums.
+    """
+
+    def read(nbytes: int, offset: int) -> bytes:
+        return data[offset : offset + nbytes]
+
+    _read_chunks(read, len(data), file, form, out, np.arange(len(out)), 0)
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -156,9 +174,11 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.nda
         yield block, slice(start, stop), rows[start:stop] - block * size
 
 
-def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: np.ndarray, first_unit: int) -> None:
+def _read_chunks(
+    read: ReadBytes, size: int, file: Path, form: ShardFormat, out: np.ndarray, rows: np.ndarray, first_unit: int
+) -> None:
     shape = form.shape
-    index = _read_index(fd, file, form)
+    index = _read_index(read, size, file, form)
     full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
     scratch = np.empty((0, 0, 0), dtype="<f4")
     last_unit = first_unit + out.shape[2]
@@ -170,10 +190,10 @@ def _read_chunks(fd: int, file: Path, form: ShardFormat, out: np.ndarray, rows: 
             if index[i, j, 0] == ABSENT:
                 part[...] = np.nan
             elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
-                _decode_chunk(fd, file, (i, j), index, form, part)  # whole chunk, in place: no copy
+                _decode_chunk(read, file, (i, j), index, form, part)  # whole chunk, in place: no copy
             else:
                 scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
-                _decode_chunk(fd, file, (i, j), index, form, scratch)
+                _decode_chunk(read, file, (i, j), index, form, scratch)
                 part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
 
 
@@ -183,23 +203,22 @@ def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
 
 
-def _read_index(fd: int, file: Path, form: ShardFormat) -> np.ndarray:
-    size = os.fstat(fd).st_size
+def _read_index(read: ReadBytes, size: int, file: Path, form: ShardFormat) -> np.ndarray:
     if size < form.index_nbytes:
         raise _refuse(file, f"{size} bytes cannot hold a shard")
-    data = _read_checked(fd, file, size - form.index_nbytes, form.index_nbytes, what="the index")
+    data = _read_checked(read, file, size - form.index_nbytes, form.index_nbytes, what="the index")
     shape = form.shape
     grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
     return np.frombuffer(data, dtype="<u8").reshape(grid)
 
 
 def _decode_chunk(
-    fd: int, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
+    read: ReadBytes, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
 ) -> None:
     """Decode the chunk at (block of stimuli, block of units) into `out`: contiguous float32 of the shape of a chunk."""
     offset, nbytes = map(int, index[at])
     what = f"chunk {at[0]}/{at[1]}"
-    data = _read_checked(fd, file, offset, nbytes, what=what)
+    data = _read_checked(read, file, offset, nbytes, what=what)
     holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
     if holds != out.nbytes:
         raise _refuse(file, f"{what} holds {holds} bytes, expected {out.nbytes}")
@@ -209,12 +228,12 @@ def _decode_chunk(
         blosc.decompress(data, out)
 
 
-def _read_checked(fd: int, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
+def _read_checked(read: ReadBytes, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
     """Read `nbytes` and return them without their crc32c, which is checked.
 
     Body and checksum are read separately: the crc32c function takes only whole `bytes`, and a slice would be a copy.
     """
-    body, crc = os.pread(fd, max(0, nbytes - 4), offset), os.pread(fd, 4, max(0, offset + nbytes - 4))
+    body, crc = read(max(0, nbytes - 4), offset), read(4, max(0, offset + nbytes - 4))
     if len(body) + len(crc) != nbytes:
         raise _refuse(file, f"{what} ends after the file does")
     if google_crc32c.value(body) != int.from_bytes(crc, "little"):

@@ -14,6 +14,7 @@ from xact.disk.digest import FileStamp
 from xact.disk.durable import Written, remove_file, replace_file, sweep_partial, sync_folder, write_file
 from xact.errors import StoreError
 from xact.labels import StoreRow
+from xact.store.held import check_presence
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
@@ -86,7 +87,11 @@ class StoreWriter:
         self.state.take(line)
 
     def publish(self, provenance: Mapping[str, str], *, complete: bool) -> None:
-        """Publish the generation. `provenance` is {name: text} for the group `/xact`."""
+        """Publish the generation. `provenance` is {name: text} for the group `/xact`.
+
+        Raise StoreError if a shard is missing or has another size than its record says.
+        """
+        check_presence(self.store, self.state)
         tree = make_tree(self.plan, self.state, self._jitter, final=True)
         metadata = make_metadata(self.plan, tree, provenance)
         files = {key: _written(data) for key, data in _create(self.store, self.plan, tree, metadata).items()}

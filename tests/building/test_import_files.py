@@ -533,6 +533,26 @@ def test_a_killed_import_is_unfinished_and_the_same_command_finishes_it(tmp_path
     assert verify(store).find_error() is None
 
 
+def test_an_import_does_not_go_on_over_a_lost_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_seed_file(tmp_path / "old.h5", make_values(["m", "n"], ["s0", "s1"], {"fc": 5}))
+    store = tmp_path / "s.zarr"
+    write, written = sys.modules["xact.building.import_files"].write_task, []
+
+    def stop(*arguments: Any) -> Any:
+        written.append(1)
+        if len(written) > 1:
+            raise StoreError("stopped")
+        return write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["xact.building.import_files"], "write_task", stop)
+        with pytest.raises(StoreError, match="stopped"):
+            import_files([tmp_path / "old.h5"], store)
+    (store / "activations/c/0/0/0/0/0").unlink()
+    with pytest.raises(StoreError, match="activations/c/0/0/0/0/0 is missing"):
+        import_files([tmp_path / "old.h5"], store)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks = []

@@ -257,6 +257,24 @@ def test_a_plan_that_is_not_the_one_of_its_manifest_is_refused(tmp_path):
         load_state(tmp_path / "one")
 
 
+@pytest.mark.parametrize(("generation", "said"), [(0, "zarr.json has generation 0"), (3, r"plan-3\.json is missing")])
+def test_a_root_of_another_generation_than_the_plan_is_refused(generation, said, tmp_path):
+    plan = make_plan().model_copy(update={"generation": 2})
+    write_store(tmp_path, plan, draw_values)
+    assert load_state(tmp_path).is_committed
+    root = tmp_path / "zarr.json"
+    root.write_text(root.read_text().replace('"xact_generation":2', f'"xact_generation":{generation}'))
+    with pytest.raises(StoreError, match=said):
+        load_state(tmp_path)
+
+
+def test_a_published_store_without_its_plan_is_not_taken_for_a_new_one(tmp_path):
+    write_store(tmp_path, make_plan(), draw_values)
+    (tmp_path / FOLDER / "plan-1.json").unlink()
+    with pytest.raises(StoreError, match=r"plan-1\.json is missing"):
+        load_state(tmp_path)
+
+
 def test_a_journal_with_a_second_name_is_copied_before_a_line_is_added(tmp_path):
     (tmp_path / FOLDER).mkdir()
     journal = Journal(tmp_path, 1)

@@ -188,13 +188,23 @@ class Journal:
 
 
 def load_state(store: Path) -> State:
-    """Read the journals of a store. Raise StoreError if the newest plan is damaged."""
+    """Read the journals of a store. Raise StoreError if the newest plan is damaged, or not one after the root's."""
     folder = store / FOLDER
     state = State(committed=read_generation(store))
     plans = find_generations(folder, "plan")
-    if not plans:
+    if not plans and not state.committed:
         return state
-    newest = max(plans)
+    newest = max(plans, default=0)
+    if newest < state.committed:
+        raise StoreError(
+            f"{folder / f'plan-{state.committed}.json'} is missing: the store cannot be resumed", hint=VERIFY
+        )
+    if newest > state.committed + 1:
+        raise StoreError(
+            f"{store / 'zarr.json'} has generation {state.committed}, the newest plan has {newest}: it is damaged or "
+            "older than the rest of the store",
+            hint=VERIFY,
+        )
     state.plan = read_plan(folder / f"plan-{newest}.json")
     if state.committed:
         manifest = folder / f"manifest-{state.committed}.jsonl"

@@ -128,7 +128,7 @@ def _describe(found: Written | None, want: Written | None) -> str:
 def _refuse(store: Path, state: State, faults: Mapping[str, str], task: TaskKey) -> StoreError:
     """Return the error of the first fault; `task` is the one that wrote this shard."""
     first = min(faults)
-    more = f" ({len(faults) - 1} more shards are damaged)" if len(faults) > 1 else ""
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     hint = _hint(store)
     if task in state.journaled and state.plan is not None:
         journal = store / FOLDER / f"journal-{state.plan.generation}.jsonl"

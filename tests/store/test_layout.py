@@ -13,6 +13,7 @@ import zarr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.disk.durable import Written
+from xact.labels import StoreRow
 from xact.store.journal import State, load_state
 from xact.store.layout import make_files, make_metadata, make_tree
 from xact.store.write import StoreWriter
@@ -96,7 +97,8 @@ def test_a_block_of_which_nothing_is_left_takes_its_old_values_away(layout, tmp_
     np.testing.assert_array_equal(read(tmp_path, path)[place], expected)
     buffers = [draw_values("b", layer.label, 4, 8, layer.n_units) for layer in MODELS[1].layers]
     buffers[1][:] = np.nan
-    written = StoreWriter(tmp_path, plan, load_state(tmp_path), jitter={}).write_shards(plan.models[1], buffers, 1)
+    writer = StoreWriter(tmp_path, plan, load_state(tmp_path), jitter={})
+    written = writer.write_shards(plan.models[1], buffers, 1, rows=[StoreRow(row) for row in range(4, 8)])
     key = "activations/c/1/1/1/0/0" if layout == "cube" else "b/fc/activations/c/0/1/0/0/0"
     assert written[key] is None
     assert sum(isinstance(one, Written) for one in written.values()) == len(written) - 1

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xact.disk.digest import FileStamp
-from xact.labels import StimulusTable
+from xact.labels import StimulusTable, StoreRow
 from xact.store.journal import State, TaskRecord
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
@@ -149,13 +149,14 @@ def write_task(
     """Write the shards of one task and return its record."""
     plan = writer.plan
     start, stop = block * plan.stimuli_per_task, min((block + 1) * plan.stimuli_per_task, plan.n_stimuli)
+    rows = [StoreRow(row) for row in range(start, stop)]
     lost = {row: failed[model.label, row] for row in range(start, stop) if (model.label, row) in failed}
     buffers = []
     for layer in model.layers:
         values = make_values(model.label, layer.label, start, stop, layer.n_units)
         values[[row - start for row in lost]] = np.nan
         buffers.append(values)
-    shards = writer.write_shards(model, buffers, block)
+    shards = writer.write_shards(model, buffers, block, rows=rows)
     return TaskRecord(model.label, block, stop, lost, shards, n_nonfinite={}, seconds=0.0)
 
 

@@ -91,7 +91,7 @@ def import_files(
             raise MismatchError(f"the store {str(path)!r} was made of other files", hint="give another --store")
         outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
-            check_shards(path, state, ())
+            state = check_shards(path, state, ())
             with StoreWriter(path, plan, state, jitter={}) as writer:
                 _write_tasks(writer, old, outcome, watch)
                 writer.publish(make_provenance(plan, writer.state, {}), complete=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
 from xact.building.provenance import check_network, check_versions, hash_tensors, make_provenance
-from xact.building.write_task import load_rows, write_task
+from xact.building.write_task import clear_rows, load_rows, write_task
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.load_pictures import draw_all_amounts
@@ -55,9 +55,9 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
         sweep_partial(prepared.store)
         remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
-    check_shards(prepared.store, prepared.stored, _list_carried(prepared))
+    stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
-    with StoreWriter(prepared.store, prepared.plan, prepared.stored, jitter=jitter) as writer:
+    with StoreWriter(prepared.store, prepared.plan, stored, jitter=jitter) as writer:
         for model in prepared.plan.models:
             if prepared.tasks.get(model.label):
                 try:
@@ -66,6 +66,9 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
                     if prepared.loaded.recipe.on_error == "stop":
                         raise
                     outcome.failed_models[model.label] = str(error)
+        for task, record in stored.tasks.items():
+            if record != prepared.stored.tasks[task] and record == writer.state.tasks[task]:
+                clear_rows(writer, record)
         plan, state = writer.plan, writer.state
         is_whole = all(state.is_whole(model.label, plan) for model in plan.models)
         provenance = make_provenance(plan, state, outcome.failed_models)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from xact.capture.engine import TaskResult
-from xact.errors import CaptureError
+from xact.errors import CaptureError, StoreError
 from xact.store.held import TaskKey, read_recorded
 from xact.store.journal import TaskRecord
 from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import decode_shard
-from xact.store.tasks import Task
+from xact.store.tasks import Task, make_rows
 from xact.store.write import StoreWriter
 
 
@@ -32,7 +33,7 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
                 n_nonfinite[layer.label] = n_bad
         if writer.plan.precision == "bits10":
             round_mantissa(buffer, layer=layer.label)
-    shards = writer.write_shards(model, result.buffers, result.task.block)
+    shards = writer.write_shards(model, result.buffers, result.task.block, rows=result.task.rows)
     return TaskRecord(
         model=model.label,
         block=result.task.block,
@@ -77,13 +78,33 @@ def load_rows(
 
     `records` is what the journals say. Raise StoreError if a shard has other bytes than its record says.
     """
-    n_rows = task.stop - task.start
-    if len(task.rows) == n_rows:
-        return
-    record = records[task.model, task.block]
+    if len(task.rows) < task.stop - task.start:
+        _read_shards(store, plan, model, records[task.model, task.block], buffers, n_rows=task.stop - task.start)
+
+
+def clear_rows(writer: StoreWriter, record: TaskRecord) -> None:
+    """Make NaN what a killed build has written for a task beside the rows of its record, and record the shards."""
+    plan = writer.plan
+    model = plan.find_model(record.model)
+    if model is None:
+        raise StoreError(f"model {record.model!r} is not in the plan")
+    start, stop = record.block * plan.stimuli_per_task, min((record.block + 1) * plan.stimuli_per_task, plan.n_stimuli)
+    buffers = [np.empty((stop - start, plan.n_replicates, layer.n_units), np.float32) for layer in model.layers]
+    _read_shards(writer.store, plan, model, record, buffers, n_rows=stop - start)
+    lost = [row for row in make_rows(start, stop) if row >= record.stop or row in record.failed]
+    for buffer in buffers:
+        buffer[[row - start for row in lost]] = np.nan
+    shards = writer.write_shards(model, buffers, record.block, rows=lost)
+    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}))
+
+
+def _read_shards(
+    store: Path, plan: Plan, model: PlannedModel, record: TaskRecord, buffers: Sequence[np.ndarray], *, n_rows: int
+) -> None:
+    """Fill buffers with the first rows of the shards of a task."""
     for layer, buffer in zip(model.layers, buffers, strict=True):
         form = make_shard_format(plan, layer)
-        for key, units in plan.make_shard_keys(model, layer, task.block):
+        for key, units in plan.make_shard_keys(model, layer, record.block):
             part = buffer[:n_rows, :, units]
             data = read_recorded(store, key, record.shards[key])
             if data is None:

@@ -43,27 +43,46 @@ def write_file(path: Path, pieces: Sequence[bytes]) -> Written:
 
 def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
     """Do the same as `write_file`, but do not sync the folder: call `sync_folder` later."""
+    written = write_partial(path, pieces)
+    put_in_place(path)
+    return written
+
+
+def write_partial(path: Path, pieces: Sequence[bytes]) -> Written:
+    """Write and sync the temporary file of `path`; `put_in_place` renames it. A build removes those that stay."""
     beside = path.with_name(path.name + PARTIAL)
     digest = hashlib.sha256()
     nbytes = 0
     make_folder(path.parent)
-    with _disk_errors(path, needed=sum(map(len, pieces))):
+    with _disk_errors(path, needed=sum(map(len, pieces))), _removed_on_error(beside):
+        fd = make_new_file(beside)
         try:
-            fd = make_new_file(beside)
-            try:
-                for piece in pieces:
-                    digest.update(piece)
-                    nbytes += len(piece)
-                    _write_all(fd, piece)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            beside.replace(path)
-        except OSError:
-            with suppress(OSError):
-                beside.unlink()  # on a full disk this gives room to other writers
-            raise
+            for piece in pieces:
+                digest.update(piece)
+                nbytes += len(piece)
+                _write_all(fd, piece)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     return Written(nbytes, digest.hexdigest())
+
+
+def put_in_place(path: Path) -> None:
+    """Rename the temporary file of `path` to `path`. Call `sync_folder` later."""
+    beside = path.with_name(path.name + PARTIAL)
+    with _disk_errors(path), _removed_on_error(beside):
+        beside.replace(path)
+
+
+@contextmanager
+def _removed_on_error(file: Path) -> Iterator[None]:
+    """Remove a temporary file if it cannot be written or renamed: on a full disk this gives room to other writers."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            file.unlink()
+        raise
 
 
 def make_new_file(path: Path) -> int:

@@ -46,6 +46,11 @@ class BlockShape:
         """Shape of an inner chunk: (model, stimulus, layer, replicate, unit)."""
         return (1, self.chunk_stimuli, 1, self.n_replicates, self.chunk_units)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of chunks in a shard along (stimulus, unit)."""
+        return self.shard_stimuli // self.chunk_stimuli, self.shard_units // self.chunk_units
+
 
 def choose_stimuli_per_task(
     *, batch_stimuli: int, n_replicates: int, total_units: int, widest_units: int, buffer_nbytes: int, shard_nbytes: int

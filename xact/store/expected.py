@@ -50,7 +50,9 @@ class UnderWay:
     shards: dict[str, Written | None] = field(default_factory=dict)
     """Shards of the tasks in its journal: {path: length and sha256}."""
     pending: dict[str, PendingShard] = field(default_factory=dict)
-    """Shards of the other tasks: {path: shard}."""
+    """Shards of the tasks that no journal or manifest has: {path: shard}."""
+    newer: dict[str, set[Written | None]] = field(default_factory=dict)
+    """{path: records of the shards that may be in the place of the recorded one}."""
     made: dict[str, set[str]] = field(default_factory=dict)
     """{path of metadata or labels: sha256 of each content that the file may have}."""
     unhashed: set[str] = field(default_factory=set)
@@ -80,7 +82,7 @@ class Expected:
         return match is not None and int(match[2]) <= newest
 
 
-_GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
+_GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|replaced-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
 
 
 def find_expected(store: Path, listing: FolderListing) -> Expected:
@@ -183,6 +185,10 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
         lines = read_lines(store / journal_key) if journal_key in listing.files else []
         take_lines(state, [*held, *lines], plan, file=store / journal_key)
         under_way.shards = {key: w for key, w in _read_files(lines) if is_inside(key)}
+        replaced_key = f"{FOLDER}/replaced-{generation}.jsonl"
+        if replaced_key in listing.files:
+            take_lines(state, read_lines(store / replaced_key), plan, file=store / replaced_key)
+        under_way.newer = _find_newer(state)
     except (*MALFORMED, StoreError, OSError):
         expected.faults.append(Fault(journal_key, "holds lines that xact did not write"))
     under_way.pending = dict(_find_pending(plan, state))
@@ -191,10 +197,18 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
         under_way.made[ROOT] = {hashlib.sha256(make_unfinished_root(plan)).hexdigest()}
 
 
+def _find_newer(state: State) -> dict[str, set[Written | None]]:
+    recorded = {key: written for record in state.tasks.values() for key, written in record.shards.items()}
+    return {key: state.find_newer(key, recorded[key]) for key in state.replaced if key in recorded}
+
+
 def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]]:
-    """Yield the shards of all unfinished tasks of a plan."""
+    """Yield the shards of all tasks of a plan that were never written."""
     for model in plan.models:
-        for task in make_tasks(plan, model, state.find_done(model.label)):
+        done = state.find_done(model.label)
+        for task in make_tasks(plan, model, done):
+            if task.block in done:
+                continue
             for layer in model.layers:
                 form = make_shard_format(plan, layer)
                 for key, units in plan.make_shard_keys(model, layer, task.block):

@@ -2,6 +2,7 @@
 
 plan-G.json       the plan of generation G; it is written first
 journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli
+replaced-G.jsonl  the record of each shard that takes the place of an older one; it is written before that happens
 manifest-G.jsonl  the content of the journals and the hash of every file; it is written just before G is published
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,19 @@ from xact.store.plan import Plan
 FOLDER = ".xact"
 """Folder of a store that zarr ignores."""
 
+GROWING = ("journal", "replaced")
+"""Files of a generation to which lines are added while it is built."""
+
 VERIFY = "xact verify STORE names what is damaged; copy the store again"
+
+
+def parse_written(said: Any) -> Written | None:  # noqa: ANN401
+    """Return the record of a shard from its text in a line."""
+    return None if said == "absent" else Written(*said)
+
+
+def _say_written(written: Written | None) -> list[Any] | str:
+    return [written.nbytes, written.sha256] if written else "absent"
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,7 @@ class TaskRecord:
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
-        shards = {key: [w.nbytes, w.sha256] if w else "absent" for key, w in self.shards.items()}
+        shards = {key: _say_written(written) for key, written in self.shards.items()}
         return {
             "task": [self.model, self.block],
             "stop": self.stop,
@@ -86,6 +99,10 @@ class State:
     """{model: facts from loading it}: hash of its tensors, seconds."""
     journaled: frozenset[tuple[str, int]] = frozenset()
     """Tasks whose newest line is in the journal of a generation that is not published."""
+    replaced: dict[str, list[tuple[Written | None, Written | None]]] = field(default_factory=dict)
+    """{path of a shard: (old record, new record) of each time it was replaced}, in a generation that is not published.
+
+    The journal has the new record once the whole task is written."""
 
     @property
     def is_committed(self) -> bool:
@@ -120,6 +137,14 @@ class State:
         """Return {layer: number of NaN or infinite values} of one model, for layers that have some."""
         return dict(sum((Counter(record.n_nonfinite) for record in self.find_records(model)), Counter[str]()))
 
+    def find_newer(self, key: str, record: Written | None) -> set[Written | None]:
+        """Return the records of the shards that a killed build may have put in the place of a shard."""
+        found = {record}
+        for old, new in self.replaced.get(key, ()):
+            if old in found:
+                found.add(new)
+        return found - {record}
+
     def copy(self) -> State:
         """Return a copy. New lines in the copy do not change this state."""
         return replace(self, tasks=dict(self.tasks), stamps=dict(self.stamps), networks=dict(self.networks))
@@ -128,7 +153,7 @@ class State:
         """Add one line of a journal or manifest."""
         if "task" in line:
             model, block = line["task"]
-            shards = {key: None if w == "absent" else Written(*w) for key, w in line["shards"].items()}
+            shards = {key: parse_written(said) for key, said in line["shards"].items()}
             failed = {StoreRow(int(row)): error for row, error in line["failed"].items()}
             scores = {
                 name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
@@ -143,6 +168,8 @@ class State:
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256
+        for key, (old, new) in line.get("replaced", {}).items():
+            self.replaced.setdefault(key, []).append((parse_written(old), parse_written(new)))
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 
@@ -167,24 +194,35 @@ class Journal:
 
     def __init__(self, store: Path, generation: int) -> None:
         self.path = store / FOLDER / f"journal-{generation}.jsonl"
+        self._replaced = store / FOLDER / f"replaced-{generation}.jsonl"
 
     def add(self, line: dict[str, Any]) -> None:
         """Append one line and sync it. A file that has a second name, e.g. in a copy of links, is copied first."""
-        self._leave_links()
-        append_line(self.path, line)
+        _add_line(self.path, line)
 
-    def _leave_links(self) -> None:
-        """Copy the journal to a new file if it has a second name: the file of that name must not change."""
+    def add_replaced(self, shards: Mapping[str, tuple[Written | None, Written | None]]) -> None:
+        """Note {path: (old record, new record)} of shards before they are replaced."""
+        said = {key: [_say_written(old), _say_written(new)] for key, (old, new) in shards.items()}
+        _add_line(self._replaced, {"replaced": said})
+
+
+def _add_line(file: Path, line: dict[str, Any]) -> None:
+    _leave_links(file)
+    append_line(file, line)
+
+
+def _leave_links(file: Path) -> None:
+    """Copy a file to a new one if it has a second name: the file of that name must not change."""
+    try:
+        n_names = file.lstat().st_nlink
+    except FileNotFoundError:
+        return
+    if n_names > 1:
         try:
-            n_names = self.path.lstat().st_nlink
-        except FileNotFoundError:
-            return
-        if n_names > 1:
-            try:
-                data = read_whole(self.path)
-            except OSError as error:
-                raise StoreError(f"{self.path} cannot be read: {error.strerror}") from None
-            write_file(self.path, [data])
+            data = read_whole(file)
+        except OSError as error:
+            raise StoreError(f"{file} cannot be read: {error.strerror}") from None
+        write_file(file, [data])
 
 
 def load_state(store: Path) -> State:
@@ -217,6 +255,8 @@ def load_state(store: Path) -> State:
         published = dict(state.tasks)
         take_lines(state, read_lines(journal), state.plan, file=journal)
         state.journaled = frozenset(key for key, record in state.tasks.items() if published.get(key) is not record)
+        replaced = folder / f"replaced-{newest}.jsonl"
+        take_lines(state, read_lines(replaced), state.plan, file=replaced)
     return state
 
 
@@ -253,7 +293,7 @@ def read_generation(store: Path) -> int:
 
 
 def find_generations(folder: Path, kind: str) -> list[int]:
-    """Return the generations that have a file `KIND-G` in `folder`; `kind` is plan, journal or manifest."""
+    """Return the generations that have a file `KIND-G` in `folder`; `kind` is plan, journal, replaced or manifest."""
     found = [re.fullmatch(rf"{kind}-(\d+)\.jsonl?", file.name) for file in folder.glob(f"{kind}-*")]
     return [int(match[1]) for match in found if match]
 
@@ -284,7 +324,7 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     if state.plan is None:
         raise StoreError(f"{store}: there is no plan to write a manifest of")
     generation = state.plan.generation
-    own = [f"{FOLDER}/{name}" for name in (f"plan-{generation}.json", f"journal-{generation}.jsonl")]
+    own = [f"{FOLDER}/plan-{generation}.json", *(f"{FOLDER}/{kind}-{generation}.jsonl" for kind in GROWING)]
     files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
     write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
@@ -303,7 +343,7 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
 def remove_older(store: Path, generation: int) -> None:
     """Remove plan, journal and manifest of every older generation."""
     folder = store / FOLDER
-    for kind, ending in (("plan", "json"), ("journal", "jsonl"), ("manifest", "jsonl")):
+    for kind, ending in (("plan", "json"), *((kind, "jsonl") for kind in GROWING), ("manifest", "jsonl")):
         for old in find_generations(folder, kind):
             if old < generation:
                 remove_file(folder / f"{kind}-{old}.{ending}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -59,29 +60,83 @@ def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes]
 
     `rows` may be shorter than the shard along stimulus and unit. The rest is fill value.
     """
-    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units)
-    index = np.full((*grid, 2), ABSENT, dtype="<u8")
+    index = np.full((*shape.grid, 2), ABSENT, dtype="<u8")
     pieces: list[bytes] = []
     offset = 0
-    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
-    for i, j in itertools.product(*map(range, grid)):
-        at = (
-            slice(i * shape.chunk_stimuli, (i + 1) * shape.chunk_stimuli),
-            slice(None),
-            slice(j * shape.chunk_units, (j + 1) * shape.chunk_units),
-        )
-        chunk = rows[at]
-        if chunk.size == 0 or (np.isnan(chunk.flat[0]) and np.isnan(chunk).all()):
-            continue
-        if chunk.shape != full:
-            padded = np.full(full, np.nan, dtype="<f4")
-            padded[: chunk.shape[0], :, : chunk.shape[2]] = chunk
-            chunk = padded
-        piece = _encode_chunk(np.ascontiguousarray(chunk, dtype="<f4"), codec)
-        index[i, j] = offset, len(piece)
-        offset += len(piece)
-        pieces.append(piece)
+    for at in itertools.product(*map(range, shape.grid)):
+        piece = _encode_at(rows, at, shape, codec)
+        if piece is not None:
+            index[at] = offset, len(piece)
+            offset += len(piece)
+            pieces.append(piece)
     return [*pieces, add_crc32c(index.tobytes())] if pieces else None
+
+
+def grow_shard(
+    old: bytes, rows: np.ndarray, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
+) -> list[bytes] | None:
+    """Return the pieces of a shard that holds `rows` in place of the shard `old`, or None if all values are NaN.
+
+    Only the rows `changed` differ; they are counted from the first row of the shard. A reader that has read the index
+    of `old` may read its chunks from the new file: each chunk of `old` keeps its place, and changed chunks go where
+    `old` has none. `file` is named in errors. If no chunk changes, the result is `old`.
+    """
+    form = ShardFormat(shape, "none" if codec == "none" else "blosc")
+    index = _read_index(_read_from(old), len(old), file, form).copy()
+    places = {int(start): int(nbytes) for start, nbytes in index.reshape(-1, 2) if start != ABSENT}
+    chunks = {start: old[start : start + nbytes] for start, nbytes in places.items()}
+    is_changed = False
+    for at in itertools.product(sorted({row // shape.chunk_stimuli for row in changed}), range(shape.grid[1])):
+        piece = _encode_at(rows, at, shape, codec)
+        if piece == chunks.get(int(index[at][0])):
+            continue
+        is_changed = True
+        index[at] = ABSENT, ABSENT
+        if piece is not None:
+            start = _find_room(chunks, len(piece))
+            chunks[start] = piece
+            index[at] = start, len(piece)
+    if not is_changed:
+        return [old]
+    return [*_lay(chunks), add_crc32c(index.tobytes())] if (index != ABSENT).any() else None
+
+
+def _find_room(chunks: Mapping[int, bytes], nbytes: int) -> int:
+    """Return the first place for `nbytes` between chunks, {place: bytes}, or after them."""
+    free = 0
+    for start in sorted(chunks):
+        if start - free >= nbytes:
+            return free
+        free = start + len(chunks[start])
+    return free
+
+
+def _lay(chunks: Mapping[int, bytes]) -> Iterator[bytes]:
+    """Yield the bytes of chunks, {place: bytes}, in the order of their places; zeros lie between them."""
+    end = 0
+    for start in sorted(chunks):
+        if start > end:
+            yield bytes(start - end)
+        yield chunks[start]
+        end = start + len(chunks[start])
+
+
+def _encode_at(rows: np.ndarray, at: tuple[int, ...], shape: BlockShape, codec: str) -> bytes | None:
+    """Return the bytes of the chunk at (block of stimuli, block of units), or None if all its values are NaN."""
+    i, j = at
+    chunk = rows[
+        i * shape.chunk_stimuli : (i + 1) * shape.chunk_stimuli,
+        :,
+        j * shape.chunk_units : (j + 1) * shape.chunk_units,
+    ]
+    if chunk.size == 0 or (np.isnan(chunk.flat[0]) and np.isnan(chunk).all()):
+        return None
+    full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
+    if chunk.shape != full:
+        padded = np.full(full, np.nan, dtype="<f4")
+        padded[: chunk.shape[0], :, : chunk.shape[2]] = chunk
+        chunk = padded
+    return _encode_chunk(np.ascontiguousarray(chunk, dtype="<f4"), codec)
 
 
 def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
@@ -106,10 +161,7 @@ class ShardFormat:
     @property
     def index_nbytes(self) -> int:
         """Length of the index with its crc32c, at the end of a shard."""
-        n_chunks = (self.shape.shard_stimuli // self.shape.chunk_stimuli) * (
-            self.shape.shard_units // self.shape.chunk_units
-        )
-        return 16 * n_chunks + 4
+        return 16 * prod(self.shape.grid) + 4
 
 
 def parse_format(metadata: dict[str, Any]) -> ShardFormat:
@@ -155,11 +207,11 @@ def decode_shard(data: bytes, file: Path, form: ShardFormat, out: np.ndarray) ->
     Values that the shard lacks become NaN. Raise StoreError, which names `file`, for bytes that do not match their
     checksums.
     """
+    _read_chunks(_read_from(data), len(data), file, form, out, np.arange(len(out)), 0)
 
-    def read(nbytes: int, offset: int) -> bytes:
-        return data[offset : offset + nbytes]
 
-    _read_chunks(read, len(data), file, form, out, np.arange(len(out)), 0)
+def _read_from(data: bytes) -> ReadBytes:
+    return lambda nbytes, offset: data[offset : offset + nbytes]
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -207,9 +259,7 @@ def _read_index(read: ReadBytes, size: int, file: Path, form: ShardFormat) -> np
     if size < form.index_nbytes:
         raise _refuse(file, f"{size} bytes cannot hold a shard")
     data = _read_checked(read, file, size - form.index_nbytes, form.index_nbytes, what="the index")
-    shape = form.shape
-    grid = (shape.shard_stimuli // shape.chunk_stimuli, shape.shard_units // shape.chunk_units, 2)
-    return np.frombuffer(data, dtype="<u8").reshape(grid)
+    return np.frombuffer(data, dtype="<u8").reshape(*form.shape.grid, 2)
 
 
 def _decode_chunk(

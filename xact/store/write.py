@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from xact.disk.digest import FileStamp
-from xact.disk.durable import Written, remove_file, replace_file, sweep_partial, sync_folder, write_file
+from xact.disk.durable import (
+    Written,
+    put_in_place,
+    remove_file,
+    replace_file,
+    sweep_partial,
+    sync_folder,
+    write_file,
+    write_partial,
+)
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.held import check_presence
+from xact.store.chunks import BlockShape
+from xact.store.held import check_presence, read_recorded
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
-from xact.store.shards import encode_shard
+from xact.store.shards import encode_shard, grow_shard
 
 
 class StoreWriter:
@@ -66,12 +76,57 @@ class StoreWriter:
         """Add the facts from loading a network to the journal."""
         self._add({"network": model, **found})
 
-    def write_shards(self, model: PlannedModel, buffers: Sequence[np.ndarray], block: int) -> dict[str, Written | None]:
+    def write_shards(
+        self, model: PlannedModel, buffers: Sequence[np.ndarray], block: int, *, rows: Collection[StoreRow]
+    ) -> dict[str, Written | None]:
         """Write the shards of one task and return {path: length and sha256}; None if all values are NaN.
 
-        `buffers[i]` (stimulus, replicate, unit) holds layer i, float32.
+        `buffers[i]` (stimulus, replicate, unit) holds layer i, float32. `rows` are those that were captured: if the
+        store has other rows of this block, its shards grow and keep the bytes of these rows.
         """
-        return _write_shards(self.store, self.plan, model, buffers, block)
+        shards = _list_shards(self.plan, model, buffers, block)
+        record = self.state.tasks.get((model.label, block))
+        if record is not None:
+            changed = [row - block * self.plan.stimuli_per_task for row in rows]
+            return self._replace_shards(shards, record, changed)
+        written: dict[str, Written | None] = {}
+        for key, values, shape in shards:
+            pieces = encode_shard(values, shape, self.plan.codec)
+            if pieces is None:
+                remove_file(self.store / key)
+            written[key] = write_file(self.store / key, pieces) if pieces is not None else None
+        return written
+
+    def _replace_shards(
+        self, shards: Iterable[tuple[str, np.ndarray, BlockShape]], record: TaskRecord, changed: Sequence[int]
+    ) -> dict[str, Written | None]:
+        """Write the grown shards of a task beside the old ones, note their records, then rename them.
+
+        After a kill, a shard is the old one or the noted one.
+        """
+        written: dict[str, Written | None] = {}
+        for key, values, shape in shards:
+            old = read_recorded(self.store, key, record.shards[key])
+            if old is None:
+                pieces = encode_shard(values, shape, self.plan.codec)
+            else:
+                pieces = grow_shard(old, values, changed, self.store / key, shape, self.plan.codec)
+            if pieces is None:
+                written[key] = None
+            else:
+                written[key] = record.shards[key] if pieces == [old] else write_partial(self.store / key, pieces)
+        fresh = {key: (record.shards[key], new) for key, new in written.items() if new != record.shards[key]}
+        if fresh:
+            with self._lock:
+                self._journal.add_replaced(fresh)
+        for key, (_, new) in fresh.items():
+            if new is None:
+                remove_file(self.store / key)
+            else:
+                put_in_place(self.store / key)
+        for folder in sorted({(self.store / key).parent for key in fresh}):
+            sync_folder(folder)
+        return written
 
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Add a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
@@ -116,21 +171,16 @@ def _create(
     return made
 
 
-def _write_shards(
-    store: Path, plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
-) -> dict[str, Written | None]:
-    """Do the work of `StoreWriter.write_shards`."""
-    written: dict[str, Written | None] = {}
+def _list_shards(
+    plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
+) -> Iterator[tuple[str, np.ndarray, BlockShape]]:
+    """Yield (path, values, shape) of each shard of a task."""
     for layer, buffer in zip(model.layers, buffers, strict=True):
         shape = plan.make_block_shape(layer)
         if buffer.shape[0] > shape.shard_stimuli or buffer.shape[1:] != (plan.n_replicates, layer.n_units):
             raise StoreError(f"layer {layer.label!r}: a block of shape {buffer.shape} is not a whole shard")
         for key, units in plan.make_shard_keys(model, layer, block):
-            pieces = encode_shard(buffer[:, :, units], shape, plan.codec)
-            if pieces is None:
-                remove_file(store / key)
-            written[key] = write_file(store / key, pieces) if pieces is not None else None
-    return written
+            yield key, buffer[:, :, units], shape
 
 
 def _written(data: bytes) -> Written:

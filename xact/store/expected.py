@@ -110,6 +110,11 @@ def read_root_generation(store: Path, listing: FolderListing) -> int | None:
         return None
 
 
+def list_generation_files(listing: FolderListing) -> set[str]:
+    """Return the paths of all plans, journals and manifests."""
+    return {key for key in listing.files if _GENERATION_FILE.fullmatch(key)}
+
+
 def _find_generations(listing: FolderListing, *, is_manifest: bool) -> list[int]:
     found = [_GENERATION_FILE.fullmatch(key) for key in listing.files if key.startswith(FOLDER)]
     return [int(match[2]) for match in found if match and bool(match[1]) == is_manifest]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import google_crc32c
@@ -12,31 +13,87 @@ import numpy as np
 from xact.disk.digest import FolderListing, hash_files, list_files
 from xact.disk.durable import PARTIAL, Written
 from xact.errors import StoreError
-from xact.store.expected import ROOT, Expected, UnderWay, find_expected, read_root_generation
+from xact.store.expected import ROOT, Expected, UnderWay, find_expected, list_generation_files
 from xact.store.findings import Fault, Findings
 from xact.store.shards import read_shard
+
+MAX_LOOKS = 50
+"""Most times that files at fault are looked at again, while a build writes to the store."""
+
+Stamp = tuple[int, int, int] | None
+"""Inode, time in ns and size of a file; None if it does not exist."""
 
 
 def verify_store(store: Path) -> Findings:
     """Compare every file of a store with its manifest. Raise StoreError if there is no store.
 
-    Files of a generation that is being built are compared with its journal. Nothing outside the store is read.
+    Files of a generation that is being built are compared with its journal. Nothing outside the store is read. A build
+    may write to the store meanwhile: a fault is reported only if it is found twice, and the file did not change since
+    before the manifest and the journal were read for the second time.
     """
-    expected = find_expected(store, list_files(store))
-    listing = list_files(store)  # list again after reading the journal: a build may be writing
-    faults = [*expected.faults, *_check_others(listing)]
-    hashes: Mapping[str, Written | str] = {}
-    if expected.is_comparable:
-        known = expected.files.keys() | _list_under_way(expected.under_way)
-        before = read_root_generation(store, listing)
-        hashes = hash_files(store, sorted(key for key in listing.files if key in known))
-        if read_root_generation(store, listing) != before:
-            raise StoreError(f"the store {str(store)!r} was published again while it was read", hint="verify it again")
-        faults += _check_all(store, listing, expected, hashes)
-    nbytes = sum(found.nbytes for found in hashes.values() if isinstance(found, Written))
-    notes = _make_notes(listing, expected)
-    state = _describe_state(expected)
-    return Findings(state, bool(expected.generation), _sort_faults(faults), notes, len(hashes), nbytes)
+    look = _Look(store)
+    look.take(suspects=())
+    for _ in range(MAX_LOOKS):
+        stamps = {fault.file: _stamp(store / fault.file) for fault in look.faults}
+        if not stamps:
+            return look.find()
+        look.take(suspects=stamps)
+        if all(fault.file in stamps and stamps[fault.file] == _stamp(store / fault.file) for fault in look.faults):
+            return look.find()
+    raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        found = os.lstat(file)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+class _Look:
+    """One look at all files of a store. The next look reads only the files at fault and new ones again."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.faults: list[Fault] = []
+        self._hashes: dict[str, Written | str] = {}
+
+    def take(self, *, suspects: Collection[str]) -> None:
+        """Look at the store: read the manifest and the journal again, and the files `suspects`."""
+        self.expected, self.listing = _find_expected(self.store)
+        self.faults = [*self.expected.faults, *_check_others(self.listing)]
+        if self.expected.is_comparable:
+            known = self.expected.files.keys() | _list_under_way(self.expected.under_way)
+            keys = sorted(
+                key for key in self.listing.files.keys() & known if key in suspects or key not in self._hashes
+            )
+            self._hashes |= hash_files(self.store, keys)
+            found = {key: said for key, said in self._hashes.items() if key in self.listing.files}
+            self.faults += _check_all(self.store, self.listing, self.expected, found)
+
+    def find(self) -> Findings:
+        """Return the findings of this look."""
+        nbytes = sum(found.nbytes for found in self._hashes.values() if isinstance(found, Written))
+        return Findings(
+            _describe_state(self.expected),
+            bool(self.expected.generation),
+            _sort_faults(self.faults),
+            _make_notes(self.listing, self.expected),
+            len(self._hashes),
+            nbytes,
+        )
+
+
+def _find_expected(store: Path) -> tuple[Expected, FolderListing]:
+    """Return the files that a store should contain and those that it has, of one moment between two generations."""
+    listing = list_files(store)
+    for _ in range(MAX_LOOKS):
+        expected = find_expected(store, listing)
+        before, listing = listing, list_files(store)  # list again after the journal: a build may be writing
+        if list_generation_files(before) == list_generation_files(listing):
+            return expected, listing
+    raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
 
 
 def _sort_faults(faults: list[Fault]) -> list[Fault]:

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from support.cli import run
-from support.files import write_hdf5
+from support.files import flip_bit, write_hdf5
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store, write_task
 
+import xact.store.verify
 from xact.disk.locks import hold_lock
 from xact.errors import RequestError, StoreError
 from xact.files.verify import Report, verify
-from xact.store.journal import State
+from xact.store.journal import State, load_state
 from xact.store.plan import Plan
 from xact.store.tasks import make_tasks
 from xact.store.write import StoreWriter
@@ -292,6 +293,46 @@ def test_an_append_is_no_damage_after_any_of_its_writes(tmp_path: Path, layout: 
     watched.append(store)
     grow(store, plan_store(layout, ["A", "B"], 11, first), state)
     assert verify(store).findings.state == "generation 2"
+
+
+@pytest.mark.parametrize("moment", ["find_expected", "hash_files"])
+def test_an_append_that_commits_while_verify_reads_is_no_damage(tmp_path: Path, moment: str, monkeypatch) -> None:
+    store = tmp_path / "s.zarr"
+    plans = [plan_store("cube", ["A"], 6)]
+    states = [write_store(store, plans[0], draw)]
+    read = getattr(xact.store.verify, moment)
+
+    def append_and_read(*arguments):
+        found = read(*arguments) if moment == "find_expected" else None
+        if len(plans) < 3:
+            plans.append(plan_store("cube", ["A"], 7 + len(plans), plans[-1]))
+            grow(store, plans[-1], states[-1])
+            states.append(load_state(store))
+        return found or read(*arguments)
+
+    monkeypatch.setattr(xact.store.verify, moment, append_and_read)
+    report = verify(store)
+    assert not report.findings.faults, report.make_text()
+    assert report.findings.state == "generation 3"
+
+
+def test_damage_is_named_while_appends_commit(tmp_path: Path, monkeypatch) -> None:
+    store = tmp_path / "s.zarr"
+    plans = [plan_store("cube", ["A"], 6)]
+    states = [write_store(store, plans[0], draw)]
+    lost = next(key for key in states[0].tasks["A", 0].shards if (store / key).is_file())
+    flip_bit(store / lost, 20)
+    hash_files = xact.store.verify.hash_files
+
+    def append_and_hash(*arguments):
+        if len(plans) < 3:
+            plans.append(plan_store("cube", ["A"], 7 + len(plans), plans[-1]))
+            grow(store, plans[-1], states[-1])
+            states.append(load_state(store))
+        return hash_files(*arguments)
+
+    monkeypatch.setattr(xact.store.verify, "hash_files", append_and_hash)
+    assert find_faults(store) == {lost}
 
 
 @pytest.mark.parametrize("layout", ["cube", "groups"])

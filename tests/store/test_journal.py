@@ -344,3 +344,34 @@ def test_only_older_generations_are_removed(tmp_path):
     for kind in ("plan", "journal", "manifest"):
         assert sorted(find_generations(folder, kind)) == [3, 10]
     assert (folder / "plan-x.json").exists()
+
+
+def test_a_replaced_shard_may_be_any_that_was_noted_since_its_record_and_none_from_before(tmp_path):
+    one, two, three, other = (Written(n, SHA) for n in (1, 2, 3, 4))
+    state = State()
+    for old, new in ((None, one), (one, two), (two, three)):
+        said = {key: [w.nbytes, w.sha256] if w else "absent" for key, w in (("old", old), ("new", new))}
+        state.take({"replaced": {"a/c/0": [said["old"], said["new"]]}})
+    assert state.find_newer("a/c/0", None) == {one, two, three}
+    assert state.find_newer("a/c/0", one) == {two, three}
+    assert state.find_newer("a/c/0", two) == {three}
+    assert state.find_newer("a/c/0", three) == state.find_newer("a/c/0", other) == state.find_newer("b", one) == set()
+
+
+def test_what_a_build_notes_of_replaced_shards_is_read_back_of_its_generation_alone(tmp_path):
+    write_store(tmp_path, make_plan(), draw_values)
+    write_plan(tmp_path, make_plan().model_copy(update={"generation": 2}))
+    old, new = Written(10, SHA), Written(20, SHA)
+    Journal(tmp_path, 2).add_replaced({"a/c/0": (old, new), "a/c/1": (None, new)})
+    Journal(tmp_path, 2).add_replaced({"a/c/0": (new, old)})
+    assert load_state(tmp_path).replaced == {"a/c/0": [(old, new), (new, old)], "a/c/1": [(None, new)]}
+    remove_older(tmp_path, 3)
+    assert find_generations(tmp_path / FOLDER, "replaced") == []
+
+
+def test_a_damaged_line_of_replaced_shards_is_refused(tmp_path):
+    write_store(tmp_path, make_plan(), draw_values)
+    write_plan(tmp_path, make_plan().model_copy(update={"generation": 2}))
+    (tmp_path / FOLDER / "replaced-2.jsonl").write_text('{"replaced": {"a/c/0": [[1, "x"], 5]}}\n')
+    with pytest.raises(StoreError, match=r"replaced-2\.jsonl is damaged"):
+        load_state(tmp_path)

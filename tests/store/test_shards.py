@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 from xact.errors import StoreError
 from xact.labels import DIMS
 from xact.store.chunks import BlockShape
-from xact.store.shards import ShardFormat, encode_shard, make_codecs, parse_format, read_rows, read_shard, split_rows
+from xact.store.shards import (
+    ShardFormat,
+    encode_shard,
+    grow_shard,
+    make_codecs,
+    parse_format,
+    read_rows,
+    read_shard,
+    split_rows,
+)
 
 CODECS = ("lz4", "zstd", "none")
 
@@ -215,3 +225,66 @@ def test_rows_are_split_by_block_and_none_is_lost(rows, size):
         for i, place in enumerate(within)
     ]
     assert [one for one, _ in found] == [other for _, other in found] == sorted(rows)
+
+
+def grow(old: bytes, values: np.ndarray, changed: list[int], codec: str) -> bytes | None:
+    pieces = grow_shard(old, values, changed, Path("shard"), SHAPE, codec)
+    return None if pieces is None else b"".join(pieces)
+
+
+def read_chunks(data: bytes, index_of: bytes) -> list[bytes]:
+    """Return the bytes that the index of one shard names in another, as a reader gets them between two versions."""
+    n = 16 * 4
+    index = np.frombuffer(index_of[-n - 4 : -4], "<u8").reshape(-1, 2)
+    return [data[start : start + nbytes] for start, nbytes in index.tolist() if start != 2**64 - 1]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_grown_shard_holds_all_rows_and_the_chunks_of_the_old_one_at_their_places(codec, tmp_path):
+    form = ShardFormat(SHAPE, "none" if codec == "none" else "blosc")
+    values = draw(6, 2, 8, kind="plain")
+    values[1:] = np.nan
+    data = b"".join(encode_shard(values, SHAPE, codec))
+    for row in range(1, 6):
+        values[row] = draw(6, 2, 8, seed=row, kind="plain")[row]
+        grown = grow(data, values, [row], codec)
+        assert read_chunks(grown, data) == read_chunks(data, data)
+        (tmp_path / "0").write_bytes(grown)
+        out = np.zeros((6, 2, 8), np.float32)
+        read_shard(tmp_path / "0", form, out, first_row=0, first_unit=0)
+        assert out.tobytes() == values.tobytes()
+        data = grown
+
+
+def test_zarr_reads_a_grown_shard(tmp_path):
+    values = draw(6, 2, 8, kind="plain")
+    old = values.copy()
+    old[4:] = np.nan
+    write_array(tmp_path / "a", old, SHAPE, "lz4")
+    file = tmp_path / "a/c/0/0/0/0/0"
+    file.write_bytes(grow(file.read_bytes(), values, [4, 5], "lz4"))
+    assert zarr.open_array(tmp_path / "a", mode="r")[0, :, 0].tobytes() == values.tobytes()
+
+
+def test_a_shard_that_grows_often_stays_below_three_times_its_size():
+    values = draw(6, 2, 8, kind="plain")
+    data = first = b"".join(encode_shard(values, SHAPE, "none"))
+    for seed in range(50):
+        values[3] = draw(6, 2, 8, seed=seed, kind="plain")[3]
+        data = grow(data, values, [3], "none")
+    assert len(data) <= 3 * len(first)
+
+
+def test_a_shard_without_changed_values_is_the_old_one_and_one_without_values_is_none():
+    values = draw(6, 2, 8, kind="plain")
+    data = b"".join(encode_shard(values, SHAPE, "zstd"))
+    assert grow(data, values, list(range(6)), "zstd") == data
+    assert grow(data, np.full_like(values, np.nan), list(range(6)), "zstd") is None
+
+
+def test_a_damaged_index_of_the_old_shard_is_refused():
+    values = draw(6, 2, 8, kind="plain")
+    data = bytearray(b"".join(encode_shard(values, SHAPE, "lz4")))
+    data[-10] ^= 1
+    with pytest.raises(StoreError, match="the checksum of the index does not match"):
+        grow(bytes(data), values, [0], "lz4")

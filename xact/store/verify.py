@@ -20,7 +20,7 @@ from xact.store.shards import read_shard
 MAX_LOOKS = 50
 """Most times that files at fault are looked at again, while a build writes to the store."""
 
-Stamp = tuple[int, int, int] | None
+FileState = tuple[int, int, int] | None
 """Inode, time in ns and size of a file; None if it does not exist."""
 
 
@@ -43,7 +43,7 @@ def verify_store(store: Path) -> Findings:
     raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
 
 
-def _stamp(file: Path) -> Stamp:
+def _stamp(file: Path) -> FileState:
     try:
         found = os.lstat(file)
     except OSError:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from xact.disk.durable import parse_json
+from xact.disk.paths import refuse_url
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.shards import ShardFormat, parse_format
@@ -32,6 +33,7 @@ Names = str | Iterable[str] | None
 
 def open_catalog(store: str | Path) -> Catalog:
     """Return all labels of a store. Each generation of a store is read once."""
+    refuse_url(store)
     return _read_catalog(Path(store).absolute(), stamp_root(store))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from xact.disk.paths import has_credentials
 from xact.errors import RecipeError
 
 MAX_NBYTES = 1_000_000
@@ -80,6 +81,11 @@ def _to_data(
     if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
         raise RecipeError(f"{name}, line {line}: the tag {node.tag!r} is not allowed in a recipe")
     if isinstance(node, yaml.ScalarNode):
+        if has_credentials(node.value):
+            raise RecipeError(
+                f"{name}, line {line}: {node.value!r} has a user or a password in it, and a store keeps its recipe",
+                hint="leave them out",
+            )
         return None if node.style is None and node.value in ("", "~", "null", "Null", "NULL") else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_to_data(item, (*at, i), lines, name, budget) for i, item in enumerate(node.value)]

@@ -168,6 +168,41 @@ def test_links_to_files_and_folders_are_followed(tmp_path):
     assert source.read(0) == source.read(1) == (tmp_path / "far/a.png").read_bytes()
 
 
+@pytest.mark.parametrize("mark", ["x.zarr/", "x/zarr.json", "x/.zgroup", "x/.xact/lock"])
+def test_the_files_of_a_store_are_never_stimuli(tmp_path, mark):
+    put_pictures(tmp_path, "a/1.png")
+    where = mark.split("/")[0]
+    put_pictures(tmp_path, f"{where}/own.png", f"{where}/deep/own.png")
+    if not mark.endswith("/"):
+        (tmp_path / mark).parent.mkdir(exist_ok=True)
+        (tmp_path / mark).write_text("{}")
+    (tmp_path / "link").symlink_to(where)
+    assert open_folder(tmp_path, folders=["*/"]).table.ids == ["a/1"]
+    (tmp_path / "x.zarr/a").mkdir(parents=True, exist_ok=True)
+    assert open_folder(tmp_path, folders=["**/a"]).table.ids == ["a/1"]
+    assert open_folder(tmp_path, pattern="**/*.png").table.ids == ["a/1"]
+    (tmp_path / where / "OTHER.PNG").write_bytes(b"")  # in another case, and no stimulus all the same
+    assert open_folder(tmp_path, pattern="**/*.png").table.ids == ["a/1"]
+    for folder in (where, f"{where}/deep", "link"):
+        with pytest.raises(RequestError, match=rf"of stimuli.folders lies in the store '.*{where}'"):
+            open_folder(tmp_path, folders=[folder])
+        with pytest.raises(RequestError, match="lies in the store"):
+            open_folder(tmp_path, root=folder)
+        write_table(tmp_path, f"path\na/1.png\n{folder}/own.png\n")
+        with pytest.raises(RequestError, match=rf"the stimulus '{folder}/own' lies in the store '.*{where}'"):
+            open_table(tmp_path)
+    assert open_table(tmp_path, limit=1).table.ids == ["a/1"]
+
+
+def test_a_folder_that_leads_only_to_a_store_is_no_condition(tmp_path):
+    put_pictures(tmp_path, "a/1.png")
+    (tmp_path / "out/deep/x.zarr/activations").mkdir(parents=True)
+    assert open_folder(tmp_path, folders=["*/"]).table.ids == ["a/1"]
+    (tmp_path / "out/deep/notes.txt").write_text("")
+    with pytest.raises(RequestError, match=r"no file in '.*out' matches"):
+        open_folder(tmp_path, folders=["*/"])
+
+
 def test_folders_named_like_images_are_skipped(tmp_path):
     put_pictures(tmp_path, "a.png")
     (tmp_path / "b.png").mkdir()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -79,8 +79,11 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
-        """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
+        """Raise RequestError or StimulusError if the stimulus of a row does not exist.
+
+        With `skip`, a stimulus that exists and cannot be read is left to the build, which records it.
+        """
         ...
 
 
@@ -104,8 +107,16 @@ class FileSource:
         """Return the whole file."""
         return read_file(self.paths[row], name=self.table.files[row])
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
-        """Refuse missing files, and files that are not regular."""
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
+        """Refuse missing files, files inside a store, and, unless `skip`, files that are not regular."""
+        stores = find_stores(self.paths[row].parent for row in rows)
+        inside = next((row for row in rows if self.paths[row].parent in stores), None)
+        if inside is not None:
+            raise RequestError(
+                f"{self.location!r}: the stimulus {self.table.ids[inside]!r} lies in the store "
+                f"{str(stores[self.paths[inside].parent])!r}",
+                hint="the files of a store are not stimuli: leave it out, or move it",
+            )
         missing = [row for row in rows if not os.path.lexists(self.paths[row])]
         if missing:
             raise RequestError(
@@ -113,7 +124,7 @@ class FileSource:
                 f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
                 hint="set stimuli.root to the folder that the files start from",
             )
-        for row in rows:
+        for row in [] if skip else rows:
             self.stamp(row)
 
     def close(self) -> None:
@@ -154,9 +165,9 @@ class ChosenStimuli:
         """Return the bytes of a file, an array of pixels, or text."""
         return self.listing.read(self.rows[row])
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
-        self.listing.check([self.rows[row] for row in rows])
+        self.listing.check([self.rows[row] for row in rows], skip=skip)
 
     def close(self) -> None:
         """Close open files. A later read is an error."""
@@ -222,6 +233,32 @@ def resolve_path(path: str, start: Path) -> Path:
 def make_file_label(path: Path, root: Path) -> str:
     """Return the path relative to `root` if it is inside, else the whole path, with `/` between its parts."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
+"""Files that make a folder a store of Zarr, version 3 or 2."""
+
+
+def is_store(folder: Path) -> bool:
+    """Return True for a store of xact, finished or not, and for any other store of Zarr."""
+    is_zarr = folder.suffix.lower() == ".zarr" or any((folder / name).is_file() for name in ZARR_FILES)
+    return is_zarr or (folder / ".xact").is_dir()
+
+
+def find_stores(folders: Iterable[Path]) -> dict[Path, Path]:
+    """Return {folder: the store that it is, or lies in} for those of the folders that have one. Links are followed."""
+    known: dict[str, Path | None] = {"": None}
+
+    def find(folder: str) -> Path | None:
+        if folder not in known:
+            parent = os.path.dirname(folder)  # noqa: PTH120  text is faster here
+            known[folder] = find("" if parent == folder else parent) or (
+                Path(folder) if is_store(Path(folder)) else None
+            )
+        return known[folder]
+
+    found = {folder: find(os.path.realpath(folder)) for folder in dict.fromkeys(folders)}
+    return {folder: store for folder, store in found.items() if store is not None}
 
 
 def stamp_file(path: Path, *, name: str) -> FileStamp:

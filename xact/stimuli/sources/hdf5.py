@@ -57,7 +57,7 @@ class Hdf5Source:
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         return pixels
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: `open_source` has already found the array."""
 
     def close(self) -> None:

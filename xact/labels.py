@@ -31,6 +31,9 @@ DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 MAX_LABEL_LENGTH = 200
 """Maximum characters of a label, so that its path part fits every file system."""
 
+MAX_REPLICATES = 10_000
+"""Most replicates of a stimulus, far above real counts."""
+
 MAX_PART_LENGTH = 200
 """Maximum characters of a path part. A longer part is cut and gets a hash."""
 

@@ -11,8 +11,8 @@ from xact.errors import RequestError
 MAX_NAME_NBYTES = 255
 """Longest name of a file on every common file system, bytes."""
 
-MAX_PATH_NBYTES = 4000
-"""Longest path, bytes: 4,096 on Linux, less the part that xact appends."""
+MAX_PATH_NBYTES = 3500
+"""Longest path, bytes: 4,096 on Linux, less the part that xact appends, with two names of 200 or one of 255."""
 
 
 _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]+):/")

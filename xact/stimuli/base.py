@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp, name_file_kind
-from xact.disk.paths import expand_path
+from xact.disk.paths import MAX_NAME_NBYTES, expand_path
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
+from xact.store.check_metadata import count_text_nbytes, find_text_fault
 
 MAX_FILE_NBYTES = 500_000_000
 """Most bytes of a file that is read as one stimulus."""
@@ -198,6 +199,21 @@ def check_table(table: StimulusTable, *, location: str) -> None:
     check_columns(table.columns, location=location)
 
 
+def check_lengths(table: StimulusTable, *, location: str) -> None:
+    """Refuse a column of text that a store's reader would refuse, because its longest cell is too long."""
+    own = {"stimulus": table.ids, "condition": table.conditions, "stem": table.stems, "file": table.files}
+    for name, cells in (own | dict(table.columns)).items():
+        texts = [cell for cell in cells if isinstance(cell, str)]
+        fault = find_text_fault(count_text_nbytes(texts))
+        if fault is not None:
+            row = max(range(len(texts)), key=lambda row: len(texts[row]))
+            raise RequestError(
+                f"{location}: column {name!r}: {fault}; the longest, of the stimulus {table.ids[row]!r}, has "
+                f"{len(texts[row])} characters",
+                hint="shorten it, or leave the column out of the table",
+            )
+
+
 def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
     """Refuse columns with a reserved or invalid name, or with a NUL character in a cell.
 
@@ -223,6 +239,9 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
     if "/" in column or "\\" in column or column.startswith((".", "__")):
         raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)
     check_label(column, what=f"{location}: the column name")
+    if len(os.fsencode(column)) > MAX_NAME_NBYTES:
+        found = f"has {len(os.fsencode(column))} bytes; {MAX_NAME_NBYTES} is the most of a folder"
+        raise RequestError(f"column {column[:40]!r}… of {location} {found}", hint=hint)
 
 
 def resolve_path(path: str, start: Path) -> Path:

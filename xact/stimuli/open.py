@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from xact.recipe.stimuli_schema import Stimuli
-from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_table
+from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_lengths, check_table
 
 
 def open_stimuli(block: Stimuli, folder: Path, *, skip: bool = False) -> ChosenStimuli:
@@ -23,7 +23,9 @@ def open_stimuli(block: Stimuli, folder: Path, *, skip: bool = False) -> ChosenS
     table, notes = add_labels(listing.table, block, folder)
     rows = choose_rows(table, block)
     listing.check(rows, skip=skip)
-    return ChosenStimuli(listing, rows, table.take(rows), notes)
+    chosen = table.take(rows)
+    check_lengths(chosen, location=listing.location)
+    return ChosenStimuli(listing, rows, chosen, notes)
 
 
 def open_listing(block: Stimuli, folder: Path) -> ListedStimuli:

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from xact.errors import MismatchError, RequestError
 from xact.labels import StimulusTable, make_path_parts
 from xact.store.check_journal import find_plan_fault
@@ -46,12 +44,12 @@ def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan
 
 def check_readable(plan: Plan) -> None:
     """Raise RequestError for a plan that the readers of plans and of labels would refuse."""
-    text = plan.model_dump_json()
     try:
+        text = plan.model_dump_json()
         is_same = Plan.model_validate_json(text).model_dump_json() == text
         fault = None if is_same else "it is read as another plan"
-    except ValidationError as error:
-        fault = f"as JSON it has {error.error_count()} faults, the first: {error.errors()[0]['msg']}"
+    except ValueError as error:  # also what pydantic raises for data that JSON cannot hold
+        fault = f"it cannot be kept as JSON ({str(error)[:200]})"
     fault = fault or find_plan_fault(plan) or find_labels_fault(plan)
     if fault is not None:
         raise RequestError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,7 @@ def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path)
         ["info", url],
         ["verify", url],
         ["export", url, "--to", "hdf5"],
+        ["export", tmp_path, "--to", "pt", "--output-dir", url],
         ["import", recipe, "--store", url],
         ["import", url, "--store", "s.zarr"],
         ["build", url],
@@ -161,6 +163,6 @@ def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path)
         assert_refused(ran, command, named="")
         assert "SECRET" not in ran.out + ran.err, command
     assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
-    for read in (xact.open_activations, xact.load_lazy_activations):
+    for read in (xact.open_activations, xact.load_lazy_activations, partial(xact.extract, "ResNet50")):
         with pytest.raises(RequestError, match="is a URL"):
-            read(url)
+            read([url] if isinstance(read, partial) else url)

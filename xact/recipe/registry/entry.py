@@ -65,10 +65,10 @@ def _read_scalar(text: str) -> object:
     A text that is a list, a mapping or a date to YAML stays text: lists in it could stand for any number of values.
     """
     loader = yaml.SafeLoader("")
-    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    tag: str = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
         return text
-    return loader.construct_object(yaml.ScalarNode(tag, text))  # type: ignore[no-untyped-call]
+    return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
 class WeightsLocation(Block):

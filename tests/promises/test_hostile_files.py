@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import h5py
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import torch
 from support.cli import assert_one_line, run
 
 import xact
+from xact.disk import hdf5_members
+from xact.disk.hdf5_members import MAX_TEXTS
 from xact.errors import RequestError, StoreError
 from xact.recipe.stimuli_schema import Hdf5Stimuli
 from xact.stimuli.open import open_stimuli
@@ -171,6 +174,18 @@ def share_texts(file: Path, *, n: int) -> None:
             n_made += 1
     assert n_made == n, n_made
     file.write_bytes(made)
+
+
+def test_references_between_data_sets_are_no_texts(tmp_path, monkeypatch, capsys):
+    with h5netcdf.File(tmp_path / "a.nc", "w") as file:
+        file.dimensions = {"stimulus": 3}
+        for i in range(MAX_TEXTS + 1):
+            file.create_variable(f"v{i}", ("stimulus",), data=np.arange(3))
+        file.attrs["few"] = ["a", "b"]
+    monkeypatch.setattr(hdf5_members, "MAX_TEXTS_NBYTES", 0)
+    code, out, err = run(capsys, "info", tmp_path / "a.nc")
+    assert code == 0, err
+    assert "few: ['a', 'b']" in out
 
 
 def test_a_text_in_place_of_a_layer_is_no_activation(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from xact.errors import StoreError
 
@@ -95,12 +96,18 @@ def check_attributes(member: h5py.HLObject) -> None:
         found = attributes.get_id(name)
         n_values = prod(found.shape or ())
         nbytes = Path(member.file.filename).stat().st_size
-        is_long = found.dtype.hasobject and n_values > MAX_TEXTS and n_values * nbytes > MAX_TEXTS_NBYTES
+        is_long = _has_texts(found.dtype) and n_values > MAX_TEXTS and n_values * nbytes > MAX_TEXTS_NBYTES
         if is_long or n_values * found.dtype.itemsize > max(SMALL_NBYTES, nbytes):
             raise StoreError(
                 f"{member.file.filename}: the attribute {name!r} of {member.name!r} declares {n_values} values, too "
                 "many for a file of this size"
             )
+
+
+def _has_texts(kind: np.dtype[Any]) -> bool:
+    """Return True for values of any length, or a record of some. They lie elsewhere in the file; references do not."""
+    fields = [kind[name] for name in kind.names or ()] + ([kind.subdtype[0]] if kind.subdtype else [])
+    return h5py.check_vlen_dtype(kind) is not None or any(map(_has_texts, fields))
 
 
 def read_texts(read: Callable[[slice], Iterable[Any]], n_texts: int, file: Path) -> list[Any]:

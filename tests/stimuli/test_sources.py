@@ -25,6 +25,7 @@ from xact.stimuli import base as stimuli
 from xact.stimuli.base import check_table, hash_stimulus
 from xact.stimuli.columns import type_column
 from xact.stimuli.open import open_stimuli
+from xact.stimuli.sources.folder import _glob
 
 
 def open_folder(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
@@ -148,6 +149,36 @@ def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
     both = open_folder(tmp_path, folders=["x"], pattern=["*.png", "*.jpg", "a.*"]).table
     assert both.ids == ["x/a", "x/e.v2", "x/f"]
     assert both.stems == ["a", "e.v2", "f"]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*1*.png",
+        "*a*1*.png",
+        "**/*a*1*.*",
+        "*/*a*_*?*.p*",
+        "*d*e*p*/*1*.png",
+        "*d*e*p*/**/*_*[12]*.png",
+        "deep/../*/*a*_*1*",
+    ],
+)
+def test_a_part_with_many_stars_means_what_pathlib_means(tmp_path, pattern):
+    put_pictures(
+        tmp_path, *(f"{folder}{name}.png" for folder in ("", "deep/", "deep/er/") for name in ("a_1", "ab_12"))
+    )
+    wanted = sorted(path.resolve() for path in tmp_path.glob(pattern) if path.is_file())
+    found = {path for path in _glob(tmp_path, pattern) if path.is_file()}
+    assert sorted(found) == wanted
+    assert wanted
+
+
+def test_a_name_of_many_letters_and_a_pattern_of_many_stars_end_at_once(tmp_path):
+    put_pictures(tmp_path, f"{'a' * 200}.png")
+    with pytest.raises(RequestError, match="no file"):
+        open_folder(tmp_path, pattern="a*" * 40 + "b")
+    with pytest.raises(RequestError, match="between two"):
+        open_folder(tmp_path, pattern="**/a*a*a*/**/x.png")
 
 
 def test_limit_takes_the_first_rows(tmp_path):

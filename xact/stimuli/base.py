@@ -234,7 +234,7 @@ def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "
 
 
 def _check_column_name(column: str, *, location: str, hint: str) -> None:
-    if fold_label(column) in RESERVED_COLUMNS or fold_label(column).startswith("jitter_"):
+    if fold_label(column) in {*RESERVED_COLUMNS, "zarr.json"} or fold_label(column).startswith("jitter_"):
         raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
     if "/" in column or "\\" in column or column.startswith((".", "__")):
         raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)

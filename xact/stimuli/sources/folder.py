@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +17,10 @@ from xact.stimuli.base import FileSource, find_stores, is_store, make_file_label
 
 ROOT_CONDITION = "root"
 """Condition of the files in the root folder itself."""
+
+
+MAX_STARS = 2
+"""Stars in one part of a glob that `pathlib` matches itself."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,31 @@ def holds_only_stores(folder: Path) -> bool:
 def _glob(start: Path, pattern: str) -> list[Path]:
     if any("**" in part and part != "**" for part in PurePosixPath(pattern).parts):  # Python 3.13 takes `***` for `*`
         raise RequestError(f"the pattern {pattern!r} is refused: '**' can only be an entire path component")
+    pattern, checks = _simplify(pattern)
+    n = len(start.parts)
     try:
-        return [resolve_path(str(path), start) for path in start.glob(pattern)]
+        found = [path for path in start.glob(pattern) if all(c.match(path.parts[n:][i]) for i, c in checks.items())]
+        return [resolve_path(str(path), start) for path in found]
     except ValueError as error:
         raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
+
+
+def _simplify(pattern: str) -> tuple[str, dict[int, re.Pattern[str]]]:
+    """Return a pattern with `*` for each part of many stars, and {index of the part in a path: its own pattern}.
+
+    Python 3.13 tries every way to share out a name among the stars of a part; `fnmatch` does not.
+    """
+    parts = PurePosixPath(pattern).parts
+    first = parts.index("**") if "**" in parts else len(parts)
+    last = len(parts) - 1 - parts[::-1].index("**") if "**" in parts else len(parts)
+    starred = [i for i, part in enumerate(parts) if part.count("*") > MAX_STARS]
+    if not starred:
+        return pattern, {}
+    if any(first < i < last for i in starred):
+        raise RequestError(f"the pattern {pattern!r} is refused: more than {MAX_STARS} '*' between two '**'")
+    simple = [part if i not in starred else "*" for i, part in enumerate(parts)]
+    checks = {i if i < first else i - len(parts): re.compile(fnmatch.translate(parts[i])) for i in starred}
+    return "/".join(simple) + ("/" if pattern.endswith("/") else ""), checks
 
 
 def _make_condition(where: Path, root: Path) -> str:

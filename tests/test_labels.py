@@ -19,6 +19,7 @@ from xact.labels import (
     fold_label,
     make_path_part,
     make_path_parts,
+    match_names,
 )
 
 SAFE = re.compile(r"(?!__)[A-Za-z0-9_][A-Za-z0-9._-]{0,219}(?<!\.)")
@@ -180,3 +181,22 @@ def test_labels_that_look_alike_fold_to_one():
 def test_the_five_dimensions_are_reserved_and_in_their_order():
     assert DIMS == ("model", "stimulus", "layer", "replicate", "unit")
     assert set(DIMS) <= RESERVED_COLUMNS
+
+
+NAMES = st.text("ab.[é", max_size=8)
+
+
+@given(glob=st.text("ab.*?[é", max_size=8), names=st.lists(NAMES, max_size=4))
+def test_a_glob_matches_what_the_regular_expression_of_its_words_matches(glob, names):
+    for dotted, parts in ((True, {"**": ".*", "*": "[^.]*", "?": "[^.]"}), (False, {"*": ".*", "?": "."})):
+        pattern = re.compile(
+            "".join(parts.get(part, re.escape(part)) for part in re.findall(r"\*\*|." if dotted else ".", glob))
+        )
+        assert match_names(glob, names, dotted=dotted) == [name for name in names if pattern.fullmatch(name)]
+
+
+def test_a_glob_with_many_stars_is_matched_at_once():
+    names = ["a" * 200, "a" * 199 + "b"]
+    for dotted in (True, False):
+        assert match_names("a*" * 60 + "b", names, dotted=dotted) == names[1:]
+        assert match_names("**a" * 60 + "b", names, dotted=dotted) == names[1:]

@@ -20,6 +20,7 @@ A message is one line: what was asked, and what was found. `hint` says what to d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 RUN_AGAIN = "run the same command again (xact build, xact import): it goes on where it stopped"
@@ -94,8 +95,30 @@ class InterruptedBuildError(XactError):
 
 
 def make_one_line(text: str) -> str:
-    """Return `text` as one line, with control characters escaped."""
-    return escape_controls(" ".join(str(text).split()))
+    """Return `text` as one line, with control characters escaped and without the credentials of a URL."""
+    return escape_controls(hide_credentials(" ".join(str(text).split())))
+
+
+def hide_credentials(text: str) -> str:
+    """Return `text` with `…` for the user, password and query of every URL in it.
+
+    A URL may have lost a slash, as in a path (`https:/user:password@host`). A password may contain `/` and `@`.
+    """
+    return _WORD.sub(_hide_in_word, text) if ":/" in text else text
+
+
+_WORD = re.compile(r"[^\s'\"]+")
+
+
+def _hide_in_word(word: re.Match[str]) -> str:
+    scheme, mark, rest = word[0].partition(":/")
+    if not mark or not scheme[-2:].isalnum() or len(scheme) < 2:
+        return word[0]
+    name = rest.lstrip("/")
+    credentials, at, host = name.rpartition("@")
+    host, question, _ = host.partition("?")
+    slashes = rest[: len(rest) - len(name)]
+    return f"{scheme}{mark}{slashes}{'…@' if at else credentials}{host}{'?…' if question else ''}"
 
 
 def escape_controls(text: str) -> str:

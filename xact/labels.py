@@ -31,6 +31,9 @@ DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 MAX_LABEL_LENGTH = 200
 """Maximum characters of a label, so that its path part fits every file system."""
 
+MAX_REPLICATES = 10_000
+"""Most replicates of a stimulus, far above real counts."""
+
 MAX_PART_LENGTH = 200
 """Maximum characters of a path part. A longer part is cut and gets a hash."""
 
@@ -95,6 +98,33 @@ def is_safe_part(part: str) -> bool:
     """Return True if a part can be a folder name in a Zarr store on any system."""
     is_odd = not 0 < len(part) <= MAX_PART_LENGTH or part != make_path_part(part)
     return not (is_odd or part.startswith((".", "-", "__")) or part.endswith(".") or DEVICES.match(part))
+
+
+def match_names(glob: str, names: Iterable[str], *, dotted: bool = False) -> list[str]:
+    """Return the names that a glob matches: `*` is any text, `?` one character, any other character itself.
+
+    If `dotted`, both stop at a dot, and `**` is any text. All parts of the glob are followed at once, as the bits of a
+    number, so that a match takes one step for each character of a name: `re` may try every way to share out the text.
+    """
+    tokens = re.findall(r"\*\*|.", re.sub(r"\*{2,}", "**", glob), re.DOTALL)
+    bits: dict[str, int] = {}
+    for i, token in enumerate(tokens):
+        bits[token] = bits.get(token, 0) | 1 << i
+    star, any_text, one = bits.pop("*", 0), bits.pop("**", 0), bits.pop("?", 0)
+    stars = star | any_text
+    matched = []
+    for name in names:
+        at = 1 | (stars & 1) << 1
+        for character in name:
+            is_stopped = dotted and character == "."
+            stay = at & (any_text if is_stopped else stars)
+            at = stay | (at & (bits.get(character, 0) | (0 if is_stopped else one))) << 1
+            at |= (at & stars) << 1  # a star may be empty
+            if not at:
+                break
+        if at >> len(tokens):
+            matched.append(name)
+    return matched
 
 
 Kind = Literal["image", "text"]

@@ -17,6 +17,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 from support.files import read_store_files
+from support.lab import RECIPE as LAB_RECIPE
 from support.lab import make_entry, write_lab, write_network
 from support.pictures import write_pictures, write_recipe
 from support.stores import assert_equal_stores, load_values
@@ -281,6 +282,35 @@ def test_under_skip_a_broken_picture_is_recorded_and_tried_again(stimuli, whole,
     ours, theirs = load_values(tmp_path / "store.zarr"), load_values(whole)
     assert ours["activations"].tobytes() == theirs["activations"].tobytes()
     assert ours["present"].all()
+
+
+def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tmp_path):
+    recipe = write_lab(tmp_path, make_entry(module="linknet"), text=LAB_RECIPE + "on_error: skip\n")
+    write_network(tmp_path, "linknet")
+    (tmp_path / "stimuli/a/link.png").symlink_to("../.git/annex/objects/x.png")
+    os.mkfifo(tmp_path / "stimuli/a/pipe.png")
+    outcome = xact.build(recipe, allow_code=True)
+    assert {stimulus: found.split("'")[2] for stimulus, found in outcome.failed_stimuli.items()} == {
+        "a/link": " is a link to a file that is not there",
+        "a/pipe": " is a named pipe, not a file",
+    }
+    assert outcome.n_captured == 7
+    acts = xact.open_activations(tmp_path / "store.zarr", allow_incomplete=True)
+    assert np.isfinite(acts.isel(layer=0, unit=slice(4)).values).all((0, 2, 3)).sum() == 7
+    recipe.write_text(recipe.read_text().replace("on_error: skip", "on_error: stop"))
+    with pytest.raises(StimulusError, match="is a link to a file that is not there"):
+        xact.build(recipe, allow_code=True)
+
+
+@pytest.mark.parametrize("store", ["s.zarr", "plain", "out/deep/s.zarr"])
+def test_a_store_beside_the_folders_of_stimuli_is_not_one_of_them(tmp_path, store):
+    recipe = write_lab(tmp_path, make_entry(module="besidenet"), store=f"stimuli/{store}")
+    write_network(tmp_path, "besidenet")
+    recipe.write_text(recipe.read_text().replace("folders: [a, b]", "folders: ['*/']"))
+    assert xact.build(recipe, allow_code=True).n_captured == 7
+    write_pictures(tmp_path / "stimuli" / store, 1, seed=9)  # a figure that somebody saved there
+    assert xact.build(recipe, allow_code=True).n_captured == 0
+    assert xact.load_stimuli(tmp_path / "stimuli" / store)["condition"].unique().tolist() == ["a", "b"]
 
 
 def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):

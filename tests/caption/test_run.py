@@ -303,6 +303,16 @@ def test_a_picture_that_cannot_be_read_stops_the_run_or_is_listed_and_tried_agai
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00", "p02", "p03", "p01"]
 
 
+def test_under_skip_a_link_to_nothing_is_listed_and_the_others_are_captioned(capsys, write, tmp_path):
+    folder = tmp_path / "some"
+    write_pictures(folder, 2)
+    (folder / "p02.png").symlink_to("nowhere.png")
+    assert run(capsys, "caption", write(stimuli=folder, rest="on_error: skip"))[0] == 1
+    assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00", "p01"]
+    (listed,) = read(tmp_path / "c.review.csv")
+    assert listed["problem"] == "unreadable: 'p02.png' is a link to a file that is not there"
+
+
 # ---- resuming
 
 

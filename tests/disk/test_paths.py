@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.cli import assert_refused
 from support.lab import make_entry, write_lab
 
-from xact.disk.paths import expand_path
-from xact.errors import RequestError
+import xact
+from xact.disk.paths import expand_path, has_credentials
+from xact.errors import RequestError, StoreError, hide_credentials
 
 IMPOSSIBLE = {
     # why: path
@@ -87,3 +89,80 @@ def test_an_impossible_path_on_the_command_line_is_one_line(command, warm, tmp_p
     for why in ("longer than a path may be", "a name longer than one may be", "nobody's home"):
         assert_refused(warm.run(*command, IMPOSSIBLE[why], folder=tmp_path), why, named="")
     assert not list(Path(tmp_path).iterdir())
+
+
+URLS = {
+    "https": "https://user:SECRET@host/x.zarr",
+    "a key with a slash": "s3://KEY:SEC/SECRET@bucket/x.zarr",
+    "a token": "gs://SECRET@bucket/x.zarr",
+    "a query": "https://host/x.zarr?token=SECRET",
+    "file": "file:///tmp/x.zarr",
+    "a chain": "zip::s3://KEY:SECRET@bucket/x.zip",
+    "a path of a URL": "https:/user:SECRET@host/x.zarr",
+}
+
+
+@pytest.mark.parametrize("why", URLS)
+def test_a_url_is_no_path_and_its_credentials_are_not_shown(why):
+    for given in (URLS[why], Path(URLS[why])):
+        with pytest.raises(RequestError, match="is a URL, not a path on this machine") as caught:
+            expand_path(given)
+        assert "SECRET" not in f"{caught.value} {caught.value.hint}"
+    error = StoreError(f"no store at '/here/{URLS[why]}': {URLS[why]} is empty", hint=f"look at {URLS[why]}")
+    assert "SECRET" not in f"{error} {error.hint}"
+
+
+def test_only_the_credentials_of_a_text_are_hidden():
+    shown = "open 'https://…@host/a b' and s3://…@bucket/x?… at C:/x, mail a@b.org, timm:vit"
+    said = shown.replace("…@host", "user:p@ss/word@host").replace("…@bucket", "key@bucket").replace("?…", "?a=1&b=2")
+    assert hide_credentials(said) == shown
+    assert has_credentials(said)
+    for innocent in ("https://host/@user", "a@b.org", "timm:vit@1", "C:/a@b", "see https://host/x?y=1"):
+        assert not has_credentials(innocent), innocent
+
+
+@pytest.mark.parametrize("place", [*PLACES, "caption.output", "models.template"])
+def test_a_url_in_a_recipe_is_one_line_and_its_password_is_nowhere(place, warm, tmp_path):
+    recipe = write_lab(tmp_path, make_entry())
+    whole = recipe.read_text()
+    unused = {"caption.output": "caption: <output: {path}>\nmodels:", "models.template": "prompt: {path}\nmodels:"}
+    old, new = PLACES[place] if place in PLACES else ("models:", unused[place])
+    for url in ("https://user:SECRET@host/x.zarr", "https://host/SECRET"):
+        if place not in PLACES and "user" not in url:
+            continue  # not used as a path by a build
+        written = new.replace("<", "{").replace(">", "}").replace("{path}", url)
+        recipe.write_text(whole.replace(old.replace("{folder}", str(tmp_path)), written))
+        ran = warm.run("build", recipe, "--allow-code", folder=tmp_path)
+        assert_refused(ran, url, named="")
+        assert "SECRET" not in ran.out + ran.err
+        recipe.unlink()
+        texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+        assert not any(b"SECRET" in text for text in texts)
+        assert not (tmp_path / "https:").exists()
+
+
+def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path):
+    url, recipe = "https://user:SECRET@host/x.zarr", write_lab(tmp_path, make_entry())
+    before = sorted(tmp_path.rglob("*"))
+    for command in (
+        ["build", recipe, "--allow-code", "--store", url],
+        ["plan", recipe, "--allow-code", "--store", url],
+        ["build", recipe, "--allow-code", "--set", f"store={url}"],
+        ["build", recipe, "--allow-code", "--stimuli-root", url],
+        ["build", recipe, "--allow-code", "--folders", url],
+        ["caption", recipe, "--output", url],
+        ["info", url],
+        ["verify", url],
+        ["export", url, "--to", "hdf5"],
+        ["export", tmp_path, "--to", "pt", "--output-dir", url],
+        ["import", recipe, "--store", url],
+        ["import", url, "--store", "s.zarr"],
+        ["build", url],
+    ):
+        ran = warm.run(*command, folder=tmp_path)
+        assert_refused(ran, command, named="")
+        assert "SECRET" not in ran.out + ran.err, command
+    assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
+    for read in (xact.open_activations, xact.load_lazy_activations, partial(xact.extract, "ResNet50")):
+        with pytest.raises(RequestError, match="is a URL"):
+            read([url] if isinstance(read, partial) else url)

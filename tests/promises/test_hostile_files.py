@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5netcdf
 import h5py
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ import torch
 from support.cli import assert_one_line, run
 
 import xact
+from xact.disk import hdf5_members
+from xact.disk.hdf5_members import MAX_TEXTS
 from xact.errors import RequestError, StoreError
 from xact.recipe.stimuli_schema import Hdf5Stimuli
 from xact.stimuli.open import open_stimuli
@@ -116,6 +121,79 @@ def test_a_file_that_deflates_as_well_as_any_is_read(tmp_path, capsys):
     assert run(capsys, "verify", tmp_path / "a.h5")[0] == 0
     with xact.load_lazy_activations(tmp_path / "a.h5") as acts:
         assert acts["m"]["s"]["l"].shape == (1, 5 * 10**6)
+
+
+def test_members_of_many_paths_are_not_described_one_by_one(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        model = file.create_group("m0")
+        stimulus = model.create_group("s0")
+        stimulus["l0"] = SECRET
+        for i in range(1, 300):
+            file[f"m{i}"], model[f"s{i}"], stimulus[f"l{i}"] = model, stimulus, stimulus["l0"]
+    for arguments in (["info"], ["info", "--layers"], ["import", "--store", tmp_path / "s"]):
+        code, _, err = run(capsys, *arguments[:1], tmp_path / "a.h5", *arguments[1:])
+        assert code == 1
+        assert_one_line(err, "a.h5", "than a file of this size can hold")
+
+
+def test_texts_that_are_one_text_of_the_file_are_not_read(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("m/s/l", data=SECRET)
+        file.attrs.create("words", ["w"] * 4000, dtype=h5py.string_dtype())
+        file.attrs["long"] = "x" * 3_000_000
+    share_texts(tmp_path / "a.h5", n=4000)
+    shutil.copy(tmp_path / "a.h5", tmp_path / "a.nc")
+    for command, name in (("info", "a.h5"), ("import", "a.h5"), ("info", "a.nc"), ("verify", "a.nc")):
+        more = ["--store", tmp_path / "s"] if command == "import" else []
+        code, _, err = run(capsys, command, tmp_path / name, *more)
+        assert code == 1
+        assert_one_line(err, *([] if command == "verify" else ["'words'", "declares 4000 values"]))
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["imgBrick"] = np.zeros((4000, 2, 2, 3), np.uint8)
+        file.create_dataset("ids", data=["w"] * 4000, dtype=h5py.string_dtype())
+        file.attrs["long"] = "x" * 3_000_000
+    share_texts(tmp_path / "b.h5", n=4000)
+    with pytest.raises(StoreError, match="the texts of a data set have more bytes than the file"):
+        open_stimuli(Hdf5Stimuli(source="hdf5", file="b.h5", dataset="imgBrick", id="ids"), tmp_path)
+
+
+def share_texts(file: Path, *, n: int) -> None:
+    """Let `n` references to short texts, which follow one another in a file, all mean its long text."""
+    data = file.read_bytes()
+    long = data.index(b"x" * 1000)
+    heap = data.rindex(b"GCOL", 0, long)
+    index = int.from_bytes(data[long - 16 : long - 14], "little")
+    old = (1).to_bytes(4, "little")
+    new = (3_000_000).to_bytes(4, "little") + heap.to_bytes(8, "little") + index.to_bytes(4, "little")
+    heaps = {found.start() for found in re.finditer(b"GCOL", data)}
+    is_short = re.compile(re.escape(old) + b"(.{8}).{4}", re.DOTALL)
+    made, n_made = bytearray(data), 0
+    for found in is_short.finditer(data):
+        if int.from_bytes(found[1], "little") in heaps:
+            made[found.start() : found.end()] = new
+            n_made += 1
+    assert n_made == n, n_made
+    file.write_bytes(made)
+
+
+def test_references_between_data_sets_are_no_texts(tmp_path, monkeypatch, capsys):
+    with h5netcdf.File(tmp_path / "a.nc", "w") as file:
+        file.dimensions = {"stimulus": 3}
+        for i in range(MAX_TEXTS + 1):
+            file.create_variable(f"v{i}", ("stimulus",), data=np.arange(3))
+        file.attrs["few"] = ["a", "b"]
+    monkeypatch.setattr(hdf5_members, "MAX_TEXTS_NBYTES", 0)
+    code, out, err = run(capsys, "info", tmp_path / "a.nc")
+    assert code == 0, err
+    assert "few: ['a', 'b']" in out
+
+
+def test_a_text_in_place_of_a_layer_is_no_activation(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("m/s/l", data=["a", "b"], dtype=h5py.string_dtype())
+    acts = xact.load_lazy_activations(tmp_path / "a.h5")
+    with pytest.raises(StoreError, match="/m/s/l holds object values, not numbers"):
+        acts["m"]["s"]["l"]
 
 
 def test_one_data_set_of_many_names_is_refused_before_all_are_listed(tmp_path, capsys):

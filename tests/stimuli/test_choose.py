@@ -317,6 +317,7 @@ def test_rows_of_stimuli_that_are_not_there_are_left_and_said(tmp_path, capsys):
         ("name,n\na,1\n", r"has neither column stimulus and stem"),
         ("stem,model\na,1\nb,2\n", r"column 'model' of .*t.csv has a reserved name"),
         ("stem,file\na,1\nb,2\n", r"column 'file' of .*t.csv has a reserved name"),
+        ("stem,zarr.json\na,1\nb,2\n", r"column 'zarr.json' of .*t.csv has a reserved name"),
         ("stem,known\na,1\nb,2\n", r"the column 'known' of .*t.csv is there already"),
         ("stem,n\na,1\n,2\n", r"the column 'stem' of .*t.csv' has no value in row 2"),
     ],

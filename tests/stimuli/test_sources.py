@@ -25,6 +25,7 @@ from xact.stimuli import base as stimuli
 from xact.stimuli.base import check_table, hash_stimulus
 from xact.stimuli.columns import type_column
 from xact.stimuli.open import open_stimuli
+from xact.stimuli.sources.folder import _glob
 
 
 def open_folder(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
@@ -150,6 +151,36 @@ def test_patterns_reach_deeper_only_when_they_say_so(tmp_path):
     assert both.stems == ["a", "e.v2", "f"]
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*1*.png",
+        "*a*1*.png",
+        "**/*a*1*.*",
+        "*/*a*_*?*.p*",
+        "*d*e*p*/*1*.png",
+        "*d*e*p*/**/*_*[12]*.png",
+        "deep/../*/*a*_*1*",
+    ],
+)
+def test_a_part_with_many_stars_means_what_pathlib_means(tmp_path, pattern):
+    put_pictures(
+        tmp_path, *(f"{folder}{name}.png" for folder in ("", "deep/", "deep/er/") for name in ("a_1", "ab_12"))
+    )
+    wanted = sorted(path.resolve() for path in tmp_path.glob(pattern) if path.is_file())
+    found = {path for path in _glob(tmp_path, pattern) if path.is_file()}
+    assert sorted(found) == wanted
+    assert wanted
+
+
+def test_a_name_of_many_letters_and_a_pattern_of_many_stars_end_at_once(tmp_path):
+    put_pictures(tmp_path, f"{'a' * 200}.png")
+    with pytest.raises(RequestError, match="no file"):
+        open_folder(tmp_path, pattern="a*" * 40 + "b")
+    with pytest.raises(RequestError, match="between two"):
+        open_folder(tmp_path, pattern="**/a*a*a*/**/x.png")
+
+
 def test_limit_takes_the_first_rows(tmp_path):
     put_pictures(tmp_path, "c.png", "a.png", "b.png")
     source = open_folder(tmp_path, limit=2)
@@ -166,6 +197,41 @@ def test_links_to_files_and_folders_are_followed(tmp_path):
     source = open_folder(tmp_path, root="s", folders=[".", "x"])
     assert source.table.ids == ["root/l", "x/a"]
     assert source.read(0) == source.read(1) == (tmp_path / "far/a.png").read_bytes()
+
+
+@pytest.mark.parametrize("mark", ["x.zarr/", "x/zarr.json", "x/.zgroup", "x/.xact/lock"])
+def test_the_files_of_a_store_are_never_stimuli(tmp_path, mark):
+    put_pictures(tmp_path, "a/1.png")
+    where = mark.split("/")[0]
+    put_pictures(tmp_path, f"{where}/own.png", f"{where}/deep/own.png")
+    if not mark.endswith("/"):
+        (tmp_path / mark).parent.mkdir(exist_ok=True)
+        (tmp_path / mark).write_text("{}")
+    (tmp_path / "link").symlink_to(where)
+    assert open_folder(tmp_path, folders=["*/"]).table.ids == ["a/1"]
+    (tmp_path / "x.zarr/a").mkdir(parents=True, exist_ok=True)
+    assert open_folder(tmp_path, folders=["**/a"]).table.ids == ["a/1"]
+    assert open_folder(tmp_path, pattern="**/*.png").table.ids == ["a/1"]
+    (tmp_path / where / "OTHER.PNG").write_bytes(b"")  # in another case, and no stimulus all the same
+    assert open_folder(tmp_path, pattern="**/*.png").table.ids == ["a/1"]
+    for folder in (where, f"{where}/deep", "link"):
+        with pytest.raises(RequestError, match=rf"of stimuli.folders lies in the store '.*{where}'"):
+            open_folder(tmp_path, folders=[folder])
+        with pytest.raises(RequestError, match="lies in the store"):
+            open_folder(tmp_path, root=folder)
+        write_table(tmp_path, f"path\na/1.png\n{folder}/own.png\n")
+        with pytest.raises(RequestError, match=rf"the stimulus '{folder}/own' lies in the store '.*{where}'"):
+            open_table(tmp_path)
+    assert open_table(tmp_path, limit=1).table.ids == ["a/1"]
+
+
+def test_a_folder_that_leads_only_to_a_store_is_no_condition(tmp_path):
+    put_pictures(tmp_path, "a/1.png")
+    (tmp_path / "out/deep/x.zarr/activations").mkdir(parents=True)
+    assert open_folder(tmp_path, folders=["*/"]).table.ids == ["a/1"]
+    (tmp_path / "out/deep/notes.txt").write_text("")
+    with pytest.raises(RequestError, match=r"no file in '.*out' matches"):
+        open_folder(tmp_path, folders=["*/"])
 
 
 def test_folders_named_like_images_are_skipped(tmp_path):

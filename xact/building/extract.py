@@ -18,6 +18,7 @@ from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.load_pictures import draw_amounts
 from xact.complaints import make_complaint
 from xact.disk.digest import FileStamp
+from xact.disk.paths import refuse_url
 from xact.errors import RequestError
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.models.load import check_allowed, find_kind, find_weights, load_network
@@ -260,6 +261,9 @@ def collect_blocks(
 
 def make_image_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
     """Return the labels of images: a path as given, without its extension; an array by its position, five digits."""
+    for image in images:
+        if not isinstance(image, np.ndarray):
+            refuse_url(image)
     ids = [
         f"{i:05d}" if isinstance(image, np.ndarray) else str(Path(image).with_suffix(""))
         for i, image in enumerate(images)

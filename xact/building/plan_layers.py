@@ -27,14 +27,18 @@ def plan_layers(
     """Return every reduced layer in forward order; `selected` is {position in `outputs`: label}."""
     planned: list[PlannedLayer] = []
     for (i, label), reduction in itertools.product(selected.items(), reductions):
-        check_label(label, what="the layer")
         output = outputs[i]
         if output.shape is None:
             raise RequestError(f"layer {label!r} gives no tensor whose first axis is the stimulus")
         units = plan_units(reduction, output, label)
+        if not all(units.values()):
+            raise RequestError(
+                f"layer {label!r} gives no units: its output has the shape {tuple(output.shape)} for each stimulus",
+                hint="leave it out: name the other layers",
+            )
         planned.append(
             PlannedLayer(
-                label=label if len(reductions) == 1 else f"{label}@{reduction.label}",
+                label=check_label(label if len(reductions) == 1 else f"{label}@{reduction.label}", what="the layer"),
                 name=output.name,
                 call=output.call,
                 n_calls=output.n_calls,

@@ -133,7 +133,8 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
         temperature=asked.temperature,
     )
     engine.check(settings)
-    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder)
+    skip = recipe.on_error == "skip"
+    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder, skip=skip)
     return CaptionJob(
         loaded=loaded,
         prompt=prompt,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from xact.capture.reduce import name_axes
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.labels import match_names
 from xact.recipe.schema import Depths, LayersChoice
 
 BLOCK_CLASSES = re.compile(
@@ -160,10 +161,7 @@ def select_layers(
 
 def match_glob(pattern: str, names: Sequence[str]) -> list[str]:
     """Return the names that a glob matches: `*` and `?` match inside a dotted part, `**` also matches dots."""
-    regex = re.sub(
-        r"\\\*\\\*|\\\*|\\\?", lambda m: {r"\*\*": ".*", r"\*": "[^.]*", r"\?": "[^.]"}[m.group()], re.escape(pattern)
-    )
-    return [name for name in names if re.fullmatch(regex, name)]
+    return match_names(pattern, names, dotted=True)
 
 
 def _require_blocks(outputs: Sequence[Output], model: str) -> list[str]:

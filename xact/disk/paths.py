@@ -1,8 +1,9 @@
-"""Paths that a person writes: expand `~`, and refuse invalid paths."""
+"""Paths that a person writes: expand `~`, and refuse URLs and invalid paths."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from xact.errors import RequestError
@@ -10,12 +11,38 @@ from xact.errors import RequestError
 MAX_NAME_NBYTES = 255
 """Longest name of a file on every common file system, bytes."""
 
-MAX_PATH_NBYTES = 4000
-"""Longest path, bytes: 4,096 on Linux, less the part that xact appends."""
+MAX_PATH_NBYTES = 3500
+"""Longest path, bytes: 4,096 on Linux, less the part that xact appends, with two names of 200 or one of 255."""
+
+
+_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]+):/")
+"""The beginning of a URL. In a `Path` it has lost a slash: `https:/host`. One letter may be a drive of Windows."""
+
+
+def refuse_url(path: str | Path) -> None:
+    """Raise RequestError if `path` is a URL. The message has its scheme and its host alone."""
+    found = _URL.match(str(path))
+    if found is not None:
+        host = str(path)[found.end() :].lstrip("/").rpartition("@")[2].partition("?")[0].partition("/")[0]
+        raise RequestError(
+            f"'{found[1]}://{host[:60]}/…' is a URL, not a path on this machine",
+            hint="give a file or folder of this machine; copy there first what the URL names",
+        )
+
+
+def has_credentials(text: str) -> bool:
+    """Return True if a word of `text` is a URL with a user or a password."""
+    for word in text.split() if ":/" in text else ():
+        scheme, _, rest = word.partition(":/")
+        credentials, at, _ = rest.lstrip("/").rpartition("@")
+        if at and len(scheme) > 1 and (":" in credentials or "/" not in credentials):
+            return True
+    return False
 
 
 def expand_path(path: str | Path) -> Path:
-    """Return a path with `~` expanded. Raise RequestError if the path is invalid."""
+    """Return a path with `~` expanded. Raise RequestError if the path is a URL or invalid."""
+    refuse_url(path)
     try:
         expanded = Path(path).expanduser()
         name = max(map(len, map(os.fsencode, expanded.parts)), default=0)

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from xact.disk.durable import parse_json
+from xact.disk.paths import refuse_url
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
+from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.shards import ShardFormat, parse_format
 from xact.store.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
@@ -32,6 +34,7 @@ Names = str | Iterable[str] | None
 
 def open_catalog(store: str | Path) -> Catalog:
     """Return all labels of a store. Each generation of a store is read once."""
+    refuse_url(store)
     return _read_catalog(Path(store).absolute(), stamp_root(store))
 
 
@@ -228,7 +231,11 @@ class Catalog:
         axes, shape = parse_names(self.labels["unit_axes"][1][m, k]), self._load_lengths(m, k)
         if array is None or axes is None or len(axes) != len(shape):
             raise StoreError(f"model {model!r}, layer {layer!r}: unit_shape {shape} has the axes {axes}")
-        names = [f"unit_{axis}" if axis in self.labels else axis for axis in axes]
+        names: list[str] = []
+        for name in axes:
+            while name in self.labels or name in names:
+                name = f"unit_{name}"
+            names.append(name)
         return OneLayer(array, self.make_coords({"model": m, "layer": k}), dict(zip(names, shape, strict=True)))
 
     def make_coords(self, at: Mapping[str, int | np.ndarray]) -> dict[str, Any]:
@@ -261,8 +268,7 @@ def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> 
         raise RequestError("an empty list of names selects nothing", hint="leave it out to select all")
     found: dict[str, None] = {}
     for name in asked:
-        glob = re.compile("".join({"*": ".*", "?": "."}.get(c, re.escape(c)) for c in name), re.DOTALL)
-        fits = [name] if name in known else [label for label in known if glob.fullmatch(label)]
+        fits = [name] if name in known else match_names(name, known)
         if not fits:
             check_name(name, known, what=what, hint=hint)
         found |= dict.fromkeys(fits)

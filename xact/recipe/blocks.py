@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from xact.errors import RequestError
+from xact.labels import check_label
 
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _check_name(name: str) -> str:
+    try:
+        return check_label(name, what="the name") if name else name
+    except RequestError as error:
+        raise ValueError(str(error)) from None
+
+
+FileName = Annotated[str, AfterValidator(_check_name)]
+"""A text that becomes a part of the names of exported files; it may be empty."""
 
 
 class Block(BaseModel):

@@ -194,7 +194,8 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
     if entry.seeds is None and entry.label is not None:
         return [replace(spec, base=known.label, seed=entry.seed or 0)]
     seeds = entry.seeds if entry.seeds is not None else [entry.seed or 0]
-    return [replace(spec, label=f"{label}@random-{seed}", base=known.label, seed=seed) for seed in seeds]
+    labels = {seed: check_label(f"{label}@random-{seed}", what=f"{where}: the label") for seed in seeds}
+    return [replace(spec, label=labels[seed], base=known.label, seed=seed) for seed in seeds]
 
 
 def _choose(value: T | None, default: T) -> T:

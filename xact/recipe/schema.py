@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from xact.labels import MAX_REPLICATES
 from xact.recipe.blocks import Block, Text, name_yaml_kind
 from xact.recipe.sources import SourceName
 from xact.recipe.stimuli_schema import Stimuli
@@ -71,7 +72,7 @@ Jitter = Annotated[NoJitter | ColorJitter | ShiftJitter, Field(discriminator="ki
 class Replicates(Block):
     """The number of replicates of each stimulus; replicate 0 is never jittered."""
 
-    count: int = Field(1, ge=1, le=10_000)
+    count: int = Field(1, ge=1, le=MAX_REPLICATES)
     jitter: Jitter = NoJitter()
     seed: Seed = 0
     """Seed of the jitter, together with the stimulus and the number of the replicate."""
@@ -217,9 +218,9 @@ class Storage(Block):
     """`bits10` rounds the mantissa to 10 bits (relative error at most 2^-11); this needs about half the bytes."""
     codec: Literal["lz4", "zstd", "none"] = "lz4"
     """Compression; each choice has a checksum (crc32c)."""
-    shard_mb: int = Field(64, ge=1)
+    shard_mb: int = Field(64, ge=1, le=1_000_000)
     """Upper bound of one shard file before compression, MB."""
-    buffer_mb: float = Field(256, gt=0)
+    buffer_mb: float = Field(256, gt=0, le=1_000_000)
     """Upper bound of the buffer of one task, MB (at least one batch)."""
 
 

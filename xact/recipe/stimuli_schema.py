@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from xact.errors import RequestError
-from xact.recipe.blocks import Block, Text, name_yaml_kind
+from xact.recipe.blocks import Block, FileName, Text, name_yaml_kind
 
 Folders = Annotated[
     Annotated[list[Text], Field(min_length=1), Tag("list")]
@@ -46,7 +46,7 @@ class StimuliBlock(Block):
     """Keep the stimuli for which this expression is true, e.g. `rating > 3`."""
     limit: int | None = Field(None, ge=1)
     """Keep only the first `limit` stimuli."""
-    prompt_name: str | None = None
+    prompt_name: FileName | None = None
     """Part of the file names of `.pt` exports."""
 
 
@@ -69,7 +69,7 @@ class FolderStimuli(PictureBlock):
     """Names or globs of folders, or {condition: folder}."""
     pattern: Patterns = "*.png"
     """Glob of file names inside a folder, or a list of globs."""
-    dataset: str = "folder"
+    dataset: FileName = "folder"
     """Name of the data set in `.pt` exports."""
 
 
@@ -87,7 +87,7 @@ class TableStimuli(PictureBlock):
     """Column with the ids; if the table lacks it, the id is the path without its extension."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
-    dataset: str = "table"
+    dataset: FileName = "table"
     """Name of the data set in `.pt` exports."""
 
 
@@ -113,7 +113,7 @@ class NsdStimuli(PictureBlock):
     """Keep only these nsdIds."""
     subject: int | None = Field(None, ge=1, le=8)
     """Keep only the images that this subject saw."""
-    dataset: str = "nsd"
+    dataset: FileName = "nsd"
     """Name of the data set in `.pt` exports."""
 
 
@@ -123,7 +123,7 @@ class Bold5000Stimuli(PictureBlock):
     source: Literal["bold5000"]
     root: Text | None = None
     """Root folder, relative to the recipe file; default: the environment variable BOLD_DATASET."""
-    dataset: str = "bold5000"
+    dataset: FileName = "bold5000"
     """Name of the data set in `.pt` exports."""
 
 
@@ -133,7 +133,7 @@ class ThingsStimuli(PictureBlock):
     source: Literal["things"]
     root: Text | None = None
     """Root folder, relative to the recipe file; default: the environment variable THINGS_DATASET."""
-    dataset: str = "things"
+    dataset: FileName = "things"
     """Name of the data set in `.pt` exports."""
 
 
@@ -143,7 +143,7 @@ class CaptionsStimuli(StimuliBlock):
     source: Literal["captions"]
     file: Text | None = None
     """Path relative to the recipe file; default with `dataset: nsd`: `annotations/coco_captions.csv` under the root."""
-    dataset: str = "captions"
+    dataset: FileName = "captions"
     """Name of the data set in `.pt` exports; nsd, bold5000 and things also give their ids and their order."""
     root: Text | None = None
     """Root folder of that data set, used if its ids must be looked up there; default: its environment variable."""

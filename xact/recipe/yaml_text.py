@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from xact.disk.paths import has_credentials
 from xact.errors import RecipeError
 
 MAX_NBYTES = 1_000_000
@@ -21,7 +22,10 @@ MAX_NBYTES = 1_000_000
 MAX_NODES = 100_000
 """Largest number of values after aliases are expanded; far above any real recipe."""
 
-TOO_DEEP = re.compile(r"(?:[\[{]\s*){64}")
+MAX_DEPTH = 64
+"""Most levels of lists and mappings. The plan of a store is JSON, whose reader takes 200 levels."""
+
+TOO_DEEP = re.compile(rf"(?:[\[{{]\s*){{{MAX_DEPTH}}}")
 """64 opening brackets in a row: no recipe nests so deeply, and PyYAML needs seconds to refuse thousands of them."""
 
 PLAIN_TAGS = frozenset("str int float bool null timestamp value merge seq map".split())
@@ -75,11 +79,18 @@ def _to_data(
         return None
     if next(budget, None) is None:
         raise RecipeError(f"{name}: more than {MAX_NODES} values once aliases are expanded")
+    if len(at) > MAX_DEPTH:
+        raise RecursionError
     line = node.start_mark.line + 1
     lines.setdefault(at, line)
     if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS:
         raise RecipeError(f"{name}, line {line}: the tag {node.tag!r} is not allowed in a recipe")
     if isinstance(node, yaml.ScalarNode):
+        if has_credentials(node.value):
+            raise RecipeError(
+                f"{name}, line {line}: {node.value!r} has a user or a password in it, and a store keeps its recipe",
+                hint="leave them out",
+            )
         return None if node.style is None and node.value in ("", "~", "null", "Null", "NULL") else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_to_data(item, (*at, i), lines, name, budget) for i, item in enumerate(node.value)]

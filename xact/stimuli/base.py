@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp, name_file_kind
-from xact.disk.paths import expand_path
+from xact.disk.paths import MAX_NAME_NBYTES, expand_path
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
+from xact.store.check_metadata import count_text_nbytes, find_text_fault
 
 MAX_FILE_NBYTES = 500_000_000
 """Most bytes of a file that is read as one stimulus."""
@@ -79,8 +80,11 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
-        """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
+        """Raise RequestError or StimulusError if the stimulus of a row does not exist.
+
+        With `skip`, a stimulus that exists and cannot be read is left to the build, which records it.
+        """
         ...
 
 
@@ -104,8 +108,16 @@ class FileSource:
         """Return the whole file."""
         return read_file(self.paths[row], name=self.table.files[row])
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
-        """Refuse missing files, and files that are not regular."""
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
+        """Refuse missing files, files inside a store, and, unless `skip`, files that are not regular."""
+        stores = find_stores(self.paths[row].parent for row in rows)
+        inside = next((row for row in rows if self.paths[row].parent in stores), None)
+        if inside is not None:
+            raise RequestError(
+                f"{self.location!r}: the stimulus {self.table.ids[inside]!r} lies in the store "
+                f"{str(stores[self.paths[inside].parent])!r}",
+                hint="the files of a store are not stimuli: leave it out, or move it",
+            )
         missing = [row for row in rows if not os.path.lexists(self.paths[row])]
         if missing:
             raise RequestError(
@@ -113,7 +125,7 @@ class FileSource:
                 f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
                 hint="set stimuli.root to the folder that the files start from",
             )
-        for row in rows:
+        for row in [] if skip else rows:
             self.stamp(row)
 
     def close(self) -> None:
@@ -154,9 +166,9 @@ class ChosenStimuli:
         """Return the bytes of a file, an array of pixels, or text."""
         return self.listing.read(self.rows[row])
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
-        self.listing.check([self.rows[row] for row in rows])
+        self.listing.check([self.rows[row] for row in rows], skip=skip)
 
     def close(self) -> None:
         """Close open files. A later read is an error."""
@@ -187,6 +199,21 @@ def check_table(table: StimulusTable, *, location: str) -> None:
     check_columns(table.columns, location=location)
 
 
+def check_lengths(table: StimulusTable, *, location: str) -> None:
+    """Refuse a column of text that a store's reader would refuse, because its longest cell is too long."""
+    own = {"stimulus": table.ids, "condition": table.conditions, "stem": table.stems, "file": table.files}
+    for name, cells in (own | dict(table.columns)).items():
+        texts = [cell for cell in cells if isinstance(cell, str)]
+        fault = find_text_fault(count_text_nbytes(texts))
+        if fault is not None:
+            row = max(range(len(texts)), key=lambda row: len(texts[row]))
+            raise RequestError(
+                f"{location}: column {name!r}: {fault}; the longest, of the stimulus {table.ids[row]!r}, has "
+                f"{len(texts[row])} characters",
+                hint="shorten it, or leave the column out of the table",
+            )
+
+
 def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "") -> None:
     """Refuse columns with a reserved or invalid name, or with a NUL character in a cell.
 
@@ -207,11 +234,14 @@ def check_columns(columns: Mapping[str, Column], *, location: str, hint: str = "
 
 
 def _check_column_name(column: str, *, location: str, hint: str) -> None:
-    if fold_label(column) in RESERVED_COLUMNS or fold_label(column).startswith("jitter_"):
+    if fold_label(column) in {*RESERVED_COLUMNS, "zarr.json"} or fold_label(column).startswith("jitter_"):
         raise RequestError(f"column {column!r} of {location} has a reserved name", hint=hint)
     if "/" in column or "\\" in column or column.startswith((".", "__")):
         raise RequestError(f"column {column!r} of {location} cannot be the name of an array", hint=hint)
     check_label(column, what=f"{location}: the column name")
+    if len(os.fsencode(column)) > MAX_NAME_NBYTES:
+        found = f"has {len(os.fsencode(column))} bytes; {MAX_NAME_NBYTES} is the most of a folder"
+        raise RequestError(f"column {column[:40]!r}… of {location} {found}", hint=hint)
 
 
 def resolve_path(path: str, start: Path) -> Path:
@@ -222,6 +252,32 @@ def resolve_path(path: str, start: Path) -> Path:
 def make_file_label(path: Path, root: Path) -> str:
     """Return the path relative to `root` if it is inside, else the whole path, with `/` between its parts."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
+"""Files that make a folder a store of Zarr, version 3 or 2."""
+
+
+def is_store(folder: Path) -> bool:
+    """Return True for a store of xact, finished or not, and for any other store of Zarr."""
+    is_zarr = folder.suffix.lower() == ".zarr" or any((folder / name).is_file() for name in ZARR_FILES)
+    return is_zarr or (folder / ".xact").is_dir()
+
+
+def find_stores(folders: Iterable[Path]) -> dict[Path, Path]:
+    """Return {folder: the store that it is, or lies in} for those of the folders that have one. Links are followed."""
+    known: dict[str, Path | None] = {"": None}
+
+    def find(folder: str) -> Path | None:
+        if folder not in known:
+            parent = os.path.dirname(folder)  # noqa: PTH120  text is faster here
+            known[folder] = find("" if parent == folder else parent) or (
+                Path(folder) if is_store(Path(folder)) else None
+            )
+        return known[folder]
+
+    found = {folder: find(os.path.realpath(folder)) for folder in dict.fromkeys(folders)}
+    return {folder: store for folder, store in found.items() if store is not None}
 
 
 def stamp_file(path: Path, *, name: str) -> FileStamp:

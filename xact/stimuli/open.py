@@ -6,15 +6,15 @@ import importlib
 from pathlib import Path
 
 from xact.recipe.stimuli_schema import Stimuli
-from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_table
+from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_lengths, check_table
 
 
-def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
+def open_stimuli(block: Stimuli, folder: Path, *, skip: bool = False) -> ChosenStimuli:
     """Return the stimuli of a recipe. Relative paths start from `folder`, the folder of the recipe.
 
     List all stimuli of the source and check their labels, add columns and fields, select by `where` and `limit`, and
     check that the selected stimuli exist. Decodes nothing. Raise RequestError if the request cannot be met, and
-    StimulusError if a stimulus exists but is not a regular file.
+    StimulusError if a stimulus exists but is not a regular file; with `skip`, leave such a stimulus to the build.
     """
     from xact.stimuli.choose import add_labels, choose_rows  # they use what stands here
 
@@ -22,8 +22,10 @@ def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
     check_table(listing.table, location=listing.location)
     table, notes = add_labels(listing.table, block, folder)
     rows = choose_rows(table, block)
-    listing.check(rows)
-    return ChosenStimuli(listing, rows, table.take(rows), notes)
+    listing.check(rows, skip=skip)
+    chosen = table.take(rows)
+    check_lengths(chosen, location=listing.location)
+    return ChosenStimuli(listing, rows, chosen, notes)
 
 
 def open_listing(block: Stimuli, folder: Path) -> ListedStimuli:

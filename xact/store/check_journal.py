@@ -13,9 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 
 from xact.complaints import make_complaint
-from xact.labels import is_safe_part
+from xact.labels import MAX_REPLICATES, is_safe_part
 from xact.store.check_metadata import is_inside
 from xact.store.plan import Plan, PlannedModel
+
+MAX_SHARDS = 20_000_000
+"""Most shards of a store, far more than a file system would like."""
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 RowText = Annotated[str, Field(pattern=r"^\d+$")]
@@ -128,6 +131,8 @@ def find_plan_fault(plan: Plan) -> str | None:
 
 
 def _find_plan_faults(plan: Plan) -> Iterator[str]:
+    if plan.n_replicates > MAX_REPLICATES:
+        yield f"{plan.n_replicates} replicates; {MAX_REPLICATES} is the most"
     counts = (plan.generation, plan.shard_mb, plan.stimuli_per_task, plan.n_replicates)
     if min(counts) < 1:
         yield "a count in it is less than 1"
@@ -145,6 +150,14 @@ def _find_plan_faults(plan: Plan) -> Iterator[str]:
         yield from _find_model_faults(model, plan)
     if plan.layout == "groups":
         yield from _find_path_faults(plan)
+    if min(counts) >= 1 and _count_shards(plan) > MAX_SHARDS:
+        yield f"it has more than {MAX_SHARDS} shards"
+
+
+def _count_shards(plan: Plan) -> int:
+    layers = [layer for model in plan.models for layer in model.layers if layer.n_units >= 1]
+    n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in layers)
+    return n_shards * -(-plan.n_stimuli // plan.stimuli_per_task)
 
 
 def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
@@ -153,8 +166,10 @@ def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:
         yield f"model {model.label!r:.60} has no layers, a layer twice, or a layer that is not in the list of layers"
     for layer in model.layers:
         shape = layer.unit_shape
-        if layer.n_units < 1 or prod(shape) != layer.n_units or len(layer.unit_axes) != len(shape):
+        if not 1 <= layer.n_units < 2**63 or prod(shape) != layer.n_units or len(layer.unit_axes) != len(shape):
             yield f"model {model.label!r:.60}, layer {layer.label!r:.60}: {layer.n_units} units of {shape}"
+        if not _are_distinct(layer.unit_axes) or not all(layer.unit_axes):
+            yield f"model {model.label!r:.60}, layer {layer.label!r:.60}: the axes {layer.unit_axes!r:.60}"
     if model.batch_size < 0 or not 0 <= model.n_stimuli <= plan.n_stimuli:
         yield f"model {model.label!r:.60}: a batch of {model.batch_size}, {model.n_stimuli} stimuli"
 

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeGuard
+
+MAX_LABEL_NBYTES = 2**28
+"""Most bytes in one chunk of labels after decompression."""
+
+MAX_TEXT_NBYTES = 2**30
+"""Most bytes of one text label in memory. Each of its texts takes as many bytes as the longest one: 4 per character."""
+
+MAX_LABELS_NBYTES = 2**32
+"""Most bytes of all labels of a store in memory."""
 
 LABEL_TYPES = ("string", "bool", "int64", "float64")
 """Types that label arrays have in format 1."""
+
+
+def count_text_nbytes(texts: Collection[str]) -> int:
+    """Return the bytes that texts have in memory after they are read: an array as wide as the longest text."""
+    return 4 * len(texts) * max(map(len, texts), default=0)
+
+
+def find_text_fault(nbytes: int) -> str | None:
+    """Return the fault of a text label with so many bytes in memory, or None if it can be read."""
+    if nbytes <= MAX_TEXT_NBYTES:
+        return None
+    return f"its texts, each as long as the longest, take {nbytes} bytes in memory; {MAX_TEXT_NBYTES} is the most"
 
 
 def is_inside(path: object) -> bool:

@@ -6,6 +6,7 @@ The shapes do not depend on the number of stimuli, models or layers. So a trial 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 FLOAT32_NBYTES = 4
 """Bytes of one float32."""
@@ -107,6 +108,7 @@ def find_smooth(number: int) -> int:
     return number if rest == 1 else find_smooth(number - 1)
 
 
+@lru_cache(maxsize=65536)
 def find_largest_divisor(number: int, at_most: int) -> int:
     """Return the largest divisor of `number` up to `at_most`, and at least 1."""
     return next(divisor for divisor in range(max(1, min(number, at_most)), 0, -1) if number % divisor == 0)

@@ -7,6 +7,7 @@ a generation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from numcodecs.zstd import Zstd
 
 from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
+from xact.store.check_metadata import MAX_LABEL_NBYTES, MAX_LABELS_NBYTES, count_text_nbytes, find_text_fault
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import ShardFormat, add_crc32c, make_codecs
@@ -250,6 +252,47 @@ def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[st
         yield "/".join(map(str, at)), add_crc32c(bytes(Zstd(level=3).encode(raw)))
 
 
+def find_labels_fault(plan: Plan) -> str | None:
+    """Return the first fault that a reader would find in the labels of a plan, or None.
+
+    The bounds are those of `xact.store.snapshot`; a few bytes more than it takes are counted.
+    """
+    jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
+    sha256 = np.full(plan.n_stimuli, "0" * 64, dtype=object)
+    arrays = make_stimulus_labels(plan, jitter) | {"sha256": (("stimulus",), sha256)} | make_model_labels(plan)
+    late = make_final_labels(plan, State())[1]
+    room = MAX_LABELS_NBYTES
+    for name, (dims, values) in (arrays | late).items():
+        grid = [-(-length // size) for length, size in zip(values.shape, _chunk_of(dims), strict=True)]
+        n_padded = math.prod(grid) * math.prod(_chunk_of(dims))
+        if _kind_of(values) != "string":
+            room -= n_padded * values.itemsize
+        else:
+            nbytes = count_text_nbytes(values.ravel())
+            fault = find_text_fault(nbytes) or _find_chunk_fault(dims, values)
+            if fault is not None:
+                at = max(range(values.size), key=lambda i: len(values.flat[i]))
+                return f"the label {name!r} cannot be read again: {fault} (the longest begins {values.flat[at][:40]!r})"
+            room -= 4 * n_padded + 2 * nbytes
+        if room < 0:
+            return f"the labels up to {name!r} take more than {MAX_LABELS_NBYTES} bytes in memory"
+    return None
+
+
+def _find_chunk_fault(dims: Sequence[str], values: np.ndarray) -> str | None:
+    """Return the fault of a text label with too many bytes in one chunk, or None."""
+    chunk = _chunk_of(dims)
+    longest = max(map(len, values.flat), default=0)
+    if 4 + 4 * math.prod(chunk) * (1 + longest) <= MAX_LABEL_NBYTES:
+        return None
+    for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
+        part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, chunk, strict=True))]
+        nbytes = 4 + 4 * math.prod(chunk) + sum(len(text.encode()) for text in part.flat)
+        if nbytes > MAX_LABEL_NBYTES:
+            return f"{part.size} of its texts have {nbytes} bytes; {MAX_LABEL_NBYTES} is the most"
+    return None
+
+
 def _make_label_metadata(dims: Sequence[str], values: np.ndarray) -> dict[str, Any]:
     kind = _kind_of(values)
     first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -307,7 +350,7 @@ def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[
 
 def _name_coordinates(arrays: Arrays) -> dict[str, str]:
     """Return the attribute `coordinates`, which tells xarray the labels. It cannot hold a name with a space."""
-    names = [name for name in arrays if name not in DIMS and " " not in name]
+    names = [name for name in arrays if name not in DIMS and name.split() == [name]]
     return {"coordinates": " ".join(names)} if names else {}
 
 

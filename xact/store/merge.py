@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from xact.errors import MismatchError, RequestError
 from xact.labels import StimulusTable, make_path_parts
+from xact.store.check_journal import find_plan_fault
 from xact.store.chunks import CUBE_MAX_UNITS, FLOAT32_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.layout import find_labels_fault
 from xact.store.neutral import NEUTRAL, drop_neutral_settings
 from xact.store.plan import Plan, PlannedModel, PlannedStimuli
 from xact.store.tasks import count_batch_stimuli
@@ -32,8 +34,31 @@ class Request:
 def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
     """Merge a request with the plan of the store (`old`) and return the union.
 
-    Raise MismatchError if a key differs from the store's value. The error names the first such key.
+    Raise MismatchError if a key differs from the store's value. The error names the first such key. Raise RequestError
+    for a plan that no reader would take back.
     """
+    plan = _merge_plan(request, old, is_committed=is_committed)
+    check_readable(plan)
+    return plan
+
+
+def check_readable(plan: Plan) -> None:
+    """Raise RequestError for a plan that the readers of plans and of labels would refuse."""
+    try:
+        text = plan.model_dump_json()
+        is_same = Plan.model_validate_json(text).model_dump_json() == text
+        fault = None if is_same else "it is read as another plan"
+    except ValueError as error:  # also what pydantic raises for data that JSON cannot hold
+        fault = f"it cannot be kept as JSON ({str(error)[:200]})"
+    fault = fault or find_plan_fault(plan) or find_labels_fault(plan)
+    if fault is not None:
+        raise RequestError(
+            f"this plan cannot be stored: {fault}",
+            hint="shorten the labels or leave a column out; xact info shows what a store has",
+        )
+
+
+def _merge_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
     if old is None:
         return _make_first_plan(request)
     compare_settings(request.recipe, old)

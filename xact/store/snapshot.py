@@ -22,7 +22,14 @@ from numcodecs.zstd import Zstd
 
 from xact.disk.durable import parse_json, read_sealed_lines, read_whole
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError
-from xact.store.check_metadata import find_attributes_fault, find_fault
+from xact.store.check_metadata import (
+    MAX_LABEL_NBYTES,
+    MAX_LABELS_NBYTES,
+    count_text_nbytes,
+    find_attributes_fault,
+    find_fault,
+    find_text_fault,
+)
 
 FORMAT = 1
 """The `xact_format` that this module reads."""
@@ -36,11 +43,25 @@ MAX_LABEL_CHUNKS = 1_000_000
 MAX_LABEL_VALUES = 2**24
 """Most values in one chunk of labels. A build writes at most 2^19."""
 
-MAX_LABEL_NBYTES = 2**28
-"""Most bytes in one chunk of labels after decompression."""
-
 Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}. Text has dtype `<U`."""
+
+
+@dataclass
+class Room:
+    """The memory that is left for the labels of a store."""
+
+    nbytes: int = MAX_LABELS_NBYTES
+
+    def take(self, nbytes: int, where: Path) -> None:
+        """Take bytes before they are allocated. Raise StoreError if there is no room for them."""
+        self.nbytes -= nbytes
+        if self.nbytes < 0:
+            raise StoreError(
+                f"{where}: the labels of the store take more than {MAX_LABELS_NBYTES} bytes in memory",
+                hint="this is no store of xact: a build refuses such labels",
+            )
+
 
 Stamp = tuple[int, int, int] | None
 """Inode, time in ns and size of the root's metadata file; None if it does not exist."""
@@ -71,15 +92,16 @@ class Snapshot:
             if "/" not in path:
                 found.setdefault(path, "")
         arrays = {name: f"{group}{name}" for name, group in found.items() if self._is_label(f"{group}{name}")}
-        return {name: self._load(path) for name, path in arrays.items()}
+        room = Room()
+        return {name: self._load(path, room) for name, path in arrays.items()}
 
     def _is_label(self, path: str) -> bool:
         data = self.metadata.get(path, {})
         return data.get("node_type") == "array" and LABEL_DIMS.issuperset(data["dimension_names"])
 
-    def _load(self, path: str) -> tuple[tuple[str, ...], np.ndarray]:
+    def _load(self, path: str, room: Room) -> tuple[tuple[str, ...], np.ndarray]:
         data = self.metadata[path]
-        return tuple(data["dimension_names"]), load_label(self.path, path, data)
+        return tuple(data["dimension_names"]), load_label(self.path, path, data, room)
 
 
 def open_snapshot(store: str | Path) -> Snapshot:
@@ -160,8 +182,11 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Return one whole label array, after checking every chunk. The StoreError of a damaged file names the file."""
+def load_label(store: Path, path: str, metadata: Mapping[str, Any], room: Room) -> np.ndarray:
+    """Return one whole label array, after checking every chunk. The StoreError of a damaged file names the file.
+
+    The array is taken from the `room` that is left in memory.
+    """
     shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
     is_text = metadata["data_type"] == "string"
     kind = np.dtype(object if is_text else metadata["data_type"])
@@ -176,18 +201,26 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any]) -> np.ndarra
     for at in np.ndindex(*lengths):
         last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
         n_used = int(np.ravel_multi_index(last, chunk)) + 1
-        parts[at] = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, chunk, n_used)
+        parts[at] = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, chunk, n_used, room)
     whole = np.empty(shape, dtype=kind)
     for at, part in parts.items():
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
-    whole = whole.astype(str) if is_text else whole
+    if is_text:
+        nbytes = count_text_nbytes(whole.ravel())
+        fault = find_text_fault(nbytes)
+        if fault is not None:
+            raise _refuse_root(store, f"labels {path!r:.60}: {fault}")
+        room.take(nbytes, store / path)
+        whole = whole.astype(str)
     whole.flags.writeable = False  # later readers share it
     return whole
 
 
-def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int) -> np.ndarray:
+def _decode_label(
+    store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int, room: Room
+) -> np.ndarray:
     """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
     n_values = prod(chunk)
     hint = f"xact verify {store} names all that is damaged or missing"
@@ -199,8 +232,10 @@ def _decode_label(store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[
     if len(data) < 4 or google_crc32c.value(body) != struct.unpack("<I", data[-4:])[0]:
         raise StoreError(f"the labels in {file} do not match their checksum", hint=hint)
     try:
-        if _count_decompressed(body) > MAX_LABEL_NBYTES:
+        nbytes = _count_decompressed(body)
+        if nbytes > MAX_LABEL_NBYTES:
             raise ValueError
+        room.take(nbytes, file)
         raw = Zstd().decode(body)
         n_said = int.from_bytes(raw[:4], "little") if kind.hasobject else len(raw) // kind.itemsize
         if n_said != n_values:

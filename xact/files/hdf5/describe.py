@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xact.errors import check_model, make_lines
+from xact.disk.hdf5_members import MEMBER_NBYTES
+from xact.errors import StoreError, check_model, make_lines
 from xact.files.describe import make_plain, show_attributes, show_shape
 from xact.reading.trees.hdf5 import Hdf5Tree
 
@@ -13,8 +15,9 @@ from xact.reading.trees.hdf5 import Hdf5Tree
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return the content of a file. Layers and shapes are taken from the first stimulus of each model."""
     tree = Hdf5Tree(Path(path).absolute())
+    left = iter(range(tree.path.stat().st_size // MEMBER_NBYTES))
     try:
-        names = tree.list_names()
+        names = _list_names(tree, left)
         check_model(model, names, where=f"the file {str(path)!r}")
         chosen = [name for name in names if model in (None, name)]
         return {
@@ -22,17 +25,33 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
             "nbytes": tree.path.stat().st_size,
             "attributes": {name: make_plain(value) for name, value in tree.load_attributes().items()},
             "models": [
-                _describe_model(tree, name, with_stimuli=model is not None, with_layers=with_layers) for name in chosen
+                _describe_model(tree, name, left, with_stimuli=model is not None, with_layers=with_layers)
+                for name in chosen
             ],
         }
     finally:
         tree.close()
 
 
-def _describe_model(tree: Hdf5Tree, model: str, *, with_stimuli: bool, with_layers: bool) -> dict[str, Any]:
-    stimuli = tree.list_names(model)
+def _list_names(tree: Hdf5Tree, left: Iterator[int], *at: str) -> list[str]:
+    """Return the names at a place. Raise StoreError if there were more names than members fit in the file.
+
+    Hard links can give the members of a small file any number of paths.
+    """
+    names = tree.list_names(*at)
+    if any(next(left, None) is None for _ in names):
+        raise StoreError(
+            f"{tree.path}: the members of /{'/'.join(at)} have more paths than a file of this size can hold"
+        )
+    return names
+
+
+def _describe_model(
+    tree: Hdf5Tree, model: str, left: Iterator[int], *, with_stimuli: bool, with_layers: bool
+) -> dict[str, Any]:
+    stimuli = _list_names(tree, left, model)
     sample = stimuli[0] if stimuli else None
-    layers = tree.list_names(model, sample) if sample is not None else []
+    layers = _list_names(tree, left, model, sample) if sample is not None else []
     described: dict[str, Any] = {
         "model": model,
         "attributes": {name: make_plain(value) for name, value in tree.load_attributes(model).items()},

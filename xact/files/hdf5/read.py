@@ -10,7 +10,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from xact.disk.hdf5_members import MAX_EXPANSION, SMALL_NBYTES, count_bytes, open_member
+from xact.disk.hdf5_members import (
+    MAX_EXPANSION,
+    MEMBER_NBYTES,
+    SMALL_NBYTES,
+    check_attributes,
+    count_bytes,
+    open_member,
+)
 from xact.errors import RequestError, StoreError
 from xact.files.read import OldLayer, OldModel, check_floating, to_float32
 from xact.labels import StimulusTable
@@ -20,9 +27,6 @@ from xact.stimuli.base import check_table
 
 PREFIX = "model_activations_"
 """Prefix of the usual file names, before the condition."""
-
-DATA_SET_NBYTES = 32
-"""Least bytes of a data set in a file; its header alone has more."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,11 @@ class _Listed:
 
 def _open(file: Path) -> h5py.File:
     try:
-        return h5py.File(file, "r")
+        opened = h5py.File(file, "r")
     except OSError as error:
         raise StoreError(f"{file} cannot be read as HDF5: {error}") from None
+    check_attributes(opened)
+    return opened
 
 
 def list_members(group: h5py.Group, kind: type) -> Iterator[str]:
@@ -133,7 +139,7 @@ def _scan_file(file: h5py.File, scan: _Scan, listed: _Listed) -> list[str]:
     models = list(list_members(file, h5py.Group))
     name = file.filename
     nbytes = Path(name).stat().st_size
-    scan.n_left, scan.nbytes_left = nbytes // DATA_SET_NBYTES, MAX_EXPANSION * nbytes + SMALL_NBYTES
+    scan.n_left, scan.nbytes_left = nbytes // MEMBER_NBYTES, MAX_EXPANSION * nbytes + SMALL_NBYTES
     if not models or (scan.shapes and set(models) != set(scan.shapes)):
         odd = sorted(set(models) ^ set(scan.shapes))
         raise StoreError(

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
-import numpy as np
 
-from xact.disk.hdf5_members import check_whole
+from xact.disk.hdf5_members import check_whole, read_texts
 from xact.errors import StoreError, check_model, make_lines
 from xact.files.describe import make_plain, show_attributes, show_shape
 
@@ -28,7 +27,9 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
 
 def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     holders = [group for group in _walk(file) if "activations" in group.variables]
-    models = list(dict.fromkeys(name for group in [file, *holders] for name in _read_labels(group, "model")))
+    models = list(
+        dict.fromkeys(name for group in [file, *holders] for name in _read_labels(group, "model", Path(path)))
+    )
     check_model(model, models, where=f"the file {path!r}")
     described = {
         "file": path,
@@ -36,12 +37,12 @@ def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_la
         "attributes": {name: make_plain(value) for name, value in file.attrs.items()},
         "models": models,
         "dimensions": {name: dim.size for name, dim in file.dimensions.items()},
-        "n_layers": sum(len(_read_labels(group, "layer")) or 1 for group in holders),
+        "n_layers": sum(len(_read_labels(group, "layer", Path(path))) or 1 for group in holders),
     }
     if with_layers:
         described["layers"] = [
             {
-                "layer": ", ".join(_read_labels(group, "layer")) or group.name,
+                "layer": ", ".join(_read_labels(group, "layer", Path(path))) or group.name,
                 "path": group.name,
                 "dims": list(group.variables["activations"].dimensions),
                 "shape": list(group.variables["activations"].shape),
@@ -58,9 +59,13 @@ def _walk(group: h5netcdf.Group) -> Iterator[h5netcdf.Group]:
         yield from _walk(below)
 
 
-def _read_labels(group: h5netcdf.Group, name: str) -> list[str]:
+def _read_labels(group: h5netcdf.Group, name: str, file: Path) -> list[str]:
     if name in group.variables:
-        return [str(make_plain(label)) for label in np.atleast_1d(group.variables[name][...])]
+        variable = group.variables[name]
+        if variable.shape == ():
+            return [str(make_plain(variable[...]))]
+        labels = read_texts(variable.__getitem__, variable.shape[0], file)
+        return [str(make_plain(label)) for label in labels]
     return [str(make_plain(group.attrs[name]))] if name in group.attrs else []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xact.disk.paths import refuse_url
 from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
 
 HOMES = {"store": "xact.reading.trees.store", "hdf5": "xact.reading.trees.hdf5"}
@@ -77,6 +78,7 @@ class Tree(ABC):
 
 def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
     """Open an HDF5 file or a store; raise StoreError if it does not exist or is damaged."""
+    refuse_url(path)
     path = Path(path).absolute()
     if not path.exists():
         raise StoreError(

@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from xact.disk.hdf5_members import open_member
+from xact.disk.hdf5_members import check_attributes, open_member
 from xact.errors import StoreError
 from xact.reading.trees.base import Tree
 
@@ -76,7 +76,9 @@ class Hdf5Tree(Tree):
     def load_attributes(self, *at: str) -> dict[str, Any]:
         """Return the attributes of the file, or of a group in it."""
         with LOCK, self._errors(*at):
-            return dict(self._open_group(*at).attrs)
+            group = self._open_group(*at)
+            check_attributes(group)
+            return dict(group.attrs)
 
     def close(self) -> None:
         """Close the file."""
@@ -100,7 +102,10 @@ class Hdf5Tree(Tree):
     def _open_layer(self, model: str, stimulus: str, layer: str) -> h5py.Dataset:
         group = self._open_group(model, stimulus)
         _check_level(group, layer, (model, stimulus))
-        return open_member(group, layer)
+        dataset = open_member(group, layer)
+        if dataset.dtype.hasobject:
+            raise StoreError(f"{group.file.filename}: {dataset.name} holds {dataset.dtype} values, not numbers")
+        return dataset
 
     def _open(self) -> h5py.File:
         """Return the open file. After a fork, the child opens it again, because it must not share the descriptor."""

@@ -56,7 +56,19 @@ def _read_scalars(data: object) -> object:
         return {key: _read_scalars(value) for key, value in data.items()}
     if isinstance(data, list):
         return [_read_scalars(item) for item in data]
-    return yaml.safe_load(data) if isinstance(data, str) and data else data
+    return _read_scalar(data) if isinstance(data, str) and data else data
+
+
+def _read_scalar(text: str) -> object:
+    """Return a number, a boolean or nothing if YAML reads the text as one; otherwise the text itself.
+
+    A text that is a list, a mapping or a date to YAML stays text: lists in it could stand for any number of values.
+    """
+    loader = yaml.SafeLoader("")
+    tag: str = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    if tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
+        return text
+    return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
 class WeightsLocation(Block):

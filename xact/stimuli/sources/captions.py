@@ -58,7 +58,7 @@ class CaptionSource:
         """Return the captions of one stimulus as UTF-8, joined by NUL."""
         return "\0".join(self.captions[row]).encode()
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +13,14 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli
-from xact.stimuli.base import FileSource, make_file_label, resolve_path
+from xact.stimuli.base import FileSource, find_stores, is_store, make_file_label, resolve_path
 
 ROOT_CONDITION = "root"
 """Condition of the files in the root folder itself."""
+
+
+MAX_STARS = 2
+"""Stars in one part of a glob that `pathlib` matches itself."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[st
     """Return (condition, folder) for every folder that a recipe names."""
     named = list(asked.items()) if isinstance(asked, dict) else [(None, item) for item in asked]
     folders = [(key or _make_condition(where, root), where) for key, item in named for where in _expand(item, root)]
+    for where, store in find_stores(where for _, where in folders).items():
+        raise RequestError(
+            f"the folder {str(where)!r} of stimuli.folders lies in the store {str(store)!r}",
+            hint="the files of a store are not stimuli: name the folders that hold stimuli",
+        )
     by_path: dict[str, Path] = {}
     by_condition: dict[str, Path] = {}
     for condition, where in folders:
@@ -79,19 +90,60 @@ def _expand(item: str, root: Path) -> list[Path]:
     start = Path(where.anchor) if Path(item).is_absolute() else root
     found = _glob(start, item.removeprefix(where.anchor) if start is not root else item)
     matched = {path for path in found if path.is_dir() and not _is_hidden(path, root)}
+    matched = {path for path in matched - find_stores(matched).keys() if not holds_only_stores(path)}
     if not matched:
         names = ", ".join(_list_folders(root)[:5]) or "no folders"
         raise RequestError(f"no folder under {str(root)!r} matches {item!r} (it holds {names})")
     return sorted(matched)
 
 
+def holds_only_stores(folder: Path) -> bool:
+    """Return True if a folder has a store somewhere in it, and no file outside of a store.
+
+    A build makes the folders above its store, too: they were not there when the stimuli were put in their place.
+    """
+    has_store = False
+    waiting = [folder]
+    try:
+        while waiting:
+            for path in waiting.pop().iterdir():
+                if path.is_symlink() or not path.is_dir():
+                    return False
+                has_store = has_store or is_store(path)
+                waiting += [] if is_store(path) else [path]
+    except OSError:
+        return False  # the folder is listed again, and then its error is told
+    return has_store
+
+
 def _glob(start: Path, pattern: str) -> list[Path]:
     if any("**" in part and part != "**" for part in PurePosixPath(pattern).parts):  # Python 3.13 takes `***` for `*`
         raise RequestError(f"the pattern {pattern!r} is refused: '**' can only be an entire path component")
+    pattern, checks = _simplify(pattern)
+    n = len(start.parts)
     try:
-        return [resolve_path(str(path), start) for path in start.glob(pattern)]
+        found = [path for path in start.glob(pattern) if all(c.match(path.parts[n:][i]) for i, c in checks.items())]
+        return [resolve_path(str(path), start) for path in found]
     except ValueError as error:
         raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
+
+
+def _simplify(pattern: str) -> tuple[str, dict[int, re.Pattern[str]]]:
+    """Return a pattern with `*` for each part of many stars, and {index of the part in a path: its own pattern}.
+
+    Python 3.13 tries every way to share out a name among the stars of a part; `fnmatch` does not.
+    """
+    parts = PurePosixPath(pattern).parts
+    first = parts.index("**") if "**" in parts else len(parts)
+    last = len(parts) - 1 - parts[::-1].index("**") if "**" in parts else len(parts)
+    starred = [i for i, part in enumerate(parts) if part.count("*") > MAX_STARS]
+    if not starred:
+        return pattern, {}
+    if any(first < i < last for i in starred):
+        raise RequestError(f"the pattern {pattern!r} is refused: more than {MAX_STARS} '*' between two '**'")
+    simple = [part if i not in starred else "*" for i, part in enumerate(parts)]
+    checks = {i if i < first else i - len(parts): re.compile(fnmatch.translate(parts[i])) for i in starred}
+    return "/".join(simple) + ("/" if pattern.endswith("/") else ""), checks
 
 
 def _make_condition(where: Path, root: Path) -> str:
@@ -114,7 +166,8 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
         if not pattern.strip() or PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
             raise RequestError(f"the pattern {pattern!r} is not a pattern for files inside a folder")
         matched.update(path for path in _glob(where, pattern) if not _is_hidden(path, where))
-    files = sorted(path for path in matched if not path.is_dir())
+    stores = find_stores(path.parent for path in matched)
+    files = sorted(path for path in matched if path.parent not in stores and not path.is_dir())
     if not files:
         raise RequestError(
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
@@ -122,7 +175,8 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
         )
     for pattern in patterns:
         near = sorted(path for path in set(_glob(where, _fold_extension(pattern))) - matched if not path.is_dir())
-        for path in (path for path in near if not _is_hidden(path, where)):
+        stores = find_stores(path.parent for path in near)
+        for path in (path for path in near if path.parent not in stores and not _is_hidden(path, where)):
             raise RequestError(
                 f"the file {str(path)!r} would be left out: it differs from {pattern!r} only in upper or lower case",
                 hint=f"add {pattern.rpartition('.')[0] + path.suffix!r} to stimuli.pattern, or rename the file",
@@ -179,11 +233,10 @@ def _is_hidden(path: Path, start: Path) -> bool:
 def _list_folders(where: Path) -> list[str]:
     """Return the folders in `where` and in its subfolders, as paths relative to `where`."""
     try:
+        found = [path for pattern in ("*/", "*/*/") for path in where.glob(pattern) if path.is_dir()]
+        stores = find_stores(found)
         return sorted(
-            path.relative_to(where).as_posix()
-            for pattern in ("*/", "*/*/")
-            for path in where.glob(pattern)
-            if path.is_dir() and not _is_hidden(path, where)
+            path.relative_to(where).as_posix() for path in found if path not in stores and not _is_hidden(path, where)
         )
     except OSError:
         return []

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp
-from xact.disk.hdf5_members import open_path
+from xact.disk.hdf5_members import open_path, read_texts
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
@@ -57,7 +57,7 @@ class Hdf5Source:
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         return pixels
 
-    def check(self, rows: Sequence[SourceRow]) -> None:
+    def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: `open_source` has already found the array."""
 
     def close(self) -> None:
@@ -143,7 +143,7 @@ def _load_ids(path: Path, name: str, n_stimuli: int) -> list[str]:
             raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
         if h5py.check_string_dtype(found.dtype) is not None:
             try:
-                return [str(text) for text in found.asstr()[:]]
+                return [str(text) for text in read_texts(found.asstr().__getitem__, n_stimuli, path)]
             except UnicodeDecodeError:
                 raise RequestError(f"{where} are not UTF-8") from None
         if found.dtype.kind in "iu":

@@ -283,6 +283,19 @@ def test_under_skip_a_broken_picture_is_recorded_and_tried_again(stimuli, whole,
     assert ours["present"].all()
 
 
+def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tmp_path):
+    recipe, picture = write_lab(tmp_path, make_entry()), tmp_path / "stimuli" / "b" / "p01.png"
+    picture.rename(tmp_path / "elsewhere.png")
+    picture.symlink_to(tmp_path / "elsewhere" / "p01.png")
+    with pytest.raises(StimulusError, match=r"'b/p01\.png' is a link to a file that is not there"):
+        xact.build(recipe, allow_code=True)
+    outcome = xact.build(recipe, allow_code=True, settings=["on_error=skip"])
+    assert (list(outcome.failed_stimuli), outcome.n_captured) == (["b/p01"], 6)
+    picture.unlink()
+    (tmp_path / "elsewhere.png").rename(picture)
+    assert xact.build(recipe, allow_code=True).is_complete
+
+
 def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):
     recipe = make_recipe(tmp_path, stimuli)
     store = tmp_path / "store.zarr"

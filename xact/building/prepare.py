@@ -117,12 +117,12 @@ class _Surveyed:
         except WeightsError as error:
             if on_error == "stop":
                 raise
-            self.failed[model] = str(error)
+            self.failed[model] = error.tell()
 
 
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
     """List the stimuli, read the journals, resolve the networks; refuse settings that differ from the store's."""
-    source = open_stimuli(loaded.recipe.stimuli, loaded.folder)
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip_failed=loaded.recipe.on_error == "skip")
     loaded = adopt_replicates(loaded, source)
     stored = load_state(store)
     if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early

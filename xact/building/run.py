@@ -65,7 +65,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
                 except (CaptureError, WeightsError) as error:
                     if prepared.loaded.recipe.on_error == "stop":
                         raise
-                    outcome.failed_models[model.label] = str(error)
+                    outcome.failed_models[model.label] = error.tell()
         plan, state = writer.plan, writer.state
         is_whole = all(state.is_whole(model.label, plan) for model in plan.models)
         provenance = make_provenance(plan, state, outcome.failed_models)

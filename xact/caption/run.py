@@ -133,7 +133,9 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
         temperature=asked.temperature,
     )
     engine.check(settings)
-    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder)
+    source = open_stimuli(
+        recipe.stimuli.model_copy(update={"limit": None}), loaded.folder, skip_failed=recipe.on_error == "skip"
+    )
     return CaptionJob(
         loaded=loaded,
         prompt=prompt,
@@ -236,7 +238,7 @@ class Run:
             except StimulusError as error:
                 if recipe.on_error == "stop":
                     raise
-                problems[row] = f"{UNREADABLE}{error}"
+                problems[row] = f"{UNREADABLE}{error.tell()}"
         return pictures, problems
 
     def _ask(self, captioner: Captioner, pictures: Mapping[int, Image], *, first: str) -> dict[int, tuple[str, Judged]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from xact.errors import StimulusError
 from xact.recipe.stimuli_schema import Stimuli
 from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_table
 
 
-def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
+def open_stimuli(block: Stimuli, folder: Path, *, skip_failed: bool = False) -> ChosenStimuli:
     """Return the stimuli of a recipe. Relative paths start from `folder`, the folder of the recipe.
 
     List all stimuli of the source and check their labels, add columns and fields, select by `where` and `limit`, and
     check that the selected stimuli exist. Decodes nothing. Raise RequestError if the request cannot be met, and
-    StimulusError if a stimulus exists but is not a regular file.
+    StimulusError if a stimulus exists but is not a regular file; with `skip_failed`, reading it raises this error.
     """
     from xact.stimuli.choose import add_labels, choose_rows  # they use what stands here
 
@@ -22,7 +23,11 @@ def open_stimuli(block: Stimuli, folder: Path) -> ChosenStimuli:
     check_table(listing.table, location=listing.location)
     table, notes = add_labels(listing.table, block, folder)
     rows = choose_rows(table, block)
-    listing.check(rows)
+    try:
+        listing.check(rows)
+    except StimulusError:
+        if not skip_failed:
+            raise
     return ChosenStimuli(listing, rows, table.take(rows), notes)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from xact.disk.durable import parse_json, read_whole
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
 from xact.store.journal import FOLDER, State, load_state
 from xact.store.plan import Plan, PlannedModel
@@ -34,7 +35,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "codec": plan.codec,
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
-        "failed_models": plan.failed_models,
+        "failed_models": plan.failed_models | _read_failed_models(folder),
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
@@ -47,6 +48,15 @@ def _refuse(folder: Path) -> StoreError:
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
         )
     return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+
+
+def _read_failed_models(folder: Path) -> dict[str, str]:
+    """Return {model: error} of the networks that failed while the published generation was built."""
+    try:
+        provenance = parse_json(parse_json(read_whole(folder / "xact" / "zarr.json"))["attributes"]["provenance"])
+        return {str(model): str(error) for model, error in provenance["failed_models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not published yet, or imported
+        return {}
 
 
 def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layers: bool) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from PIL import Image
 from support.files import read_store_files
 from support.lab import make_entry, write_lab, write_network
 from support.pictures import write_pictures, write_recipe
+from support.processes import start_holder
 from support.stores import assert_equal_stores, load_values
 from support.warm import Ended, Warm
 
 import xact
 from xact.cli import main as cli
-from xact.errors import MismatchError, RequestError, StimulusError, StoreError
+from xact.errors import CaptureError, MismatchError, RequestError, StimulusError, StoreError
 
 TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
 COORDINATES = (
@@ -294,6 +295,45 @@ def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tm
     picture.unlink()
     (tmp_path / "elsewhere.png").rename(picture)
     assert xact.build(recipe, allow_code=True).is_complete
+
+
+def list_files(store: Path) -> dict[str, tuple[int, int]]:
+    return {str(file.relative_to(store)): (file.stat().st_ino, file.stat().st_mtime_ns) for file in store.rglob("*")}
+
+
+def test_a_finished_store_that_is_read_only_needs_nothing_and_is_refused_where_it_has_to_change(tmp_path, monkeypatch):
+    recipe, store = write_lab(tmp_path, make_entry()), tmp_path / "store.zarr"
+    xact.build(recipe, allow_code=True, limit=4)
+    (store / ".xact" / "journal-7.partial").write_bytes(b"left by a kill")
+    before = list_files(store)
+    true = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK) and true(path, mode))
+    outcome = xact.build(recipe, allow_code=True, limit=4)
+    assert (outcome.is_complete, outcome.n_captured) == (True, 0)
+    with pytest.raises(StoreError, match="is read-only, and something is to be written"):
+        xact.build(recipe, allow_code=True)
+    assert list_files(store) == before
+    with start_holder(store / ".xact") as other:
+        with pytest.raises(StoreError, match=f"is being built by process {other.pid}"):
+            xact.build(recipe, allow_code=True, limit=4)
+        other.kill()
+
+
+def test_a_store_that_is_read_only_and_not_finished_is_refused_before_a_download(tmp_path, monkeypatch):
+    recipe, store = write_lab(tmp_path, make_entry()), tmp_path / "store.zarr"
+
+    def fail(*_: object, **__: object) -> None:
+        raise CaptureError("it broke")
+
+    monkeypatch.setattr("xact.building.run.run_job", fail)
+    with pytest.raises(CaptureError):
+        xact.build(recipe, allow_code=True)
+    before = list_files(store)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("xact.building.prepare.find_weights", lambda _: pytest.fail("it looked for weights"))
+    with pytest.raises(StoreError, match="is read-only"):
+        xact.build(recipe, allow_code=True)
+    assert list_files(store) == before
 
 
 def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):

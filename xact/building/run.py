@@ -52,8 +52,9 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
     outcome.warnings += prepared.source.notes
     check_finished_stimuli(prepared)
     if prepared.nothing_to_do:
-        sweep_partial(prepared.store)
-        remove_older(prepared.store, prepared.stored.committed)
+        if prepared.may_write:
+            sweep_partial(prepared.store)
+            remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)

@@ -90,6 +90,8 @@ def import_files(
         notes = list(old.notes)
         plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
         state = load_state(path)
+        if state.plan is not None:
+            plan = plan.model_copy(update={"store_id": state.plan.store_id})
         if state.plan is not None and state.plan.model_dump_json() != plan.model_dump_json():
             raise MismatchError(f"the store {str(path)!r} was made of other files", hint="give another --store")
         outcome = Outcome(path, plan.layout, warnings=notes)

@@ -186,6 +186,7 @@ def make_root(
     """Return the bytes of the root's metadata file: short attributes, and a copy of all metadata."""
     attributes = {
         "xact_format": plan.xact_format,
+        "xact_id": plan.store_id,
         "xact_complete": complete,
         "xact_generation": plan.generation,
         "xact_layout": plan.layout,
@@ -199,6 +200,7 @@ def make_unfinished_root(plan: Plan) -> bytes:
     """Return the bytes of the root's metadata file while nothing is published yet."""
     attributes = {
         "xact_format": plan.xact_format,
+        "xact_id": plan.store_id,
         "xact_complete": False,
         "xact_generation": 0,
         "xact_layout": plan.layout,

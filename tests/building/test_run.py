@@ -77,7 +77,7 @@ def test_a_finished_store_opens_in_plain_xarray_without_xact_and_without_a_warni
         f"data = xr.open_zarr({str(whole)!r})\n"
         "assert data.activations.dims == ('model', 'stimulus', 'layer', 'replicate', 'unit'), data.activations.dims\n"
         "assert data.activations.dtype == 'float32'\n"
-        "assert data.attrs['xact_complete'] is True and data.attrs['xact_format'] == 1\n"
+        "assert data.attrs['xact_complete'] == 1 and data.attrs['xact_format'] == 1\n"
         f"wanted = set({COORDINATES!r}.split())\n"
         "assert wanted <= set(data.coords), wanted - set(data.coords)\n"
         "assert list(data.data_vars) == ['activations']\n"
@@ -272,7 +272,7 @@ def test_under_skip_a_broken_picture_is_recorded_and_tried_again(stimuli, whole,
     assert not outcome.is_complete
     assert list(outcome.failed_stimuli) == ["a/p05"]
     data = xr.open_zarr(tmp_path / "store.zarr")
-    assert data.attrs["xact_complete"] is False
+    assert data.attrs["xact_complete"] == 0
     assert list(data.stimulus.values[~data.present.values.all(0)]) == ["a/p05"]
     assert np.isnan(data.activations.sel(stimulus="a/p05").values).all()
     with pytest.raises(StoreError, match="a/p05"):
@@ -443,7 +443,7 @@ def test_an_unfinished_store_is_never_given_as_finished(warm, tmp_path):
     with pytest.raises(StoreError, match="not finished"):
         xact.open_activations(tmp_path / "store.zarr")
     plain = xr.open_zarr(tmp_path / "store.zarr")
-    assert plain.attrs["xact_complete"] is False
+    assert plain.attrs["xact_complete"] == 0
     assert not plain.variables
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xact.files.export import ExportFile
 
 
-class Output(io.RawIOBase):
+class StreamBytes(io.RawIOBase):
     """The bytes of stdout or stderr. After a failed write the rest is dropped: a build goes on without a reader."""
 
     def __init__(self, fd: int) -> None:
@@ -61,7 +61,7 @@ def open_streams() -> None:
 def _make_output(stream: TextIO | None, *, line_buffering: bool = False) -> TextIO:
     fd = _open_null() if stream is None else stream.fileno()
     return io.TextIOWrapper(
-        io.BufferedWriter(Output(fd)),  # type: ignore[type-var]  # typeshed wants a FileIO
+        io.BufferedWriter(StreamBytes(fd)),  # type: ignore[type-var]  # typeshed wants a FileIO
         encoding="utf-8" if stream is None else stream.encoding,
         errors="backslashreplace",  # the terminal may be unable to show a label
         line_buffering=line_buffering or os.isatty(fd),
@@ -79,7 +79,7 @@ def find_output_error() -> WorkError | None:
     """Return the error if stdout could not be written, e.g. on a full disk. A reader that went away is no error."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    failure = raw.failure if isinstance(raw, Output) else None
+    failure = raw.failure if isinstance(raw, StreamBytes) else None
     if failure is None or failure.errno == errno.EPIPE:
         return None
     return WorkError(f"the output cannot be written: {failure.strerror}", hint="all other work is done")

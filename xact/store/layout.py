@@ -187,7 +187,7 @@ def make_root(
     attributes = {
         "xact_format": plan.xact_format,
         "xact_id": plan.store_id,
-        "xact_complete": complete,
+        "xact_complete": int(complete),  # netCDF has no truth values
         "xact_generation": plan.generation,
         "xact_layout": plan.layout,
         "how_to_read": HOW_TO_READ,
@@ -201,7 +201,7 @@ def make_unfinished_root(plan: Plan) -> bytes:
     attributes = {
         "xact_format": plan.xact_format,
         "xact_id": plan.store_id,
-        "xact_complete": False,
+        "xact_complete": 0,
         "xact_generation": 0,
         "xact_layout": plan.layout,
         "how_to_read": UNFINISHED,

@@ -9,7 +9,7 @@ from typing import Any
 
 from xact.disk.durable import parse_json, read_whole
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
-from xact.store.journal import FOLDER, State, load_state
+from xact.store.journal import FOLDER, State, load_state, read_generation
 from xact.store.plan import Plan, PlannedModel
 
 
@@ -18,7 +18,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     folder = Path(path)
     if not (folder / FOLDER).is_dir():
         raise _refuse(folder)
-    state = load_state(folder)
+    state = _load_state(folder)
     if state.plan is None:
         raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
     plan = state.plan
@@ -39,6 +39,17 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
+
+
+def _load_state(folder: Path) -> State:
+    """Read the journals. Read them again if a build has published the store meanwhile and removed the older ones."""
+    while True:
+        generation = read_generation(folder)
+        try:
+            return load_state(folder)
+        except StoreError:
+            if read_generation(folder) == generation:
+                raise
 
 
 def _refuse(folder: Path) -> StoreError:

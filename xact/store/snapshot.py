@@ -270,12 +270,17 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 
     Raise StoreError if there is no manifest, or if it is damaged.
     """
-    numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
-    files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
-    if not files:
-        raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
-    newest = files[max(files)]
-    return _read_absent(newest, newest.stat().st_mtime_ns)
+    while True:
+        numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
+        files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
+        if not files:
+            raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
+        newest = files[max(files)]
+        try:
+            return _read_absent(newest, newest.stat().st_mtime_ns)
+        except (StoreError, FileNotFoundError):
+            if newest.exists():
+                raise  # else the manifest of a newer generation has replaced it
 
 
 @functools.lru_cache(maxsize=4)

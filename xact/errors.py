@@ -14,7 +14,7 @@ XactError                     exit code 1, the root of all
 │       └── NoStoreError      exit code 2: there is no store at the given path
 └── InterruptedBuildError     exit code 75: a signal stopped the build; it can be resumed
 
-A message is one line: what was asked, and what was found. `hint` says what to do.
+A message is one line: what was asked, and what was found. `hint` says what to do; a traceback shows it as a note.
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ class XactError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(make_one_line(message))
         self.hint = None if hint is None else make_one_line(hint)
+        if self.hint:
+            self.add_note(f"hint: {self.hint}")
+
+    def tell(self) -> str:
+        """Return the message and its hint as one line, for a record that is read later."""
+        return f"{self} (hint: {self.hint})" if self.hint else str(self)
 
 
 class RequestError(XactError):

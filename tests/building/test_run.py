@@ -20,12 +20,13 @@ from support.files import read_store_files
 from support.lab import RECIPE as LAB_RECIPE
 from support.lab import make_entry, write_lab, write_network
 from support.pictures import write_pictures, write_recipe
+from support.processes import start_holder
 from support.stores import assert_equal_stores, load_values
 from support.warm import Ended, Warm
 
 import xact
 from xact.cli import main as cli
-from xact.errors import MismatchError, RequestError, StimulusError, StoreError
+from xact.errors import CaptureError, MismatchError, RequestError, StimulusError, StoreError
 
 TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
 COORDINATES = (
@@ -77,7 +78,7 @@ def test_a_finished_store_opens_in_plain_xarray_without_xact_and_without_a_warni
         f"data = xr.open_zarr({str(whole)!r})\n"
         "assert data.activations.dims == ('model', 'stimulus', 'layer', 'replicate', 'unit'), data.activations.dims\n"
         "assert data.activations.dtype == 'float32'\n"
-        "assert data.attrs['xact_complete'] is True and data.attrs['xact_format'] == 1\n"
+        "assert data.attrs['xact_complete'] == 1 and data.attrs['xact_format'] == 1\n"
         f"wanted = set({COORDINATES!r}.split())\n"
         "assert wanted <= set(data.coords), wanted - set(data.coords)\n"
         "assert list(data.data_vars) == ['activations']\n"
@@ -272,7 +273,7 @@ def test_under_skip_a_broken_picture_is_recorded_and_tried_again(stimuli, whole,
     assert not outcome.is_complete
     assert list(outcome.failed_stimuli) == ["a/p05"]
     data = xr.open_zarr(tmp_path / "store.zarr")
-    assert data.attrs["xact_complete"] is False
+    assert data.attrs["xact_complete"] == 0
     assert list(data.stimulus.values[~data.present.values.all(0)]) == ["a/p05"]
     assert np.isnan(data.activations.sel(stimulus="a/p05").values).all()
     with pytest.raises(StoreError, match="a/p05"):
@@ -311,6 +312,58 @@ def test_a_store_beside_the_folders_of_stimuli_is_not_one_of_them(tmp_path, stor
     write_pictures(tmp_path / "stimuli" / store, 1, seed=9)  # a figure that somebody saved there
     assert xact.build(recipe, allow_code=True).n_captured == 0
     assert xact.load_stimuli(tmp_path / "stimuli" / store)["condition"].unique().tolist() == ["a", "b"]
+
+
+def test_under_skip_a_picture_that_a_link_loses_is_captured_once_it_is_back(tmp_path):
+    recipe, picture = write_lab(tmp_path, make_entry()), tmp_path / "stimuli" / "b" / "p01.png"
+    picture.rename(tmp_path / "elsewhere.png")
+    picture.symlink_to(tmp_path / "elsewhere" / "p01.png")
+    with pytest.raises(StimulusError, match=r"'b/p01\.png' is a link to a file that is not there"):
+        xact.build(recipe, allow_code=True)
+    outcome = xact.build(recipe, allow_code=True, settings=["on_error=skip"])
+    assert (list(outcome.failed_stimuli), outcome.n_captured) == (["b/p01"], 6)
+    picture.unlink()
+    (tmp_path / "elsewhere.png").rename(picture)
+    assert xact.build(recipe, allow_code=True).is_complete
+
+
+def list_files(store: Path) -> dict[str, tuple[int, int]]:
+    return {str(file.relative_to(store)): (file.stat().st_ino, file.stat().st_mtime_ns) for file in store.rglob("*")}
+
+
+def test_a_finished_store_that_is_read_only_needs_nothing_and_is_refused_where_it_has_to_change(tmp_path, monkeypatch):
+    recipe, store = write_lab(tmp_path, make_entry()), tmp_path / "store.zarr"
+    xact.build(recipe, allow_code=True, limit=4)
+    (store / ".xact" / "journal-7.partial").write_bytes(b"left by a kill")
+    before = list_files(store)
+    true = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK) and true(path, mode))
+    outcome = xact.build(recipe, allow_code=True, limit=4)
+    assert (outcome.is_complete, outcome.n_captured) == (True, 0)
+    with pytest.raises(StoreError, match="is read-only, and something is to be written"):
+        xact.build(recipe, allow_code=True)
+    assert list_files(store) == before
+    with start_holder(store / ".xact") as other:
+        with pytest.raises(StoreError, match=f"is being built by process {other.pid}"):
+            xact.build(recipe, allow_code=True, limit=4)
+        other.kill()
+
+
+def test_a_store_that_is_read_only_and_not_finished_is_refused_before_a_download(tmp_path, monkeypatch):
+    recipe, store = write_lab(tmp_path, make_entry()), tmp_path / "store.zarr"
+
+    def fail(*_: object, **__: object) -> None:
+        raise CaptureError("it broke")
+
+    monkeypatch.setattr("xact.building.run.run_job", fail)
+    with pytest.raises(CaptureError):
+        xact.build(recipe, allow_code=True)
+    before = list_files(store)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    monkeypatch.setattr("xact.building.prepare.find_weights", lambda _: pytest.fail("it looked for weights"))
+    with pytest.raises(StoreError, match="is read-only"):
+        xact.build(recipe, allow_code=True)
+    assert list_files(store) == before
 
 
 def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):
@@ -420,7 +473,7 @@ def test_an_unfinished_store_is_never_given_as_finished(warm, tmp_path):
     with pytest.raises(StoreError, match="not finished"):
         xact.open_activations(tmp_path / "store.zarr")
     plain = xr.open_zarr(tmp_path / "store.zarr")
-    assert plain.attrs["xact_complete"] is False
+    assert plain.attrs["xact_complete"] == 0
     assert not plain.variables
 
 

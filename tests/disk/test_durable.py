@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -282,6 +283,39 @@ def test_a_second_process_is_refused_and_told_who_builds_until_the_first_is_kill
         with hold_lock(folder):
             assert json.loads((folder / "holder.json").read_text())["pid"] == os.getpid()
     assert not (folder / "holder.json").exists()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: hold_lock(path), lambda path: hold_lines(path / "lines", path / "table")]
+)
+def test_a_forked_child_does_not_keep_the_lock_of_its_parent_and_cannot_free_it(make, tmp_path):
+    told, telling = os.pipe()
+    first = os.fork()
+    if first == 0:  # the holder: it forks a child that lives on, and ends without leaving the block
+        with make(tmp_path):
+            if os.fork() == 0:
+                os.write(telling, os.getpid().to_bytes(4))
+                time.sleep(60)
+            os._exit(0)
+    os.waitpid(first, 0)
+    child = int.from_bytes(os.read(told, 4))
+    try:
+        with make(tmp_path):
+            assert Path(f"/proc/{child}").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
+    held = make(tmp_path)
+    held.__enter__()
+    files = sorted(tmp_path.iterdir())
+    child = os.fork()
+    if child == 0:
+        held.__exit__(None, None, None)  # as an error that ends the block does
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(tmp_path.iterdir()) == files
+    with pytest.raises(StoreError, match="is being"), make(tmp_path):
+        pass
+    held.__exit__(None, None, None)
 
 
 def test_the_lock_is_free_after_an_error_and_names_no_holder(tmp_path):

@@ -220,10 +220,26 @@ def leave_out_scales(file: h5py.File) -> None:
     file["activations"] = np.ones((1, 2), "f4")
 
 
+def refer_to(file: h5py.File) -> None:
+    file["activations"] = np.ones((1, 2), "f4")
+    file.attrs["model"] = file.ref
+
+
+def name_type(file: h5py.File) -> None:
+    file["kind"] = np.dtype("f4")
+
+
+def name_in_latin_1(file: h5py.File) -> None:
+    file.create_group(b"caf\xe9")
+
+
 NETCDF = {
     "a group in itself": (nest, "has two names"),
     "labels that are declared and not stored": (declare_labels, "declares 4000000000000 bytes"),
     "no dimension scales": (leave_out_scales, "no dimension scale"),
+    "an attribute that is a reference": (refer_to, "a.nc"),
+    "a type with a name": (name_type, "is damaged, or is not a netCDF file"),
+    "a name that is not UTF-8": (name_in_latin_1, "is a name that is not UTF-8"),
 }
 
 
@@ -238,6 +254,34 @@ def test_every_command_refuses_a_netcdf_file_in_one_line(what, tmp_path, capsys)
     code, _, err = run(capsys, "info", tmp_path / "a.nc", "--layers")
     assert code == 1
     assert_one_line(err, said)
+
+
+@pytest.mark.parametrize("values", [np.array([["a"]], dtype=object), np.zeros((1, 1), [("a", "f4")])])
+def test_activations_that_are_no_numbers_are_told_in_one_line(values, tmp_path, capsys):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        file["activations"] = values
+        for axis, name in enumerate(("stimulus", "unit")):
+            file[name] = np.arange(1)
+            file[name].make_scale(name)
+            file["activations"].dims[axis].attach_scale(file[name])
+    code, out, _ = run(capsys, "verify", tmp_path / "a.nc")
+    assert (code, "/activations: has dtype" in out) == (1, True)
+    assert run(capsys, "info", tmp_path / "a.nc", "--layers")[0] == 0
+
+
+def test_a_name_that_is_not_utf8_in_an_hdf5_file_is_told_in_one_line(tmp_path, capsys):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_group(b"caf\xe9/s")["l"] = np.ones((1, 2), "f4")
+    for command in (["info", tmp_path / "a.h5"], ["import", tmp_path / "a.h5", "--store", tmp_path / "s.zarr"]):
+        code, _, err = run(capsys, *command)
+        assert code == 1
+        assert_one_line(err, r"caf\xe9")
+
+
+def test_a_pending_minus_sign_of_a_tensor_is_imported(tmp_path, capsys):
+    torch.save({"feats": torch._neg_view(ONES), **LABELS}, tmp_path / "a.pt")
+    assert run(capsys, "import", tmp_path / "a.pt", "--store", tmp_path / "s.zarr")[0] == 0
+    assert np.asarray(xact.open_layer(tmp_path / "s.zarr", "m", "l")).ravel().tolist() == [-1.0, -1.0]
 
 
 ONES = torch.ones(1, 1, 2)

@@ -50,6 +50,6 @@ def test_a_source_that_is_not_in_the_table_is_told_those_that_are(tmp_path: Path
         load_registry().find_entry("tim:x")
     assert str(caught.value.hint).endswith(f"source:id with source one of {', '.join(NAMES)}")
     (tmp_path / "mine.yml").write_text("- {label: a, source: tim, id: x}\n")
-    with pytest.raises(RecipeError, match=r"there is no source 'tim' \(nearest: timm\)$") as refused:
+    with pytest.raises(RecipeError, match=r"(?m)there is no source 'tim' \(nearest: timm\)$") as refused:
         load_registry(tmp_path / "mine.yml")
     assert refused.value.hint == f"one of {', '.join(NAMES)}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
@@ -33,6 +34,23 @@ def make_plan(layout, n=10, models=MODELS, **keys):
 
 def read(store, path):
     return zarr.open_array(store / path, mode="r")[...]
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "netcdf4"])
+def test_what_plain_xarray_opens_goes_into_netcdf_and_comes_back(engine, tmp_path):
+    write_store(tmp_path / "s", make_plan("cube"), draw_values)
+    whole = xr.open_zarr(tmp_path / "s").load()
+    whole.to_netcdf(tmp_path / "s.nc", engine=engine)
+    with xr.open_dataset(tmp_path / "s.nc", engine=engine) as back:
+        xr.testing.assert_equal(back.load(), whole)
+        assert back.attrs == whole.attrs
+
+
+def test_a_part_of_a_store_becomes_a_store_of_its_own(tmp_path):
+    write_store(tmp_path / "s", make_plan("cube"), draw_values)
+    part = xr.open_zarr(tmp_path / "s").isel(stimulus=[0, 3]).drop_encoding()
+    part.to_zarr(tmp_path / "part", consolidated=False)
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "part", consolidated=False).load(), part.load())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,7 +12,7 @@ from xact.errors import RequestError, WorkError
 from xact.recipe.load import UNTRAINED, load_recipe
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.yaml_text import parse_assignment
-from xact.store.hold import hold_store
+from xact.store.hold import check_writable, hold_store
 
 if TYPE_CHECKING:
     from xact.building.prepare import PreparedBuild
@@ -185,8 +185,11 @@ def _list(names: str | Sequence[str]) -> list[str]:
 def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBuild]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = expand_path(loaded.recipe.store)
-    with hold_store(store):
+    with hold_store(store) as may_write:
         # torch and its kin: only now, so that a second builder is refused at once
         from xact.building.prepare import prepare_build
 
-        yield prepare_build(loaded, store, allow_code=allow_code)
+        prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write)
+        if not prepared.nothing_to_do:
+            check_writable(store, may_write=may_write)
+        yield prepared

@@ -28,7 +28,7 @@ from xact.recipe.registry.entry import Entry
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import Storage
 from xact.store.held import check_shards
-from xact.store.hold import hold_store
+from xact.store.hold import check_writable, hold_store
 from xact.store.journal import load_state, remove_older
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
@@ -83,19 +83,26 @@ def import_files(
     """
     paths = [expand_path(file) for file in files]
     path = expand_path(store)
-    with closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old, hold_store(path):
+    with (
+        closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old,
+        hold_store(path) as may_write,
+    ):
         notes = list(old.notes)
         plan = _plan(old, [_relabel(model, notes) for model in old.models], paths)
         state = load_state(path)
+        if state.plan is not None:
+            plan = plan.model_copy(update={"store_id": state.plan.store_id})
         if state.plan is not None and state.plan.model_dump_json() != plan.model_dump_json():
             raise MismatchError(f"the store {str(path)!r} was made of other files", hint="give another --store")
         outcome = Outcome(path, plan.layout, warnings=notes)
         if not state.is_committed:
+            check_writable(path, may_write=may_write)
             state = check_shards(path, state, ())
             with StoreWriter(path, plan, state, jitter={}) as writer:
                 _write_tasks(writer, old, outcome, watch)
                 writer.publish(make_provenance(plan, writer.state, {}), complete=True)
-        remove_older(path, plan.generation)
+        if may_write:
+            remove_older(path, plan.generation)
         return outcome
 
 

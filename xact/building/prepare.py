@@ -18,6 +18,7 @@ from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
+from xact.store.hold import check_writable
 from xact.store.journal import State, load_state
 from xact.store.merge import Request, compare_settings, make_plan
 from xact.store.plan import Plan, PlannedModel
@@ -39,6 +40,8 @@ class PreparedBuild:
     plan: Plan
     tasks: Mapping[str, Sequence[Task]]
     """{model: remaining tasks}, for each model of the recipe."""
+    may_write: bool = True
+    """False if the store is read-only."""
 
     @property
     def n_rows_left(self) -> int:
@@ -62,12 +65,14 @@ def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Prep
     return _lay_plan(asked, surveyed, reads_captions=False)
 
 
-def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
+def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
 
     Missing weights are reported before the first forward pass. The store does not change.
     """
     asked = _list_asked(loaded, store, allow_code=allow_code)
+    if not asked.stored.is_committed:  # before a download
+        check_writable(store, may_write=may_write)
     surveyed = _Surveyed()
     for spec in asked.specs.values():  # report terms that the user must accept before the first download
         if asked.find_stored(spec.label) is None:
@@ -82,7 +87,7 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Pre
                     surveyed.weights[label] = find_weights(spec)
                     model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
                 surveyed.models.append(model)
-    return _lay_plan(asked, surveyed, reads_captions=True)
+    return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class _Surveyed:
         except WeightsError as error:
             if on_error == "stop":
                 raise
-            self.failed[model] = str(error)
+            self.failed[model] = error.tell()
 
 
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:

@@ -52,8 +52,9 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
     outcome.warnings += prepared.source.notes
     check_finished_stimuli(prepared)
     if prepared.nothing_to_do:
-        sweep_partial(prepared.store)
-        remove_older(prepared.store, prepared.stored.committed)
+        if prepared.may_write:
+            sweep_partial(prepared.store)
+            remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
@@ -65,7 +66,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
                 except (CaptureError, WeightsError) as error:
                     if prepared.loaded.recipe.on_error == "stop":
                         raise
-                    outcome.failed_models[model.label] = str(error)
+                    outcome.failed_models[model.label] = error.tell()
         for task, record in stored.tasks.items():
             if record != prepared.stored.tasks[task] and record == writer.state.tasks[task]:
                 clear_rows(writer, record)

@@ -237,7 +237,7 @@ class Run:
             except StimulusError as error:
                 if recipe.on_error == "stop":
                     raise
-                problems[row] = f"{UNREADABLE}{error}"
+                problems[row] = f"{UNREADABLE}{error.tell()}"
         return pictures, problems
 
     def _ask(self, captioner: Captioner, pictures: Mapping[int, Image], *, first: str) -> dict[int, tuple[str, Judged]]:

@@ -285,7 +285,7 @@ class _Run:
                     raise
                 contents.append(None)
                 with self.lock:
-                    opened.failed[row] = str(error)
+                    opened.failed[row] = error.tell()
                 continue
             contents.append(loaded.content)
             with self.lock:

@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from xact.cli.arguments import make_parser
-from xact.cli.terminal import write_err
+from xact.cli.terminal import find_output_error, open_streams, write_err
 from xact.errors import InterruptedBuildError, WorkError, XactError
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 failed or incomplete, 2 wrong request, 75 interrupted but resumable."""
-    options = make_parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if arguments is None:  # this process runs only this command
+        open_streams()
+    elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to show a label
+    options = make_parser().parse_args(arguments)
     try:
         code = options.run(options)
     except XactError as error:
@@ -29,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             leave(code)
     except MemoryError as error:
         code = report(WorkError(f"the machine has no memory for this: {error or 'none is left'}"))
-    except BrokenPipeError:  # the reader of our output has closed the pipe: print no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
     except OSError as error:  # a disk error during a read
         if options.debug:
             traceback.print_exc()
         what = f"{error.filename}: " if error.filename else ""
         code = report(WorkError(f"{what}{error.strerror or error}", hint="--debug shows where this happened"))
-    if arguments is None:  # this process runs only this command, which is done
+    if arguments is None:  # the command is done
         from xact.cli.signals import ignore_signals
 
         ignore_signals()
+        lost = find_output_error()
+        if lost is not None and code == 0:
+            code = report(lost)
     sys.exit(code)
 
 

@@ -39,7 +39,7 @@ class Progress:
         bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:.1f} images/s"),
+            TextColumn("{task.fields[speed]:.1f} stimuli/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
@@ -64,7 +64,7 @@ class Progress:
             if now - self._last >= LINE_EVERY:
                 self._last = now
                 left = (self._total - self._done) / max(1e-9, self._speed())
-                write_err(f"{self._done}/{self._total} stimuli, {self._speed():.1f} images/s, {left:.0f} s left\n")
+                write_err(f"{self._done}/{self._total} stimuli, {self._speed():.1f} stimuli/s, {left:.0f} s left\n")
                 sys.stderr.flush()
 
     def __enter__(self) -> Self:

@@ -2,17 +2,87 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from xact.errors import escape_controls, make_lines
+from xact.errors import WorkError, escape_controls, make_lines
 
 if TYPE_CHECKING:
     from xact.building.estimate import Estimate
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
+
+
+class StreamBytes(io.RawIOBase):
+    """The bytes of stdout or stderr. After a failed write the rest is dropped: a build goes on without a reader."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def isatty(self) -> bool:
+        """Return True for a terminal."""
+        return os.isatty(self._fd)
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]  # all that io.BufferedWriter passes
+        """Write some of the bytes, or drop all of them after a failure. Return their number."""
+        if self.failure is None:
+            try:
+                return os.write(self._fd, data)
+            except OSError as error:
+                self.failure = error
+        return len(data)
+
+
+def open_streams() -> None:
+    """Set stdin, stdout and stderr so that no write to them raises an error.
+
+    Where the parent closed one of them (`>&-`), its number goes to /dev/null: else the next file that is opened, such
+    as a shard, would get the number, and what a library prints would go into that file.
+    """
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(_open_null(), closefd=False)
+    sys.stdout, sys.stderr = _make_output(sys.stdout), _make_output(sys.stderr, line_buffering=True)
+
+
+def _make_output(stream: TextIO | None, *, line_buffering: bool = False) -> TextIO:
+    fd = _open_null() if stream is None else stream.fileno()
+    return io.TextIOWrapper(
+        io.BufferedWriter(StreamBytes(fd)),  # type: ignore[type-var]  # typeshed wants a FileIO
+        encoding="utf-8" if stream is None else stream.encoding,
+        errors="backslashreplace",  # the terminal may be unable to show a label
+        line_buffering=line_buffering or os.isatty(fd),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+def _open_null() -> int:
+    fd = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    os.set_inheritable(fd, fd <= 2)
+    return fd
+
+
+def find_output_error() -> WorkError | None:
+    """Return the error if stdout could not be written, e.g. on a full disk. A reader that went away is no error."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    failure = raw.failure if isinstance(raw, StreamBytes) else None
+    if failure is None or failure.errno == errno.EPIPE:
+        return None
+    return WorkError(f"the output cannot be written: {failure.strerror}", hint="all other work is done")
 
 
 def write_out(text: str) -> None:
@@ -36,7 +106,11 @@ def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
         write_err("warning: the disk has less free space than this build needs before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
         return True
-    return input("build this? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("build this? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # the terminal was closed, or Ctrl-D: no answer
+        write_out("\n")
+        return False
 
 
 def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the recipe asks for") -> int:

@@ -41,6 +41,8 @@ UNREAD = b"This is a netCDF dimension but not a netCDF variable"
 def open_member(group: h5py.Group, name: str) -> h5py.HLObject:
     """Return a group or a data set. Raise StoreError if it is a link, or if its values lie elsewhere or nowhere."""
     where = f"{group.file.filename}: {group.name.rstrip('/')}/{name}"
+    if isinstance(name, bytes):  # what h5py gives where it cannot decode a name
+        raise StoreError(f"{where} is a name that is not UTF-8")
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise StoreError(f"{where} is a link, which is not followed")
     member = group[name]

@@ -1,4 +1,8 @@
-"""Locks on folders and files: one process holds a lock; it is released when the process ends."""
+"""Locks on folders and files: one process holds a lock; it is released when the process ends.
+
+A forked child, such as a worker that a network starts, shares the open lock file with its parent and would hold the
+lock after the parent has ended. So each child first closes the lock files of its parent.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from xact.disk.durable import (
     NO_LINK,
@@ -23,23 +28,67 @@ from xact.disk.durable import (
 from xact.errors import StoreError
 
 
+class LockFile:
+    """An open lock file. The lock belongs to the process that opened the file, never to a forked child."""
+
+    _held: ClassVar[set[LockFile]] = set()
+    """All lock files that this process has open."""
+
+    def __init__(self, path: Path, flags: int) -> None:
+        """Open the file. Raise OSError if that fails."""
+        self.fd = os.open(path, flags | NO_LINK, 0o666)
+        self._held.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """True if this process opened the file and has not closed it."""
+        return self in self._held
+
+    def close(self) -> None:
+        """Release the lock. In a forked child, do nothing."""
+        if self.is_held:
+            self._held.remove(self)
+            os.close(self.fd)
+
+    @classmethod
+    def leave_all(cls) -> None:
+        """Close the lock files of the parent after a fork. The parent keeps its locks."""
+        for lock in cls._held:
+            os.close(lock.fd)
+        cls._held.clear()
+
+
+os.register_at_fork(after_in_child=LockFile.leave_all)
+
+
 @contextmanager
-def hold_lock(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[bool]:
     """Hold the lock of a store. Raise StoreError at once if another process holds it.
+
+    Yield True if the store may be written. Yield False if its folder is read-only: the lock is then shared.
 
     A kill releases the lock. This is why `flock` is used directly: on a file system without flock, filelock may fall
     back to a lock that stays after a kill.
     """
     holder = folder / "holder.json"
     _refuse_link(folder)
-    fd = _take_lock(folder / "lock", folder.parent, holder)
+    if _is_read_only(folder / "lock"):
+        lock = _share_lock(folder / "lock", folder.parent, holder)
+        try:
+            yield False
+        finally:
+            if lock is not None:
+                lock.close()
+        return
+    lock = _take_lock(folder / "lock", folder.parent, holder)
     try:
         replace_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
-        yield
+        yield True
     finally:
-        with suppress(OSError):
-            holder.unlink()
-        os.close(fd)
+        if lock.is_held:
+            with suppress(OSError):
+                holder.unlink()
+        lock.close()
 
 
 @contextmanager
@@ -48,38 +97,57 @@ def hold_lines(path: Path, owner: Path) -> Iterator[None]:
 
     A kill releases the lock.
     """
-    fd = _take_lock(path, owner)
+    lock = _take_lock(path, owner)
     try:
         yield
     finally:
         try:
-            found = os.fstat(fd)
-            if found.st_nlink and not found.st_size:
+            found = os.fstat(lock.fd) if lock.is_held else None
+            if found is not None and found.st_nlink and not found.st_size:
                 remove_file(path)
         finally:
-            os.close(fd)
+            lock.close()
 
 
-def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> int:
-    """Lock `path` and return its descriptor. Closing the descriptor releases the lock."""
+def _is_read_only(path: Path) -> bool:
+    """Return True if a lock file cannot be opened to write, although its folder exists."""
+    return path.parent.is_dir() and not os.access(path if path.exists() else path.parent, os.W_OK)
+
+
+def _share_lock(path: Path, owner: Path, holder: Path) -> LockFile | None:
+    """Lock `path` together with other readers. Return None if there is no such file or it cannot be read."""
+    try:
+        lock = LockFile(path, os.O_RDONLY)
+    except OSError:  # nothing will be written, so that only a running build matters, and a build has made the file
+        return None
+    try:
+        _lock_file(lock.fd, owner, holder, fcntl.LOCK_SH)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> LockFile:
+    """Lock `path`. Closing the file releases the lock."""
     while True:
         make_folder(path.parent)
         with _disk_errors(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+            lock = LockFile(path, os.O_RDWR | os.O_CREAT)
         try:
-            _lock_file(fd, owner, holder)
-            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
-                return fd
+            _lock_file(lock.fd, owner, holder, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(lock.fd), path.stat()):
+                return lock
         except BaseException:
-            os.close(fd)
+            lock.close()
             raise
-        os.close(fd)  # the last holder removed the file: try again
+        lock.close()  # the last holder removed the file: try again
 
 
-def _lock_file(fd: int, owner: Path, holder: Path | None) -> None:
+def _lock_file(fd: int, owner: Path, holder: Path | None, kind: int) -> None:
     """Lock an open file that belongs to `owner`: a store if there is a file `holder`, else a file."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         said = f"the file {str(owner)!r} is being written by another process"
         if holder is not None:

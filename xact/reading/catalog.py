@@ -26,7 +26,7 @@ from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.shards import ShardFormat, parse_format
-from xact.store.snapshot import Labels, Snapshot, Stamp, open_snapshot, stamp_root
+from xact.store.snapshot import Labels, Snapshot, Stamp, is_same_store, open_snapshot, stamp_root
 
 Names = str | Iterable[str] | None
 """A name, a glob (`*` matches any text, `?` one character), several names or globs, or None for all."""
@@ -41,8 +41,11 @@ def open_catalog(store: str | Path) -> Catalog:
 @functools.lru_cache(maxsize=4)
 def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
     """Read the labels. `_stamp` only serves as a part of the cache key: it changes with each generation."""
-    snapshot = open_snapshot(store)
-    labels = snapshot.load_labels()
+    while True:
+        snapshot = open_snapshot(store)
+        labels = snapshot.load_labels()
+        if is_same_store(store, snapshot.store_id):  # else these are the labels of a store that was built in its place
+            break
     needed = {"model", "layer", "stimulus", "replicate", "n_units", "layer_index", "unit_axes", "unit_shape", "present"}
     lost = sorted(needed - labels.keys())
     if lost:
@@ -173,6 +176,7 @@ class Catalog:
         self._check_shape(path, n_units)
         return LayerArray(
             store=str(self.snapshot.path),
+            store_id=self.snapshot.store_id,
             prefix=f"{path}/c/{at}",
             layer_place=place,
             model=str(self.models[m]),

@@ -18,7 +18,7 @@ import numpy as np
 
 from xact.errors import StoreError
 from xact.store.shards import ShardFormat, read_rows, split_rows
-from xact.store.snapshot import find_absent_shards
+from xact.store.snapshot import check_same_store, find_absent_shards
 
 PARALLEL_NBYTES = 8 * 2**20
 """Bytes of values from which shards are read in parallel. For fewer bytes, threads cost more than they save."""
@@ -54,6 +54,8 @@ class LayerArray:
     """Lengths of the unit axes; `(n_units,)` for one flat axis."""
     token: str
     """Identifies the generation; a part of dask's array names."""
+    store_id: str = ""
+    """Id of the store that was opened. Another store at the same path is refused."""
 
     dtype = np.dtype(np.float32)
 
@@ -90,6 +92,12 @@ class LayerArray:
 
     def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
         """Fill `out` (stimulus, replicate, unit) with the given rows and the units from `first_unit` on."""
+        try:
+            self._fill(out, rows, first_unit)
+        finally:  # afterwards, so that no shard of another store was read; its shards may also be missing
+            check_same_store(Path(self.store), self.store_id)
+
+    def _fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
         asked = np.asarray(rows)
         ordered, back = np.unique(asked, return_inverse=True)
         present = self.rows.present

@@ -285,8 +285,12 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     try:
         found = path.stat()
     except FileNotFoundError:
-        what = "is a link to a file that is not there" if path.is_symlink() else "is not there"
-        raise StimulusError(f"{name!r} {what}", hint=f"the whole path is {path}") from None
+        if path.is_symlink():
+            raise StimulusError(
+                f"{name!r} is a link to a file that is not there",
+                hint="get that file, e.g. datalad get, or leave it out",
+            ) from None
+        raise StimulusError(f"{name!r} is not there", hint="put it back, or leave it out") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(found.st_mode):

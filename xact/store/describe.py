@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from xact.disk.durable import parse_json, read_whole
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
-from xact.store.journal import FOLDER, State, load_state
+from xact.store.journal import FOLDER, State, load_state, read_generation
 from xact.store.plan import Plan, PlannedModel
 
 
@@ -17,7 +18,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
     folder = Path(path)
     if not (folder / FOLDER).is_dir():
         raise _refuse(folder)
-    state = load_state(folder)
+    state = _load_state(folder)
     if state.plan is None:
         raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
     plan = state.plan
@@ -34,10 +35,21 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "codec": plan.codec,
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
-        "failed_models": plan.failed_models,
+        "failed_models": plan.failed_models | _read_failed_models(folder),
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
+
+
+def _load_state(folder: Path) -> State:
+    """Read the journals. Read them again if a build has published the store meanwhile and removed the older ones."""
+    while True:
+        generation = read_generation(folder)
+        try:
+            return load_state(folder)
+        except StoreError:
+            if read_generation(folder) == generation:
+                raise
 
 
 def _refuse(folder: Path) -> StoreError:
@@ -47,6 +59,15 @@ def _refuse(folder: Path) -> StoreError:
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
         )
     return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+
+
+def _read_failed_models(folder: Path) -> dict[str, str]:
+    """Return {model: error} of the networks that failed while the published generation was built."""
+    try:
+        provenance = parse_json(parse_json(read_whole(folder / "xact" / "zarr.json"))["attributes"]["provenance"])
+        return {str(model): str(error) for model, error in provenance["failed_models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not published yet, or imported
+        return {}
 
 
 def _describe_model(state: State, plan: Plan, model: PlannedModel, *, with_layers: bool) -> dict[str, Any]:

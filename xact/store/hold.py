@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xact.disk.locks import hold_lock
-from xact.errors import RequestError
+from xact.errors import RequestError, StoreError
 
 
 @contextmanager
-def hold_store(store: Path) -> Iterator[None]:
-    """Hold the lock of a store. At the end, remove a new store in which nothing was planned."""
-    is_store, was_there = check_store_path(store), store.exists()
+def hold_store(store: Path) -> Iterator[bool]:
+    """Hold the lock of a store. At the end, remove a new store in which nothing was planned.
+
+    Yield True if the store may be written. Yield False for a store that is read-only.
+    """
+    is_store, was_there, pid = check_store_path(store), store.exists(), os.getpid()
     folder = store / ".xact"
-    with hold_lock(folder):
+    with hold_lock(folder) as may_write:
         try:
-            yield
+            yield may_write
         finally:
-            if not is_store and not any(folder.glob("plan-*")):
+            is_child = os.getpid() != pid  # a forked child that ends here leaves the store to its parent
+            if not is_child and not is_store and not any(folder.glob("plan-*")):
                 # still locked: a waiting process sees that the lock file is gone, and makes a new file
                 remove_traces(folder)
                 if not was_there:
@@ -41,6 +46,15 @@ def check_store_path(store: Path) -> bool:
             hint="give another path (--store PATH)",
         )
     return False
+
+
+def check_writable(store: Path, *, may_write: bool) -> None:
+    """Raise StoreError if the store has to change and is read-only."""
+    if not may_write:
+        raise StoreError(
+            f"the store {str(store)!r} is read-only, and something is to be written",
+            hint="give another path (--store PATH), or make its disk and its files writable",
+        )
 
 
 def remove_traces(folder: Path) -> None:

@@ -188,7 +188,8 @@ def make_root(
     """Return the bytes of the root's metadata file: short attributes, and a copy of all metadata."""
     attributes = {
         "xact_format": plan.xact_format,
-        "xact_complete": complete,
+        "xact_id": plan.store_id,
+        "xact_complete": int(complete),  # netCDF has no truth values
         "xact_generation": plan.generation,
         "xact_layout": plan.layout,
         "how_to_read": HOW_TO_READ,
@@ -201,7 +202,8 @@ def make_unfinished_root(plan: Plan) -> bytes:
     """Return the bytes of the root's metadata file while nothing is published yet."""
     attributes = {
         "xact_format": plan.xact_format,
-        "xact_complete": False,
+        "xact_id": plan.store_id,
+        "xact_complete": 0,
         "xact_generation": 0,
         "xact_layout": plan.layout,
         "how_to_read": UNFINISHED,

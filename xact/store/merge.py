@@ -6,6 +6,7 @@ This module reads and writes no files.
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,6 +106,7 @@ def _make_first_plan(request: Request) -> Plan:
     reserved = (*request.table.columns, *request.jitter_names)
     model_paths, layer_paths = _make_paths(request.models, layout, {}, {}, reserved)
     plan = Plan(
+        store_id=uuid.uuid4().hex,
         generation=1,
         layout=layout,
         codec=storage["codec"],

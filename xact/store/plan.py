@@ -114,6 +114,8 @@ class Plan(PlanRecord):
     """The content of a store after its build."""
 
     xact_format: Literal[1] = 1
+    store_id: str = ""
+    """Random text of the store, in all its generations. A store that is built again has another."""
     generation: int
     """Generation of the store after this build."""
     layout: Literal["cube", "groups"]

@@ -79,6 +79,8 @@ class Snapshot:
     """{path: metadata} of the labels at the root and in `/catalog`, and of all activations."""
     coordinates: tuple[str, ...]
     """Names of the labels at the root, in order."""
+    store_id: str
+    """Random text of the store, the same in all its generations; empty if an older xact wrote it."""
     token: str
     """Text that is different for every generation of every store."""
 
@@ -106,8 +108,43 @@ class Snapshot:
 
 def open_snapshot(store: str | Path) -> Snapshot:
     """Read the root of a store. Raise StoreError if it is not a store, is unfinished, or has a newer format."""
+    path = Path(store).absolute()
     with _collector_paused():
-        return _parse_root(Path(store).absolute(), stamp_root(store))
+        while True:
+            stamp = stamp_root(path)
+            snapshot = _parse_root(path, stamp)
+            if stamp_root(path) == stamp:  # else the store was published in between: the stamp is that of an older root
+                _IDS[path] = stamp, snapshot.store_id
+                return snapshot
+
+
+_IDS: dict[Path, tuple[Stamp, str | None]] = {}
+"""{path: (stamp of the root, id of the store)} as last read; None if there is no store at the path."""
+
+
+def is_same_store(path: Path, store_id: str) -> bool:
+    """Return True if the store at `path` still has this id, in any generation."""
+    stamp = stamp_root(path)
+    known = _IDS.get(path)
+    if known is None or known[0] != stamp:
+        known = _IDS[path] = stamp, _read_id(path)
+    return known[1] == store_id
+
+
+def _read_id(path: Path) -> str | None:
+    try:
+        attributes = _read_root(path / "zarr.json").get("attributes")
+    except StoreError:
+        return None
+    return str(attributes.get("xact_id", "")) if isinstance(attributes, dict) else None
+
+
+def check_same_store(path: Path, store_id: str) -> None:
+    """Raise StoreError if the store that was opened at `path` is no longer there."""
+    if not is_same_store(path, store_id):
+        raise StoreError(
+            f"the store {str(path)!r} was built again, replaced or removed after it was opened", hint="open it again"
+        )
 
 
 def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
@@ -140,7 +177,8 @@ def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
         fault = next((f"{at!r:.60}: {found}" for at, found in faults if found is not None), None)
     if fault is not None:
         raise _refuse_root(path, fault)
-    return Snapshot(path, str(layout), kept, tuple(attributes.get("coordinates", "").split()), f"{path} {stamp}")
+    coordinates, store_id = tuple(attributes.get("coordinates", "").split()), str(attributes.get("xact_id", ""))
+    return Snapshot(path, str(layout), kept, coordinates, store_id, f"{path} {store_id} {stamp}")
 
 
 def _refuse_root(path: Path, fault: str) -> StoreError:
@@ -267,12 +305,17 @@ def find_absent_shards(store: Path) -> frozenset[str]:
 
     Raise StoreError if there is no manifest, or if it is damaged.
     """
-    numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
-    files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
-    if not files:
-        raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
-    newest = files[max(files)]
-    return _read_absent(newest, newest.stat().st_mtime_ns)
+    while True:
+        numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
+        files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
+        if not files:
+            raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
+        newest = files[max(files)]
+        try:
+            return _read_absent(newest, newest.stat().st_mtime_ns)
+        except (StoreError, FileNotFoundError):
+            if newest.exists():
+                raise  # else the manifest of a newer generation has replaced it
 
 
 @functools.lru_cache(maxsize=4)

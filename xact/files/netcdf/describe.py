@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5netcdf
 
 from xact.disk.hdf5_members import check_whole, read_texts
-from xact.errors import StoreError, check_model, make_lines
+from xact.errors import StoreError, XactError, check_model, make_lines
 from xact.files.describe import make_plain, show_attributes, show_shape
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return the content of a file. A layer is a group, or the root, with a variable `activations`."""
+    with open_netcdf(Path(path)) as file:
+        return _describe_file(file, str(path), model=model, with_layers=with_layers)
+
+
+@contextmanager
+def open_netcdf(path: Path) -> Iterator[h5netcdf.File]:
+    """Open a netCDF file. Turn each error that h5netcdf raises for a damaged or odd file into a StoreError."""
     try:
-        check_whole(Path(path))
+        check_whole(path)
         with h5netcdf.File(path, "r") as file:
-            return _describe_file(file, str(path), model=model, with_layers=with_layers)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+            yield file
+    except XactError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is damaged, or is not a netCDF file: {error}", hint="export or copy it again"
-        ) from None
+        ) from error
 
 
 def _describe_file(file: h5netcdf.File, path: str, *, model: str | None, with_layers: bool) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
+import numpy as np
 
-from xact.disk.hdf5_members import check_whole
 from xact.files.finite import check_finite
+from xact.files.netcdf.describe import open_netcdf
 from xact.labels import DIMS
 
 
 def check_file(file: Path) -> Iterator[str]:
     """Yield the faults of every variable `activations`: its five dims, their labels, its values."""
-    check_whole(file)
-    with h5netcdf.File(file, "r") as opened:
+    with open_netcdf(file) as opened:
         found = list(_find_activations(opened))
         if not found:
             yield "holds no activations"
@@ -40,6 +40,9 @@ def _check_variable(variable: h5netcdf.Variable, labels: dict[str, Any]) -> Iter
     dims = tuple(variable.dimensions)
     if dims != tuple(dim for dim in DIMS if dim in dims) or not {"stimulus", "unit"} <= set(dims):
         yield f"has dims {', '.join(dims)}, expected {', '.join(DIMS)} (a dim of length 1 may be missing)"
+        return
+    if np.dtype(variable.dtype).kind not in "fiub":
+        yield f"has dtype {variable.dtype}, expected floating-point numbers"
         return
     lengths = dict(zip(dims, variable.shape, strict=True))
     for name in DIMS[:-1]:

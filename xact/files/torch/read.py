@@ -108,7 +108,12 @@ def open_torch(file: Path) -> dict[str, Any]:
     for key, value in held.items():
         if isinstance(value, Tensor):
             check_tensor(value, f"{file}: {key}")
-    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in held.items()}
+    return {key: _make_plain(value) if isinstance(value, Tensor) else value for key, value in held.items()}
+
+
+def _make_plain(tensor: Tensor) -> Tensor:
+    """Return a tensor that numpy can take: without a gradient, and without a pending conjugation or minus sign."""
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def open_old(files: Sequence[Path], table: Path | None) -> TorchFiles:

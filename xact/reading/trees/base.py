@@ -27,6 +27,8 @@ class Tree(ABC):
     """Absolute: a worker process may have another working directory."""
     allow_incomplete: bool
     """If True, unfinished rows of a store read as NaN; otherwise reading them raises StoreError."""
+    identity: object
+    """What tells another file or store at the same path from this one."""
     is_closed = False
 
     @abstractmethod
@@ -73,7 +75,7 @@ class Tree(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.check_open()
-        return _open_again, (self.path, self.allow_incomplete)
+        return _open_again, (self.path, self.allow_incomplete, self.identity)
 
 
 def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
@@ -89,5 +91,14 @@ def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
     return tree
 
 
-def _open_again(path: Path, allow_incomplete: bool) -> Tree:
-    return open_tree(path, allow_incomplete=allow_incomplete)
+def _open_again(path: Path, allow_incomplete: bool, identity: object) -> Tree:
+    """Open the same file or store in another process."""
+    tree = open_tree(path, allow_incomplete=allow_incomplete)
+    if tree.identity != identity:
+        raise refuse_changed(path)
+    return tree
+
+
+def refuse_changed(path: Path) -> StoreError:
+    """Return the error for a file or store that is no longer the one that was opened."""
+    return StoreError(f"{path} has changed since it was opened", hint="load it again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from xact.disk.hdf5_members import check_attributes, open_member
 from xact.errors import StoreError
-from xact.reading.trees.base import Tree
+from xact.reading.trees.base import Tree, refuse_changed
 
 LOCK = threading.RLock()
 """Locked during every call into HDF5: a file is opened once, and never closed while another thread reads it."""
@@ -23,6 +24,9 @@ LOCK = threading.RLock()
 # A fork waits until all threads have left HDF5. This line comes after the import of h5py, so that a fork locks h5py's
 # own lock after this one, as all other code does. In the other order a fork and a reading thread could deadlock.
 os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
+
+_TREES: weakref.WeakSet[Hdf5Tree] = weakref.WeakSet()
+"""All mappings of files in this process."""
 
 LEVELS = ("a model", "a stimulus", "a layer")
 
@@ -41,7 +45,9 @@ class Hdf5Tree(Tree):
         self._file: h5py.File | None = None
         self._pid = 0
         self._last: tuple[tuple[str, ...], h5py.Group] | None = None
-        self._stamp = _stamp(path)
+        self.identity = _stamp(path)
+        with LOCK:
+            _TREES.add(self)
         self.list_names()  # refuse a file of another kind at once
 
     def list_names(self, *at: str) -> list[str]:
@@ -71,7 +77,9 @@ class Hdf5Tree(Tree):
     def read(self, model: str, stimulus: str, layer: str) -> dict[str, np.ndarray]:
         """Return the values of one data set."""
         with LOCK, self._errors(model, stimulus, layer):
-            return {stimulus: np.asarray(self._open_layer(model, stimulus, layer)[()])}
+            values = np.asarray(self._open_layer(model, stimulus, layer)[()])
+            self._check_same()
+            return {stimulus: values}
 
     def load_attributes(self, *at: str) -> dict[str, Any]:
         """Return the attributes of the file, or of a group in it."""
@@ -111,13 +119,29 @@ class Hdf5Tree(Tree):
         """Return the open file. After a fork, the child opens it again, because it must not share the descriptor."""
         self.check_open()
         if self._file is None or self._pid != os.getpid():
-            if self._file is not None:
-                self._file.close()
-                self._file, self._last = None, None  # stays None if the next lines fail
-            if _stamp(self.path) != self._stamp:
-                raise StoreError(f"{self.path} has changed since it was opened", hint="load it again")
+            self._drop()
+            for other in list(_TREES):  # HDF5 opens a file once, so that another handle would share what it remembers
+                if other.has_changed():
+                    other._drop()
             self._file, self._pid = h5py.File(self.path, "r"), os.getpid()
+        self._check_same()
         return self._file
+
+    def _check_same(self) -> None:
+        """Refuse a file that was written after it was opened, and another file where this process opens it again."""
+        if self.has_changed():
+            self._drop()
+            raise refuse_changed(self.path)
+
+    def has_changed(self) -> bool:
+        """Return True if the open file is not as it was when it was loaded."""
+        return self._file is not None and _make_stamp(os.fstat(self._file.id.get_vfd_handle())) != self.identity
+
+    def _drop(self) -> None:
+        """Close the file until the next access."""
+        if self._file is not None:
+            self._file.close()
+            self._file, self._last = None, None
 
     @contextmanager
     def _errors(self, *at: str) -> Iterator[None]:
@@ -137,9 +161,12 @@ class Hdf5Tree(Tree):
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        return _make_stamp(path.stat())
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _make_stamp(found: os.stat_result) -> tuple[int, int]:
     return found.st_mtime_ns, found.st_size
 
 

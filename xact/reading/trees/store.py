@@ -29,6 +29,7 @@ class StoreTree(Tree):
         self.path = path
         self.allow_incomplete = allow_incomplete
         self._catalog = open_catalog(path)
+        self.identity = self._catalog.snapshot.store_id
         self._layers: dict[str, dict[str, int]] = {}
 
     @cached_property

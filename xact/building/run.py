@@ -44,6 +44,8 @@ class Outcome:
     is_complete: bool = True
     whole_models: tuple[str, ...] | None = None
     """The models of the recipe that have every row; None if every model of the store has every row."""
+    lacks_failed_only: bool = False
+    """True if rows of the store are missing, and each of them is recorded as failed."""
 
 
 def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
@@ -89,6 +91,10 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]
     if len(whole) < len(plan.models):
         outcome.whole_models = tuple(label for label in whole if label in prepared.specs)
+        outcome.lacks_failed_only = all(
+            sum(state.find_present(m.label, plan)) + len(state.find_failed(m.label)) == plan.n_stimuli
+            for m in plan.models
+        )
     return outcome
 
 

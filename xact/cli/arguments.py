@@ -115,6 +115,9 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
     command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
     command.add_argument("--replicates", choices=["all", "0", "mean"], help="default all; for pt 0")
+    command.add_argument(
+        "--skip-failed", action="store_true", help="leave out the stimuli that failed in one of these models"
+    )
     command.add_argument("--names", choices=["path", "basename"], help="hdf5: conditions in file names; default path")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--append", action="store_true", help="hdf5: add models to existing files")

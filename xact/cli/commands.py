@@ -14,6 +14,7 @@ from xact.cli.terminal import (
     confirm,
     show_estimate,
     show_file,
+    show_note,
     show_outcome,
     show_table,
     show_warnings,
@@ -22,7 +23,9 @@ from xact.cli.terminal import (
 )
 from xact.errors import RequestError, make_nearest_text
 
-EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
+EXPORT_OPTIONS = (
+    "to output_dir prefix models layers conditions replicates names append overwrite dtype skip_failed".split()
+)
 
 
 OVERRIDES = (
@@ -213,7 +216,8 @@ def run_export(options: argparse.Namespace) -> int:
     with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
         from xact.files.export import export
 
-        export(options.store, **{name: getattr(options, name) for name in EXPORT_OPTIONS}, tell=show_file)
+        asked = {name: getattr(options, name) for name in EXPORT_OPTIONS}
+        export(options.store, **asked, tell=show_file, note=show_note)
     return 0
 
 

@@ -51,6 +51,8 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     part = ""
     if outcome.whole_models is not None:  # reading would refuse the missing rows
         part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
+        if not outcome.whole_models and outcome.lacks_failed_only:
+            part = ", skip_failed=True"
     write_out(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
     if outcome.is_complete:
         return 0
@@ -64,6 +66,11 @@ def show_warnings(warnings: Sequence[str]) -> None:
     """Print each warning as a line."""
     for warning in warnings:
         write_err(make_lines([f"warning: {warning}"]))
+
+
+def show_note(note: str) -> None:
+    """Print a note as a line."""
+    write_err(make_lines([f"note: {note}"]))
 
 
 def show_estimate(estimated: Estimate) -> None:

@@ -108,6 +108,10 @@ class State:
                 present[row] = row not in failed
         return present
 
+    def find_failed(self, model: str) -> dict[StoreRow, str]:
+        """Return {row: error} of the rows that failed."""
+        return {row: error for record in self.find_records(model) for row, error in record.failed.items()}
+
     def is_whole(self, model: str, plan: Plan) -> bool:
         """Return True if every row of `plan` is finished and safe."""
         return all(self.find_present(model, plan))

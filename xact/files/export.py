@@ -199,8 +199,8 @@ def export(
 
     Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype.
     `skip_failed` leaves out the stimuli whose row is recorded as failed in a selected model; `note` is called with a
-    line that names them. `tell` is called with each finished file. Raise RequestError if the request cannot be met, StoreError if a selected
-    row is not finished or the store is damaged, WorkError if a file cannot be written.
+    line that names them. `tell` is called with each finished file. Raise RequestError if the request cannot be met,
+    StoreError if a selected row is not finished or the store is damaged, WorkError if a file cannot be written.
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")

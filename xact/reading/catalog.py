@@ -145,9 +145,7 @@ class Catalog:
         names = set(find_names(wanted, list(by_name), what=what, hint=hint))
         return [k for name, k in by_name.items() if name in names]
 
-    def find_rows(
-        self, m: Sequence[int], *, allow_incomplete: bool, kept: np.ndarray | None = None
-    ) -> dict[int, Rows]:
+    def find_rows(self, m: Sequence[int], *, allow_incomplete: bool, kept: np.ndarray | None = None) -> dict[int, Rows]:
         """Return {model: its rows} for the models `m`. Refuse unfinished rows unless `allow_incomplete`.
 
         `kept` are the positions of the requested stimuli; None for all.
@@ -192,7 +190,7 @@ class Catalog:
 
     def leave_out_failed(self, m: Sequence[int], rows: np.ndarray | None = None) -> np.ndarray:
         """Return the positions of the stimuli that failed in none of the models `m`; `rows` None means all stimuli."""
-        is_failed = self.find_failed(m).any(axis=0)
+        is_failed: np.ndarray = np.any(self.find_failed(m), axis=0)
         asked = np.arange(len(is_failed)) if rows is None else rows
         kept: np.ndarray = asked[~is_failed[asked]]
         if not len(kept):

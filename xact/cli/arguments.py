@@ -11,6 +11,7 @@ import xact
 from xact.cli.commands import (
     run_build,
     run_caption,
+    run_drop,
     run_export,
     run_import,
     run_info,
@@ -72,6 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
+    drop = add("drop", run_drop, "Take models or stimuli out of a store; without --yes, only say what would go.")
+    drop.add_argument("store", metavar="STORE")
+    drop.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    drop.add_argument("--stimuli", metavar="S", nargs="+", action="extend", help="names or globs")
+    drop.add_argument("--yes", action="store_true", help="drop them")
     verify = add(
         "verify", run_verify, "Compare every byte of a store with its manifest, or of an export with its side file."
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
+    show_drop,
     show_estimate,
     show_file,
     show_note,
@@ -22,6 +23,9 @@ from xact.cli.terminal import (
     write_out,
 )
 from xact.errors import RequestError, make_nearest_text
+
+if TYPE_CHECKING:
+    from xact.building.drop import PlannedDrop
 
 EXPORT_OPTIONS = (
     "to output_dir prefix models layers conditions replicates names append overwrite dtype skip_failed".split()
@@ -218,6 +222,22 @@ def run_export(options: argparse.Namespace) -> int:
 
         asked = {name: getattr(options, name) for name in EXPORT_OPTIONS}
         export(options.store, **asked, tell=show_file, note=show_note)
+    return 0
+
+
+def run_drop(options: argparse.Namespace) -> int:
+    """Take models or stimuli out of a store; without --yes, print what would go and end with 1."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("drop", safe="the store is as it was, or done", hint="run the same command again"):
+        from xact.building.drop import drop
+
+        def confirm(planned: PlannedDrop) -> bool:
+            show_drop(planned)
+            return bool(options.yes)
+
+        dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+    write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
     return 0
 
 

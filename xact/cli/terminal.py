@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xact.errors import escape_controls, make_lines
 
 if TYPE_CHECKING:
+    from xact.building.drop import PlannedDrop
     from xact.building.estimate import Estimate
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
@@ -66,6 +67,23 @@ def show_warnings(warnings: Sequence[str]) -> None:
     """Print each warning as a line."""
     for warning in warnings:
         write_err(make_lines([f"warning: {warning}"]))
+
+
+def show_drop(planned: PlannedDrop) -> None:
+    """Print what would be taken out of a store."""
+    lines = [f"model {label}" for label in planned.models] + [f"stimulus {label}" for label in planned.stimuli]
+    more = [f"… and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+    write_out(make_lines([*lines[:MOST_SHOWN], *more]))
+    write_out(
+        f"{planned.store}: {len(planned.models)} models and {len(planned.stimuli)} stimuli, about "
+        f"{format_nbytes(planned.nbytes)}, are to go; the smaller store needs about "
+        f"{format_nbytes(planned.needed_nbytes)} beside it meanwhile\n"
+    )
+    sys.stdout.flush()
+
+
+MOST_SHOWN = 20
+"""Most lines of models and stimuli that a command prints."""
 
 
 def show_note(note: str) -> None:

@@ -24,15 +24,15 @@ from xact.errors import StoreError
 
 
 @contextmanager
-def hold_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of a store. Raise StoreError at once if another process holds it.
+def hold_lock(folder: Path, *, may_make: bool = True) -> Iterator[None]:
+    """Hold the lock of a store. Raise StoreError at once if another process holds it, or if `folder` may not be made.
 
     A kill releases the lock. This is why `flock` is used directly: on a file system without flock, filelock may fall
     back to a lock that stays after a kill.
     """
     holder = folder / "holder.json"
     _refuse_link(folder)
-    fd = _take_lock(folder / "lock", folder.parent, holder)
+    fd = _take_lock(folder / "lock", folder.parent, holder, may_make=may_make)
     try:
         replace_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
         yield
@@ -60,10 +60,11 @@ def hold_lines(path: Path, owner: Path) -> Iterator[None]:
             os.close(fd)
 
 
-def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> int:
+def _take_lock(path: Path, owner: Path, holder: Path | None = None, *, may_make: bool = True) -> int:
     """Lock `path` and return its descriptor. Closing the descriptor releases the lock."""
     while True:
-        make_folder(path.parent)
+        if may_make:
+            make_folder(path.parent)
         with _disk_errors(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
         try:

@@ -18,6 +18,7 @@ import numpy as np
 
 from xact.disk.digest import FolderListing
 from xact.disk.durable import PARTIAL, Written, read_lines
+from xact.disk.exchange import hint_missing
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
@@ -91,7 +92,8 @@ def find_expected(store: Path, listing: FolderListing) -> Expected:
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
     if root is None and not manifests and not others:
-        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store or of an export")
+        hint = hint_missing(store, "give the path of a store or of an export")
+        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint=hint)
     expected = Expected(root if root in manifests else max(manifests, default=root or 0))
     if expected.generation:
         _take_manifest(store, expected, root, has_manifest=expected.generation in manifests)

@@ -6,17 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from xact.disk.exchange import find_left, settle
 from xact.disk.locks import hold_lock
 from xact.errors import RequestError
 
 
 @contextmanager
 def hold_store(store: Path) -> Iterator[None]:
-    """Hold the lock of a store. At the end, remove a new store in which nothing was planned."""
+    """Hold the lock of a store. At the end, remove a new store in which nothing was planned.
+
+    What a killed `xact drop` left is ended first: the store is the old one or the new one.
+    """
+    left = find_left(store)
+    if left is not None:  # the lock moves with the folder: a living command holds it there
+        with hold_lock(left / ".xact", may_make=False):
+            settle(store)
     is_store, was_there = check_store_path(store), store.exists()
     folder = store / ".xact"
     with hold_lock(folder):
         try:
+            settle(store)
             yield
         finally:
             if not is_store and not any(folder.glob("plan-*")):

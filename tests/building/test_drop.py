@@ -18,9 +18,10 @@ from support.lab import make_entry, write_lab
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
+from xact.building.write_task import write_task
 from xact.cli import main as cli
 from xact.disk.exchange import find_rebuilding
-from xact.errors import NameNotFoundError, NoStoreError, RequestError, StoreError, WorkError
+from xact.errors import CaptureError, NameNotFoundError, NoStoreError, RequestError, StoreError, WorkError
 from xact.files.verify import verify
 from xact.store.journal import load_state
 
@@ -114,6 +115,36 @@ def test_failed_rows_and_models_that_are_not_finished_stay_as_they_are(layout, t
     rows = [row for row in range(N_STIMULI) if row not in (1, 2)]
     values = xact.open_layer(store, "A", "fc", skip_failed=True).values
     assert values.tobytes() == draw("A", "fc", 0, N_STIMULI, 300)[np.delete(rows, 7)].tobytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_that_were_never_captured_are_captured_by_the_next_build(layout, tmp_path, monkeypatch):
+    """A model of fewer stimuli, and one that failed in the middle: its later task was done, an earlier one not."""
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    store, true = tmp_path / "out" / "store.zarr", write_task
+    asked = {"allow_code": True, "settings": [f"storage.layout={layout}", "on_error=skip"], "store": store}
+    xact.build(recipe, **asked, models=["one"], limit=3)
+
+    def fail_once(writer, model, result):
+        if result.task.block == 1:
+            raise CaptureError("no")
+        return true(writer, model, result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xact.building.run.write_task", fail_once)
+        assert list(xact.build(recipe, **asked, models=["two"]).failed_models) == ["two"]
+    assert [block for model, block in load_state(store).tasks if model == "two"] != [0, 1, 2, 3]
+    values = xact.open_layer(store, "one", "2", allow_incomplete=True).values
+    xact.drop(store, stimuli="a/p00")
+    assert verify(store).findings.faults == []
+    assert xact.open_layer(store, "one", "2", allow_incomplete=True).values.tobytes() == values[1:].tobytes()
+    fewer = asked | {"settings": [*asked["settings"], "stimuli.where=stimulus != 'a/p00'"]}
+    assert xact.build(recipe, **fewer).is_complete
+    ours = xact.open_activations(store).compute()
+    xact.build(recipe, **fewer | {"store": tmp_path / "fresh.zarr"})
+    theirs = xact.open_activations(tmp_path / "fresh.zarr").compute()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(theirs.max()))
+    assert verify(store).find_error() is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

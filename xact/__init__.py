@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xact.building.api import build
+    from xact.building.drop import drop
     from xact.building.extract import extract
     from xact.reading.mappings import (
         get_activation_shape,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "build",
+    "drop",
     "extract",
     "get_activation_shape",
     "get_available_images",
@@ -41,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "build": "xact.building.api",
+    "drop": "xact.building.drop",
     "extract": "xact.building.extract",
     "get_activation_shape": "xact.reading.mappings",
     "get_available_images": "xact.reading.mappings",

@@ -26,7 +26,10 @@ from support.warm import Ended, Warm
 
 import xact
 from xact.cli import main as cli
-from xact.errors import CaptureError, MismatchError, RequestError, StimulusError, StoreError
+from xact.errors import CaptureError, MismatchError, RequestError, StimulusError, StoreError, WeightsError
+from xact.files.verify import verify
+from xact.models.load import load_network
+from xact.store.write import StoreWriter
 
 TINY = "{label: tiny, source: timm, id: test_vit.r160_in1k, weights: random, layers: ['blocks.*'], reduce: cls}"
 COORDINATES = (
@@ -364,6 +367,179 @@ def test_a_store_that_is_read_only_and_not_finished_is_refused_before_a_download
     with pytest.raises(StoreError, match="is read-only"):
         xact.build(recipe, allow_code=True)
     assert list_files(store) == before
+
+
+SKIP = ["on_error=skip"]
+LAYOUTS = ("cube", "groups")
+
+
+def set_layout(layout: str) -> list[str]:
+    return [*SKIP, f"storage.layout={layout}"]
+
+
+def check_store(recipe: Path, store: Path, fresh: Path, **settings: object) -> None:
+    """The store verifies, the same recipe does nothing, and its values are those of a store built afresh."""
+    assert verify(store).find_error() is None
+    assert xact.build(recipe, allow_code=True, **settings).n_captured == 0
+    xact.build(recipe, allow_code=True, store=fresh, **settings)
+    ours, theirs = xact.open_activations(store).compute(), xact.open_activations(fresh).compute()
+    theirs = theirs.sel(stimulus=ours.stimulus, model=ours.model, layer=ours.layer)
+    assert ours.values.tobytes() == theirs.values.tobytes()
+    for name in ("condition", "stem", "file", "sha256", "n_units", "layer_index", "seed"):
+        assert (ours[name].values == theirs[name].values).all(), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_failed_stimulus_may_be_left_out_and_comes_back(layout, tmp_path, capsys):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    store, broken = tmp_path / "store.zarr", tmp_path / "stimuli" / "a" / "p01.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"")
+    settings = set_layout(layout)
+    assert not xact.build(recipe, allow_code=True, settings=settings).is_complete
+    without = [*settings, "stimuli.where=stem != 'p01' or condition != 'a'"]
+    outcome = xact.build(recipe, allow_code=True, settings=without)
+    assert (outcome.is_complete, outcome.failed_stimuli, outcome.n_captured) == (True, {}, 0)
+    assert "stimulus 'a/p01' failed, and the recipe leaves it out" in outcome.warnings[0]
+    broken.unlink()  # the same without a word in the recipe; a model that is added lacks it too, under `stop` as well
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    broken.unlink()
+    assert xact.build(recipe, allow_code=True, settings=settings[1:]).is_complete
+    assert xact.build(recipe, allow_code=True, settings=settings).n_captured == 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["build", str(recipe), "--allow-code", "--set", *settings])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.endswith(f"acts = xact.open_activations({str(store)!r}, skip_failed=True)\n")
+    acts = xact.open_activations(store, skip_failed=True)
+    assert acts.attrs == {"left_out_stimuli": ["a/p01"]}
+    assert acts.shape[:2] == (2, 6)
+    assert verify(store).find_error() is None
+    broken.write_bytes(whole)
+    outcome = xact.build(recipe, allow_code=True, settings=settings)
+    assert (outcome.is_complete, outcome.n_captured) == (True, 2)
+    check_store(recipe, store, tmp_path / "fresh.zarr", settings=settings)
+
+
+def test_a_stimulus_is_left_out_only_if_it_failed_in_every_model(tmp_path):
+    write_network(tmp_path, "labnet")
+    recipe = write_lab(tmp_path, make_entry("one"))
+    xact.build(recipe, allow_code=True)
+    with pytest.raises(MismatchError, match="'a/p01' of the store is not among the 6"):
+        xact.build(recipe, allow_code=True, settings=["stimuli.where=stem != 'p01' or condition != 'a'"])
+    broken = tmp_path / "stimuli" / "a" / "p02.png"
+    old = broken.read_bytes()
+    broken.write_bytes(b"")
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    broken.write_bytes(b"")
+    with pytest.raises(MismatchError, match="'a/p02'"):  # `one` has its values
+        xact.build(recipe, allow_code=True, settings=[*SKIP, "stimuli.where=stem != 'p02' or condition != 'a'"])
+    broken.write_bytes(old)
+    assert xact.build(recipe, allow_code=True).is_complete
+
+
+def test_rows_around_a_stimulus_that_is_left_out_are_captured_and_kept(tmp_path):
+    """A block of a stimulus that is left out, one that is tried again and one that is new."""
+    recipe = write_lab(tmp_path, make_entry("one"))
+    text = recipe.read_text().replace("buffer_mb: 0.0004", "buffer_mb: 4")  # one task
+    recipe.write_text(text)
+    folder = tmp_path / "stimuli" / "b"
+    whole = {name: (folder / name).read_bytes() for name in ("p00.png", "p01.png")}
+    for name in whole:
+        (folder / name).write_bytes(b"")
+    assert len(xact.build(recipe, allow_code=True, settings=SKIP, limit=6).failed_stimuli) == 2
+    (folder / "p00.png").unlink()
+    (folder / "p01.png").write_bytes(whole["p01.png"])
+    outcome = xact.build(recipe, allow_code=True, settings=SKIP)
+    assert (outcome.is_complete, outcome.n_captured) == (True, 2)
+    acts = xact.open_activations(tmp_path / "store.zarr", skip_failed=True)
+    assert acts.attrs == {"left_out_stimuli": ["b/p00"]}
+    (folder / "p00.png").write_bytes(whole["p00.png"])
+    assert xact.build(recipe, allow_code=True, settings=SKIP).n_captured == 1
+    assert verify(tmp_path / "store.zarr").find_error() is None
+    ours = xact.open_activations(tmp_path / "store.zarr").compute()
+    xact.build(recipe, allow_code=True, store=tmp_path / "fresh.zarr")
+    theirs = xact.open_activations(tmp_path / "fresh.zarr").sel(stimulus=ours.stimulus)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * float(np.abs(theirs).max()))
+
+
+def test_a_stimulus_without_a_value_gets_other_bytes_and_columns_under_its_id(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    broken = tmp_path / "stimuli" / "a" / "p01.png"
+    whole = broken.read_bytes()
+    ids = [f"{one}/p{i:02d}" for one, n in (("a", 4), ("b", 3)) for i in range(n)]
+
+    def write_ratings(**ratings: float) -> None:
+        lines = [f"{one},{ratings.get(one[-3:], 1.5)}" for one in ids]
+        (tmp_path / "ratings.csv").write_text("\n".join(["stimulus,rating", *lines]) + "\n")
+
+    recipe.write_text(recipe.read_text().replace("folders: [a, b]", "folders: [a, b], columns: ratings.csv"))
+    write_ratings()
+    broken.write_bytes(b"")
+    assert not xact.build(recipe, allow_code=True, settings=SKIP).is_complete
+    write_ratings(p01=4.5)  # of b/p01 too, which has values
+    with pytest.raises(MismatchError, match="stimuli: rating of 'b/p01'"):
+        xact.build(recipe, allow_code=True, settings=SKIP)
+    ids[ids.index("b/p01")], ids[ids.index("a/p01")] = "b/p01", "a/p01"
+    lines = [f"{one},{4.5 if one == 'a/p01' else 1.5}" for one in ids]
+    (tmp_path / "ratings.csv").write_text("\n".join(["stimulus,rating", *lines]) + "\n")
+    broken.write_bytes(whole)
+    assert xact.build(recipe, allow_code=True, settings=SKIP).is_complete
+    stimuli = xact.load_stimuli(tmp_path / "store.zarr")
+    assert stimuli.rating.to_dict() == {one: 4.5 if one == "a/p01" else 1.5 for one in ids}
+    check_store(recipe, tmp_path / "store.zarr", tmp_path / "fresh.zarr", settings=SKIP)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("is_published", [True, False])
+def test_a_model_without_a_value_is_planned_again_under_its_label(layout, is_published, tmp_path, monkeypatch):
+    """All its rows failed, or none was finished: its seed, layers and code may change, and no file is left over."""
+    store = tmp_path / "store.zarr"
+    settings = [f"storage.layout={layout}", "storage.buffer_mb=0.01", *(SKIP if is_published else [])]
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two").replace("['0', '2']", "['0', '1', '2']"))
+
+    def load_only_one(spec, weights):
+        if spec.label == "two":
+            raise WeightsError("do not fit")
+        return load_network(spec, weights)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("xact.building.run.load_network", load_only_one)
+        if is_published:
+            assert list(xact.build(recipe, allow_code=True, settings=settings).failed_models) == ["two"]
+        else:
+            with pytest.raises(WeightsError, match="do not fit"):
+                xact.build(recipe, allow_code=True, settings=settings)
+    acts = xact.open_activations(store, models="one").compute() if is_published else None
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1))
+    assert xact.build(recipe, allow_code=True, settings=settings).is_complete
+    if acts is not None:
+        assert xact.open_activations(store, models="one").values.tobytes() == acts.values.tobytes()
+    assert not list(store.glob("two/1/**/*.json"))
+    check_store(recipe, store, tmp_path / "fresh.zarr", settings=settings)
+    with pytest.raises(MismatchError, match=r"models\.two\.seed"):
+        xact.build(write_lab(tmp_path, make_entry("two", seed=3)), allow_code=True, settings=settings)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_model_whose_every_row_failed_is_planned_again_also_after_a_kill(layout, tmp_path, monkeypatch):
+    store, settings = tmp_path / "store.zarr", [*set_layout(layout), "storage.buffer_mb=0.01"]
+    recipe = write_lab(tmp_path, make_entry("one").replace("['0', '2']", "['0', '1', '2']"))
+    pictures = {file: file.read_bytes() for file in (tmp_path / "stimuli").rglob("*.png")}
+    for file in pictures:
+        file.write_bytes(b"")
+    assert len(xact.build(recipe, allow_code=True, settings=settings).failed_stimuli) == 7
+    for file, data in pictures.items():
+        file.write_bytes(data)
+    other = make_entry("one", seed=5).replace("['0', '2']", "['2']").replace("mean,", "[max, mean],")
+    text = recipe.read_text().splitlines()
+    recipe.write_text("\n".join(f"  - {other}" if "label: one" in line else line for line in text))
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreWriter, "publish", lambda *_, **__: (_ for _ in ()).throw(StoreError("killed")))
+        with pytest.raises(StoreError, match="killed"):
+            xact.build(recipe, allow_code=True, settings=settings)
+    assert verify(store).findings.faults == []  # the old generation, and the new one under way
+    assert xact.build(recipe, allow_code=True, settings=settings).is_complete
+    check_store(recipe, store, tmp_path / "fresh.zarr", settings=settings)
 
 
 def test_a_second_builder_is_refused_at_once_and_told_who_builds(stimuli, tmp_path):

@@ -525,6 +525,45 @@ def test_rows_that_are_not_there_are_refused_unless_left_out(tmp_path: Path):
     assert len(export(half, to="hdf5", output_dir=tmp_path / "out", models="*ViT", overwrite=True)) == 2
 
 
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+@pytest.mark.parametrize("to", ["hdf5", "netcdf", "pt"])
+def test_skip_failed_exports_the_other_stimuli_and_names_those_left_out(tmp_path: Path, layout: str, to: str):
+    store = make_random_store(tmp_path, layout, failed={("org/ViT", 20): "is empty", ("R50", 3): "is empty"})
+    noted: list[str] = []
+    asked = {"to": to, "models": "*ViT*", "replicates": "0", "output_dir": tmp_path / "out"}
+    with pytest.raises(StoreError, match="1 of 46 rows to export are not finished") as caught:
+        export(store, **asked)
+    assert str(caught.value.hint).startswith("they failed: --skip-failed leaves their stimuli out")
+    files = export(store, **asked, skip_failed=True, note=noted.append)
+    assert noted == ["1 stimuli failed and are left out: 'confound/leaves/img20' (org/ViT: is empty)"]
+    want = np.delete(draw_values("org/ViT", "blocks.3", 0, 23, 16, n_replicates=2)[:, 0], 20, axis=0)
+    if to == "hdf5":
+        found: dict[str, np.ndarray] = {}
+        for file in files:
+            with h5py.File(file) as opened:
+                found |= {stem: group["blocks.3"][0] for stem, group in opened["org_ViT"].items()}
+        got = np.stack([found.pop(f"img{row}") for row in range(23) if row != 20])
+        assert found == {}
+    elif to == "netcdf":
+        group = xr.open_groups(files[0], engine="h5netcdf")["/blocks.3"]
+        assert group.sizes["stimulus"] == 22
+        got = group["activations"].values[:, 0]
+    else:
+        saved = torch.load(files[0])
+        assert saved["stimulus"] == [one for one in make_table(23, conditions=CONDITIONS).ids if "img20" not in one]
+        got = saved["feats"][:, 3].numpy()
+    np.testing.assert_array_equal(got, want)
+
+
+def test_the_command_says_on_stderr_what_skip_failed_leaves_out(tmp_path: Path):
+    store = make_random_store(tmp_path, "cube", failed={("R50", row): "is empty" for row in range(3, 10)})
+    command = [sys.executable, "-m", "xact", "export", str(store), "--to", "hdf5", "--models", "R50", "--skip-failed"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("note: 7 stimuli failed and are left out: 'plain/img3' (R50: is empty), 'plain/img4'")
+    assert done.stderr.endswith(" and 2 more\n")
+    assert len(done.stdout.splitlines()) == 2
+
+
 def test_a_file_that_exists_stays_without_overwrite(cube: Path, tmp_path: Path):
     export(cube, to="hdf5", output_dir=tmp_path, models="R50", conditions="plain")
     before = hash_files(tmp_path)

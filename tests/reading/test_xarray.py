@@ -418,6 +418,69 @@ def test_rows_that_are_not_present_are_nan_where_that_is_allowed(incomplete):
     np.testing.assert_array_equal(acts.present.sum("stimulus"), [29, 0])
 
 
+@pytest.fixture(params=LAYOUTS)
+def with_failures(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A store in which two stimuli failed in one model and one of them in the other, and a third model was not run."""
+    layout = request.param
+    models = [make_model("ResNet", RESNET), make_model("Vit@random-0", VIT, seed=3), make_model("Late", {"n": [9]})]
+    table = make_table(N_STIMULI, conditions=("plain", "confound/leaves"))
+    plan = make_store_plan(models, table, layout=layout, n_replicates=2)
+    failed = {("ResNet", 3): "is empty", ("ResNet", 20): "is empty", ("Vit@random-0", 20): "is empty"}
+    write_store(tmp_path / "s", plan, draw, failed=failed, without=["Late"])
+    return tmp_path / "s"
+
+
+def test_skip_failed_leaves_out_the_stimuli_that_failed_in_a_chosen_model_and_no_others(with_failures):
+    both = ["ResNet", "Vit@random-0"]
+    acts = open_activations(with_failures, models=both, skip_failed=True)
+    kept = [row for row in range(N_STIMULI) if row not in (3, 20)]
+    assert acts.stimulus_index.values.tolist() == kept
+    assert acts.attrs == {"left_out_stimuli": ["plain/img3", "confound/leaves/img20"]}
+    assert acts.present.all()
+    values = acts.sel(model="ResNet", layer="layer4.1").values
+    np.testing.assert_array_equal(values[..., :300], expect("ResNet", "layer4.1", 300)[kept])
+    one = open_layer(with_failures, "Vit@random-0", "logits", skip_failed=True)
+    assert one.sizes["stimulus"] == N_STIMULI - 1
+    np.testing.assert_array_equal(one, np.delete(expect("Vit@random-0", "logits", 8), 20, axis=0))
+    grid = open_map(with_failures, "ResNet", "layer4.0", skip_failed=True)
+    np.testing.assert_array_equal(
+        grid.values.reshape(28, 2, -1), np.delete(expect("ResNet", "layer4.0", 100), [3, 20], axis=0)
+    )
+    assert grid.attrs["left_out_stimuli"] == ["plain/img3", "confound/leaves/img20"]
+
+
+def test_skip_failed_still_refuses_rows_that_are_missing_for_another_reason(with_failures):
+    with pytest.raises(StoreError, match=r"28 of 84 requested rows .* model 'Late', stimulus 'plain/img0'") as caught:
+        open_activations(with_failures, skip_failed=True)
+    assert str(caught.value.hint).startswith("allow_incomplete=True")
+    with pytest.raises(StoreError, match=r"2 of 30 requested rows") as caught:
+        open_activations(with_failures, models="ResNet")
+    assert str(caught.value.hint).startswith("skip_failed=True leaves out the stimuli that failed")
+
+
+def test_complete_only_leaves_out_the_models_that_lack_a_row(with_failures, tmp_path):
+    with pytest.raises(StoreError, match="none of the 3 chosen models has every row"):
+        open_activations(with_failures, complete_only=True)
+    acts = open_activations(with_failures, complete_only=True, skip_failed=True)
+    assert acts.model.values.tolist() == ["ResNet", "Vit@random-0"]
+    assert acts.attrs == {
+        "left_out_models": ["Late"],
+        "left_out_stimuli": ["plain/img3", "confound/leaves/img20"],
+    }
+    write_store(tmp_path / "t", make_small_plan("cube"), draw, failed={("ResNet", 3): "is empty"})
+    acts = open_activations(tmp_path / "t", complete_only=True)
+    assert (acts.model.values.tolist(), acts.sizes["stimulus"]) == (["Vit@random-0"], N_STIMULI)
+    assert acts.attrs == {"left_out_models": ["ResNet"]}
+    assert open_activations(tmp_path / "t", models="Vit*", complete_only=True, skip_failed=True).attrs == {}
+
+
+def test_stimuli_that_all_failed_are_no_empty_array(tmp_path):
+    write_store(tmp_path / "s", make_small_plan("cube"), draw, failed={("ResNet", i): "bad" for i in range(N_STIMULI)})
+    with pytest.raises(StoreError, match=r"each of the 30 stimuli failed in one of the chosen models \(ResNet, Vit"):
+        open_activations(tmp_path / "s", skip_failed=True)
+    assert open_activations(tmp_path / "s", models="Vit*", skip_failed=True).sizes["stimulus"] == N_STIMULI
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_that_is_not_finished_does_not_close_the_others(tmp_path, layout):
     write_store(tmp_path / "s", make_small_plan(layout), draw, without=["Vit@random-0"])

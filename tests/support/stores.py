@@ -129,13 +129,16 @@ def write_store(
         for row, stimulus in enumerate(plan.stimuli.ids):
             writer.state.stamps[row] = (FileStamp(1, 1), hashlib.sha256(stimulus.encode()).hexdigest())
         if is_published:
-            writer.publish(make_provenance(plan), complete=not failed and not without)
+            writer.publish(make_provenance(plan, writer.state), complete=not failed and not without)
         return writer.state
 
 
-def make_provenance(plan: Plan) -> dict[str, str]:
+def make_provenance(plan: Plan, state: State) -> dict[str, str]:
     """Make the texts of the group `/xact`, as far as readers need them."""
-    models = {model.label: model.model_dump(mode="json") for model in plan.models}
+    models = {}
+    for model in plan.models:
+        failed = {plan.stimuli.ids[row]: error for row, error in state.find_failed(model.label).items()}
+        models[model.label] = model.model_dump(mode="json") | {"failed": failed}
     return {"recipe": json.dumps(plan.recipe), "provenance": json.dumps({"models": models})}
 
 

@@ -12,6 +12,7 @@ from xact.building.survey import find_device_kind, name_device_kind, survey_mode
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
+from xact.labels import StoreRow
 from xact.models.base import Weights
 from xact.models.load import check_allowed, check_gate, find_weights
 from xact.recipe.resolve import ModelSpec, resolve_models
@@ -20,7 +21,7 @@ from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.store.hold import check_writable
 from xact.store.journal import State, load_state
-from xact.store.merge import Request, compare_settings, make_plan
+from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
 from xact.store.plan import Plan, PlannedModel
 from xact.store.tasks import Task, make_rows, make_tasks
 
@@ -42,6 +43,8 @@ class PreparedBuild:
     """{model: remaining tasks}, for each model of the recipe."""
     may_write: bool = True
     """False if the store is read-only."""
+    left_out: frozenset[StoreRow] = frozenset()
+    """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
 
     @property
     def n_rows_left(self) -> int:
@@ -100,9 +103,17 @@ class _Asked:
     store: Path
     stored: State
 
+    empty: Empty
+    """What the store has no value of."""
+
     def find_stored(self, model: str) -> PlannedModel | None:
-        """Return the planned model that the store has under a label, or None."""
-        return None if self.stored.plan is None else self.stored.plan.find_model(model)
+        """Return the planned model whose values the store has under a label, or None."""
+        return None if self.stored.plan is None or model in self.empty.models else self.stored.plan.find_model(model)
+
+    def find_left_out(self, ids: Sequence[str]) -> frozenset[StoreRow]:
+        """Return the rows of the stimuli that the recipe does not name; `ids` are those of the store."""
+        named = set(self.source.table.ids)
+        return frozenset(StoreRow(row) for row, one in enumerate(ids) if one not in named)
 
 
 @dataclass
@@ -135,7 +146,7 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
-    return _Asked(loaded, source, specs, store, stored)
+    return _Asked(loaded, source, specs, store, stored, find_empty(stored))
 
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
@@ -159,7 +170,9 @@ def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
     old = asked.stored.plan
     if old is None or old.find_model(model.label) is None or spec.weights not in ("pretrained", "random"):
         return False
-    return model.n_stimuli <= old.n_stimuli and asked.stored.is_whole(model.label, old)
+    present = asked.stored.find_present(model.label, old)
+    done = {one for one, is_there in zip(old.stimuli.ids, present, strict=True) if is_there}
+    return done.issuperset(asked.source.table.ids)
 
 
 def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:
@@ -172,16 +185,20 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
         jitter_names=tuple(draw_amounts(recipe.replicates, "")),
         failed_models=surveyed.failed,
     )
-    plan = make_plan(request, stored.plan, is_committed=stored.is_committed)
+    plan = make_plan(request, stored.plan, is_committed=stored.is_committed, empty=asked.empty)
+    stored = stored.forget(model.label for model in surveyed.models if model.label in asked.empty.models)
+    left_out = asked.find_left_out(plan.stimuli.ids)
     stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
     tasks = {
-        m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli)
+        m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli, left_out=left_out)
         for m in plan.models
         if m.label in asked.specs and m.label not in surveyed.failed
     }
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
-    return PreparedBuild(asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks)
+    return PreparedBuild(
+        asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks, left_out=left_out
+    )
 
 
 def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store: Path) -> None:
@@ -213,13 +230,20 @@ def adopt_replicates(loaded: LoadedRecipe, source: StimulusSource) -> LoadedReci
 
 
 def list_tasks(
-    plan: Plan, model: PlannedModel, spec: ModelSpec, state: State, stimuli: StimuliByRow | None
+    plan: Plan,
+    model: PlannedModel,
+    spec: ModelSpec,
+    state: State,
+    stimuli: StimuliByRow | None,
+    *,
+    left_out: frozenset[StoreRow] = frozenset(),
 ) -> list[Task]:
     """Return the remaining tasks of a model; batches of captions are sorted by length.
 
-    Without `stimuli`, captions are not read and stay in the order of their rows.
+    Without `stimuli`, captions are not read and stay in the order of their rows. Rows in `left_out` that failed are not
+    tried again.
     """
-    done = state.find_done(model.label)
+    done = {block: (stop, failed - left_out) for block, (stop, failed) in state.find_done(model.label).items()}
     tasks = list(make_tasks(plan, model, done))
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks

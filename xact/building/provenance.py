@@ -63,7 +63,7 @@ def make_provenance(plan: Plan, state: State, failed_models: Mapping[str, str]) 
             "network": state.networks.get(model.label, {}),
             "task_seconds": round(sum(record.seconds for record in done), 3),
             "n_nonfinite": state.count_nonfinite(model.label),
-            "failed": {plan.stimuli.ids[row]: error for record in done for row, error in record.failed.items()},
+            "failed": {plan.stimuli.ids[row]: error for row, error in state.find_failed(model.label).items()},
         }
     provenance = {
         "xact": importlib.metadata.version("xact"),

@@ -26,6 +26,7 @@ from xact.stimuli.base import hash_stimulus
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import State, remove_older
 from xact.store.plan import Plan, PlannedModel
+from xact.store.renew import remove_former
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
 
@@ -44,12 +45,16 @@ class Outcome:
     is_complete: bool = True
     whole_models: tuple[str, ...] | None = None
     """The models of the recipe that have every row; None if every model of the store has every row."""
+    lacks_failed_only: bool = False
+    """True if rows of the store are missing, and each of them is recorded as failed."""
 
 
 def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
     """Run the remaining tasks and publish the store; the caller holds the store's lock."""
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
     outcome.warnings += prepared.source.notes
+    if prepared.left_out:
+        outcome.warnings.append(describe_left_out(prepared))
     check_finished_stimuli(prepared)
     if prepared.nothing_to_do:
         if prepared.may_write:
@@ -57,6 +62,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
             remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
+    remove_former(prepared.store, prepared.stored, prepared.plan)
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
     with StoreWriter(prepared.store, prepared.plan, stored, jitter=jitter) as writer:
         for model in prepared.plan.models:
@@ -88,12 +94,27 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
     for record in state.tasks.values():
         if record.model in prepared.specs:
             for row, error in record.failed.items():
-                outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
+                if row not in prepared.left_out:
+                    outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]
     if len(whole) < len(plan.models):
         outcome.whole_models = tuple(label for label in whole if label in prepared.specs)
+        outcome.lacks_failed_only = all(
+            sum(state.find_present(m.label, plan)) + len(state.find_failed(m.label)) == plan.n_stimuli
+            for m in plan.models
+        )
     return outcome
+
+
+def describe_left_out(prepared: PreparedBuild) -> str:
+    """Return a line about the stimuli of the store that the recipe does not name."""
+    ids = [prepared.plan.stimuli.ids[row] for row in sorted(prepared.left_out)]
+    more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+    return (
+        f"stimulus {ids[0]!r}{more} failed, and the recipe leaves it out: it stays in the store without a value "
+        f"(xact drop {prepared.store} --stimuli {ids[0]} takes it out)"
+    )
 
 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
@@ -101,6 +122,8 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
     source = prepared.source
     stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     for row, (stamp, sha256) in prepared.stored.stamps.items():
+        if row in prepared.left_out:
+            continue
         source_row = stimuli.find_source_row(row)
         if source.stamp(source_row) != stamp and hash_stimulus(source.read(source_row)) != sha256:
             raise MismatchError(
@@ -134,7 +157,8 @@ def run_model(
         writer.replace_model(smaller)
         model = smaller
         stimuli = order_stimuli(prepared.source, writer.plan.stimuli.ids, {})
-        tasks = list_tasks(writer.plan, model, prepared.specs[model.label], writer.state, stimuli)
+        spec = prepared.specs[model.label]
+        tasks = list_tasks(writer.plan, model, spec, writer.state, stimuli, left_out=prepared.left_out)
 
 
 def _run_tasks(

@@ -34,11 +34,13 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
         if writer.plan.precision == "bits10":
             round_mantissa(buffer, layer=layer.label)
     shards = writer.write_shards(model, result.buffers, result.task.block, rows=result.task.rows)
+    older = writer.state.tasks.get((model.label, result.task.block))
+    failed = {row: error for row, error in older.failed.items() if row not in result.task.rows} if older else {}
     return TaskRecord(
         model=model.label,
         block=result.task.block,
         stop=result.task.stop,
-        failed=result.failed,
+        failed=failed | result.failed,
         shards=shards,
         n_nonfinite=n_nonfinite,
         seconds=result.seconds,

@@ -143,6 +143,8 @@ class CaptureJob:
     n_lanes: int
     n_workers: int
     """Threads that decode ahead of an accelerator."""
+    left_out: frozenset[StoreRow] = frozenset()
+    """Rows that are always recorded as failed and skipped: the recipe does not name their stimuli."""
 
 
 def run_job(
@@ -281,7 +283,7 @@ class _Run:
             try:
                 loaded = self.job.loader.load(row)
             except StimulusError as error:
-                if not self.job.skip_failed:
+                if not self.job.skip_failed and row not in self.job.left_out:
                     raise
                 contents.append(None)
                 with self.lock:

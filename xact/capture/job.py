@@ -54,6 +54,7 @@ def prepare_job(
         device=device,
         dtype=model.dtype,
         skip_failed=recipe.on_error == "skip",
+        left_out=stimuli.left_out,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from xact.recipe.schema import Replicates
 from xact.stimuli.base import StimulusSource, hash_stimulus
 from xact.stimuli.decode import MAX_PIXELS
 from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
+
+LEFT_OUT = "left out: the recipe does not name it"
+"""Recorded as the failure of a stimulus of the store that a recipe leaves out."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,19 @@ class StimuliByRow:
     known: Mapping[StoreRow, tuple[FileStamp, str]]
     """{row of the store: (stamp, sha256)} of stimuli whose values are stored."""
 
+    @cached_property
+    def left_out(self) -> frozenset[StoreRow]:
+        """Rows of the store whose stimulus is not in the source: the recipe leaves it out."""
+        return frozenset(StoreRow(row) for row, one in enumerate(self.ids) if one not in self.row_of)
+
     def find_source_row(self, row: StoreRow) -> SourceRow:
         """Return the source's row of the stimulus in a row of the store."""
         return self.row_of[self.ids[row]]
 
     def find(self, row: StoreRow) -> ReadStimulus:
         """Read and hash one stimulus; StimulusError if it cannot be read, MismatchError if it changed."""
+        if row in self.left_out:
+            raise StimulusError(LEFT_OUT)
         source_row = self.find_source_row(row)
         stamp = self.source.stamp(source_row)
         data = self.source.read(source_row)

@@ -11,6 +11,7 @@ import xact
 from xact.cli.commands import (
     run_build,
     run_caption,
+    run_drop,
     run_export,
     run_import,
     run_info,
@@ -72,6 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
+    drop = add("drop", run_drop, "Take models or stimuli out of a store; without --yes, only say what would go.")
+    drop.add_argument("store", metavar="STORE")
+    drop.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    drop.add_argument("--stimuli", metavar="S", nargs="+", action="extend", help="names or globs")
+    drop.add_argument("--yes", action="store_true", help="drop them")
     verify = add(
         "verify", run_verify, "Compare every byte of a store with its manifest, or of an export with its side file."
     )
@@ -115,6 +121,9 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
     command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
     command.add_argument("--replicates", choices=["all", "0", "mean"], help="default all; for pt 0")
+    command.add_argument(
+        "--skip-failed", action="store_true", help="leave out the stimuli that failed in one of these models"
+    )
     command.add_argument("--names", choices=["path", "basename"], help="hdf5: conditions in file names; default path")
     existing = command.add_mutually_exclusive_group()
     existing.add_argument("--append", action="store_true", help="hdf5: add models to existing files")

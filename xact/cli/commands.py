@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
+    show_drop,
     show_estimate,
     show_file,
+    show_note,
     show_outcome,
     show_table,
     show_warnings,
@@ -22,7 +24,12 @@ from xact.cli.terminal import (
 )
 from xact.errors import RequestError, make_nearest_text
 
-EXPORT_OPTIONS = "to output_dir prefix models layers conditions replicates names append overwrite dtype".split()
+if TYPE_CHECKING:
+    from xact.building.drop import PlannedDrop
+
+EXPORT_OPTIONS = (
+    "to output_dir prefix models layers conditions replicates names append overwrite dtype skip_failed".split()
+)
 
 
 OVERRIDES = (
@@ -213,7 +220,24 @@ def run_export(options: argparse.Namespace) -> int:
     with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
         from xact.files.export import export
 
-        export(options.store, **{name: getattr(options, name) for name in EXPORT_OPTIONS}, tell=show_file)
+        asked = {name: getattr(options, name) for name in EXPORT_OPTIONS}
+        export(options.store, **asked, tell=show_file, note=show_note)
+    return 0
+
+
+def run_drop(options: argparse.Namespace) -> int:
+    """Take models or stimuli out of a store; without --yes, print what would go and end with 1."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("drop", safe="the store is as it was, or done", hint="run the same command again"):
+        from xact.building.drop import drop
+
+        def confirm(planned: PlannedDrop) -> bool:
+            show_drop(planned)
+            return bool(options.yes)
+
+        dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+    write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
     return 0
 
 

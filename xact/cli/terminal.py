@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 from xact.errors import WorkError, escape_controls, make_lines
 
 if TYPE_CHECKING:
+    from xact.building.drop import PlannedDrop
     from xact.building.estimate import Estimate
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
@@ -125,12 +126,17 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     part = ""
     if outcome.whole_models is not None:  # reading would refuse the missing rows
         part = f", models={list(outcome.whole_models)}" if outcome.whole_models else ", allow_incomplete=True"
+        if not outcome.whole_models and outcome.lacks_failed_only:
+            part = ", skip_failed=True"
     write_out(f"\nimport xact\nacts = xact.open_activations({str(outcome.store)!r}{part})\n")
     if outcome.is_complete:
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
     write_err(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
-    write_err("hint: fix them and run the same command again: it retries the failed ones\n")
+    write_err(
+        "hint: fix them and run the same command again: it retries the failed ones; skip_failed=True and xact export "
+        "--skip-failed leave failed stimuli out\n"
+    )
     return 1
 
 
@@ -138,6 +144,28 @@ def show_warnings(warnings: Sequence[str]) -> None:
     """Print each warning as a line."""
     for warning in warnings:
         write_err(make_lines([f"warning: {warning}"]))
+
+
+def show_drop(planned: PlannedDrop) -> None:
+    """Print what would be taken out of a store."""
+    lines = [f"model {label}" for label in planned.models] + [f"stimulus {label}" for label in planned.stimuli]
+    more = [f"… and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
+    write_out(make_lines([*lines[:MOST_SHOWN], *more]))
+    write_out(
+        f"{planned.store}: {len(planned.models)} models and {len(planned.stimuli)} stimuli, about "
+        f"{format_nbytes(planned.nbytes)}, are to go; the smaller store needs about "
+        f"{format_nbytes(planned.needed_nbytes)} beside it meanwhile\n"
+    )
+    sys.stdout.flush()
+
+
+MOST_SHOWN = 20
+"""Most lines of models and stimuli that a command prints."""
+
+
+def show_note(note: str) -> None:
+    """Print a note as a line."""
+    write_err(make_lines([f"note: {note}"]))
 
 
 def show_estimate(estimated: Estimate) -> None:

@@ -62,8 +62,8 @@ os.register_at_fork(after_in_child=LockFile.leave_all)
 
 
 @contextmanager
-def hold_lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a store. Raise StoreError at once if another process holds it.
+def hold_lock(folder: Path, *, may_make: bool = True) -> Iterator[bool]:
+    """Hold the lock of a store. Raise StoreError at once if another process holds it, or if `folder` may not be made.
 
     Yield True if the store may be written. Yield False if its folder is read-only: the lock is then shared.
 
@@ -80,7 +80,7 @@ def hold_lock(folder: Path) -> Iterator[bool]:
             if lock is not None:
                 lock.close()
         return
-    lock = _take_lock(folder / "lock", folder.parent, holder)
+    lock = _take_lock(folder / "lock", folder.parent, holder, may_make=may_make)
     try:
         replace_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
         yield True
@@ -128,10 +128,11 @@ def _share_lock(path: Path, owner: Path, holder: Path) -> LockFile | None:
     return lock
 
 
-def _take_lock(path: Path, owner: Path, holder: Path | None = None) -> LockFile:
+def _take_lock(path: Path, owner: Path, holder: Path | None = None, *, may_make: bool = True) -> LockFile:
     """Lock `path`. Closing the file releases the lock."""
     while True:
-        make_folder(path.parent)
+        if may_make:
+            make_folder(path.parent)
         with _disk_errors(path):
             lock = LockFile(path, os.O_RDWR | os.O_CREAT)
         try:

@@ -111,6 +111,8 @@ class Selection:
     """Rows of the stimuli, in the order of the store."""
     replicates: str
     """`all`, `0` or `mean`."""
+    left_out: tuple[int, ...] = ()
+    """Rows of the requested stimuli that are left out, because they failed."""
 
     @property
     def n_replicates(self) -> int:
@@ -188,21 +190,27 @@ def export(
     conditions: Names = None,
     replicates: str | None = None,
     overwrite: bool = False,
+    skip_failed: bool = False,
     tell: Callable[[ExportFile], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
     **special: Any,  # noqa: ANN401
 ) -> list[Path]:
     """Write a store, or part of it, as files of the format `to`, and return their paths.
 
     Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype.
-    `tell` is called with each finished file. Raise RequestError if the request cannot be met, StoreError if a selected
-    row is not finished or the store is damaged, WorkError if a file cannot be written.
+    `skip_failed` leaves out the stimuli whose row is recorded as failed in a selected model; `note` is called with a
+    line that names them. `tell` is called with each finished file. Raise RequestError if the request cannot be met,
+    StoreError if a selected row is not finished or the store is damaged, WorkError if a file cannot be written.
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
     form: Format = FORMATS[to].load_module("write")
     options = make_options(to, form.OPTIONS, output_dir, overwrite=overwrite, special=special)
     replicates = check_choice("--replicates", replicates or form.OPTIONS["replicates"], REPLICATES)
-    chosen = choose(open_catalog(store), models, layers, conditions, replicates)
+    catalog = open_catalog(store)
+    chosen = choose(catalog, models, layers, conditions, replicates, skip_failed=skip_failed)
+    if chosen.left_out:
+        note(describe_left_out(catalog, chosen))
     files = form.plan_files(chosen, options)
     targets = [(file.whose, file.path) for file in files]
     check_targets(Path(store), options.output_dir, targets, may_exist=overwrite or options.append)
@@ -244,11 +252,14 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str) -> Selection:
+def choose(
+    catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str, *, skip_failed: bool = False
+) -> Selection:
     """Return the requested part of a store. Raise an error for unknown names and for unfinished rows."""
     places = catalog.find_models(models)
     wanted = set(catalog.find_layers(layers, places))
-    rows = find_condition_rows(catalog, conditions)
+    asked = find_condition_rows(catalog, conditions)
+    rows = catalog.leave_out_failed(places, asked) if skip_failed else asked
     check_present(catalog, places, rows)
     known = catalog.find_rows(places, allow_incomplete=True)
     chosen = []
@@ -262,7 +273,23 @@ def choose(catalog: Catalog, models: Names, layers: Names, conditions: Names, re
         if not found:
             raise RequestError(f"model {label!r} has none of the layers asked for", hint="leave it out (--models)")
         chosen.append(SelectedModel(label, m, tuple(found)))
-    return Selection(catalog, tuple(chosen), rows, replicates)
+    return Selection(catalog, tuple(chosen), rows, replicates, tuple(np.setdiff1d(asked, rows).tolist()))
+
+
+MOST_NAMED = 5
+"""Number of stimuli that were left out that a note names."""
+
+
+def describe_left_out(catalog: Catalog, chosen: Selection) -> str:
+    """Return a line that names the stimuli that were left out, each with the first model that it failed in."""
+    said = []
+    for row in chosen.left_out[:MOST_NAMED]:
+        stimulus = str(catalog.labels["stimulus"][1][row])
+        model = next(m.label for m in chosen.models if stimulus in catalog.failures.get(m.label, {}))
+        said.append(f"{stimulus!r} ({model}: {catalog.failures[model][stimulus]})")
+    n = len(chosen.left_out)
+    more = f" and {n - MOST_NAMED} more" if n > MOST_NAMED else ""
+    return f"{n} stimuli failed and are left out: {', '.join(said)}{more}"
 
 
 def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:
@@ -280,8 +307,12 @@ def check_present(catalog: Catalog, places: Sequence[int], rows: np.ndarray) -> 
     lacking = [(m, row) for m in places for row in rows[~present[m][rows]].tolist()]
     if lacking:
         m, row = lacking[0]
+        failed = catalog.find_failed(places)
+        hint = f"leave them out (--models, --conditions), or {RUN_AGAIN}"
+        if all(failed[m, row] for m, row in lacking):
+            hint = "they failed: --skip-failed leaves their stimuli out, --models and --conditions choose others"
         raise StoreError(
             f"{len(lacking)} of {len(places) * len(rows)} rows to export are not finished, the first: model "
             f"{str(catalog.models[m])!r}, stimulus {str(catalog.labels['stimulus'][1][row])!r}",
-            hint=f"leave them out (--models, --conditions), or {RUN_AGAIN}",
+            hint=hint,
         )

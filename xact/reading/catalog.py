@@ -91,6 +91,8 @@ class OneLayer:
     """All labels except those of the units."""
     unit_axes: dict[str, int]
     """{name of the axis: length}. If a label already has the name, the axis is called `unit_NAME`."""
+    kept: np.ndarray | None = None
+    """Positions of the stimuli that are not left out; None if all are kept."""
 
     def index_units(self) -> dict[str, np.ndarray]:
         """Return {axis: index along it of each unit}, int32."""
@@ -149,18 +151,72 @@ class Catalog:
         names = set(find_names(wanted, list(by_name), what=what, hint=hint))
         return [k for name, k in by_name.items() if name in names]
 
-    def find_rows(self, m: Sequence[int], *, allow_incomplete: bool) -> dict[int, Rows]:
-        """Return {model: its rows} for the models `m`. Refuse unfinished rows unless `allow_incomplete`."""
+    def find_rows(self, m: Sequence[int], *, allow_incomplete: bool, kept: np.ndarray | None = None) -> dict[int, Rows]:
+        """Return {model: its rows} for the models `m`. Refuse unfinished rows unless `allow_incomplete`.
+
+        `kept` are the positions of the requested stimuli; None for all.
+        """
         present = self.labels["present"][1]
-        lacking = [(i, row) for i in m for row in np.flatnonzero(~present[i]).tolist()]
+        asked = np.arange(present.shape[1]) if kept is None else kept
+        lacking = [(i, row) for i in m for row in asked[~present[i][asked]].tolist()]
         if lacking and not allow_incomplete:
             i, row = lacking[0]
+            failed = self.find_failed(m)
+            hint = f"allow_incomplete=True reads them as NaN, or {RUN_AGAIN}"
+            if all(failed[i, row] for i, row in lacking):
+                hint = "skip_failed=True leaves out the stimuli that failed, allow_incomplete=True reads them as NaN"
             raise StoreError(
-                f"{len(lacking)} of {len(m) * present.shape[1]} requested rows are not finished; the first: model "
+                f"{len(lacking)} of {len(m) * len(asked)} requested rows are not finished; the first: model "
                 f"{str(self.models[i])!r}, stimulus {str(self.labels['stimulus'][1][row])!r}",
-                hint=f"allow_incomplete=True reads them as NaN, or {RUN_AGAIN}",
+                hint=hint,
             )
         return {i: Rows(present.shape[1], None if present[i].all() else present[i]) for i in m}
+
+    def find_failed(self, m: Sequence[int]) -> np.ndarray:
+        """Return (model, stimulus), True for the rows of the models `m` that the store records as failed."""
+        failed = np.zeros_like(self.labels["present"][1])
+        for i in m:
+            stimuli = list(self.failures.get(str(self.models[i]), {}))
+            failed[i] = np.isin(self.labels["stimulus"][1], stimuli) if stimuli else False
+        failed &= ~self.labels["present"][1]
+        return failed
+
+    @cached_property
+    def failures(self) -> Mapping[str, Mapping[str, str]]:
+        """{model: {stimulus: error}} of the rows that failed, from the provenance."""
+        said = self.snapshot.metadata.get("xact", {}).get("attributes", {}).get("provenance", "{}")
+        try:
+            models = parse_json(said).get("models", {})
+            return {label: dict(record.get("failed", {})) for label, record in models.items()}
+        except (ValueError, TypeError, AttributeError):
+            raise StoreError(
+                f"the provenance of the store {str(self.snapshot.path)!r} is damaged",
+                hint=f"xact verify {self.snapshot.path} names what is damaged",
+            ) from None
+
+    def leave_out_failed(self, m: Sequence[int], rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the positions of the stimuli that failed in none of the models `m`; `rows` None means all stimuli."""
+        is_failed: np.ndarray = np.any(self.find_failed(m), axis=0)
+        asked = np.arange(len(is_failed)) if rows is None else rows
+        kept: np.ndarray = asked[~is_failed[asked]]
+        if not len(kept):
+            raise StoreError(
+                f"store {str(self.snapshot.path)!r}: each of the {len(asked)} stimuli failed in one of the chosen "
+                f"models ({', '.join(str(self.models[i]) for i in m)})",
+                hint=f"xact info {self.snapshot.path} says why; leave models out that failed",
+            )
+        return kept
+
+    def leave_out_unfinished(self, m: Sequence[int], *, skip_failed: bool) -> list[int]:
+        """Return those of the models `m` that have every row. With `skip_failed`, failed rows do not count."""
+        has = self.labels["present"][1] | self.find_failed(m) if skip_failed else self.labels["present"][1]
+        whole = [i for i in m if has[i].all()]
+        if not whole:
+            raise StoreError(
+                f"store {str(self.snapshot.path)!r}: none of the {len(m)} chosen models has every row",
+                hint=f"xact info {self.snapshot.path} says what is missing; {RUN_AGAIN}",
+            )
+        return whole
 
     def find_array(self, m: int, k: int, rows: Rows, *, as_map: bool = False) -> LayerArray | None:
         """Return the array of one layer of one model, or None if the model lacks the layer."""
@@ -219,7 +275,9 @@ class Catalog:
             )
         return lengths
 
-    def open_one(self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool) -> OneLayer:
+    def open_one(
+        self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool, skip_failed: bool = False
+    ) -> OneLayer:
         """Return one layer of one model. Both names must be complete; globs are not allowed."""
         known = self.models.tolist()
         at = self.snapshot.path
@@ -231,7 +289,9 @@ class Catalog:
         hint = f"xact info {at} --model {model} --layers lists all {len(by_name)}"
         check_name(layer, by_name, what=f"model {model!r} has no layer", hint=hint)
         k = by_name[layer]
-        array = self.find_array(m, k, self.find_rows([m], allow_incomplete=allow_incomplete)[m], as_map=as_map)
+        kept = self.leave_out_failed([m]) if skip_failed else None
+        rows = self.find_rows([m], allow_incomplete=allow_incomplete, kept=kept)[m]
+        array = self.find_array(m, k, rows, as_map=as_map)
         axes, shape = parse_names(self.labels["unit_axes"][1][m, k]), self._load_lengths(m, k)
         if array is None or axes is None or len(axes) != len(shape):
             raise StoreError(f"model {model!r}, layer {layer!r}: unit_shape {shape} has the axes {axes}")
@@ -240,7 +300,8 @@ class Catalog:
             while name in self.labels or name in names:
                 name = f"unit_{name}"
             names.append(name)
-        return OneLayer(array, self.make_coords({"model": m, "layer": k}), dict(zip(names, shape, strict=True)))
+        coords = self.make_coords({"model": m, "layer": k})
+        return OneLayer(array, coords, dict(zip(names, shape, strict=True)), kept)
 
     def make_coords(self, at: Mapping[str, int | np.ndarray]) -> dict[str, Any]:
         """Return all labels at the given positions {dimension: positions}. An integer position drops its dimension."""

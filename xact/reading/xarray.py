@@ -18,7 +18,13 @@ from xact.reading.disk_arrays import StackArray
 
 
 def open_activations(
-    store: str | Path, *, models: Names = None, layers: Names = None, allow_incomplete: bool = False
+    store: str | Path,
+    *,
+    models: Names = None,
+    layers: Names = None,
+    allow_incomplete: bool = False,
+    skip_failed: bool = False,
+    complete_only: bool = False,
 ) -> xr.DataArray:
     """Open layers of one or more models as one lazy array.
 
@@ -31,6 +37,12 @@ def open_activations(
         layers in forward order (`layer_index`). Layers that none of these models has are left out.
     allow_incomplete : bool, optional
         If True, unfinished rows read as NaN. If False, an unfinished row of a selected model raises StoreError.
+    skip_failed : bool, optional
+        If True, stimuli whose row is recorded as failed in one of the selected models are left out. Rows that are not
+        finished for another reason, e.g. of a model that is being added, are refused as before.
+    complete_only : bool, optional
+        If True, models that lack a row are left out. With `skip_failed` too, a row that is recorded as failed does not
+        count as lacking: its stimulus is left out, not the model.
 
     Returns
     -------
@@ -38,6 +50,7 @@ def open_activations(
         Activations, float32, with dask blocks and dimensions (model, stimulus, layer, replicate, unit). `unit` is as
         long as the widest selected layer; NaN fills the rest of narrower layers, and layers that a model lacks. All
         labels of the store are coordinates in memory, for example `condition` (stimulus) and `n_units` (model, layer).
+        The attributes `left_out_models` and `left_out_stimuli` list what the last two arguments left out, if anything.
 
     Raises
     ------
@@ -54,15 +67,30 @@ def open_activations(
     >>> plain = acts.sel(stimulus=acts.condition == "plain").mean("replicate").compute()
     """
     catalog = open_catalog(store)
-    m = catalog.find_models(models)
+    asked = catalog.find_models(models)
+    m = catalog.leave_out_unfinished(asked, skip_failed=skip_failed) if complete_only else asked
     k = catalog.find_layers(layers, m)
-    rows = catalog.find_rows(m, allow_incomplete=allow_incomplete)
+    kept = catalog.leave_out_failed(m) if skip_failed else None
+    rows = catalog.find_rows(m, allow_incomplete=allow_incomplete, kept=kept)
     cells = tuple(tuple(catalog.find_array(i, j, rows[i]) for j in k) for i in m)
     coords = catalog.make_coords({"model": np.array(m), "layer": np.array(k)})
-    return xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations")
+    acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), kept)
+    if len(m) < len(asked):
+        acts.attrs["left_out_models"] = [str(catalog.models[i]) for i in asked if i not in m]
+    return acts
 
 
-def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False) -> xr.DataArray:
+def keep_stimuli(acts: xr.DataArray, kept: np.ndarray | None) -> xr.DataArray:
+    """Return the stimuli at these positions; the attribute `left_out_stimuli` lists the others. None keeps all."""
+    if kept is None or len(kept) == acts.sizes["stimulus"]:
+        return acts
+    lost = np.delete(acts["stimulus"].values, kept).tolist()
+    return acts.isel(stimulus=kept).assign_attrs(left_out_stimuli=lost)
+
+
+def open_layer(
+    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+) -> xr.DataArray:
     """Open one layer of one model as a lazy array without padding.
 
     Parameters
@@ -73,6 +101,9 @@ def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: b
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
         If True, unfinished rows read as NaN. If False, an unfinished row of the model raises StoreError.
+    skip_failed : bool, optional
+        If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
+        that are not finished for another reason are refused as before.
 
     Returns
     -------
@@ -93,14 +124,17 @@ def open_layer(store: str | Path, model: str, layer: str, *, allow_incomplete: b
     >>> layer = xact.open_layer("quickstart.zarr", "MobileNetV2", "features.8")
     >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
-    one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=False)
-    on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
-    return xr.DataArray(
-        open_lazy(one.array), one.coords | on_unit, ("stimulus", "replicate", "unit"), name="activations"
+    one = open_catalog(store).open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False
     )
+    on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
+    dims = ("stimulus", "replicate", "unit")
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_unit, dims, name="activations"), one.kept)
 
 
-def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False) -> xr.DataArray:
+def open_map(
+    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+) -> xr.DataArray:
     """Open one layer of one model as a lazy array in the layer's own shape.
 
     Parameters
@@ -111,6 +145,9 @@ def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: boo
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
         If True, unfinished rows read as NaN. If False, an unfinished row of the model raises StoreError.
+    skip_failed : bool, optional
+        If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
+        that are not finished for another reason are refused as before.
 
     Returns
     -------
@@ -131,11 +168,12 @@ def open_map(store: str | Path, model: str, layer: str, *, allow_incomplete: boo
     >>> grid = xact.open_map("quickstart.zarr", "ViT-Tiny-untrained", "blocks.3")
     >>> first = grid.isel(stimulus=0, replicate=0).compute()  # here (feature,)
     """
-    one = open_catalog(store).open_one(model, layer, allow_incomplete=allow_incomplete, as_map=True)
-    on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
-    return xr.DataArray(
-        open_lazy(one.array), one.coords | on_axes, ("stimulus", "replicate", *one.unit_axes), name="activations"
+    one = open_catalog(store).open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True
     )
+    on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
+    dims = ("stimulus", "replicate", *one.unit_axes)
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_axes, dims, name="activations"), one.kept)
 
 
 def load_stimuli(store: str | Path) -> pd.DataFrame:

@@ -103,6 +103,25 @@ def find_line_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys | None 
     return _find_task_fault(line, plan, keys or ShardKeys(plan)) if "task" in line else None
 
 
+def is_former(line: Mapping[str, Any], plan: Plan, keys: ShardKeys) -> bool:
+    """Return True for a task without a value whose shards are not those of the plan.
+
+    Such a line is of an earlier plan: a model without a value may be planned again with other layers. The line must
+    have no fault.
+    """
+    if "task" not in line or not _is_empty(line, plan):
+        return False
+    model, block = line["task"]
+    planned = plan.find_model(model)
+    return planned is not None and line["shards"].keys() != keys.list_keys(planned, block)
+
+
+def _is_empty(line: Mapping[str, Any], plan: Plan) -> bool:
+    """Return True for a task without a value: every row failed, and no shard was written."""
+    n_rows = line["stop"] - line["task"][1] * plan.stimuli_per_task
+    return len(line["failed"]) == n_rows and all(written == "absent" for written in line["shards"].values())
+
+
 def _find_task_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys) -> str | None:
     model, block = line["task"]
     planned = plan.find_model(model)
@@ -116,7 +135,7 @@ def _find_task_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys) -> st
     if lost is not None:
         return f"it names {lost!r:.60}, which is not a path inside the store"
     named, planned_keys = line["shards"].keys(), keys.list_keys(planned, block)
-    if named == planned_keys:
+    if named == planned_keys or _is_empty(line, plan):
         return None
     what = f"model {model!r:.60}, block {block}"
     foreign = sorted(named - planned_keys)

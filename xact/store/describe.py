@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xact.disk.durable import parse_json, read_whole
+from xact.disk.exchange import hint_missing
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
 from xact.store.journal import FOLDER, State, load_state, read_generation
 from xact.store.plan import Plan, PlannedModel
@@ -58,7 +59,7 @@ def _refuse(folder: Path) -> StoreError:
             f"{str(folder)!r} has no folder {FOLDER}: the plan and the journals of the store are missing",
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
         )
-    return NoStoreError(f"there is no xact store at {str(folder)!r}", hint="give the path of a store")
+    return NoStoreError(f"there is no xact store at {str(folder)!r}", hint=hint_missing(folder))
 
 
 def _read_failed_models(folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ Only files that a listing found inside the store are opened. A path that a manif
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -17,10 +18,11 @@ import numpy as np
 
 from xact.disk.digest import FolderListing
 from xact.disk.durable import PARTIAL, Written, read_lines
+from xact.disk.exchange import hint_missing
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
-from xact.store.journal import FOLDER, State, read_manifest, read_plan, take_lines
+from xact.store.journal import FOLDER, State, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
@@ -72,10 +74,12 @@ class Expected:
     """Faults of the plan, journal and manifest themselves."""
     is_comparable: bool = True
     """False if there is nothing to compare the files with."""
+    left: set[str] = field(default_factory=set)
+    """Files that an older manifest names. The next build removes them, and that manifest."""
 
     def owns(self, key: str) -> bool:
         """Return True for a working file of a build: lock, holder, half-written file, or the files of a generation."""
-        if key.endswith(PARTIAL) or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
+        if key.endswith(PARTIAL) or key in self.left or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
             return True
         match = _GENERATION_FILE.fullmatch(key)
         newest = self.under_way.generation if self.under_way else self.generation
@@ -90,10 +94,15 @@ def find_expected(store: Path, listing: FolderListing) -> Expected:
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
     if root is None and not manifests and not others:
-        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint="give the path of a store or of an export")
+        hint = hint_missing(store, "give the path of a store or of an export")
+        raise NoStoreError(f"there is no xact store at {str(store)!r}", hint=hint)
     expected = Expected(root if root in manifests else max(manifests, default=root or 0))
     if expected.generation:
         _take_manifest(store, expected, root, has_manifest=expected.generation in manifests)
+    for older in manifests:
+        if older < expected.generation:
+            with contextlib.suppress(*MALFORMED, StoreError, OSError):
+                expected.left |= list_files_of(store / FOLDER / f"manifest-{older}.jsonl")
     newest = max(others, default=0)
     if newest > expected.generation and expected.is_comparable:
         _take_under_way(store, listing, expected, newest)

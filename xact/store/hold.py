@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from xact.disk.exchange import find_left, settle
 from xact.disk.locks import hold_lock
 from xact.errors import RequestError, StoreError
 
@@ -15,12 +16,19 @@ from xact.errors import RequestError, StoreError
 def hold_store(store: Path) -> Iterator[bool]:
     """Hold the lock of a store. At the end, remove a new store in which nothing was planned.
 
-    Yield True if the store may be written. Yield False for a store that is read-only.
+    What a killed `xact drop` left is ended first: the store is the old one or the new one. Yield True if the store may
+    be written. Yield False for a store that is read-only.
     """
+    left = find_left(store)
+    if left is not None:  # the lock moves with the folder: a living command holds it there
+        with hold_lock(left / ".xact", may_make=False):
+            settle(store)
     is_store, was_there, pid = check_store_path(store), store.exists(), os.getpid()
     folder = store / ".xact"
     with hold_lock(folder) as may_write:
         try:
+            if may_write:
+                settle(store)
             yield may_write
         finally:
             is_child = os.getpid() != pid  # a forked child that ends here leaves the store to its parent

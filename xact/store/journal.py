@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from xact.disk.durable import (
 )
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault
+from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault, is_former
+from xact.store.check_metadata import is_inside
 from xact.store.plan import Plan
 
 FOLDER = ".xact"
@@ -125,6 +127,21 @@ class State:
                 present[row] = row not in failed
         return present
 
+    def find_failed(self, model: str) -> dict[StoreRow, str]:
+        """Return {row: error} of the rows that failed."""
+        return {row: error for record in self.find_records(model) for row, error in record.failed.items()}
+
+    def find_empty_models(self, plan: Plan) -> frozenset[str]:
+        """Return the models of `plan` without a single value."""
+        return frozenset(m.label for m in plan.models if not any(self.find_present(m.label, plan)))
+
+    def find_empty_rows(self, plan: Plan) -> frozenset[StoreRow]:
+        """Return the rows of `plan` that have a value in no model."""
+        has = [False] * plan.n_stimuli
+        for model in plan.models:
+            has = list(map(max, has, self.find_present(model.label, plan)))
+        return frozenset(StoreRow(row) for row, one in enumerate(has) if not one)
+
     def is_whole(self, model: str, plan: Plan) -> bool:
         """Return True if every row of `plan` is finished and safe."""
         return all(self.find_present(model, plan))
@@ -148,6 +165,15 @@ class State:
     def copy(self) -> State:
         """Return a copy. New lines in the copy do not change this state."""
         return replace(self, tasks=dict(self.tasks), stamps=dict(self.stamps), networks=dict(self.networks))
+
+    def forget(self, models: Iterable[str]) -> State:
+        """Return a copy without the tasks and networks of these models, which have no value."""
+        lost = frozenset(models)
+        return replace(
+            self.copy(),
+            tasks={key: record for key, record in self.tasks.items() if key[0] not in lost},
+            networks={label: found for label, found in self.networks.items() if label not in lost},
+        )
 
     def take(self, line: dict[str, Any]) -> None:
         """Add one line of a journal or manifest."""
@@ -275,7 +301,8 @@ def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, fil
         fault = find_line_fault(line, plan, keys)
         if fault is not None:
             raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
-        state.take(line)
+        if not is_former(line, plan, keys):
+            state.take(line)
 
 
 def read_generation(store: Path) -> int:
@@ -340,9 +367,22 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
         raise StoreError(f"{file} is damaged: a line is not a JSON object", hint=VERIFY) from None
 
 
+def list_files_of(manifest: Path) -> set[str]:
+    """Return the paths of the metadata and labels that a manifest names."""
+    lines = (line for line in read_sealed_lines(manifest) if line.startswith(b'{"file"'))
+    keys = {str(parse_json(line)["file"]) for line in lines}
+    return {key for key in keys if is_inside(key) and not key.startswith(f"{FOLDER}/")}
+
+
 def remove_older(store: Path, generation: int) -> None:
-    """Remove plan, journal and manifest of every older generation."""
+    """Remove plan, journal and manifest of every older generation, and the metadata and labels that only they name."""
     folder = store / FOLDER
+    for old in find_generations(folder, "manifest"):
+        if old < generation:
+            with suppress(StoreError):  # a damaged manifest: `verify` names the files that stay
+                left = list_files_of(folder / f"manifest-{old}.jsonl")
+                for key in left - list_files_of(folder / f"manifest-{generation}.jsonl"):
+                    remove_file(store / key)
     for kind, ending in (("plan", "json"), *((kind, "jsonl") for kind in GROWING), ("manifest", "jsonl")):
         for old in find_generations(folder, kind):
             if old < generation:

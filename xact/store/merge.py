@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from xact.errors import MismatchError, RequestError
-from xact.labels import StimulusTable, make_path_parts
+from xact.labels import StimulusTable, StoreRow, make_path_parts
 from xact.store.check_journal import find_plan_fault
 from xact.store.chunks import CUBE_MAX_UNITS, FLOAT32_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.journal import State
 from xact.store.layout import find_labels_fault
 from xact.store.neutral import NEUTRAL, drop_neutral_settings
 from xact.store.plan import Plan, PlannedModel, PlannedStimuli
@@ -32,13 +33,33 @@ class Request:
     failed_models: Mapping[str, str]
 
 
-def make_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
+@dataclass(frozen=True)
+class Empty:
+    """The models and stimuli of a store without a single value. They may change under their label."""
+
+    models: frozenset[str] = frozenset()
+    rows: frozenset[StoreRow] = frozenset()
+    """Rows without a value in any model."""
+    failed_rows: frozenset[StoreRow] = frozenset()
+    """Those of `rows` that are recorded as failed. A request may leave them out."""
+
+
+def find_empty(state: State) -> Empty:
+    """Return what a store has no value of."""
+    if state.plan is None:
+        return Empty()
+    rows = state.find_empty_rows(state.plan)
+    failed = frozenset(row for record in state.tasks.values() for row in record.failed)
+    return Empty(state.find_empty_models(state.plan), rows, rows & failed)
+
+
+def make_plan(request: Request, old: Plan | None, *, is_committed: bool, empty: Empty = Empty()) -> Plan:
     """Merge a request with the plan of the store (`old`) and return the union.
 
-    Raise MismatchError if a key differs from the store's value. The error names the first such key. Raise RequestError
-    for a plan that no reader would take back.
+    Raise MismatchError if a key differs from the store's value. The error names the first such key. What is `empty`
+    takes the values of the request. Raise RequestError for a plan that no reader would take back.
     """
-    plan = _merge_plan(request, old, is_committed=is_committed)
+    plan = _merge_plan(request, old, is_committed=is_committed, empty=empty)
     check_readable(plan)
     return plan
 
@@ -59,15 +80,17 @@ def check_readable(plan: Plan) -> None:
         )
 
 
-def _merge_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Plan:
+def _merge_plan(request: Request, old: Plan | None, *, is_committed: bool, empty: Empty) -> Plan:
     if old is None:
         return _make_first_plan(request)
     compare_settings(request.recipe, old)
-    stimuli = _merge_stimuli(request.table, old.stimuli)
-    models = _merge_models(request, old, len(stimuli.ids))
+    stimuli = _merge_stimuli(request.table, old.stimuli, empty)
+    models = _merge_models(request, old, len(stimuli.ids), empty)
+    renewed = {one.label for one in request.models if one.label in empty.models and _is_other(one, old)}
+    old_paths = {label: paths for label, paths in old.layer_paths.items() if label not in renewed}
     layer_labels = tuple(dict.fromkeys([*old.layer_labels, *(k.label for m in models for k in m.layers)]))
     reserved = (*old.stimuli.columns, *old.jitter_names)
-    model_paths, layer_paths = _make_paths(models, old.layout, old.model_paths, old.layer_paths, reserved)
+    model_paths, layer_paths = _make_paths(models, old.layout, old.model_paths, old_paths, reserved)
     plan = old.model_copy(
         update={
             "models": models,
@@ -79,7 +102,7 @@ def _merge_plan(request: Request, old: Plan | None, *, is_committed: bool) -> Pl
             "failed_models": dict(request.failed_models),
         }
     )
-    _check_bounds(plan, old)
+    _check_bounds(plan, old, renewed)
     same = plan.model_copy(update={"recipe": old.recipe}).model_dump_json() == old.model_dump_json()
     if same or not is_committed:  # compared as text, because a missing number is NaN, and NaN != NaN
         return plan.model_copy(update={"generation": old.generation})
@@ -196,39 +219,56 @@ def compare_settings(recipe: Mapping[str, Any], old: Plan) -> None:
         raise _refuse_difference("storage.layout", old.layout, layout)
 
 
-def _merge_stimuli(table: StimulusTable, old: PlannedStimuli) -> PlannedStimuli:
-    """Return the old rows, then the new rows. `table` must contain every old stimulus, unchanged."""
+def _merge_stimuli(table: StimulusTable, old: PlannedStimuli, empty: Empty) -> PlannedStimuli:
+    """Return the old rows, then the new rows. `table` must contain every old stimulus, unchanged.
+
+    A stimulus without a value takes its labels from `table`. If it failed, `table` may leave it out.
+    """
     row_of = {one: row for row, one in enumerate(table.ids)}
-    lost = [one for one in old.ids if one not in row_of]
+    lost = [one for row, one in enumerate(old.ids) if one not in row_of and row not in empty.failed_rows]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise MismatchError(
             f"stimuli: {lost[0]!r}{more} of the store is not among the {len(table)} stimuli asked for",
-            hint="name every stimulus of the store again (a smaller limit is refused too), or build another store",
+            hint="name every stimulus of the store again (a smaller limit is refused too), build another store, or "
+            "take stimuli out with xact drop; only one that failed and has no value in any model may be left out",
         )
     known = set(old.ids)
-    kept = [row_of[one] for one in old.ids]
+    again = [row for row, one in enumerate(old.ids) if one in row_of]
     added = [row for row, one in enumerate(table.ids) if one not in known]
-    merged = _make_stimuli(table.take([*kept, *added]))
-    _compare_leaves(old.column_types, merged.column_types, "stimuli.columns")
-    compared = [("condition", old.conditions, merged.conditions), ("stem", old.stems, merged.stems)]
-    compared += [(name, column, merged.columns[name]) for name, column in old.columns.items()]  # type: ignore[misc]
-    for name, held, asked in compared:
-        for row, (was, is_now) in enumerate(zip(held, asked, strict=False)):
-            if was != is_now and not (was != was and is_now != is_now):
+    asked = _make_stimuli(table.take([*(row_of[old.ids[row]] for row in again), *added]))
+    _compare_leaves(old.column_types, asked.column_types, "stimuli.columns")
+
+    def merge(name: str, held: Sequence[Any], found: Sequence[Any], *, is_compared: bool = True) -> list[Any]:
+        merged = list(held)
+        for row, is_now in zip(again, found, strict=False):
+            was = held[row]
+            if row in empty.rows:
+                merged[row] = is_now
+            elif is_compared and was != is_now and not (was != was and is_now != is_now):
                 raise _refuse_difference(f"stimuli: {name} of {old.ids[row]!r}", was, is_now)
-    n_old = len(old.ids)
-    columns = {name: [*column, *merged.columns[name][n_old:]] for name, column in old.columns.items()}
-    return merged.model_copy(update={"files": [*old.files, *merged.files[n_old:]], "columns": columns})
+        return [*merged, *found[len(again) :]]
+
+    return PlannedStimuli(
+        ids=[*old.ids, *asked.ids[len(again) :]],
+        conditions=merge("condition", old.conditions, asked.conditions),
+        stems=merge("stem", old.stems, asked.stems),
+        files=merge("file", old.files, asked.files, is_compared=False),
+        columns={name: merge(name, column, asked.columns[name]) for name, column in old.columns.items()},
+        column_types=old.column_types,
+    )
 
 
-def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedModel, ...]:
+def _merge_models(request: Request, old: Plan, n_stimuli: int, empty: Empty) -> tuple[PlannedModel, ...]:
     asked = {model.label: model for model in request.models}
     merged = []
     for held in old.models:
         model = asked.pop(held.label, None)
         if model is None:
             merged.append(held)
+            continue
+        if held.label in empty.models:
+            merged.append(model.model_copy(update={"n_stimuli": n_stimuli}))
             continue
         one, other = (planned.model_dump(exclude=set(NEUTRAL["model"])) for planned in (held, model))
         for dump in (one, other):  # by label, so that the error names only the first layer that differs
@@ -240,9 +280,15 @@ def _merge_models(request: Request, old: Plan, n_stimuli: int) -> tuple[PlannedM
     return (*merged, *new)
 
 
-def _check_bounds(plan: Plan, old: Plan | None) -> None:
+def _is_other(model: PlannedModel, old: Plan) -> bool:
+    """Return True if the store plans other layers or batches under the label of `model`."""
+    held = old.find_model(model.label)
+    return held is not None and (held.layers, held.batch_size) != (model.layers, model.batch_size)
+
+
+def _check_bounds(plan: Plan, old: Plan | None, renewed: Collection[str] = ()) -> None:
     """Refuse new models that do not fit in a cube or in the store's fixed task size."""
-    fresh = [model for model in plan.models if old is None or old.find_model(model.label) is None]
+    fresh = [m for m in plan.models if old is None or old.find_model(m.label) is None or m.label in renewed]
     for model in fresh:
         if plan.layout == "cube" and model.widest_units > CUBE_MAX_UNITS:
             widest = max(model.layers, key=lambda layer: layer.n_units)

@@ -21,6 +21,7 @@ from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from xact.disk.durable import parse_json, read_sealed_lines, read_whole
+from xact.disk.exchange import hint_missing
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError
 from xact.store.check_metadata import (
     MAX_LABEL_NBYTES,
@@ -198,7 +199,7 @@ def _read_root(file: Path) -> dict[str, Any]:
     try:
         data = parse_json(read_whole(file))
     except (FileNotFoundError, NotADirectoryError):
-        raise NoStoreError(f"there is no xact store at {str(file.parent)!r}", hint="give the path of a store") from None
+        raise NoStoreError(f"there is no xact store at {str(file.parent)!r}", hint=hint_missing(file.parent)) from None
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error.strerror}") from None
     except ValueError:

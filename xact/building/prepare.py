@@ -13,7 +13,7 @@ from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.models.base import Weights
-from xact.models.load import check_allowed, check_gate, find_weights
+from xact.models.load import check_allowed, check_fit, check_gate, find_weights
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
@@ -80,6 +80,7 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Pre
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
                     surveyed.weights[label] = find_weights(spec)
+                    check_fit(spec, surveyed.weights[label])
                     model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
                 surveyed.models.append(model)
     return _lay_plan(asked, surveyed, reads_captions=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
@@ -170,14 +171,26 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     )
     plan = make_plan(request, stored.plan, is_committed=stored.is_committed)
     stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
+    plan = plan.model_copy(update={"models": tuple(_renew(model, surveyed, stored) for model in plan.models)})
     tasks = {
         m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli)
         for m in plan.models
         if m.label in asked.specs and m.label not in surveyed.failed
     }
+    for model in plan.models:
+        if tasks.get(model.label) and stored.find_done(model.label):
+            check_versions(model, stored)
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return PreparedBuild(asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks)
+
+
+def _renew(model: PlannedModel, surveyed: _Surveyed, stored: State) -> PlannedModel:
+    """Return a planned model with the versions of this run if the store has no rows of it yet."""
+    fresh = next((one for one in surveyed.models if one.label == model.label), model)
+    if stored.find_done(model.label):
+        return model
+    return model.model_copy(update={"versions": fresh.versions, "values_version": fresh.values_version})
 
 
 def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store: Path) -> None:

@@ -23,6 +23,7 @@ from xact.capture.layers import (
 )
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
+from xact.capture.values_version import VALUES_VERSION
 from xact.errors import CaptureError, RequestError
 from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
@@ -169,6 +170,7 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
+        values_version=VALUES_VERSION,
         n_stimuli=n_stimuli,
     )
 

@@ -45,7 +45,7 @@ def _list_parts(value: object, names: frozenset[str]) -> Iterator[object]:
     elif isinstance(value, list | tuple | deque | frozenset | MutableSet):
         yield from value
     elif isinstance(value, CellType):
-        yield from _get_content(value)
+        yield from get_content(value)
     elif isinstance(value, _lru_cache_wrapper):
         yield value.__wrapped__
     elif isinstance(value, classmethod | staticmethod):
@@ -67,7 +67,7 @@ def _remember(value: object) -> Callable[[], None] | None:
     if isinstance(value, list | deque | MutableSet):
         return partial(_restore_items, value, list(value))
     if isinstance(value, CellType):
-        return partial(_restore_cell, value, _get_content(value))
+        return partial(_restore_cell, value, get_content(value))
     if isinstance(value, _lru_cache_wrapper):
         return partial(_restore_cache, value, value.cache_info().currsize)
     return partial(_restore_class, value, dict(vars(value))) if isinstance(value, type) else None
@@ -104,7 +104,8 @@ def _restore_class(value: type, old: dict[str, object]) -> None:
             setattr(value, name, attribute)
 
 
-def _get_content(cell: CellType) -> tuple[object, ...]:
+def get_content(cell: CellType) -> tuple[object, ...]:
+    """Return the content of a variable of an enclosing function, in a tuple; nothing if it has no value yet."""
     try:
         return (cell.cell_contents,)
     except ValueError:  # an empty cell

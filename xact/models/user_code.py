@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import importlib
+import marshal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
@@ -21,6 +22,9 @@ from xact.errors import RequestError
 _imported: dict[str, tuple[ModuleSpec | None, str]] = {}
 """{module: (its spec, sha256 of its file when it was imported)}. A module that is loaded again has another spec."""
 
+N_HEADER = 16
+"""Bytes before the code in a file of compiled code."""
+
 
 def import_module(name: str, folder: Path) -> ModuleType:
     """Import a module, and remember the bytes of the files that Python reads for it."""
@@ -28,8 +32,28 @@ def import_module(name: str, folder: Path) -> ModuleType:
     module = importlib.import_module(name)
     for loaded, file in list_loaded(find_files(module, folder)):
         if loaded.__name__ not in before:
-            _imported[loaded.__name__] = loaded.__spec__, hash_file(file).sha256
+            source = file.read_bytes()
+            is_read = _is_read(loaded, source)
+            _imported[loaded.__name__] = loaded.__spec__, hashlib.sha256(source).hexdigest() if is_read else "older"
     return module
+
+
+def _is_read(module: ModuleType, source: bytes) -> bool:
+    """Return False if Python took a module from its cache of compiled code, and the cache holds other code.
+
+    Python compares the size of the file and the second of its change alone.
+    """
+    cache = Path(getattr(module.__spec__, "cached", None) or "")
+    if not cache.is_file():
+        return True
+    try:
+        return bool(marshal.loads(cache.read_bytes()[N_HEADER:]) == _compile(module, source))  # noqa: S302  Python ran it
+    except (SyntaxError, ValueError, EOFError, TypeError):
+        return False
+
+
+def _compile(module: ModuleType, source: bytes) -> CodeType:
+    return compile(source, str(module.__file__), "exec", dont_inherit=True)
 
 
 def find_files(module: ModuleType, folder: Path) -> dict[str, Path]:
@@ -115,7 +139,7 @@ def check_unchanged(files: Mapping[str, Path], *, model: str) -> None:
         if known != sha256:
             raise RequestError(
                 f"model {model!r}: {file.name} was edited after Python imported {name}: the old code would run",
-                hint=f"start Python anew, or forget the old code: sys.modules.pop({name!r})",
+                hint=f"save the file again, then start Python anew, or forget the old code: sys.modules.pop({name!r})",
             )
         _imported[name] = module.__spec__, sha256
 
@@ -123,7 +147,7 @@ def check_unchanged(files: Mapping[str, Path], *, model: str) -> None:
 def holds_source(module: ModuleType, source: bytes) -> bool:
     """Return True if the functions and the constants of a loaded module are those of a source."""
     try:
-        code = compile(source, str(module.__file__), "exec", dont_inherit=True)
+        code = _compile(module, source)
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return False

@@ -10,12 +10,14 @@ from __future__ import annotations
 import itertools
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -391,7 +393,19 @@ def _carry_rows(
     names = sorted({name for record in state.find_records(model.label) for name in record.scores})
     scores = {name: _move(rebuild, state.find_scores(model.label, name), kept) for name in names}
     made = [buffer[:n_known] for buffer in buffers]
-    return write_task(writer, model, TaskResult(task, made, failed, {}, 0, seconds, scores))
+    record = write_task(writer, model, TaskResult(task, made, failed, {}, 0, seconds, scores))
+    return replace(record, **_find_makers(state, model.label, {row // size for row in rows}, len(kept) - len(failed)))
+
+
+def _find_makers(state: State, model: str, blocks: Collection[int], n_rows: int) -> dict[str, Any]:
+    """Return what made the rows of a block that were in these blocks; of several versions of xact, all their rows."""
+    records = [record for record in state.find_records(model) if record.block in blocks]
+    rows = sum((Counter(record.xact) for record in records), Counter[str]())
+    versions = {record.values_version for record in records if record.values_version is not None}
+    return {
+        "values_version": max(versions, default=None),
+        "xact": dict(rows) if len(rows) > 1 else dict.fromkeys(rows, n_rows),
+    }
 
 
 def _load_block(

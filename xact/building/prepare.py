@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.labels import StoreRow
 from xact.models.base import Weights
-from xact.models.load import check_allowed, check_gate, find_weights
+from xact.models.load import check_allowed, check_fit, check_gate, find_weights
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
@@ -88,6 +89,7 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
                     surveyed.weights[label] = find_weights(spec)
+                    check_fit(spec, surveyed.weights[label])
                     model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
                 surveyed.models.append(model)
     return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)
@@ -189,16 +191,28 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     stored = stored.forget(model.label for model in surveyed.models if model.label in asked.empty.models)
     left_out = asked.find_left_out(plan.stimuli.ids)
     stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
+    plan = plan.model_copy(update={"models": tuple(_renew(model, surveyed, stored) for model in plan.models)})
     tasks = {
         m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli, left_out=left_out)
         for m in plan.models
         if m.label in asked.specs and m.label not in surveyed.failed
     }
+    for model in plan.models:
+        if tasks.get(model.label) and stored.find_done(model.label):
+            check_versions(model, stored)
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return PreparedBuild(
         asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks, left_out=left_out
     )
+
+
+def _renew(model: PlannedModel, surveyed: _Surveyed, stored: State) -> PlannedModel:
+    """Return a planned model with the versions of this run if the store has no rows of it yet."""
+    fresh = next((one for one in surveyed.models if one.label == model.label), model)
+    if stored.find_done(model.label):
+        return model
+    return model.model_copy(update={"versions": fresh.versions, "values_version": fresh.values_version})
 
 
 def _compare_settings(recipe: Mapping[str, Any], state: State, plan: Plan, store: Path) -> None:

@@ -9,15 +9,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
-from xact.building.provenance import check_network, check_versions, hash_tensors, make_provenance
+from xact.building.provenance import (
+    check_network,
+    describe_network,
+    find_xact_version,
+    list_uncompared,
+    make_provenance,
+)
 from xact.building.write_task import clear_rows, load_rows, write_task
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.load_pictures import draw_all_amounts
+from xact.capture.values_version import VALUES_VERSION
 from xact.disk.durable import sweep_partial
 from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
 from xact.models.base import Network
@@ -171,7 +178,8 @@ def _run_tasks(
 ) -> None:
     """Load one network and run these tasks."""
     plan, state, spec = writer.plan, writer.state, prepared.specs[model.label]
-    network = _load_network(prepared, model, writer)
+    network = _load_network(prepared, model, writer, outcome)
+    xact_version = find_xact_version()
     stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
     job = prepare_job(plan, model, spec, network, prepared.loaded.recipe, stimuli)
     counts: Counter[str] = Counter()
@@ -179,10 +187,12 @@ def _run_tasks(
     lock = threading.Lock()
 
     def write(result: TaskResult) -> None:
+        n_rows = len(result.task.rows) - len(result.failed)
         record = write_task(writer, model, result)
+        record = replace(record, values_version=VALUES_VERSION, xact={xact_version: n_rows})
         writer.add_task(record, result.stamps)
         with lock:
-            outcome.n_captured += len(result.task.rows) - len(result.failed)
+            outcome.n_captured += n_rows
             n_nonfinite.update(record.n_nonfinite)
             counts.update(n_equal=result.n_equal, n_cut=int(sum(record.scores.get("n_truncated", {}).values())))
 
@@ -198,22 +208,23 @@ def _run_tasks(
         outcome.warnings += list_warnings(model.label, counts, n_nonfinite)
 
 
-def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWriter) -> Network:
+def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWriter, outcome: Outcome) -> Network:
     """Load a network; refuse it if it differs from the network of the first rows in the store."""
-    if writer.state.find_done(model.label):
-        check_versions(model)
     started = time.monotonic()
     network = load_network(prepared.specs[model.label], prepared.weights[model.label])
-    found = {
-        "tensors_sha256": hash_tensors(network),
-        "code": dict(network.code),
-        "load_seconds": round(time.monotonic() - started, 3),
-    }
+    found = describe_network(network) | {"load_seconds": round(time.monotonic() - started, 3)}
     stored = writer.state.networks.get(model.label)
     if stored is None:
         writer.add_network(model.label, found)
-    else:
-        check_network(model, stored, found)
+        return network
+    check_network(model, stored, found)
+    uncompared = list_uncompared(stored, found)
+    if uncompared:
+        outcome.warnings.append(
+            f"{model.label}: its rows in the store come from an xact that did not record {' and '.join(uncompared)}: "
+            "they were not compared, and are recorded from now on"
+        )
+        writer.add_network(model.label, found | {"load_seconds": stored.get("load_seconds", found["load_seconds"])})
     return network
 
 

@@ -23,11 +23,12 @@ from xact.capture.layers import (
 )
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
+from xact.capture.values_version import VALUES_VERSION
 from xact.errors import CaptureError, RequestError
-from xact.models.base import Network, Transform
+from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
 from xact.models.device import choose_batch_size, get_kind, resolve_device
-from xact.models.load import load_network, make_architecture, make_transform
+from xact.models.load import load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
@@ -42,21 +43,25 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
     The network is made on the meta device if its code allows that, else with random weights. Reads no weights.
     """
     input_shape = find_input_shape(make_transform(spec), spec.label)
-    try:
-        with torch.device("meta"):
-            network = make_architecture(spec)
-        network = replace(network, module=network.module.to("meta"))
-        return network, probe(network, input_shape), input_shape
-    except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
-        return (*_survey_for_real(spec, input_shape), input_shape)
+    with undo_globals(spec):
+        try:
+            with torch.device("meta"):
+                network = make_architecture(spec)
+            network = replace(network, module=network.module.to("meta"))
+            with tell_failures("the probe", is_meta=True):
+                return network, probe(network, input_shape), input_shape
+        except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
+            return (*_survey_for_real(spec, input_shape), input_shape)
 
 
 def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
-    try:
-        network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
+    network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
+    with tell_failures(
+        f"model {spec.label!r}: a forward pass on pictures of shape {input_shape}",
+        error=CaptureError,
+        hint="set `transform:` to an explicit block with the picture size that the network takes",
+    ):
         return network, probe(network, input_shape)
-    except RuntimeError as error:
-        raise CaptureError(f"model {spec.label!r} fails on a picture of shape {input_shape}: {error}") from error
 
 
 WORKED_OUT = frozenset("weights transform layers device batch_size".split())
@@ -165,6 +170,7 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
         device=device,
         batch_size=choose_batch_size(batch_size, device),
         versions=find_versions(spec.source),
+        values_version=VALUES_VERSION,
         n_stimuli=n_stimuli,
     )
 
@@ -176,7 +182,8 @@ def count_parameters(module: nn.Module) -> int:
 
 def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
     """Return the shape (3, y, x) that a transform gives; refuse a transform whose shape depends on the picture."""
-    shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in TRIAL_SIZES}
+    with tell_failures(f"model {model!r}: its transform"):
+        shapes = {tuple(transform.apply(Image.new("RGB", size)).shape) for size in TRIAL_SIZES}
     if len(shapes) != 1:
         raise RequestError(
             f"model {model!r}: its transform gives pictures of several shapes ({sorted(shapes)})",

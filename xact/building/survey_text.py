@@ -14,8 +14,8 @@ from xact.capture.hidden_states import find_hidden_states
 from xact.capture.hooks import find_device
 from xact.capture.layers import LOGITS, Output
 from xact.capture.reduce import Reduction, plan_text_units
-from xact.errors import RequestError
-from xact.models.base import Network, Weights
+from xact.errors import CaptureError, RequestError
+from xact.models.base import Network, Weights, tell_failures
 from xact.models.load import load_network, make_architecture
 from xact.models.text_batch import Encoded, pad
 from xact.recipe.resolve import ModelSpec
@@ -36,10 +36,12 @@ def survey_hidden(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, in
         with torch.device("meta"):
             network = make_architecture(spec)
         network = replace(network, module=network.module.to("meta"))
-        outputs = _probe(network, spec.label)
+        with tell_failures("the probe", is_meta=True):
+            outputs = _probe(network, spec.label)
     except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
         network = load_network(replace(spec, weights="random", seed=0), Weights((), {}))
-        outputs = _probe(network, spec.label)
+        with tell_failures(f"model {spec.label!r}: a forward pass on a caption", error=CaptureError):
+            outputs = _probe(network, spec.label)
     return network, outputs, (TYPICAL_TOKENS, _get_config(network).get_text_config().vocab_size)
 
 

@@ -97,7 +97,7 @@ def clear_rows(writer: StoreWriter, record: TaskRecord) -> None:
     for buffer in buffers:
         buffer[[row - start for row in lost]] = np.nan
     shards = writer.write_shards(model, buffers, record.block, rows=lost)
-    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}))
+    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}, xact={}))
 
 
 def _read_shards(

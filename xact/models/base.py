@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from xact.errors import NameNotFoundError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, XactError, make_nearest_text
 from xact.recipe.resolve import ModelSpec
 
 if TYPE_CHECKING:
@@ -117,6 +119,25 @@ class TextSource(NetworkSource, Protocol):
     def make_tokenizer(self, spec: ModelSpec) -> Tokenizer:
         """Return the tokenizer of the weights; raise WeightsError if it cannot be found or used."""
         ...
+
+
+@contextmanager
+def tell_failures(
+    what: str, *, error: type[XactError] = RequestError, hint: str = "--debug shows where", is_meta: bool = False
+) -> Iterator[None]:
+    """Turn an exception of code that is not xact's, except for lack of memory, into an `error` of one line.
+
+    On the meta device (`is_meta`), raise NotImplementedError instead: the caller then tries again with real numbers.
+    """
+    try:
+        yield
+    except (XactError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as failure:
+        told = f"{what} failed with {type(failure).__name__}: {failure}"
+        if is_meta:
+            raise NotImplementedError(told) from failure
+        raise error(told, hint=hint) from failure
 
 
 N_LISTED = 8

@@ -7,15 +7,29 @@ A source is a file in `sources/` with the functions of `Source`. It is imported 
 from __future__ import annotations
 
 import importlib
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from xact.errors import RequestError, WeightsError
+from xact.errors import RequestError, WeightsError, XactError
 from xact.labels import Kind
-from xact.models.base import Network, NetworkSource, Source, TextSource, Tokenizer, Transform, Weights, make_name_error
+from xact.models.base import (
+    Network,
+    NetworkSource,
+    Source,
+    TextSource,
+    Tokenizer,
+    Transform,
+    Weights,
+    make_name_error,
+    tell_failures,
+)
 from xact.models.checkpoints import find_local_weights
 from xact.models.transforms import check_declared, make_explicit_transform
 from xact.recipe.resolve import ModelSpec
@@ -28,16 +42,16 @@ TEXT_SOURCES = {"transformers": "xact.models.sources.language"}
 
 def make_architecture(spec: ModelSpec) -> Network:
     """Return the untrained network. Read no weights; under `torch.device("meta")` take no memory."""
-    source = _open_network_source(spec)
-    with torch.random.fork_rng(devices=[]):
-        return _freeze(source.make_network(spec))
+    with torch.random.fork_rng(devices=[]), _tell_failures(spec):
+        return _freeze(_open_network_source(spec).make_network(spec), spec)
 
 
 def make_transform(spec: ModelSpec) -> Transform:
     """Return the transform that `spec.transform` names. It needs no weights."""
-    source = _open_source(spec)
+    with _tell_failures(spec):
+        source = _open_source(spec)
     if spec.transform == "weights":
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _tell_failures(spec):
             transform = source.make_transform(spec)
         check_declared(spec, transform.record.get("outline", transform.record), "this version of the library applies")
         return transform
@@ -62,7 +76,8 @@ def _find_tensors(spec: ModelSpec) -> Weights:
     if spec.weights == "random":
         return Weights((), {"kind": "random", "seed": spec.seed})
     if spec.weights == "pretrained":
-        return source.find_pretrained(spec)
+        with _tell_failures(spec, error=WeightsError):
+            return source.find_pretrained(spec)
     files, record = find_local_weights(Path(spec.weights), label=spec.label)
     return Weights(files, record)
 
@@ -78,12 +93,39 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     Missing or unexpected tensors raise WeightsError. Random weights are the library's own initialisation after
     `torch.manual_seed(spec.seed)`.
     """
-    source = _open_network_source(spec)
-    with torch.random.fork_rng(devices=[]):
-        if spec.weights == "random":
+    is_random = spec.weights == "random"
+    with torch.random.fork_rng(devices=[]), _tell_failures(spec, error=RequestError if is_random else WeightsError):
+        source = _open_network_source(spec)
+        if is_random:
             torch.manual_seed(spec.seed)
-            return _freeze(source.make_network(spec))
-        return _freeze(source.load_network(spec, weights))
+            return _freeze(source.make_network(spec), spec)
+        return _freeze(source.load_network(spec, weights), spec)
+
+
+def check_fit(spec: ModelSpec, weights: Weights) -> None:
+    """Raise WeightsError if the tensors of a network's files do not fit it. Keep nothing.
+
+    The network is loaded on the meta device: names and shapes are compared, no number is copied. A loader that fails
+    there is asked again with real numbers.
+    """
+    if not weights.files:
+        return
+    with undo_globals(spec):
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*meta parameter.*no-op", UserWarning)
+                load_network(spec, weights)
+        except (XactError, RuntimeError):
+            load_network(spec, weights)
+
+
+def undo_globals(spec: ModelSpec) -> AbstractContextManager[None]:
+    """Return a context that undoes what the user's own code of a network keeps in globals, e.g. a cache."""
+    if spec.source != "python":
+        return nullcontext()
+    from xact.models.sources.python import undo_globals
+
+    return undo_globals(spec)
 
 
 def find_kind(spec: ModelSpec) -> Kind:
@@ -132,6 +174,32 @@ def _open_network_source(spec: ModelSpec) -> NetworkSource:
     return cast(NetworkSource, importlib.import_module(file))
 
 
-def _freeze(network: Network) -> Network:
-    network.module.eval().requires_grad_(False)
+def _tell_failures(spec: ModelSpec, *, error: type[XactError] = RequestError) -> AbstractContextManager[None]:
+    """Turn an exception of a library, or of the user's own code, into an `error` that names the network."""
+    is_meta = torch.get_default_device().type == "meta"
+    return tell_failures(f"model {spec.label!r}: {spec.source}:{spec.id}", error=error, is_meta=is_meta)
+
+
+def _freeze(network: Network, spec: ModelSpec) -> Network:
+    """Set a network to eval mode, without gradients. Refuse tensors without a size, or in a packed format."""
+    module = network.module
+    lazy = next((name for name, x in (*module.named_parameters(), *module.named_buffers()) if is_lazy(x)), None)
+    if lazy is not None:
+        raise RequestError(
+            f"model {spec.label!r}: {lazy!r} of its network has no size yet (a lazy module)",
+            hint="run the network once on a batch of pictures before the factory returns it",
+        )
+    packed = next((name for name, x in module.state_dict().items() if _is_packed(x)), None)
+    if packed is not None:
+        raise RequestError(
+            f"model {spec.label!r}: {packed!r} of its network is quantized by torch: it cannot be cast or compared",
+            hint="give the network before torch quantizes it",
+        )
+    module.eval().requires_grad_(False)
     return network
+
+
+def _is_packed(value: object) -> bool:
+    """Return True for an entry of a state dict that torch's quantized modules have."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return isinstance(value, torch.dtype) or any(isinstance(part, Tensor) and part.is_quantized for part in parts)

@@ -43,6 +43,8 @@ class _TaskLine(BaseModel):
     n_nonfinite: dict[str, Count]
     seconds: Seconds
     scores: dict[str, list[tuple[Count, float]]] = {}
+    values_version: Count | None = None
+    xact: dict[str, Count] = {}
 
 
 class _StimuliLine(BaseModel):

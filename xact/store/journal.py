@@ -71,10 +71,15 @@ class TaskRecord:
     seconds: float
     scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     """{name: {row: number}} of the rows that have such a number."""
+    values_version: int | None = None
+    """Version of what decides values; None for rows of other programs, and of an xact that recorded none."""
+    xact: dict[str, int] = field(default_factory=dict)
+    """{version of xact: number of values rows that it wrote}."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
         shards = {key: _say_written(written) for key, written in self.shards.items()}
+        made_by = {} if self.values_version is None else {"values_version": self.values_version, "xact": self.xact}
         return {
             "task": [self.model, self.block],
             "stop": self.stop,
@@ -83,6 +88,7 @@ class TaskRecord:
             "n_nonfinite": self.n_nonfinite,
             "seconds": round(self.seconds, 3),
             "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
+            **made_by,
         }
 
 
@@ -98,7 +104,7 @@ class State:
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """{model: facts from loading it}: hash of its tensors, seconds."""
+    """{model: facts from loading it}: hashes of its tensors and code, seconds."""
     journaled: frozenset[tuple[str, int]] = frozenset()
     """Tasks whose newest line is in the journal of a generation that is not published."""
     replaced: dict[str, list[tuple[Written | None, Written | None]]] = field(default_factory=dict)
@@ -150,6 +156,10 @@ class State:
         """Return {row: number} of every row that has this score."""
         return {row: x for record in self.find_records(model) for row, x in record.scores.get(name, {}).items()}
 
+    def count_writers(self, model: str) -> dict[str, int]:
+        """Return {version of xact: number of rows that it wrote} of one model, as far as it is recorded."""
+        return dict(sum((Counter(record.xact) for record in self.find_records(model)), Counter[str]()))
+
     def count_nonfinite(self, model: str) -> dict[str, int]:
         """Return {layer: number of NaN or infinite values} of one model, for layers that have some."""
         return dict(sum((Counter(record.n_nonfinite) for record in self.find_records(model)), Counter[str]()))
@@ -185,12 +195,23 @@ class State:
                 name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
             }
             n_nonfinite = Counter(line["n_nonfinite"])
+            xact = Counter(line.get("xact", {}))
             if (model, block) in self.tasks:  # of an earlier run: the shards still hold its rows
                 older = self.tasks[model, block]
                 scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
                 n_nonfinite += Counter(older.n_nonfinite)
+                xact += Counter(older.xact)
             self.tasks[model, block] = TaskRecord(
-                model, block, line["stop"], failed, shards, dict(n_nonfinite), line["seconds"], scores
+                model,
+                block,
+                line["stop"],
+                failed,
+                shards,
+                dict(n_nonfinite),
+                line["seconds"],
+                scores,
+                line.get("values_version"),
+                dict(xact),
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256

@@ -73,6 +73,8 @@ class PlannedModel(PlanRecord):
     batch_size: int
     """Inputs (stimuli x replicates) in one forward pass."""
     versions: dict[str, str]
+    values_version: int = 1
+    """Version of what decides values (`xact/capture/values_version.py`)."""
     config: dict[str, Any] | None = None
     """Configuration of the architecture, if the registry states it."""
     layers: tuple[PlannedLayer, ...]

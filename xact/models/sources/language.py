@@ -61,24 +61,21 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     shared.refuse_code(weights)
     placing = _make_placing(spec)
     try:
-        with shared.be_quiet():
-            module, report = choose_class(config, spec).from_pretrained(
-                **shared.find_tensors(spec, weights),
-                **placing,
-                config=config,
-                dtype=find_dtype(spec),
-                attn_implementation=ATTENTION,
-                local_files_only=True,
-                weights_only=True,
-                output_loading_info=True,
-            )
+        module, report = shared.call_loader(
+            choose_class(config, spec),
+            **shared.find_tensors(spec, weights),
+            **placing,
+            config=config,
+            dtype=find_dtype(spec),
+            attn_implementation=ATTENTION,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{what} do not fit: {error}") from error
     prefix = f"{module.base_model_prefix}."
     has_head = any(key.startswith(prefix) for key in module.state_dict())
     unexpected = [key for key in report["unexpected_keys"] if not has_head or key.startswith(prefix)]
     check_keys([*report["missing_keys"], *map(str, report["mismatched_keys"])], unexpected, what)
-    if any(parameter.is_meta for parameter in module.parameters()):
+    if not shared.is_on_meta() and any(parameter.is_meta for parameter in module.parameters()):
         raise WeightsError(
             f"model {spec.label!r} does not fit on the devices of this machine: a part of it would stay on disk",
             hint="more or larger devices, dtype: bfloat16, or quantize: nf4",

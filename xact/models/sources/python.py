@@ -6,7 +6,6 @@ attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from xact.errors import RequestError, XactError, make_nearest_text
-from xact.models.base import Network, Transform, Weights
+from xact.errors import RequestError, make_nearest_text
+from xact.models.base import Network, Transform, Weights, tell_failures
 from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
 from xact.models.transforms import make_explicit_transform
+from xact.models.user_code import check_unchanged, find_files, hash_files, import_module, list_loaded
+from xact.models.user_globals import undo_changes
 from xact.recipe.resolve import ModelSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def make_transform(spec: ModelSpec) -> Transform:
         )
 
     def apply(picture: Image) -> Tensor:
-        with _tell_failures(f"model {spec.label!r}: {name}"):
+        with tell_failures(f"model {spec.label!r}: {name}"):
             return _check_picture(function(picture), spec)
 
     name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -73,7 +74,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 def _make_module(spec: ModelSpec) -> nn.Module:
     factory = _find_factory(spec)
-    with _tell_failures(f"model {spec.label!r}: {spec.id}", is_meta=torch.empty(0).is_meta):
+    with tell_failures(f"model {spec.label!r}: {spec.id}", is_meta=torch.empty(0).is_meta):
         module = factory()
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {spec.label!r}: {spec.id} returned {type(module).__name__}, not an nn.Module")
@@ -84,14 +85,21 @@ def _find_factory(spec: ModelSpec) -> Callable[[], object]:
     module_name, colon, name = spec.id.partition(":")
     if not (module_name and colon and name):
         raise RequestError(f"model {spec.label!r}: the id {spec.id!r} is not of the form package.module:factory")
-    with _tell_failures(f"model {spec.label!r}: importing {module_name}"):
+    with tell_failures(f"model {spec.label!r}: importing {module_name}"):
         try:
-            module = importlib.import_module(module_name)
+            module = import_module(module_name, spec.folder)
         except ModuleNotFoundError as error:
             raise RequestError(
                 f"model {spec.label!r}: {spec.id} cannot be imported: {error}",
                 hint=f"modules are looked for in {spec.folder} and among the installed packages",
             ) from error
+    files = find_files(module, spec.folder)
+    if not files:
+        raise RequestError(
+            f"model {spec.label!r}: {module_name} is not in a file: its code cannot be compared later",
+            hint="write it to a file beside the recipe, e.g. nets.py, and name it: nets:make",
+        )
+    check_unchanged(files, model=spec.label)
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [key for key, value in vars(module).items() if callable(value)]
@@ -113,7 +121,29 @@ def _look_in(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
+@contextmanager
+def undo_globals(spec: ModelSpec) -> Iterator[None]:
+    """Undo in the block what the code of a network keeps in its globals; forget its modules that the block imports."""
+    with _look_in(spec.folder):
+        files = _find_files(spec)
+    before = [module for module, _ in list_loaded(files)]
+    with undo_changes(before):
+        try:
+            yield
+        finally:
+            for module, _ in list_loaded(files):
+                if module not in before:
+                    sys.modules.pop(module.__name__, None)
+
+
+def _find_files(spec: ModelSpec) -> dict[str, Path]:
+    """Return {name: file} of the code that makes a network."""
+    _find_factory(spec)
+    return find_files(sys.modules[spec.id.partition(":")[0]], spec.folder)
+
+
 def _record_code(factory: object) -> dict[str, str]:
+    """Return the name and the sha256 of the file in which a factory is defined."""
     file = getattr(sys.modules.get(getattr(factory, "__module__", "")), "__file__", None)
     return {"file": Path(file).name, "sha256": hash_checkpoint(Path(file))} if file else {}
 
@@ -126,26 +156,10 @@ def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
 
 
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
-    return Network(module, _forward, code=_record_code(_find_factory(spec)))
+    code = _record_code(_find_factory(spec)) | {"files_sha256": hash_files(_find_files(spec))}
+    return Network(module, _forward, code=code)
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:
-    with _tell_failures(f"the forward of {type(module).__name__}", is_meta=pictures.is_meta):
+    with tell_failures(f"the forward of {type(module).__name__}", is_meta=pictures.is_meta):
         return module(pictures)
-
-
-@contextmanager
-def _tell_failures(what: str, *, is_meta: bool = False) -> Iterator[None]:
-    """Turn an exception of the user's own code, except for lack of memory, into a RequestError of one line.
-
-    On the meta device (`is_meta`), raise NotImplementedError instead: the caller then tries again with real numbers.
-    """
-    try:
-        yield
-    except (XactError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        told = f"{what} failed with {type(error).__name__}: {error}"
-        if is_meta:
-            raise NotImplementedError(told) from error
-        raise RequestError(told, hint="--debug shows where") from error

@@ -162,15 +162,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
     refuse_code(weights)
     try:
-        with be_quiet():
-            module, report = make.from_pretrained(
-                **find_tensors(spec, weights),
-                config=config,
-                dtype=torch.float32,
-                local_files_only=True,
-                weights_only=True,
-                output_loading_info=True,
-            )
+        module, report = call_loader(make, **find_tensors(spec, weights), config=config, dtype=torch.float32)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{what} do not fit: {error}") from error
     is_clip = isinstance(config, library.CLIPVisionConfig)
@@ -178,6 +170,22 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     mismatched = [str(key) for key in report["mismatched_keys"]]
     check_keys([*report["missing_keys"], *mismatched], unexpected, what)
     return _describe(module)
+
+
+def call_loader(make: Any, **options: Any) -> Any:  # noqa: ANN401  the library does not type its classes
+    """Return the network and the report of the library's loader. On the meta device the loader reads no number."""
+    options |= {"local_files_only": True, "weights_only": True, "output_loading_info": True}
+    if not is_on_meta():
+        with be_quiet():
+            return make.from_pretrained(**options)
+    options = {key: value for key, value in options.items() if key != "quantization_config"} | {"device_map": "meta"}
+    with be_quiet(), torch.device("cpu"):  # the library refuses the meta device as a context, but takes it as a place
+        return make.from_pretrained(**options)
+
+
+def is_on_meta() -> bool:
+    """Return True if new tensors go to the meta device, so that only names and shapes are asked for."""
+    return torch.get_default_device().type == "meta"
 
 
 def refuse_code(weights: Weights) -> None:
@@ -192,7 +200,8 @@ def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
     if spec.weights == "pretrained" or not Path(spec.weights).is_file():
         return {"pretrained_model_name_or_path": weights.files[0].parent}
     # copies: the library keeps these tensors, and a change of the mapped file would change them
-    state = {key: tensor.clone() for key, tensor in load_state_dict(weights.files[0]).items()}
+    loaded = load_state_dict(weights.files[0])
+    state = {key: tensor.to("meta") if is_on_meta() else tensor.clone() for key, tensor in loaded.items()}
     return {"pretrained_model_name_or_path": None, "state_dict": state}
 
 

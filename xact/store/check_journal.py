@@ -50,7 +50,16 @@ class _NetworkLine(BaseModel):
     network: str
 
 
-_KINDS: Mapping[str, type[BaseModel]] = {"task": _TaskLine, "stimuli": _StimuliLine, "network": _NetworkLine}
+class _DroppedLine(BaseModel):
+    dropped: str
+
+
+_KINDS: Mapping[str, type[BaseModel]] = {
+    "task": _TaskLine,
+    "stimuli": _StimuliLine,
+    "network": _NetworkLine,
+    "dropped": _DroppedLine,
+}
 """{key: schema of the lines that have this key}. A line may have several of these keys."""
 
 

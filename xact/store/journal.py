@@ -1,7 +1,8 @@
 """Plan, journal and manifest: the record of a build, kept as plain files in the folder `.xact` of a store.
 
 plan-G.json       the plan of generation G; it is written first
-journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli
+journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli; a line
+                  `dropped` takes back the tasks of a model in the lines before it
 manifest-G.jsonl  the content of the journals and the hash of every file; it is written just before G is published
 """
 
@@ -80,6 +81,8 @@ class State:
     committed: int = 0
     """The generation that readers see; 0 if nothing is published."""
     tasks: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
+    published: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
+    """The tasks of the generation that readers see, where a newer one is being built."""
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -143,6 +146,10 @@ class State:
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256
+        if "dropped" in line:
+            self.tasks = {key: record for key, record in self.tasks.items() if key[0] != line["dropped"]} | {
+                key: record for key, record in self.published.items() if key[0] == line["dropped"]
+            }
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 
@@ -214,9 +221,11 @@ def load_state(store: Path) -> State:
         take_lines(state, lines, state.plan, file=manifest)
     if newest > state.committed:
         journal = folder / f"journal-{newest}.jsonl"
-        published = dict(state.tasks)
+        state.published = dict(state.tasks)
         take_lines(state, read_lines(journal), state.plan, file=journal)
-        state.journaled = frozenset(key for key, record in state.tasks.items() if published.get(key) is not record)
+        state.journaled = frozenset(
+            key for key, record in state.tasks.items() if state.published.get(key) is not record
+        )
     return state
 
 

@@ -14,11 +14,12 @@ from xact.disk.digest import FileStamp
 from xact.disk.durable import Written, remove_file, replace_file, sweep_partial, sync_folder, write_file
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.held import check_presence
+from xact.store.held import check_presence, check_shards
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import encode_shard
+from xact.store.tasks import make_tasks
 
 
 class StoreWriter:
@@ -81,6 +82,18 @@ class StoreWriter:
                 fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
                 line["stimuli"] = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
             self._add(line)
+
+    def drop_tasks(self, model: PlannedModel) -> None:
+        """Take back the tasks of a model that are not published, as if the build had been killed before them."""
+        with self._lock:
+            self._add({"dropped": model.label})
+            done = self.state.find_done(model.label)
+            for task in make_tasks(self.plan, model, done):
+                if task.block not in done:
+                    for layer in model.layers:
+                        for key, _ in self.plan.make_shard_keys(model, layer, task.block):
+                            remove_file(self.store / key)
+            check_shards(self.store, self.state, ())  # puts back the published rows of shards that were replaced
 
     def _add(self, line: dict[str, Any]) -> None:
         self._journal.add(line)

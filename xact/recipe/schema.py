@@ -194,8 +194,8 @@ ModelItem = Annotated[
 
 def _name_switch(value: object) -> object:
     """Return `on` or `off` for what YAML or Python calls true or false."""
-    names = {"true": "on", "yes": "on", "false": "off", "no": "off"}
-    return names.get(str(value).lower(), value) if isinstance(value, bool | str) else value
+    word = str(value).lower()
+    return {"true": "on", "yes": "on", "false": "off", "no": "off"}.get(word, word)
 
 
 Switch = Annotated[

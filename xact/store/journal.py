@@ -82,7 +82,7 @@ class State:
     """The generation that readers see; 0 if nothing is published."""
     tasks: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
     published: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
-    """The tasks of the generation that readers see, where a newer one is being built."""
+    """The tasks of the generation that readers see."""
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -219,9 +219,9 @@ def load_state(store: Path) -> State:
         if newest == state.committed:
             _check_plan(store, f"{FOLDER}/plan-{newest}.json", lines)
         take_lines(state, lines, state.plan, file=manifest)
+        state.published = dict(state.tasks)
     if newest > state.committed:
         journal = folder / f"journal-{newest}.jsonl"
-        state.published = dict(state.tasks)
         take_lines(state, read_lines(journal), state.plan, file=journal)
         state.journaled = frozenset(
             key for key, record in state.tasks.items() if state.published.get(key) is not record

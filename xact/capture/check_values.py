@@ -2,12 +2,12 @@
 
 A run of a model is measured at these moments:
 
-- Before the first batch: the transform of one stimulus, twice; and one stimulus alone in each lane. Half of the lanes
-  run another stimulus, and all lanes wait for each other after every module: if copies of the network share an object,
-  one lane reads what the other wrote.
-- With the first batch: the stimulus alone against its row of the batch.
-- After the last batch: the first batch again.
 - Before new rows join stored ones: the first batch of a stored task again.
+- Before the first batch: the transform of one stimulus, twice; this stimulus alone, twice; and each lane. Every second
+  lane runs another stimulus, and all lanes wait for each other after every module: if copies of the network share an
+  object, one lane reads what the other wrote.
+- With the first batch: the stimuli alone against their rows of the batch.
+- After the last batch: the first batch again, if possible in another lane.
 
 The same input must give the same bits. One stimulus alone may differ from its row of the batch by rounding: by
 `TOLERANCES` of the largest value of the layer. Nothing here knows what a network does; each check compares numbers.
@@ -109,10 +109,12 @@ class ValueCheck:
         self._units: Units | None = None
         self._scores: Mapping[str, Sequence[float]] = {}
         self._coarsest = torch.float32
+        self._ran_first: Recorder | None = None
         self._is_repeated = False
+        self._n_lanes, self._n_ended = 1, 0
         self._lock = threading.Lock()
         self._arrival = threading.Condition()
-        self._n_arrived = [0, 0, 0]
+        self._n_arrived = [0, 0]
 
     def begin(self, recorder: Recorder, *, lane: int, n_lanes: int, stop: threading.Event) -> None:
         """Run what comes before the first batch of a lane. Raise UnsteadyError or MismatchError for a difference."""
@@ -120,13 +122,13 @@ class ValueCheck:
             if self._recorded is not None:
                 self._compare_recorded(recorder, self._recorded)
             self._samples = self._load_samples()
-            self._step = threading.Barrier(n_lanes)
+            self._n_lanes, self._step = n_lanes, threading.Barrier(n_lanes)
+            for sample in self._samples[:1]:
+                self._run_alone(recorder, sample, AGAIN)
         what = AGAIN if n_lanes == 1 else LANES
-        self._meet(0, n_lanes, stop)  # the other lanes wait for the stimuli
+        self._meet(0, n_lanes, stop)
         if not self._samples or stop.is_set():
             return
-        self._run_alone(recorder, self._samples[0], what)
-        self._meet(1, n_lanes, stop)
         try:
             with self._keep_step(recorder.module):
                 self._run_alone(recorder, self._samples[lane % len(self._samples)], what)
@@ -134,7 +136,7 @@ class ValueCheck:
             self._step.abort()
         if lane == 0 and self._samples[-1].row not in self._first.rows:  # nothing else runs it
             self._run_alone(recorder, self._samples[-1], what)
-        self._meet(2, n_lanes, stop)  # no lane runs a batch while another one is in this check
+        self._meet(1, n_lanes, stop)  # no lane runs a batch while another one is in this check
 
     def _meet(self, meeting: int, n_lanes: int, stop: threading.Event) -> None:
         """Wait until every lane has called this for a meeting, or the run stops."""
@@ -162,17 +164,19 @@ class ValueCheck:
 
         return keep_both
 
-    def take_first(self, batch: Batch, scores: Mapping[str, Sequence[float]]) -> None:
+    def take_first(self, recorder: Recorder, batch: Batch, scores: Mapping[str, Sequence[float]]) -> None:
         """Compare the first batch, which has just run, with its stimuli alone."""
         if batch is self._first:
             with self._lock:
-                self._units, self._scores = self._running, scores
+                self._units, self._scores, self._ran_first = self._running, scores, recorder
             self._compare_rows()
 
     def end(self, recorder: Recorder) -> None:
-        """Run the first batch again; the lane that ran it calls this after its last batch, and others may."""
+        """Run the first batch again, if possible in another lane; each lane calls this after its last batch."""
         with self._lock:
-            if self._units is None or self._is_repeated:
+            self._n_ended += 1
+            is_last = self._n_ended == self._n_lanes
+            if self._units is None or self._is_repeated or (recorder is self._ran_first and not is_last):
                 return
             self._is_repeated = True
         units, scores = _run(self._job, recorder, self._job.loader.collate(self._contents))
@@ -350,9 +354,10 @@ def keeps_values(job: CaptureJob, module: nn.Module, input_shape: Sequence[int])
     """
     noise = torch.randn((1, *input_shape), generator=torch.Generator().manual_seed(0))
     try:
-        plain = _run_once(job, noise)
+        recorder = job.make_recorder()  # its copy of the network shares the weights
+        plain, _ = _run(job, recorder, noise.clone())
         module.to(memory_format=torch.channels_last)
-        strided = _run_once(job, noise.to(memory_format=torch.channels_last))
+        strided, _ = _run(job, recorder, noise.to(memory_format=torch.channels_last))
         limit = TOLERANCES[torch.bfloat16 if job.dtype == "bfloat16" else torch.float32]
         is_kept = _find_difference(job.layers, strided, plain, limit=limit) is None
     except CaptureError:
@@ -360,11 +365,6 @@ def keeps_values(job: CaptureJob, module: nn.Module, input_shape: Sequence[int])
     if not is_kept:
         module.to(memory_format=torch.contiguous_format)
     return is_kept
-
-
-def _run_once(job: CaptureJob, inputs: Tensor) -> Units:
-    """Run a network once and return the units of each layer."""
-    return _run(job, job.make_recorder(), inputs)[0]
 
 
 def _run(job: CaptureJob, recorder: Recorder, inputs: Any) -> tuple[Units, Mapping[str, Sequence[float]]]:  # noqa: ANN401

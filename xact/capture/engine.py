@@ -87,7 +87,7 @@ class Check(Protocol):
     def watch(self, batch: Batch, keep: Callable[[int, Tensor], None]) -> Callable[[int, Tensor], None]:
         """Return the `keep` of the forward pass of a batch."""
 
-    def take_first(self, batch: Batch, scores: Mapping[str, Sequence[float]]) -> None:
+    def take_first(self, recorder: Recorder, batch: Batch, scores: Mapping[str, Sequence[float]]) -> None:
         """Run after the forward pass of each batch, before its task is written."""
 
     def end(self, recorder: Recorder) -> None:
@@ -283,11 +283,17 @@ class _Run:
         """Load and run batches in this thread, one after the other."""
         torch.set_num_threads(1)
         recorder = self.job.make_recorder()
+        loaded = self._load_next() if lane > 0 else None  # while the first lane prepares the check
         self._begin_check(recorder, lane, self.job.n_lanes)
-        while (item := self.next_batch()) is not None:
-            opened, batch = item
-            self._run_batch(recorder, opened, batch, self._load_batch(opened, batch))
+        while loaded := loaded or self._load_next():
+            self._run_batch(recorder, *loaded)
+            loaded = None
         self._end_check(recorder)
+
+    def _load_next(self) -> tuple[_OpenTask, Batch, Any] | None:
+        """Take the next batch and load it; None after the last batch or if the run stops."""
+        item = self.next_batch()
+        return item and (*item, self._load_batch(*item))
 
     def _begin_check(self, recorder: Recorder, lane: int, n_lanes: int) -> None:
         if self.check is not None:
@@ -356,7 +362,7 @@ class _Run:
         for i, units in on_device.items():
             _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
         if self.check is not None:
-            self.check.take_first(batch, scores)
+            self.check.take_first(recorder, batch, scores)
         self.progress(sum(row in opened.task.rows for row in batch.rows))
         with self.lock:
             for name, numbers in scores.items():

@@ -9,6 +9,7 @@ XactError                     exit code 1, the root of all
 │   ├── StimulusError         a stimulus cannot be read or decoded
 │   ├── WeightsError          weights cannot be found or loaded, or do not fit
 │   ├── CaptureError          a layer did not run as planned
+│   │   └── UnsteadyError     a value depends on more than its stimulus, the weights and the recipe
 │   ├── DeviceMemoryError     a device has not enough memory for a batch
 │   └── StoreError            a store is damaged, unfinished or locked by another process
 │       └── NoStoreError      exit code 2: there is no store at the given path
@@ -78,6 +79,10 @@ class WeightsError(WorkError):
 
 class CaptureError(WorkError):
     """Raised when a layer does not run as planned, or gives other shapes."""
+
+
+class UnsteadyError(CaptureError):
+    """Raised when a measurement shows that a value depends on more than its stimulus, the weights and the recipe."""
 
 
 class DeviceMemoryError(WorkError):

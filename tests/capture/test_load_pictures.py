@@ -73,7 +73,7 @@ def make_loader(
     """Make a loader whose transform gives the pixels as they are, (channel, y, x)."""
     transform = Transform(lambda picture: torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(), {})
     height, width = (side + 2 * round(border * side) for side in (SIZE[1], SIZE[0]))
-    fields = {"transform": transform, "input_shape": (3, height, width), "device": "cpu"} | changes
+    fields = {"transform": transform, "input_shape": (3, height, width)} | changes
     return PictureLoader(make_stimuli(pixels=pixels), replicates, "black", border, **fields)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +15,7 @@ from pydantic import ValidationError
 
 from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
+from xact.capture.check_values import ValueCheck
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.load_pictures import draw_amounts
@@ -21,6 +24,7 @@ from xact.disk.digest import FileStamp
 from xact.disk.paths import refuse_url
 from xact.errors import RequestError
 from xact.labels import Kind, SourceRow, StimulusTable
+from xact.models.global_state import keep_global_state
 from xact.models.load import check_allowed, find_kind, find_weights, load_network
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
@@ -92,6 +96,7 @@ def extract(
     batch_size: int | str = "auto",
     workers: int | str = "auto",
     dtype: str = "float32",
+    check: bool = True,
     allow_code: bool = False,
 ) -> dict[str, xr.DataArray]:
     """Run one network on stimuli and return its activations in memory.
@@ -132,6 +137,9 @@ def extract(
         Number of threads; it changes no value. The recipe key `compute.workers`.
     dtype : str, default "float32"
         Arithmetic of the network: `"float32"`, `"tf32"` or `"bfloat16"`. The recipe key `compute.dtype`.
+    check : bool, default True
+        If True, measure that each value depends on its stimulus and the weights alone: some inputs run again. The
+        recipe key `compute.check`.
     allow_code : bool, default False
         If True, allow a model with the source `python`, which runs the user's own code.
 
@@ -155,7 +163,8 @@ def extract(
     WeightsError
         If the weights cannot be found or downloaded, or do not fit the network.
     CaptureError
-        If a forward pass fails, or a layer does not run as planned.
+        If a forward pass fails, a layer does not run as planned, or a value depends on more than its stimulus
+        (UnsteadyError).
     DeviceMemoryError
         If the device lacks memory for a batch.
 
@@ -175,7 +184,7 @@ def extract(
             "layers": layers,
             "reduce": reduce,
             "transform": transform,
-            "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype},
+            "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype, "check": check},
         }
     )
     loaded = LoadedRecipe(recipe, Path.cwd())
@@ -241,21 +250,24 @@ def collect_blocks(
     plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures | Captions
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
-    network = load_network(spec, find_weights(spec))
-    stimuli = order_stimuli(source, source.table.ids, {})
-    job = prepare_job(plan, model, spec, network, recipe, stimuli)
     blocks: dict[int, list[np.ndarray]] = {}
 
     def write(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
-    run_job(
-        job,
-        list_tasks(plan, model, spec, State(), stimuli),
-        load_rows=lambda _task, _buffers: None,
-        write=write,
-        progress=lambda _n: None,
-    )
+    with keep_global_state(model.label, partial(warnings.warn, stacklevel=5)):
+        network = load_network(spec, find_weights(spec))
+        stimuli = order_stimuli(source, source.table.ids, {})
+        job = prepare_job(plan, model, spec, network, recipe, stimuli)
+        tasks = list_tasks(plan, model, spec, State(), stimuli)
+        run_job(
+            job,
+            tasks,
+            load_rows=lambda _task, _buffers: None,
+            write=write,
+            progress=lambda _n: None,
+            check=ValueCheck(job, tasks) if recipe.compute.check == "on" else None,
+        )
     return blocks
 
 

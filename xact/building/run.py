@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from xact.building.prepare import PreparedBuild, list_tasks
 from xact.building.provenance import (
@@ -20,22 +21,29 @@ from xact.building.provenance import (
     list_uncompared,
     make_provenance,
 )
-from xact.building.write_task import clear_rows, load_rows, write_task
-from xact.capture.engine import TaskResult, run_job
-from xact.capture.job import order_stimuli, prepare_job
+from xact.building.write_task import clear_rows, find_recorded, load_rows, write_task
+from xact.capture.check_values import ValueCheck
+from xact.capture.engine import CaptureJob, TaskResult, run_job
+from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, order_stimuli, prepare_job
+from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import draw_all_amounts
 from xact.capture.values_version import VALUES_VERSION
 from xact.disk.durable import sweep_partial
-from xact.errors import CaptureError, DeviceMemoryError, MismatchError, WeightsError
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, UnsteadyError, WeightsError
 from xact.models.base import Network
+from xact.models.device import name_hardware
+from xact.models.global_state import keep_global_state
 from xact.models.load import load_network
 from xact.stimuli.base import hash_stimulus
 from xact.store.held import TaskKey, check_shards
-from xact.store.journal import State, remove_older
+from xact.store.journal import State, TaskRecord, remove_older
 from xact.store.plan import Plan, PlannedModel
 from xact.store.renew import remove_former
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
+
+OLD_MEMORY_FORMATS = {"cpu": CHANNELS_LAST, "cuda": CONTIGUOUS, "mps": CONTIGUOUS}
+"""{kind of device: memory format of pictures in a store whose networks have no record of it}."""
 
 
 @dataclass
@@ -80,9 +88,8 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
                     if prepared.loaded.recipe.on_error == "stop":
                         raise
                     outcome.failed_models[model.label] = error.tell()
-        for task, record in stored.tasks.items():
-            if record != prepared.stored.tasks[task] and record == writer.state.tasks[task]:
-                clear_rows(writer, record)
+        for task in sorted(writer.state.grown):
+            clear_rows(writer, writer.state.tasks[task])
         plan, state = writer.plan, writer.state
         is_whole = all(state.is_whole(model.label, plan) for model in plan.models)
         provenance = make_provenance(plan, state, outcome.failed_models)
@@ -176,47 +183,98 @@ def _run_tasks(
     outcome: Outcome,
     progress: Callable[[int], None],
 ) -> None:
-    """Load one network and run these tasks."""
-    plan, state, spec = writer.plan, writer.state, prepared.specs[model.label]
-    network = _load_network(prepared, model, writer, outcome)
-    xact_version = find_xact_version()
-    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
-    job = prepare_job(plan, model, spec, network, prepared.loaded.recipe, stimuli)
+    """Load one network and run these tasks.
+
+    The last task is journaled after the check of the values has ended. If it fails, the tasks are taken back.
+    """
+    plan, state = writer.plan, writer.state
     counts: Counter[str] = Counter()
     n_nonfinite: Counter[str] = Counter()
     lock = threading.Lock()
+    n_before = outcome.n_captured
 
-    def write(result: TaskResult) -> None:
-        n_rows = len(result.task.rows) - len(result.failed)
-        record = write_task(writer, model, result)
-        record = replace(record, values_version=VALUES_VERSION, xact={xact_version: n_rows})
+    def add(result: TaskResult, record: TaskRecord) -> None:
         writer.add_task(record, result.stamps)
         with lock:
-            outcome.n_captured += n_rows
+            outcome.n_captured += len(result.task.rows) - len(result.failed)
             n_nonfinite.update(record.n_nonfinite)
             counts.update(n_equal=result.n_equal, n_cut=int(sum(record.scores.get("n_truncated", {}).values())))
 
-    try:
-        run_job(
-            job,
-            tasks,
-            load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, state.tasks, buffers),
-            write=write,
-            progress=progress,
-        )
-    finally:
-        outcome.warnings += list_warnings(model.label, counts, n_nonfinite)
+    with keep_global_state(model.label, outcome.warnings.append):
+        job, check = _prepare_job(prepared, model, tasks, writer, outcome)
+        xact_version = find_xact_version()
+        waiting: list[tuple[TaskResult, TaskRecord]] = []
+
+        def write(result: TaskResult) -> None:
+            n_rows = len(result.task.rows) - len(result.failed)
+            record = write_task(writer, model, result)
+            record = replace(record, values_version=VALUES_VERSION, xact={xact_version: n_rows})
+            if check is not None and result.task is tasks[-1]:
+                waiting.append((result, record))
+            else:
+                add(result, record)
+
+        try:
+            run_job(
+                job,
+                tasks,
+                load_rows=lambda task, buffers: load_rows(writer.store, plan, model, task, state.tasks, buffers),
+                write=write,
+                progress=progress,
+                check=check,
+            )
+            for result, record in waiting:
+                add(result, record)
+        except UnsteadyError:
+            writer.drop_tasks(model)
+            outcome.n_captured = n_before
+            raise
+        finally:
+            outcome.warnings += list_warnings(model.label, counts, n_nonfinite)
 
 
-def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWriter, outcome: Outcome) -> Network:
-    """Load a network; refuse it if it differs from the network of the first rows in the store."""
+def _prepare_job(
+    prepared: PreparedBuild, model: PlannedModel, tasks: Sequence[Task], writer: StoreWriter, outcome: Outcome
+) -> tuple[CaptureJob, ValueCheck | None]:
+    """Load a network, make its job and its check, and record how they run."""
+    plan, state, spec, recipe = writer.plan, writer.state, prepared.specs[model.label], prepared.loaded.recipe
+    stored = state.networks.get(model.label)
+    network, found = _load_network(prepared, model, state, outcome)
+    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
+    known_format = None if stored is None else stored.get("memory_format", OLD_MEMORY_FORMATS[model.device])
+    job = prepare_job(plan, model, spec, network, recipe, stimuli, memory_format=known_format)
+    has_rows = bool(state.find_done(model.label))
+    here = name_hardware(job.device)
+    old = (stored or {}).get("hardware", ["unknown"]) if has_rows else []
+    facts = {
+        **found,
+        "memory_format": job.memory_format,
+        "hardware": sorted({*old, here}),
+        "check": "off"
+        if recipe.compute.check == "off" or (has_rows and (stored or {}).get("check") == "off")
+        else "on",
+    }
+    if facts != stored:
+        writer.add_network(model.label, facts)
+    if recipe.compute.check == "off":
+        return job, None
+    count_tokens = job.loader.count_tokens if isinstance(job.loader, CaptionLoader) else None
+    recorded = find_recorded(
+        writer.store, plan, model, state, count_tokens=count_tokens, is_exact=facts["hardware"] == [here]
+    )
+    return job, ValueCheck(job, tasks, recorded)
+
+
+def _load_network(
+    prepared: PreparedBuild, model: PlannedModel, state: State, outcome: Outcome
+) -> tuple[Network, dict[str, Any]]:
+    """Return a network and the facts from loading it; refuse it if it differs from that of the first stored rows."""
     started = time.monotonic()
     network = load_network(prepared.specs[model.label], prepared.weights[model.label])
     found = describe_network(network) | {"load_seconds": round(time.monotonic() - started, 3)}
-    stored = writer.state.networks.get(model.label)
+    stored = state.networks.get(model.label)
     if stored is None:
-        writer.add_network(model.label, found)
-        return network
+        return network, found
     check_network(model, stored, found)
     uncompared = list_uncompared(stored, found)
     if uncompared:
@@ -224,8 +282,7 @@ def _load_network(prepared: PreparedBuild, model: PlannedModel, writer: StoreWri
             f"{model.label}: its rows in the store come from an xact that did not record {' and '.join(uncompared)}: "
             "they were not compared, and are recorded from now on"
         )
-        writer.add_network(model.label, found | {"load_seconds": stored.get("load_seconds", found["load_seconds"])})
-    return network
+    return network, {**stored, **found, "load_seconds": stored.get("load_seconds", found["load_seconds"])}
 
 
 def list_warnings(model: str, counts: Mapping[str, int], n_nonfinite: Mapping[str, int]) -> list[str]:

@@ -28,6 +28,7 @@ from xact.errors import CaptureError, RequestError
 from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
 from xact.models.device import choose_batch_size, get_kind, resolve_device
+from xact.models.global_state import keep_global_state
 from xact.models.load import load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
@@ -157,7 +158,8 @@ def _choose_device(spec: ModelSpec, stored: PlannedModel | None) -> str:
 
 def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None, device: str) -> PlannedModel:
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
-    surveyed = SURVEYS[spec.kind](spec)
+    with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
+        surveyed = SURVEYS[spec.kind](spec)
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from xact.capture.check_values import RecordedBatch
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError, StoreError
+from xact.labels import StoreRow
 from xact.store.held import TaskKey, read_recorded
-from xact.store.journal import TaskRecord
+from xact.store.journal import State, TaskRecord
 from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import decode_shard
-from xact.store.tasks import Task, make_rows
+from xact.store.tasks import Batch, Task, count_batch_stimuli, make_batches, make_rows
 from xact.store.write import StoreWriter
 
 
@@ -31,8 +34,7 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
             n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
             if n_bad:
                 n_nonfinite[layer.label] = n_bad
-        if writer.plan.precision == "bits10":
-            round_mantissa(buffer, layer=layer.label)
+        _round(writer.plan, buffer, layer.label)
     shards = writer.write_shards(model, result.buffers, result.task.block, rows=result.task.rows)
     older = writer.state.tasks.get((model.label, result.task.block))
     failed = {row: error for row, error in older.failed.items() if row not in result.task.rows} if older else {}
@@ -66,6 +68,55 @@ def round_mantissa(values: np.ndarray, *, layer: str) -> None:
         raise CaptureError(
             f"layer {layer!r}: a value overflows when rounded to 10 bits", hint="storage.precision: full"
         )
+
+
+def find_recorded(
+    store: Path,
+    plan: Plan,
+    model: PlannedModel,
+    state: State,
+    *,
+    count_tokens: Callable[[StoreRow], int] | None,
+    is_exact: bool,
+) -> RecordedBatch | None:
+    """Return the first batch of a finished task with its values, if possible one without a failed stimulus.
+
+    `count_tokens` tells the length of a caption; the batches of captions are sorted by it. `is_exact` is True if the
+    rows were made on the hardware of this run. Return None if the store has no values of the model.
+    """
+    done = state.find_done(model.label)
+    found = [(block, _find_first_batch(plan, model, block, count_tokens)) for block in sorted(done)]
+    whole = [(block, batch) for block, batch in found if done[block][1].isdisjoint(batch.rows)]
+    for block, batch in [*whole, *found][:1]:
+        start, (stop, failed) = block * plan.stimuli_per_task, done[block]
+        shape = (stop - start, plan.n_replicates)
+        buffers = [np.empty((*shape, layer.n_units), dtype=np.float32) for layer in model.layers]
+        task = Task(model.label, block, start, stop, (batch,), frozenset())
+        load_rows(store, plan, model, task, state.tasks, buffers)
+        kept = [i for i, row in enumerate(batch.rows) if row < stop and row not in failed]
+        rows = [batch.rows[i] - start for i in kept]
+        values = [buffer[rows] for buffer in buffers]
+        return RecordedBatch(batch, kept, values, is_exact and len(kept) == len(batch.rows), partial(_round, plan))
+    return None
+
+
+def _find_first_batch(
+    plan: Plan, model: PlannedModel, block: int, count_tokens: Callable[[StoreRow], int] | None
+) -> Batch:
+    """Return the batch with which the task of a block began."""
+    start = block * plan.stimuli_per_task
+    stop = min(start + plan.stimuli_per_task, model.n_stimuli)
+    lengths: list[int] = []
+    if count_tokens is not None:
+        lengths = [0] * start + [count_tokens(row) for row in make_rows(start, stop)]
+    batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
+    return make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli, lengths=lengths)[0]
+
+
+def _round(plan: Plan, values: np.ndarray, layer: str) -> None:
+    """Round the values of a layer in place as the store does."""
+    if plan.precision == "bits10":
+        round_mantissa(values, layer=layer)
 
 
 def load_rows(

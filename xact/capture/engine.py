@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.labels import StoreRow
@@ -63,11 +64,34 @@ class Loader(Protocol):
 class Recorder(Protocol):
     """Runs one batch at a time, in one thread."""
 
+    @property
+    def module(self) -> nn.Module:
+        """The copy of the network that it runs."""
+
     def run(self, inputs: Any, keep: Callable[[int, Tensor], None]) -> Mapping[str, Sequence[float]]:  # noqa: ANN401
         """Forward a batch and call `keep(i, units)` once for each layer i; return its scores.
 
         Scores are {name: one number per stimulus}; pictures have an empty mapping.
         """
+
+
+class Check(Protocol):
+    """Measures whether a value depends on its stimulus, the weights and the recipe alone."""
+
+    def begin(self, recorder: Recorder, *, lane: int, n_lanes: int, stop: threading.Event) -> None:
+        """Run before the first batch of each lane."""
+
+    def take_contents(self, batch: Batch, contents: Sequence[Any]) -> None:
+        """Take the loaded stimuli of each batch."""
+
+    def watch(self, batch: Batch, keep: Callable[[int, Tensor], None]) -> Callable[[int, Tensor], None]:
+        """Return the `keep` of the forward pass of a batch."""
+
+    def take_first(self, recorder: Recorder, batch: Batch, scores: Mapping[str, Sequence[float]]) -> None:
+        """Run after the forward pass of each batch, before its task is written."""
+
+    def end(self, recorder: Recorder) -> None:
+        """Run after the last batch of each lane."""
 
 
 @dataclass
@@ -145,6 +169,8 @@ class CaptureJob:
     """Threads that decode ahead of an accelerator."""
     left_out: frozenset[StoreRow] = frozenset()
     """Rows that are always recorded as failed and skipped: the recipe does not name their stimuli."""
+    memory_format: str = "contiguous"
+    """Memory format of pictures and weights: `contiguous` or `channels_last`."""
 
 
 def run_job(
@@ -155,18 +181,19 @@ def run_job(
     write: Callable[[TaskResult], None],
     progress: Callable[[int], None],
     strategy: Strategy | None = None,
+    check: Check | None = None,
 ) -> None:
     """Run every task; as soon as a task is done, a writing thread calls `write` with its result.
 
     `load_rows(task, buffers)` fills in the rows of a block that the store already has. `strategy` None means `lanes`
-    on a CPU and `ahead` elsewhere. Returns after all tasks are finished. After an error, waits for all threads to stop
-    and raises the first error.
+    on a CPU and `ahead` elsewhere. `check` measures the values. Returns after all tasks are finished. After an error,
+    waits for all threads to stop and raises the first error.
     """
     strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
-        run = _Run(job, tasks, load_rows, write, progress)
+        run = _Run(job, tasks, load_rows, write, progress, check)
         if strategy == "lanes":
-            run.start([run.run_lane] * job.n_lanes)
+            run.start([partial(run.run_lane, lane) for lane in range(job.n_lanes)])
         else:
             run.start([run.run_ahead])
         run.wait()
@@ -182,8 +209,10 @@ class _Run:
         load_rows: Callable[[Task, Sequence[np.ndarray]], None],
         write: Callable[[TaskResult], None],
         progress: Callable[[int], None],
+        check: Check | None,
     ) -> None:
         self.job = job
+        self.check = check
         self.load_rows = load_rows
         self.write = write
         self.progress = progress
@@ -252,13 +281,29 @@ class _Run:
         with self.turn:
             return None if self.stop.is_set() else next(self.batches, None)
 
-    def run_lane(self) -> None:
+    def run_lane(self, lane: int) -> None:
         """Load and run batches in this thread, one after the other."""
         torch.set_num_threads(1)
         recorder = self.job.make_recorder()
-        while (item := self.next_batch()) is not None:
-            opened, batch = item
-            self._run_batch(recorder, opened, batch, self._load_batch(opened, batch))
+        loaded = self._load_next() if lane > 0 else None  # while the first lane prepares the check
+        self._begin_check(recorder, lane, self.job.n_lanes)
+        while loaded := loaded or self._load_next():
+            self._run_batch(recorder, *loaded)
+            loaded = None
+        self._end_check(recorder)
+
+    def _load_next(self) -> tuple[_OpenTask, Batch, Any] | None:
+        """Take the next batch and load it; None after the last batch or if the run stops."""
+        item = self.next_batch()
+        return item and (*item, self._load_batch(*item))
+
+    def _begin_check(self, recorder: Recorder, lane: int, n_lanes: int) -> None:
+        if self.check is not None:
+            self.check.begin(recorder, lane=lane, n_lanes=n_lanes, stop=self.stop)
+
+    def _end_check(self, recorder: Recorder) -> None:
+        if self.check is not None and not self.stop.is_set():
+            self.check.end(recorder)
 
     def run_ahead(self) -> None:
         """Run batches in this thread while other threads load the next batches."""
@@ -266,15 +311,20 @@ class _Run:
         recorder = self.job.make_recorder()
         with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
             ahead: list[tuple[_OpenTask, Batch, Future[Any]]] = []
+            is_begun = False
             while True:
                 while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
                     ahead.append((*item, decoders.submit(self._load_batch, *item)))
+                if not is_begun:  # while others decode
+                    self._begin_check(recorder, 0, 1)
+                    is_begun = True
                 if not ahead:
-                    return
+                    break
                 opened, batch, loaded = ahead.pop(0)
                 if self.stop.is_set():
                     return
                 self._run_batch(recorder, opened, batch, loaded.result())
+        self._end_check(recorder)
 
     def _load_batch(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
         """Return the input of a batch; a failed stimulus is passed to `collate` as None."""
@@ -293,6 +343,8 @@ class _Run:
             with self.lock:
                 opened.stamps[row] = loaded.stamp, loaded.sha256
                 opened.n_equal += loaded.are_equal and row in opened.task.rows
+        if self.check is not None:
+            self.check.take_contents(batch, contents)
         return self.job.loader.collate(contents)
 
     def _run_batch(self, recorder: Recorder, opened: _OpenTask, batch: Batch, inputs: Any) -> None:  # noqa: ANN401
@@ -300,7 +352,6 @@ class _Run:
         job = self.job
         if not self._take_buffers(opened):
             return
-        inputs = inputs.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
         on_device: dict[int, Tensor] = {}
 
         def keep(i: int, units: Tensor) -> None:
@@ -309,20 +360,11 @@ class _Run:
             else:
                 on_device[i] = units.clone()
 
-        try:
-            scores = recorder.run(inputs, keep)
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"model {job.model!r}: {job.device} has no memory for a batch of {len(inputs)}",
-                hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
-                "compute.on_out_of_memory: halve before the model's first task is done",
-            ) from error
-        except RuntimeError as error:
-            if isinstance(error, XactError):
-                raise
-            raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
+        scores = forward(job, recorder, inputs, keep if self.check is None else self.check.watch(batch, keep))
         for i, units in on_device.items():
             _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
+        if self.check is not None:
+            self.check.take_first(recorder, batch, scores)
         self.progress(sum(row in opened.task.rows for row in batch.rows))
         with self.lock:
             for name, numbers in scores.items():
@@ -351,6 +393,28 @@ class _Run:
             raise
         finally:
             self.pool.give_back(opened.buffers)
+
+
+def forward(
+    job: CaptureJob,
+    recorder: Recorder,
+    inputs: Any,  # noqa: ANN401  what `collate` returns
+    keep: Callable[[int, Tensor], None],
+) -> Mapping[str, Sequence[float]]:
+    """Move an input to the device of a job and run it; name the model in errors of memory and of the network."""
+    inputs = inputs.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
+    try:
+        return recorder.run(inputs, keep)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"model {job.model!r}: {job.device} has no memory for a batch of {len(inputs)}",
+            hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
+            "compute.on_out_of_memory: halve before the model's first task is done",
+        ) from error
+    except RuntimeError as error:
+        if isinstance(error, XactError):
+            raise
+        raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
 
 
 def _tell(error: BaseException, model: str) -> XactError:

@@ -40,7 +40,7 @@ class TextCapture:
     ) -> None:
         """With `share`, run the network itself instead of a copy; `model` is for messages."""
         self._network = network
-        self._module = network.module if share else copy_module(network.module)
+        self.module = self._module = network.module if share else copy_module(network.module)
         self._guard = Guard(self._module, model=model)
         self._layers = [(layer, find_index(layer), make_reduction(layer)) for layer in layers]
         self._n_replicates = n_replicates

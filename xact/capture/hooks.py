@@ -70,7 +70,7 @@ class Capture:
         other stimuli of its batch.
         """
         self._network = network
-        self._module = copy_module(network.module)
+        self.module = self._module = copy_module(network.module)
         self._guard = Guard(self._module, model=model)
         self._layers = [(layer, make_reduction(layer)) for layer in layers]
         self._n_prefix = n_prefix
@@ -92,8 +92,8 @@ class Capture:
 
         `units` is (n, ...) float32 on the batch's device; its axes after the first are the units in C order. It is
         valid only during the call: copy it. Pictures have no scores, so the result is empty. Raise CaptureError if a
-        layer does not fire exactly as planned, or if the pass draws random numbers or changes the network. State that
-        a network keeps in plain attributes from batch to batch is not detected.
+        layer does not fire exactly as planned, or if the pass draws torch's random numbers or changes the network.
+        `check_values` measures what this does not see, such as a state in a plain attribute.
         """
         calls: Counter[str] = Counter()
         fired: set[int] = set()

@@ -16,7 +16,6 @@ from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError, StimulusError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Transform
-from xact.models.device import get_memory_format
 from xact.recipe.schema import Replicates
 from xact.stimuli.base import StimulusSource, hash_stimulus
 from xact.stimuli.decode import MAX_PIXELS
@@ -83,8 +82,8 @@ class PictureLoader:
     border: float
     transform: Transform
     input_shape: tuple[int, ...]
-    device: str
-    """Device of the batches; it decides their memory format."""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Memory format of the batches."""
 
     def load(self, row: StoreRow) -> LoadedStimulus:
         """Return one stimulus (replicate, 3, y, x); StimulusError if it cannot be read."""
@@ -110,7 +109,7 @@ class PictureLoader:
         """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); failed stimuli are 0."""
         n = self.replicates.count
         pictures = torch.zeros((len(contents) * n, *self.input_shape))
-        pictures = pictures.to(memory_format=get_memory_format(self.device))
+        pictures = pictures.to(memory_format=self.memory_format)
         for i, content in enumerate(contents):
             if content is not None:
                 pictures[i * n : (i + 1) * n] = content

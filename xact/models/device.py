@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,9 +78,14 @@ def find_device_memory(device: str) -> int | None:
     return None
 
 
-def get_memory_format(device: str) -> torch.memory_format:
-    """Return the memory format of pictures and weights: channels last on a CPU, where it makes convolutions faster."""
-    return torch.channels_last if get_kind(device) == "cpu" else torch.contiguous_format
+def name_hardware(device: str) -> str:
+    """Return the name of the hardware behind a device; two machines of one name give equal bits."""
+    if get_kind(device) == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @contextmanager

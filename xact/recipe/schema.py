@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from xact.labels import MAX_REPLICATES
@@ -193,6 +193,18 @@ ModelItem = Annotated[
 ]
 
 
+def _name_switch(value: object) -> object:
+    """Return `on` or `off` for what YAML or Python calls true or false."""
+    word = str(value).lower()
+    return {"true": "on", "yes": "on", "false": "off", "no": "off"}.get(word, word)
+
+
+Switch = Annotated[
+    Literal["on", "off"], BeforeValidator(_name_switch, json_schema_input_type=Literal["on", "off"] | bool)
+]
+"""`on` or `off`, which YAML 1.1 takes for true and false."""
+
+
 class Compute(Block):
     """Where and how the networks run."""
 
@@ -207,6 +219,9 @@ class Compute(Block):
     on_out_of_memory: Literal["stop", "halve"] = "stop"
     """`halve`: if the device lacks memory for a batch, the model starts again with half the batch size, unless one of
     its tasks is done. The store records the final batch size."""
+    check: Switch = "on"
+    """`on`: measure that each value depends on its stimulus, the weights and the recipe alone: some inputs run again. A
+    model of which this is not true fails. `off` is recorded in the store."""
 
 
 class Storage(Block):

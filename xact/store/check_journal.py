@@ -59,11 +59,16 @@ class _ReplacedLine(BaseModel):
     replaced: dict[str, tuple[Shard, Shard]]
 
 
+class _DroppedLine(BaseModel):
+    dropped: str
+
+
 _KINDS: Mapping[str, type[BaseModel]] = {
     "task": _TaskLine,
     "stimuli": _StimuliLine,
     "network": _NetworkLine,
     "replaced": _ReplacedLine,
+    "dropped": _DroppedLine,
 }
 """{key: schema of the lines that have this key}. A line may have several of these keys."""
 

@@ -133,6 +133,8 @@ def _show_model(model: dict[str, Any]) -> list[str]:
         + "".join(f", {name} {version}" for name, version in model["versions"].items()),
         f"  transform {json.dumps(model['transform'])}",
     ]
+    if model["network"].get("check") == "off":
+        lines.append("  NOT CHECKED: compute.check was off; values may depend on more than the stimulus")
     lines += [f"  {layer}: {n:,} values are NaN or infinite" for layer, n in model["n_nonfinite"].items()]
     lines += [f"  failed {stimulus}: {error}" for stimulus, error in list(model["failed"].items())[:MOST_SHOWN]]
     if len(model["failed"]) > MOST_SHOWN:

@@ -197,7 +197,9 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
     try:
         held = read_manifest(folder / f"manifest-{expected.generation}.jsonl") if expected.generation else []
         lines = read_lines(store / journal_key) if journal_key in listing.files else []
-        take_lines(state, [*held, *lines], plan, file=store / journal_key)
+        take_lines(state, held, plan, file=store / journal_key)
+        state.published = dict(state.tasks)
+        take_lines(state, lines, plan, file=store / journal_key)
         under_way.shards = {key: w for key, w in _read_files(lines) if is_inside(key)}
         replaced_key = f"{FOLDER}/replaced-{generation}.jsonl"
         if replaced_key in listing.files:

@@ -60,6 +60,7 @@ def _take_newer(state: State, newer: Mapping[str, Written | None]) -> State:
         found = {key: newer[key] for key in record.shards.keys() & newer.keys()}
         if found:
             state.tasks[task] = replace(record, shards=record.shards | found)
+            state.grown.add(task)
     return state
 
 

@@ -1,7 +1,8 @@
 """Plan, journal and manifest: the record of a build, kept as plain files in the folder `.xact` of a store.
 
 plan-G.json       the plan of generation G; it is written first
-journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli
+journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli; a line
+                  `dropped` takes back the tasks of a model in the lines before it
 replaced-G.jsonl  the record of each shard that takes the place of an older one; it is written before that happens
 manifest-G.jsonl  the content of the journals and the hash of every file; it is written just before G is published
 """
@@ -101,6 +102,8 @@ class State:
     committed: int = 0
     """The generation that readers see; 0 if nothing is published."""
     tasks: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
+    published: dict[tuple[str, int], TaskRecord] = field(default_factory=dict)
+    """The tasks of the generation that readers see."""
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     """{row: (stamp, sha256)} of every hashed stimulus."""
     networks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -111,6 +114,8 @@ class State:
     """{path of a shard: (old record, new record) of each time it was replaced}, in a generation that is not published.
 
     The journal has the new record once the whole task is written."""
+    grown: set[tuple[str, int]] = field(default_factory=set)
+    """Tasks whose shards hold rows that their record does not have."""
 
     @property
     def is_committed(self) -> bool:
@@ -174,7 +179,14 @@ class State:
 
     def copy(self) -> State:
         """Return a copy. New lines in the copy do not change this state."""
-        return replace(self, tasks=dict(self.tasks), stamps=dict(self.stamps), networks=dict(self.networks))
+        return replace(
+            self,
+            tasks=dict(self.tasks),
+            stamps=dict(self.stamps),
+            networks=dict(self.networks),
+            replaced={key: list(pairs) for key, pairs in self.replaced.items()},
+            grown=set(self.grown),
+        )
 
     def forget(self, models: Iterable[str]) -> State:
         """Return a copy without the tasks and networks of these models, which have no value."""
@@ -201,6 +213,7 @@ class State:
                 scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
                 n_nonfinite += Counter(older.n_nonfinite)
                 xact += Counter(older.xact)
+            self.grown.discard((model, block))
             self.tasks[model, block] = TaskRecord(
                 model,
                 block,
@@ -217,6 +230,10 @@ class State:
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256
         for key, (old, new) in line.get("replaced", {}).items():
             self.replaced.setdefault(key, []).append((parse_written(old), parse_written(new)))
+        if "dropped" in line:
+            self.tasks = {key: record for key, record in self.tasks.items() if key[0] != line["dropped"]} | {
+                key: record for key, record in self.published.items() if key[0] == line["dropped"]
+            }
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 
@@ -247,10 +264,11 @@ class Journal:
         """Append one line and sync it. A file that has a second name, e.g. in a copy of links, is copied first."""
         _add_line(self.path, line)
 
-    def add_replaced(self, shards: Mapping[str, tuple[Written | None, Written | None]]) -> None:
-        """Note {path: (old record, new record)} of shards before they are replaced."""
-        said = {key: [_say_written(old), _say_written(new)] for key, (old, new) in shards.items()}
-        _add_line(self._replaced, {"replaced": said})
+    def add_replaced(self, shards: Mapping[str, tuple[Written | None, Written | None]]) -> dict[str, Any]:
+        """Note {path: (old record, new record)} of shards before they are replaced, and return the line."""
+        line = {"replaced": {key: [_say_written(old), _say_written(new)] for key, (old, new) in shards.items()}}
+        _add_line(self._replaced, line)
+        return line
 
 
 def _add_line(file: Path, line: dict[str, Any]) -> None:
@@ -297,13 +315,15 @@ def load_state(store: Path) -> State:
         if newest == state.committed:
             _check_plan(store, f"{FOLDER}/plan-{newest}.json", lines)
         take_lines(state, lines, state.plan, file=manifest)
+        state.published = dict(state.tasks)
     if newest > state.committed:
         journal = folder / f"journal-{newest}.jsonl"
-        published = dict(state.tasks)
         take_lines(state, read_lines(journal), state.plan, file=journal)
-        state.journaled = frozenset(key for key, record in state.tasks.items() if published.get(key) is not record)
         replaced = folder / f"replaced-{newest}.jsonl"
         take_lines(state, read_lines(replaced), state.plan, file=replaced)
+        state.journaled = frozenset(
+            key for key, record in state.tasks.items() if state.published.get(key) is not record
+        )
     return state
 
 

@@ -24,11 +24,12 @@ from xact.disk.durable import (
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.chunks import BlockShape
-from xact.store.held import check_presence, read_recorded
+from xact.store.held import check_presence, check_shards, read_recorded
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel
 from xact.store.shards import encode_shard, grow_shard
+from xact.store.tasks import make_tasks
 
 
 class StoreWriter:
@@ -118,7 +119,7 @@ class StoreWriter:
         fresh = {key: (record.shards[key], new) for key, new in written.items() if new != record.shards[key]}
         if fresh:
             with self._lock:
-                self._journal.add_replaced(fresh)
+                self.state.take(self._journal.add_replaced(fresh))
         for key, (_, new) in fresh.items():
             if new is None:
                 remove_file(self.store / key)
@@ -136,6 +137,18 @@ class StoreWriter:
                 fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
                 line["stimuli"] = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
             self._add(line)
+
+    def drop_tasks(self, model: PlannedModel) -> None:
+        """Take back the tasks of a model that are not published, as if the build had been killed before them."""
+        with self._lock:
+            self._add({"dropped": model.label})
+            done = self.state.find_done(model.label)
+            for task in make_tasks(self.plan, model, done):
+                if task.block not in done:
+                    for layer in model.layers:
+                        for key, _ in self.plan.make_shard_keys(model, layer, task.block):
+                            remove_file(self.store / key)
+            self.state = check_shards(self.store, self.state, ())  # shards that were replaced hold the published rows
 
     def _add(self, line: dict[str, Any]) -> None:
         self._journal.add(line)

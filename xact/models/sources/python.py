@@ -1,7 +1,8 @@
 """Networks of the user's own code: `id` is `package.module:factory`, a callable without arguments.
 
 The factory returns an nn.Module whose forward takes a batch of pictures. The factory or the module may have an
-attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x).
+attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x). The module may have the
+attributes `num_prefix_tokens` (tokens before the patches) and `cls_token`, as networks of timm have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xact.errors import RequestError, XactError, make_nearest_text
-from xact.models.base import Network, Transform, Weights
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens
 from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
 from xact.models.transforms import make_explicit_transform
 from xact.recipe.resolve import ModelSpec
@@ -126,7 +127,9 @@ def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
 
 
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
-    return Network(module, _forward, code=_record_code(_find_factory(spec)))
+    n_prefix, has_cls = count_prefix_tokens(module)
+    code = _record_code(_find_factory(spec))
+    return Network(module, _forward, n_prefix_tokens=n_prefix, has_cls=has_cls, code=code)
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

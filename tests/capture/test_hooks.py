@@ -74,7 +74,7 @@ def make_layers(network, layers="all", *reductions):
         select_layers(layers, outputs, aliases={}, model="toy"),
         outputs,
         reductions or [FLATTEN],
-        lambda reduction, output, layer: plan_units(reduction, output.shape, tokens=None, layer=layer),
+        lambda reduction, output, layer: plan_units(reduction, output.shape, output.axes, tokens=None, layer=layer),
         depth_bins={},
     )
 

@@ -16,7 +16,6 @@ from xact.capture.layers import (
     Output,
     find_blocks,
     find_depth,
-    is_channel_unclear,
     match_glob,
     resolve_aliases,
     select_layers,
@@ -369,19 +368,12 @@ def test_the_stem_is_at_depth_0_a_stage_at_its_last_block_and_the_head_at_1():
     assert at["layer4"] == at["avgpool"] == at["fc"] == at["logits"] == 1
 
 
-def test_a_map_of_three_equal_axes_is_clear_where_all_its_kin_have_the_channel_first():
+def test_the_channel_of_a_map_of_three_equal_axes_is_known_wherever_it_lies():
+    first, last = ("channel", "y", "x"), ("y", "x", "channel")
     outputs = probe_timm("mobilevit_s")  # pictures of 256: 64 channels of 64 x 64
     cubes = [o for o in outputs if o.shape and len(o.shape) == 3 and len(set(o.shape)) == 1 and o.shape[0] > 1]
     assert {o.shape for o in cubes} == {(64, 64, 64), (128, 128, 128)}
-    assert not any(is_channel_unclear(o, outputs) for o in outputs)
-
-
-def test_a_map_of_three_equal_axes_is_unclear_in_a_network_that_has_both():
-    outputs = probe_timm("swinv2_cr_tiny_384")  # 96 channels of 96 x 96
-    unclear = [o.label for o in outputs if is_channel_unclear(o, outputs)]
-    assert "patch_embed.norm" in unclear  # a LayerNorm works on the last axis
-    assert "patch_embed.proj" not in unclear  # a Conv2d gives its channels first
-    alone = Output("x", "Made", 0, 1, "", (5, 5, 5), 1)
-    assert is_channel_unclear(alone, [alone])
-    assert not is_channel_unclear(Output("x", "Made", 0, 1, "", (1, 1, 1), 1), [])
-    assert not is_channel_unclear(Output("x", "Made", 0, 1, "", (5, 5), 1), [])
+    assert {o.axes for o in cubes} == {first}
+    axes = {o.label: o.axes for o in probe_timm("swinv2_cr_tiny_384") if o.shape == (96, 96, 96)}
+    assert axes["patch_embed.norm"] == axes["stages.0.blocks.1"] == last  # a LayerNorm works on the last axis
+    assert axes["patch_embed.proj"] == first  # a Conv2d gives its channels first

@@ -16,7 +16,6 @@ from xact.capture.reduce import (
     Tokens,
     apply_reduction,
     make_projection,
-    name_axes,
     parse_reductions,
     plan_units,
     pool_tokens,
@@ -24,10 +23,12 @@ from xact.capture.reduce import (
 )
 from xact.errors import RequestError
 from xact.recipe.schema import Projection
+from xact.store.plan import name_axes_by_lengths
 
 NAMES = ("flatten", "mean", "patch_mean", "max", "cls", "last")
 N_PREFIX = 2
 N = 3
+MAP, SEQUENCE = ("channel", "y", "x"), ("token", "feature")
 
 
 def reduce_by_hand(name: str, x: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
@@ -64,26 +65,27 @@ SHAPES = st.one_of(
 def test_every_reduction_equals_the_same_by_hand_and_has_the_width_that_was_planned(shape, name, seed):
     tokens = Tokens(N_PREFIX, has_cls=True, n_tokens=shape[0]) if len(shape) <= 2 else None
     reduction = Reduction(name)
+    axes = name_axes_by_lengths(shape)
     if len(shape) == 3 and name in ("cls", "last"):
         with pytest.raises(RequestError):
-            plan_units(reduction, shape, tokens=tokens, layer="x")
+            plan_units(reduction, shape, axes, tokens=tokens, layer="x")
         return
-    units = plan_units(reduction, shape, tokens=tokens, layer="x")
+    units = plan_units(reduction, shape, axes, tokens=tokens, layer="x")
     x = draw(shape, seed)
-    found = apply_reduction(reduction, torch.from_numpy(x), n_prefix=N_PREFIX)
+    found = apply_reduction(reduction, torch.from_numpy(x), axes, n_prefix=N_PREFIX)
     assert found.shape == (N, math.prod(units.values()))
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), reduce_by_hand(name, x, name_axes(shape)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.numpy(), reduce_by_hand(name, x, axes), rtol=1e-5, atol=1e-6)
 
 
 @given(shape=st.lists(st.integers(1, 6), min_size=1, max_size=5).map(tuple), k=st.integers(1, 20))
 def test_flatten_and_project_take_any_shape(shape, k):
     x = torch.from_numpy(draw(shape))
-    flat = plan_units(Reduction("flatten"), shape, tokens=None, layer="x")
-    assert apply_reduction(Reduction("flatten"), x, n_prefix=0).shape == (N, math.prod(flat.values()))
+    flat = plan_units(Reduction("flatten"), shape, (), tokens=None, layer="x")
+    assert apply_reduction(Reduction("flatten"), x, (), n_prefix=0).shape == (N, math.prod(flat.values()))
     assert tuple(flat.values()) == shape
-    small = plan_units(Reduction("project", k, 1), shape, tokens=None, layer="x")
-    assert apply_reduction(Reduction("project", k, 1), x, n_prefix=0).shape == (N, k)
+    small = plan_units(Reduction("project", k, 1), shape, (), tokens=None, layer="x")
+    assert apply_reduction(Reduction("project", k, 1), x, (), n_prefix=0).shape == (N, k)
     assert small == {"unit": k}
 
 
@@ -100,8 +102,8 @@ def test_flatten_and_project_take_any_shape(shape, k):
         ((2, 3, 4, 4), ("axis0", "axis1", "axis2", "axis3"), "four axes"),
     ],
 )
-def test_axes_are_named_by_what_the_shape_can_tell(shape, axes, reason):
-    assert name_axes(shape) == axes, reason
+def test_axes_of_an_earlier_version_are_named_by_what_the_shape_could_tell(shape, axes, reason):
+    assert name_axes_by_lengths(shape) == axes, reason
 
 
 def test_a_map_in_channels_last_memory_has_the_same_units_in_the_same_order():
@@ -109,9 +111,9 @@ def test_a_map_in_channels_last_memory_has_the_same_units_in_the_same_order():
     strided = x.to(memory_format=torch.channels_last)
     assert not strided.is_contiguous()
     for name in ("flatten", "mean", "max"):
-        ours = apply_reduction(Reduction(name), strided, n_prefix=0)
-        assert torch.allclose(ours, apply_reduction(Reduction(name), x, n_prefix=0), atol=1e-6)
-    flat = apply_reduction(Reduction("flatten"), strided, n_prefix=0)
+        ours = apply_reduction(Reduction(name), strided, MAP, n_prefix=0)
+        assert torch.allclose(ours, apply_reduction(Reduction(name), x, MAP, n_prefix=0), atol=1e-6)
+    flat = apply_reduction(Reduction("flatten"), strided, MAP, n_prefix=0)
     assert torch.equal(flat, x.reshape(N, -1))
 
 
@@ -119,8 +121,8 @@ def test_a_map_in_channels_last_memory_has_the_same_units_in_the_same_order():
 @pytest.mark.parametrize("name", ["mean", "patch_mean"])
 def test_bfloat16_is_pooled_in_float32(name, shape):
     x = torch.from_numpy(1000 + draw(shape)).bfloat16()
-    found = apply_reduction(Reduction(name), x, n_prefix=1)
-    axes = name_axes(shape)
+    axes = name_axes_by_lengths(shape)
+    found = apply_reduction(Reduction(name), x, axes, n_prefix=1)
     rows = x.float().numpy().astype(np.float64)
     true = rows[:, 1 if name == "patch_mean" else 0 :].mean(1) if axes[0] == "token" else rows.mean((2, 3))
     assert found.dtype == torch.float32
@@ -152,8 +154,9 @@ MEANINGLESS = [
 
 @pytest.mark.parametrize(("name", "shape", "tokens", "said", "reason"), MEANINGLESS)
 def test_a_reduction_without_a_meaning_is_one_line_that_names_the_layer(name, shape, tokens, said, reason):
+    axes = name_axes_by_lengths(shape)
     with pytest.raises(RequestError, match=said) as caught:
-        plan_units(Reduction(name), shape, tokens=tokens, layer="blocks.3")
+        plan_units(Reduction(name), shape, axes if axes[0] != "axis0" else (), tokens=tokens, layer="blocks.3")
     assert "'blocks.3'" in str(caught.value), reason
     assert "\n" not in str(caught.value)
 
@@ -161,22 +164,22 @@ def test_a_reduction_without_a_meaning_is_one_line_that_names_the_layer(name, sh
 @pytest.mark.parametrize("name", ["cls", "patch_mean", "last", "mean", "max", "flatten"])
 def test_logits_pass_through_every_reduction(name):
     x = torch.from_numpy(draw((1000,)))
-    assert plan_units(Reduction(name), (1000,), tokens=TOKENS, layer="logits") == {"feature": 1000}
-    assert torch.equal(apply_reduction(Reduction(name), x, n_prefix=1), x)
+    assert plan_units(Reduction(name), (1000,), (), tokens=TOKENS, layer="logits") == {"feature": 1000}
+    assert torch.equal(apply_reduction(Reduction(name), x, ("feature",), n_prefix=1), x)
 
 
 def test_the_mean_over_tokens_has_class_and_register_tokens_in_it_and_the_patch_mean_has_not():
     x = torch.zeros(1, 7, 2)
     x[:, :N_PREFIX] = 100.0
     x[:, N_PREFIX:] = 1.0
-    assert apply_reduction(Reduction("mean"), x, n_prefix=N_PREFIX).tolist() == [[pytest.approx(205 / 7)] * 2]
-    assert apply_reduction(Reduction("patch_mean"), x, n_prefix=N_PREFIX).tolist() == [[1.0, 1.0]]
+    assert apply_reduction(Reduction("mean"), x, SEQUENCE, n_prefix=N_PREFIX).tolist() == [[pytest.approx(205 / 7)] * 2]
+    assert apply_reduction(Reduction("patch_mean"), x, SEQUENCE, n_prefix=N_PREFIX).tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize("n_prefix", [0, 1, 5])
 def test_the_patch_mean_is_over_all_patches_and_over_nothing_else(n_prefix):
     x = draw((9, 4))
-    found = apply_reduction(Reduction("patch_mean"), torch.from_numpy(x), n_prefix=n_prefix)
+    found = apply_reduction(Reduction("patch_mean"), torch.from_numpy(x), SEQUENCE, n_prefix=n_prefix)
     expected = sum(x[:, token].astype(np.float64) for token in range(n_prefix, 9)) / (9 - n_prefix)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -212,10 +215,10 @@ def test_what_is_not_finite_stays_so():
     x[0, 1, 0, 0] = math.nan
     x[0, 2, 1, 1] = -math.inf
     for name in ("mean", "max", "flatten"):
-        found = apply_reduction(Reduction(name), x, n_prefix=0)
+        found = apply_reduction(Reduction(name), x, MAP, n_prefix=0)
         assert torch.isnan(found).any()
-    assert apply_reduction(Reduction("mean"), x, n_prefix=0)[0, 2] == -math.inf
-    assert apply_reduction(Reduction("max"), x, n_prefix=0)[0, 2] == 1
+    assert apply_reduction(Reduction("mean"), x, MAP, n_prefix=0)[0, 2] == -math.inf
+    assert apply_reduction(Reduction("max"), x, MAP, n_prefix=0)[0, 2] == 1
 
 
 def test_the_reductions_of_a_recipe_are_parsed_and_a_double_one_is_refused():

@@ -115,6 +115,7 @@ def test_defaults_are_filled_in(tmp_path: Path):
         "registry": None,
         "layers": None,
         "reduce": None,
+        "axes": None,
         "transform": "weights",
         "compute": {
             "device": "auto",

@@ -170,6 +170,7 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
         k=0,
         seed=0,
         output_shape=(layer.n_units,),
+        output_axes=("feature",),
         n_units=layer.n_units,
         unit_axes=("feature",),
         unit_shape=(layer.n_units,),

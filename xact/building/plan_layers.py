@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from xact.capture.layers import Output, find_depth
-from xact.capture.reduce import Reduction
+from xact.capture.reduce import Reduction, name_units
 from xact.errors import RequestError
 from xact.labels import check_label
 from xact.store.plan import PlannedLayer
@@ -48,6 +48,7 @@ def plan_layers(
                 k=reduction.k,
                 seed=reduction.seed,
                 output_shape=output.shape,
+                output_axes=tuple(name_units(output.shape, output.axes)),
                 n_units=math.prod(units.values()),
                 unit_axes=tuple(units),
                 unit_shape=tuple(units.values()),

@@ -17,9 +17,9 @@ from xact.building.survey_text import check_logits, describe_reading, plan_hidde
 from xact.capture.layers import (
     Output,
     find_blocks,
-    is_channel_unclear,
     resolve_aliases,
     select_layers,
+    state_axes,
 )
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
@@ -97,16 +97,18 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
     network, outputs, input_shape = survey_outputs(spec)
     aliases = resolve_aliases(spec.aliases, outputs)
     selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
+    outputs = state_axes(spec.axes, selected, outputs, model=spec.label)
+    tokens = find_tokens(network, outputs)
     return Surveyed(
         n_parameters=count_parameters(network.module),
-        n_prefix_tokens=network.n_prefix_tokens or 0,
+        n_prefix_tokens=(tokens.n_prefix if tokens else network.n_prefix_tokens) or 0,
         input_shape=input_shape,
         transform=make_transform(spec).record,
         layers=plan_layers(
             selected,
             outputs,
             parse_reductions(spec.reduce),
-            partial(plan_picture_units, tokens=find_tokens(network, outputs), outputs=outputs),
+            partial(plan_picture_units, tokens=tokens),
             depth_bins=spec.depth_bins,
         ),
     )
@@ -196,26 +198,24 @@ def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
 
 
 def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
-    """Return the tokens of a network, or None if it has no tokens."""
-    if network.n_prefix_tokens is None:
-        return None
+    """Return the tokens of a network's blocks; None if it has no tokens.
+
+    The network says how many tokens precede the patches. If it does not say, the first block's patches tell it.
+    """
     blocks = set(find_blocks(outputs))
-    lengths = [o.shape[0] for o in outputs if o.name in blocks and o.shape is not None and len(o.shape) == 2]
-    return Tokens(network.n_prefix_tokens, network.has_cls, lengths[0]) if lengths else None
+    on_tokens = [o for o in outputs if o.name in blocks and o.shape is not None and "token" in o.axes]
+    if not on_tokens:
+        return None
+    first = on_tokens[0]
+    n_tokens = (first.shape or ())[first.axes.index("token")]
+    if network.n_prefix_tokens is not None:
+        return Tokens(network.n_prefix_tokens, network.has_cls, n_tokens)
+    return Tokens(first.patches[0], has_cls=False, n_tokens=n_tokens) if first.patches else None
 
 
-def plan_picture_units(
-    reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None, outputs: Sequence[Output]
-) -> dict[str, int]:
-    """Return {axis: length} of the units of a reduced layer; RequestError if its channel axis is unclear."""
-    shape = output.shape or ()
-    if reduction.name not in ("flatten", "project") and is_channel_unclear(output, outputs):
-        raise RequestError(
-            f"layer {layer!r} gives {shape} for each stimulus: which axis is the channel under "
-            f"'{reduction.name}' cannot be told",
-            hint="reduce: flatten, or name another layer",
-        )
-    return plan_units(reduction, shape, tokens=tokens, layer=layer)
+def plan_picture_units(reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None) -> dict[str, int]:
+    """Return {axis: length} of the units of a reduced layer; RequestError if the reduction does not fit."""
+    return plan_units(reduction, output.shape or (), output.axes, tokens=tokens, layer=layer, patches=output.patches)
 
 
 def find_versions(source: str) -> dict[str, str]:

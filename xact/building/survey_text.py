@@ -51,7 +51,16 @@ def _probe(network: Network, model: str) -> list[Output]:
         states = find_hidden_states(network.forward(network.module, batch), model=model)
     block = _find_block_class(network.module, len(states) - 1)
     return [
-        Output(f"hidden.{i}", block if i else "Embedding", 0, 1, "", (TYPICAL_TOKENS, state.shape[2]), 1)
+        Output(
+            name=f"hidden.{i}",
+            class_name=block if i else "Embedding",
+            call=0,
+            n_calls=1,
+            part="",
+            shape=(TYPICAL_TOKENS, state.shape[2]),
+            n_params=1,
+            axes=("token", "feature"),
+        )
         for i, state in enumerate(states)
     ]
 

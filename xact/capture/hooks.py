@@ -148,7 +148,7 @@ class Capture:
             if reduction.name == "flatten":
                 keep(i, value)  # `keep` flattens it while it copies: one copy, not two
             else:
-                keep(i, apply_reduction(reduction, value, n_prefix=self._n_prefix))
+                keep(i, apply_reduction(reduction, value, layer.output_axes, n_prefix=self._n_prefix))
             fired.add(i)
 
     def _to_float32(self, value: Tensor, label: str) -> Tensor:

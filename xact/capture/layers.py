@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from xact.capture.reduce import name_axes
 from xact.errors import NameNotFoundError, RequestError, make_nearest_text
 from xact.labels import match_names
 from xact.recipe.schema import Depths, LayersChoice
@@ -58,6 +57,10 @@ class Output:
     """Shape of one stimulus, without the batch axis; None if it is not a tensor or its first axis is not the batch."""
     n_params: int
     """Parameters of the module and of all modules inside it."""
+    axes: tuple[str, ...] = ()
+    """Names of the axes of `shape`; empty: unknown."""
+    patches: tuple[int, int] | None = None
+    """First token that is a patch of the picture, and the token after the last; None: unknown, or no tokens."""
 
     @property
     def label(self) -> str:
@@ -107,21 +110,6 @@ def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
     return max(0, sum(ends[name] < order for name in blocks) - 1) / (len(blocks) - 1)
 
 
-def is_channel_unclear(output: Output, outputs: Sequence[Output]) -> bool:
-    """Return True if the output is a map of three equal axes whose channel could be first or last.
-
-    The channel is first in the output of a class `…2d`. It is also first if it is first in all other maps of the same
-    class, or in all maps of the network if that class has no other maps.
-    """
-    if output.shape is None or len(output.shape) != 3 or len(set(output.shape)) > 1 or output.shape[0] == 1:
-        return False
-    if output.class_name.endswith("2d"):
-        return False
-    maps = [o for o in outputs if o.shape is not None and len(o.shape) == 3 and len(set(o.shape)) > 1]
-    alike = [o for o in maps if o.class_name == output.class_name] or maps
-    return not alike or any(name_axes(o.shape or ())[0] != "channel" for o in alike)
-
-
 def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Output]) -> dict[str, str]:
     """Return {label: true name}: the first candidate name that the network has, else the first candidate."""
     known = {o.label for o in outputs}
@@ -157,6 +145,34 @@ def select_layers(
     if doubles:
         raise RequestError(f"model {model!r}: several of its outputs have the label {doubles[0]!r}")
     return dict(sorted(chosen.items()))
+
+
+def state_axes(
+    stated: Mapping[str, Sequence[str]], selected: Mapping[int, str], outputs: Sequence[Output], *, model: str
+) -> list[Output]:
+    """Return the outputs with the names that the recipe's `axes`, {layer or glob: names}, gives the selected layers.
+
+    Raise RequestError for names that fit no selected layer, or whose number is not that of the layer's axes.
+    """
+    named = list(outputs)
+    for pattern, axes in stated.items():
+        matched = set(match_glob(pattern, list(selected.values()))) | {pattern}
+        positions = [i for i, label in selected.items() if label in matched]
+        if not positions:
+            raise NameNotFoundError(
+                f"model {model!r}: axes names {pattern!r}, which is not among its chosen layers"
+                f"{make_nearest_text(pattern, list(selected.values()))}",
+                hint="the axes of a single model belong in its own entry under models",
+            )
+        for i in positions:
+            shape = outputs[i].shape or ()
+            if len(shape) != len(axes):
+                raise RequestError(
+                    f"model {model!r}, layer {selected[i]!r}: axes names {len(axes)} axes ({', '.join(axes)}), but the "
+                    f"layer gives {shape} for each stimulus"
+                )
+            named[i] = replace(named[i], axes=tuple(axes), patches=None)
+    return named
 
 
 def match_glob(pattern: str, names: Sequence[str]) -> list[str]:

@@ -4,57 +4,124 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
+from xact.capture.axes import Axes, find_patches
+from xact.capture.follow_axes import AxisFollower
 from xact.capture.hooks import Runnable, find_device
 from xact.capture.layers import Output
+from xact.capture.name_axes import HEIGHT_FACTOR, WIDTH_FACTOR, name_by_class, name_by_origins, name_by_sizes
 from xact.errors import RequestError
 
-PROBE_BATCH = 11
-"""Stimuli in a probe. Axes of outputs rarely have this length (maps and windows often have 7), so it marks the batch
-axis."""
+PROBE_BATCH, SECOND_BATCH = 11, 5
+"""Stimuli in the two probes. The batch axis is the one axis that changes with this number."""
 
 
 def probe(network: Runnable, input_shape: Sequence[int]) -> list[Output]:
     """Return every output of a forward pass in forward order, then the modules that were never called (`n_calls` 0).
 
     `input_shape` is (3, height, width). A network on the meta device needs neither memory nor arithmetic; a network on
-    another device runs on a batch of zeros. Raise RequestError for compiled code.
+    another device runs on batches of zeros. Raise RequestError for compiled code.
     """
     module = network.module
     _check_eager(module)
-    batch = torch.zeros((PROBE_BATCH, *input_shape), device=find_device(module))
-    returned: list[tuple[str, int, object]] = []
-    calls: Counter[str] = Counter()
+    passed = _pass(network, (PROBE_BATCH, *input_shape), follow=True)
+    second = _pass(network, (SECOND_BATCH, *input_shape), follow=False).shapes
+    modules = dict(module.named_modules())
+    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
+    outputs = []
+    for (name, call, part), axes in passed.axes.items():
+        shape = _drop_batch(passed.shapes[name, call, part], second.get((name, call, part)))
+        class_name = type(modules[name]).__name__
+        output = Output(name, class_name, call, max(1, passed.calls[name]), part, shape, sizes[name])
+        outputs.append(output if shape is None else _name_axes(output, modules[name], axes[1:]))
+    outputs = _name_by_a_larger_picture(network, input_shape, outputs)
+    silent = [name for name in modules if name and not passed.calls[name]]
+    return outputs + [Output(name, type(modules[name]).__name__, 0, 0, "", None, sizes[name]) for name in silent]
+
+
+@dataclass
+class _Pass:
+    """What one forward pass gave; keys are (name of the module, call, part)."""
+
+    shapes: dict[tuple[str, int, str], tuple[int, ...] | None] = field(default_factory=dict)
+    """None: not a tensor."""
+    axes: dict[tuple[str, int, str], Axes] = field(default_factory=dict)
+    """The axes of each output by their origin, if they are followed."""
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+def _pass(network: Runnable, shape: tuple[int, ...], *, follow: bool) -> _Pass:
+    """Forward zeros of `shape` once; with `follow`, also follow every axis. Keep no tensor alive."""
+    module = network.module
+    passed = _Pass()
+    batch = torch.zeros(shape, device=find_device(module))
+    follower = AxisFollower(batch) if follow else None
+
+    def note(name: str, call: int, output: object) -> None:
+        for part, value in _list_parts(output):
+            is_real = isinstance(value, Tensor) and not value.is_complex()  # float32 cannot hold a complex number
+            passed.shapes[name, call, part] = tuple(value.shape) if is_real else None  # type: ignore[attr-defined]
+            passed.axes[name, call, part] = follower.get(value) if is_real and follower else ()  # type: ignore[arg-type]
 
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
-            returned.append((name, calls[name], _shape_of(output)))
-            calls[name] += 1
+            note(name, passed.calls[name], output)
+            passed.calls[name] += 1
 
         return hook
 
     handles = [m.register_forward_hook(keep(name)) for name, m in module.named_modules() if name]
     try:
-        with torch.inference_mode():
-            result = network.forward(module, batch)
+        with torch.no_grad(), follower or nullcontext():  # inference mode would hide the parts of an operation
+            logits = network.find_logits(network.forward(module, batch))
     finally:
         for handle in handles:
             handle.remove()
-    modules = dict(module.named_modules())
-    sizes = {name: sum(p.numel() for p in m.parameters()) for name, m in modules.items()}
-    outputs = [
-        Output(name, type(modules[name]).__name__, call, calls[name], part, shape, sizes[name])
-        for name, call, shapes in returned
-        for part, shape in _flatten_shapes(shapes)
-    ]
-    logits = network.find_logits(result)
     if logits is not None:
-        outputs.append(Output("", type(module).__name__, 0, 1, "", _per_stimulus(tuple(logits.shape)), sizes[""]))
-    silent = [name for name in modules if name and not calls[name]]
-    return outputs + [Output(name, type(modules[name]).__name__, 0, 0, "", None, sizes[name]) for name in silent]
+        note("", 0, logits)
+    return passed
+
+
+def _drop_batch(first: tuple[int, ...] | None, second: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Return the shape of one stimulus; None unless the first axis, and no other, changes with the batch."""
+    if not first or not second or len(first) < 2 or first[1:] != second[1:]:
+        return None
+    return first[1:] if (first[0], second[0]) == (PROBE_BATCH, SECOND_BATCH) else None
+
+
+def _name_axes(output: Output, module: nn.Module, axes: Axes) -> Output:
+    """Return the output with the names of its axes, as far as their origins or its class tell them."""
+    names = name_by_origins(axes) or name_by_class(module, axes)
+    if names is None:
+        return output
+    patches = find_patches(axes[names.index("token")]) if "token" in names else None
+    return replace(output, axes=names, patches=patches)
+
+
+def _name_by_a_larger_picture(network: Runnable, input_shape: Sequence[int], outputs: list[Output]) -> list[Output]:
+    """Name axes that are still unknown by a probe with a larger picture, if the network takes one."""
+    unknown = [o for o in outputs if o.shape is not None and 2 <= len(o.shape) <= 3 and not o.axes]
+    n_channels, height, width = input_shape
+    if not unknown:
+        return outputs
+    larger = (1, n_channels, height * HEIGHT_FACTOR, width * WIDTH_FACTOR)
+    try:
+        shapes = _pass(network, larger, follow=False).shapes
+    except Exception:  # noqa: BLE001  a network may take one size alone, and says so in its own way
+        return outputs
+
+    def name(output: Output) -> Output:
+        shape = shapes.get((output.name, output.call, output.part))
+        if output not in unknown or shape is None or len(shape) != len(output.shape or ()) + 1:
+            return output
+        return replace(output, axes=name_by_sizes(output.shape or (), shape[1:]) or ())
+
+    return [name(output) for output in outputs]
 
 
 def _check_eager(module: nn.Module) -> None:
@@ -65,30 +132,13 @@ def _check_eager(module: nn.Module) -> None:
             raise RequestError(f"{what} is compiled by torch.compile", hint="give the module before torch.compile")
 
 
-def _per_stimulus(shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    return shape[1:] if len(shape) > 1 and shape[0] == PROBE_BATCH else None
-
-
-def _shape_of(value: object) -> object:
-    """Return `value` with every tensor replaced by its shape, so that the probe keeps no tensor alive."""
-    if isinstance(value, Tensor):  # float32 cannot hold a complex number
-        return (None if value.is_complex() else _per_stimulus(tuple(value.shape))) or ()
+def _list_parts(value: object, part: str = "") -> Iterator[tuple[str, object]]:
+    """Yield (part, value) of everything that a module returned, however nested."""
     if isinstance(value, Mapping):
-        return {str(key): _shape_of(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shape_of(item) for item in value]
-    return None
-
-
-def _flatten_shapes(shapes: object, part: str = "") -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Yield (part, shape) of every tensor; None if a value is not a tensor or has no stimulus axis."""
-    if isinstance(shapes, tuple):
-        yield part, shapes or None
-    elif isinstance(shapes, Mapping):
-        for key, item in shapes.items():
-            yield from _flatten_shapes(item, f"{part}[{key}]")
-    elif isinstance(shapes, list):
-        for i, item in enumerate(shapes):
-            yield from _flatten_shapes(item, f"{part}[{i}]")
+        for key, item in value.items():
+            yield from _list_parts(item, f"{part}[{key}]")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _list_parts(item, f"{part}[{i}]")
     else:
-        yield part, None
+        yield part, value

@@ -74,56 +74,81 @@ def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
     return tuple(parsed)
 
 
-def name_axes(shape: Sequence[int]) -> tuple[str, ...]:
-    """Name the axes of one stimulus's output.
+KEPT = ("channel", "feature")
+"""The axis that `mean`, `max`, `patch_mean`, `cls` and `last` keep; an output has at most one of them."""
 
-    In a map of three axes, the two equal axes are rows and columns (inputs are square); the third axis is the channel.
-    """
-    if len(shape) == 1:
-        return ("feature",)
-    if len(shape) == 2:
-        return ("token", "feature")
-    if len(shape) == 3 and shape[1] == shape[2]:
-        return ("channel", "y", "x")
-    if len(shape) == 3 and shape[0] == shape[1]:
-        return ("y", "x", "channel")
-    return tuple(f"axis{i}" for i in range(len(shape)))
+NO_UNITS = "reduce: flatten, or {{project: 4096}}; or say what its axes are: axes: {{{layer!r}: [channel, y, x]}}"
+"""Hint for an output whose axes are not known."""
 
 
-def plan_units(reduction: Reduction, shape: Sequence[int], *, tokens: Tokens | None, layer: str) -> dict[str, int]:
+def name_units(shape: Sequence[int], axes: Sequence[str]) -> dict[str, int]:
+    """Return {axis: length} of an output of one stimulus; unknown axes are `axis0`, `axis1`, …"""
+    names = ("feature",) if len(shape) == 1 else axes or [f"axis{i}" for i in range(len(shape))]
+    return dict(zip(names, shape, strict=True)) or {"feature": 1}
+
+
+def plan_units(
+    reduction: Reduction,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    *,
+    tokens: Tokens | None,
+    layer: str,
+    patches: tuple[int, int] | None = None,
+) -> dict[str, int]:
     """Return {axis: length} of the units that `reduction` makes of an output of `shape` (of one stimulus).
 
-    The axes are `channel y x`, `y x channel`, `token feature`, `feature` or `unit`, in C order; their product is the
-    number of units.
+    `axes` are the names of its axes, empty if they are not known, and `patches` are its first patch token and the
+    token after the last, if they are known. The lengths are in C order; their product is the number of units.
 
     Raise RequestError if the reduction does not fit the output: `cls` without a class token, or a mean over unclear
     axes.
     """
-    axes = name_axes(shape)
     if reduction.name == "project":
         return {"unit": reduction.k}
     if reduction.name == "cls" and not (tokens and tokens.has_cls):
-        raise RequestError(f"layer {layer!r}: the network has no class token", hint="reduce: mean")
+        raise RequestError(f"layer {layer!r}: the network has no class token, or several", hint="reduce: mean")
+    units = name_units(shape, axes)
     if reduction.name == "flatten" or len(shape) <= 1:
-        return dict(zip(axes, shape, strict=True)) or {"feature": 1}
-    if axes[0] == "axis0":
+        return units
+    kept = [axis for axis in axes if axis in KEPT]
+    if len(kept) != 1:
         raise RequestError(
             f"layer {layer!r} gives {tuple(shape)} for each stimulus: which axis to keep under "
             f"'{reduction.name}' cannot be told",
-            hint="reduce: flatten",
+            hint=NO_UNITS.format(layer=layer),
         )
-    if axes[0] != "token":
-        if reduction.name in ("cls", "last"):
-            raise RequestError(f"layer {layer!r} gives a map, not tokens; '{reduction.name}' has no meaning there")
-        return {"channel": shape[axes.index("channel")]}
-    if reduction.name in ("cls", "patch_mean") and (tokens is None or shape[0] != tokens.n_tokens):
+    if sorted(axes) == ["feature", "token"]:
+        _check_tokens(reduction, units["token"], tokens, patches, layer)
+    elif reduction.name in ("cls", "last"):
+        raise RequestError(f"layer {layer!r} gives a map, not tokens; '{reduction.name}' has no meaning there")
+    return {kept[0]: units[kept[0]]}
+
+
+def _check_tokens(
+    reduction: Reduction, n_tokens: int, tokens: Tokens | None, patches: tuple[int, int] | None, layer: str
+) -> None:
+    """Refuse `cls` and `patch_mean` if class tokens and patches cannot be told apart in a layer's tokens."""
+    if reduction.name not in ("cls", "patch_mean"):
+        return
+    if tokens is None or n_tokens != tokens.n_tokens:
         found = "has no known tokens" if tokens is None else f"works on {tokens.n_tokens} tokens"
         raise RequestError(
-            f"layer {layer!r} gives {shape[0]} tokens where the network {found}: '{reduction.name}' cannot tell "
+            f"layer {layer!r} gives {n_tokens} tokens where the network {found}: '{reduction.name}' cannot tell "
             "which are the class and register tokens",
             hint="reduce: mean, or name another layer",
         )
-    return {"feature": shape[1]}
+    if patches is None:
+        return
+    start, stop = patches
+    if reduction.name == "cls" and start > 0:
+        return
+    if reduction.name == "cls" or patches != (tokens.n_prefix, n_tokens):
+        raise RequestError(
+            f"layer {layer!r} gives {n_tokens} tokens, of which {start} to {stop - 1} are patches, where the network "
+            f"says {tokens.n_prefix} to {n_tokens - 1}: '{reduction.name}' has no meaning there",
+            hint="reduce: mean, or flatten",
+        )
 
 
 def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> dict[str, int]:
@@ -163,23 +188,28 @@ def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~is_token[..., None], 0.0).sum(1) / is_token.sum(1, keepdim=True)
 
 
-def apply_reduction(reduction: Reduction, output: Tensor, *, n_prefix: int) -> Tensor:
-    """Reduce a batch of outputs to (n, units), float32; the result may be a view of `output`."""
+def apply_reduction(reduction: Reduction, output: Tensor, axes: Sequence[str], *, n_prefix: int) -> Tensor:
+    """Reduce a batch of outputs to (n, units), float32; the result may be a view of `output`.
+
+    `axes` are the names of the axes after the first.
+    """
     output = output.float()
     if reduction.name == "project":
         return project(output.flatten(1), reduction.k, reduction.seed)
     if reduction.name == "flatten" or output.ndim <= 2:
         return output.flatten(1)
-    if output.ndim == 4:
-        spatial = (2, 3) if name_axes(output.shape[1:])[0] == "channel" else (1, 2)
-        return output.amax(spatial) if reduction.name == "max" else output.mean(spatial)  # (n, c, y, x) -> (n, c)
+    if "token" in axes and len(axes) == 2 and axes[0] != "token":
+        output = output.transpose(1, 2)  # (n, feature, token) -> (n, token, feature)
     if reduction.name == "cls":
         return output[:, 0]  # (n, token, feature) -> (n, feature)
     if reduction.name == "last":
         return output[:, -1]
-    if reduction.name == "max":
-        return output.amax(1)
-    return output[:, n_prefix:].mean(1) if reduction.name == "patch_mean" else output.mean(1)
+    if reduction.name == "patch_mean" and sorted(axes) == ["feature", "token"]:
+        return output[:, n_prefix:].mean(1)
+    over = (
+        (1,) if "token" in axes and len(axes) == 2 else tuple(i for i, axis in enumerate(axes, 1) if axis not in KEPT)
+    )
+    return output.amax(over) if reduction.name == "max" else output.mean(over)  # (n, c, y, x) -> (n, c)
 
 
 @lru_cache(maxsize=256)

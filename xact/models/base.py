@@ -158,9 +158,18 @@ LATE_CLASS_TOKEN = frozenset({"Cait", "ConVit", "Xcit"})
 
 
 def count_prefix_tokens(module: nn.Module) -> tuple[int | None, bool]:
-    """Return (number of tokens before the patches, True if token 0 is a class token) of a timm network."""
-    n_tokens: int | None = getattr(module, "num_prefix_tokens", None)
-    if n_tokens is None or type(module).__name__ in LATE_CLASS_TOKEN:
+    """Return (number of tokens before the patches, True if token 0 is the class token) of a network, as timm says it.
+
+    timm's networks have the attributes `num_prefix_tokens` and `cls_token`; a network of the user's own may have them.
+    """
+    n_tokens = getattr(module, "num_prefix_tokens", None)
+    if not isinstance(n_tokens, int) or type(module).__name__ in LATE_CLASS_TOKEN:
         return None, False
     holders = (module, getattr(module, "embeds", None))  # NaFlexViT keeps its tokens in `embeds`
-    return n_tokens, n_tokens > 0 and any(getattr(holder, "cls_token", None) is not None for holder in holders)
+    tokens = [token for holder in holders if (token := getattr(holder, "cls_token", None)) is not None]
+    return n_tokens, n_tokens > 0 and any(count_tokens(token) == 1 for token in tokens)
+
+
+def count_tokens(parameter: Tensor) -> int:
+    """Return the number of tokens in a parameter (1, token, feature) or (feature,)."""
+    return parameter.shape[1] if parameter.ndim == 3 else 1

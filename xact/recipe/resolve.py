@@ -61,6 +61,8 @@ class ModelSpec:
     """Base folder of a relative path in `id`."""
     family: str = ""
     training: str = ""
+    axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """{layer or glob: names of its axes}, as the user states them."""
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """{label of a layer: candidate names of its module}; the first name that the network has is used."""
     depth_bins: Mapping[str, int] = field(default_factory=dict)
@@ -138,6 +140,8 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
         return spec
     if spec.transform != "weights":
         raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
+    if spec.axes:
+        raise RequestError(f"model {spec.label!r}: axes are for pictures; the stimuli are captions")
     is_said = entry.layers is not None or recipe.layers is not None
     return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", **for_text)
 
@@ -175,6 +179,7 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         seed=-1,
         layers=known.expand_layers(layers),
         reduce=known.expand_reduce(reduce),
+        axes=_choose(entry.axes, recipe.axes or {}),
         transform=known.expand_transform(_choose(entry.transform, recipe.transform)),
         batch_size=_choose(entry.batch_size, recipe.compute.batch_size),
         dtype=_choose(entry.dtype, recipe.compute.dtype),

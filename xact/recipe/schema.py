@@ -127,6 +127,19 @@ LayersChoice = Annotated[
     | Annotated[Depths, Tag("mapping")],
     Discriminator(name_yaml_kind),
 ]
+AxisName = Literal["channel", "feature", "token", "z", "y", "x"]
+
+
+def _check_axes(names: list[AxisName]) -> list[AxisName]:
+    if len(set(names)) < len(names) or {"channel", "feature"} <= set(names):
+        raise PydanticCustomError("axes", "each axis once is wanted, and channel or feature, not both")
+    return names
+
+
+AxesChoice = Annotated[
+    dict[Text, Annotated[list[AxisName], Field(min_length=1), AfterValidator(_check_axes)]], Field(min_length=1)
+]
+"""{layer or glob: names of the axes of its output for one stimulus}."""
 TransformChoice = Annotated[
     Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")],
     Discriminator(name_yaml_kind),
@@ -156,6 +169,7 @@ class ModelEntry(Block):
     """Several untrained twins, labelled `label@random-SEED`."""
     layers: LayersChoice | None = None
     reduce: ReductionsChoice | None = None
+    axes: AxesChoice | None = None
     transform: TransformChoice | None = None
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
@@ -274,6 +288,8 @@ class Recipe(Block):
     """Layers of every model that does not set its own; default: the model's default."""
     reduce: ReductionsChoice | None = None
     """Reduction of every model that does not set its own; default: the model's default."""
+    axes: AxesChoice | None = None
+    """Axes of chosen layers, for every model that does not set its own; default: as they are found."""
     transform: TransformChoice = "weights"
     compute: Compute = Compute()
     storage: Storage = Storage()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape
 
@@ -14,6 +15,19 @@ class PlanRecord(BaseModel):
     """A frozen part of a plan. It is stored as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+def name_axes_by_lengths(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return the names that versions without recorded axes gave the axes of one stimulus's output."""
+    if len(shape) == 1:
+        return ("feature",)
+    if len(shape) == 2:
+        return ("token", "feature")
+    if len(shape) == 3 and shape[1] == shape[2]:
+        return ("channel", "y", "x")
+    if len(shape) == 3 and shape[0] == shape[1]:
+        return ("y", "x", "channel")
+    return tuple(f"axis{i}" for i in range(len(shape)))
 
 
 class PlannedLayer(PlanRecord):
@@ -32,6 +46,8 @@ class PlannedLayer(PlanRecord):
     seed: int
     output_shape: tuple[int, ...]
     """Shape for one stimulus before the reduction."""
+    output_axes: tuple[str, ...]
+    """Names of the axes of `output_shape`; `axis0`, `axis1`, … if they are not known."""
     n_units: int
     unit_axes: tuple[str, ...]
     unit_shape: tuple[int, ...]
@@ -40,6 +56,14 @@ class PlannedLayer(PlanRecord):
     depth: float
     """Relative position among the network's blocks, 0 to 1."""
     depth_bin: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_old_axes(cls, data: Any) -> Any:  # noqa: ANN401  whatever is validated
+        """Add the axes to a layer of a version that did not record them: it told them by their lengths."""
+        if isinstance(data, dict) and "output_axes" not in data and "output_shape" in data:
+            return data | {"output_axes": name_axes_by_lengths(data["output_shape"])}
+        return data
 
 
 class PlannedModel(PlanRecord):

@@ -1,7 +1,8 @@
 """Networks of the user's own code: `id` is `package.module:factory`, a callable without arguments.
 
 The factory returns an nn.Module whose forward takes a batch of pictures. The factory or the module may have an
-attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x).
+attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x). The module may have the
+attributes `num_prefix_tokens` (tokens before the patches) and `cls_token`, as networks of timm have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from xact.errors import RequestError, make_nearest_text
-from xact.models.base import Network, Transform, Weights, tell_failures
+from xact.models.base import Network, Transform, Weights, count_prefix_tokens, tell_failures
 from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
 from xact.models.transforms import make_explicit_transform
 from xact.models.user_code import check_unchanged, find_files, hash_files, import_module, list_loaded
@@ -156,8 +157,9 @@ def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
 
 
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
+    n_prefix, has_cls = count_prefix_tokens(module)
     code = _record_code(_find_factory(spec)) | {"files_sha256": hash_files(_find_files(spec))}
-    return Network(module, _forward, code=code)
+    return Network(module, _forward, n_prefix_tokens=n_prefix, has_cls=has_cls, code=code)
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

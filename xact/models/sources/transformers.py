@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, find_matrix
+from xact.models.base import Network, Transform, Weights, count_tokens, find_matrix
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.transforms import check_declared, make_outline, outline_block
@@ -289,10 +289,11 @@ def _describe(module: nn.Module) -> Network:
     for name, parameter in module.named_parameters():
         match = PREFIX_TOKEN.search(name)
         if match:
-            tokens[match.group(2)] = parameter.shape[1] if parameter.ndim == 3 else 1
+            tokens[match.group(2)] = count_tokens(parameter)
         has_positions |= POSITIONS.search(name) is not None
     n_prefix = sum(tokens.values()) if tokens or has_positions else None
-    return Network(module, _forward, _find_logits, n_prefix, bool({"cls_token", "class_embedding"} & set(tokens)))
+    has_cls = 1 in (tokens.get("cls_token"), tokens.get("class_embedding"))
+    return Network(module, _forward, _find_logits, n_prefix, has_cls)
 
 
 def _find_logits(output: object) -> Tensor | None:

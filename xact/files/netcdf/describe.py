@@ -66,7 +66,7 @@ def _read_labels(group: h5netcdf.Group, name: str, file: Path) -> list[str]:
         if variable.dtype is str and variable.shape:
             labels = read_texts(variable.__getitem__, variable.shape[0], file)
         else:
-            labels = np.atleast_1d(variable[...])
+            labels = list(np.atleast_1d(variable[...]))
         return [str(make_plain(label)) for label in labels]
     return [str(make_plain(group.attrs[name]))] if name in group.attrs else []
 

@@ -29,10 +29,13 @@ import torch
 import xarray as xr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
+import xact
+from xact.building.import_files import import_files
 from xact.errors import NameNotFoundError, RequestError, StoreError, WorkError
 from xact.files.atomic import MARGIN_NBYTES, check_room, write_beside
 from xact.files.export import choose, export
 from xact.files.hdf5.write import _fill
+from xact.labels import MAX_LABEL_LENGTH
 from xact.reading.catalog import open_catalog
 
 R50 = {"conv1": [3, 4, 4], **{f"layer4.{i}": [40] for i in (10, 9, 2)}, "fc@mean": [7]}
@@ -900,6 +903,31 @@ def test_the_command_prints_its_files_and_its_notes(cube: Path, tmp_path: Path):
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (2, "")
     assert "exists already" in again.stderr
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "🦊"])
+@pytest.mark.parametrize("prompt", ["", "p", "é" * 200])
+def test_the_longest_labels_have_names_that_a_disk_takes_and_come_back(letter, prompt, tmp_path):
+    long = letter * MAX_LABEL_LENGTH
+    labels = [long, long[:-1] + "y"]
+    models = [make_model(label, {"a": [3]}) for label in labels]
+    models = [
+        model.model_copy(
+            update={"layers": tuple(one.model_copy(update={"reduction": "patch_mean"}) for one in model.layers)}
+        )
+        for model in models
+    ]
+    conditions = [label[5:] for label in labels]  # an import calls a stimulus by its condition and its stem
+    plan = make_store_plan(models, make_table(4, conditions=conditions), layout="cube")
+    stimuli = {"source": "folder", "dataset": long, "prompt_name": prompt}
+    write_store(tmp_path / "s", plan.model_copy(update={"recipe": plan.recipe | {"stimuli": stimuli}}), draw_values)
+    for to in ("hdf5", "netcdf", "pt"):
+        files = export(tmp_path / "s", to=to, output_dir=tmp_path / to)
+        assert len({file.name for file in files}) == 2
+        if to != "netcdf":
+            import_files(files, tmp_path / f"{to}.zarr")
+            assert xact.load_layers(tmp_path / f"{to}.zarr")["model"].tolist() == labels
+            assert xact.load_stimuli(tmp_path / f"{to}.zarr")["condition"].isin([*conditions, "all"]).all()
 
 
 def test_names_leave_room_for_the_endings_of_files_under_way():

@@ -78,7 +78,7 @@ def nest(levels: int) -> dict[str, object]:
             "more than 20000000 shards",
         ),
     ],
-    ids=str,
+    ids=["no units", "an axis twice", "an axis without name", "deep", "long", "many long", "replicates", "shards"],
 )
 def test_a_plan_that_no_reader_takes_back_is_refused(make, message):
     with pytest.raises(RequestError, match=f"this plan cannot be stored: .*{message}"):

@@ -225,6 +225,11 @@ def test_the_files_of_a_store_are_never_stimuli(tmp_path, mark):
     assert open_table(tmp_path, limit=1).table.ids == ["a/1"]
 
 
+def test_a_folder_of_any_depth_lies_in_a_store_or_in_none():
+    deep = Path("/nowhere", *["x"] * 1500)
+    assert stimuli.find_stores([deep, deep / "s.ZARR" / "a", deep]) == {deep / "s.ZARR" / "a": deep / "s.ZARR"}
+
+
 def test_a_folder_that_leads_only_to_a_store_is_no_condition(tmp_path):
     put_pictures(tmp_path, "a/1.png")
     (tmp_path / "out/deep/x.zarr/activations").mkdir(parents=True)

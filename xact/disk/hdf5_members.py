@@ -113,9 +113,9 @@ def _has_texts(kind: np.dtype[Any]) -> bool:
 
 
 def read_texts(read: Callable[[slice], Iterable[Any]], n_texts: int, file: Path) -> list[Any]:
-    """Return the texts of a data set, read in pieces. Raise StoreError if they have more bytes than the file.
+    """Return the texts of any length of a data set, read in pieces. Raise StoreError for more bytes than the file has.
 
-    Every text of a data set may be the same text of the file.
+    Such texts are never compressed, and all may be one text of the file.
     """
     nbytes = file.stat().st_size
     step = max(1, min(n_texts, PIECE_NBYTES // max(1, nbytes)))

@@ -34,12 +34,22 @@ MARGIN_NBYTES = 32
 """Longest ending of side files and of unfinished files, bytes."""
 
 
-def make_file_name(text: str, *, what: str) -> str:
-    """Return a label as one part of a path, with `_` for `/`. Raise RequestError for `.`, `..` and invalid labels."""
+NAME_PART_NBYTES = 200
+"""Most bytes of a label in a file name. With the usual prefix and endings, such a name fits every file system."""
+
+
+def make_file_name(text: str, *, what: str, most: int = NAME_PART_NBYTES) -> str:
+    """Return a label as one part of a path, with `_` for `/`. Raise RequestError for `.`, `..` and invalid labels.
+
+    A label of more than `most` bytes is cut and gets a hash: 200 characters may have 800 bytes.
+    """
     name = check_label(text, what=what).replace("/", "_")
     if name in (".", ".."):
         raise RequestError(f"{what} {text!r} cannot be the name of a file or folder", hint="rename it")
-    return name
+    data = os.fsencode(name)
+    if len(data) <= most:
+        return name
+    return f"{data[: most - 9].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:

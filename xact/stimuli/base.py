@@ -260,8 +260,8 @@ ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 def is_store(folder: Path) -> bool:
     """Return True for a store of xact, finished or not, and for any other store of Zarr."""
-    is_zarr = folder.suffix.lower() == ".zarr" or any((folder / name).is_file() for name in ZARR_FILES)
-    return is_zarr or (folder / ".xact").is_dir()
+    is_zarr = folder.suffix.lower() == ".zarr" or any(os.path.isfile(folder / name) for name in ZARR_FILES)  # noqa: PTH113
+    return is_zarr or os.path.isdir(folder / ".xact")  # noqa: PTH112  pathlib raises an error for a folder without permission
 
 
 def find_stores(folders: Iterable[Path]) -> dict[Path, Path]:
@@ -269,11 +269,14 @@ def find_stores(folders: Iterable[Path]) -> dict[Path, Path]:
     known: dict[str, Path | None] = {"": None}
 
     def find(folder: str) -> Path | None:
-        if folder not in known:
+        inner: list[str] = []
+        while folder not in known:
+            inner.append(folder)
             parent = os.path.dirname(folder)  # noqa: PTH120  text is faster here
-            known[folder] = find("" if parent == folder else parent) or (
-                Path(folder) if is_store(Path(folder)) else None
-            )
+            folder = "" if parent == folder else parent
+        for one in reversed(inner):
+            known[one] = known[folder] or (Path(one) if is_store(Path(one)) else None)
+            folder = one
         return known[folder]
 
     found = {folder: find(os.path.realpath(folder)) for folder in dict.fromkeys(folders)}

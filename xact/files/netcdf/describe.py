@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import h5netcdf
+import numpy as np
 
 from xact.disk.hdf5_members import check_whole, read_texts
 from xact.errors import StoreError, XactError, check_model, make_lines
@@ -72,9 +73,10 @@ def _walk(group: h5netcdf.Group) -> Iterator[h5netcdf.Group]:
 def _read_labels(group: h5netcdf.Group, name: str, file: Path) -> list[str]:
     if name in group.variables:
         variable = group.variables[name]
-        if variable.shape == ():
-            return [str(make_plain(variable[...]))]
-        labels = read_texts(variable.__getitem__, variable.shape[0], file)
+        if variable.dtype is str and variable.shape:
+            labels = read_texts(variable.__getitem__, variable.shape[0], file)
+        else:
+            labels = list(np.atleast_1d(variable[...]))
         return [str(make_plain(label)) for label in labels]
     return [str(make_plain(group.attrs[name]))] if name in group.attrs else []
 

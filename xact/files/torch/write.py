@@ -20,13 +20,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
-from xact.files.atomic import make_file_name, open_beside
+from xact.files.atomic import MARGIN_NBYTES, NAME_PART_NBYTES, make_file_name, open_beside
 from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
 from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.stimuli.sources.datasets import N_IMAGES
 
 OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtype": "float32"}
+
+PROMPT_NBYTES = 60
+"""Bytes of the prompt's name that a long label of the model leaves room for."""
 
 ROW_NOTE = "row numbers are not ids of the data set: this file holds a part of it, see `stimulus`"
 
@@ -112,13 +116,14 @@ def make_place(chosen: Selection, model: SelectedModel, pool: str, recipe: Mappi
     dataset = stimuli.get("dataset") or stimuli.get("source") or "all"
     prompt = stimuli.get("prompt_name")
     is_trained = bool(chosen.catalog.labels["trained"][1][model.axis_index])
-    words = [make_file_name(model.label, what="the model"), f"_pool-{pool}"]
+    asked = make_file_name(prompt, what="stimuli.prompt_name", most=PROMPT_NBYTES) if prompt else ""
+    before, after = f"_pool-{pool}{'_prompt-' if prompt else ''}", f"{'' if is_trained else '-untrained'}.pt"
+    room = MAX_NAME_NBYTES - MARGIN_NBYTES - len(before + after)
+    name = make_file_name(model.label, what="the model", most=min(NAME_PART_NBYTES, room - len(os.fsencode(asked))))
     if prompt:
-        words.append(f"_prompt-{make_file_name(prompt, what='stimuli.prompt_name')}")
-    if not is_trained:
-        words.append("-untrained")
+        asked = make_file_name(prompt, what="stimuli.prompt_name", most=room - len(os.fsencode(name)))
     folder = Path(make_file_name(dataset, what="stimuli.dataset"), "all" if is_trained else UNTRAINED_FOLDER)
-    return folder / f"{''.join(words)}.pt"
+    return folder / f"{name}{before}{asked}{after}"
 
 
 def find_row_note(chosen: Selection, recipe: Mapping[str, Any]) -> str:

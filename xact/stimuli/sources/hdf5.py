@@ -141,9 +141,12 @@ def _load_ids(path: Path, name: str, n_stimuli: int) -> list[str]:
         found = _find_dataset(file, name, path)
         if found.shape != (n_stimuli,):
             raise RequestError(f"{where} have shape {found.shape}; there are {n_stimuli} images")
-        if h5py.check_string_dtype(found.dtype) is not None:
+        kind = h5py.check_string_dtype(found.dtype)
+        if kind is not None:
+            texts = found.asstr()
             try:
-                return [str(text) for text in read_texts(found.asstr().__getitem__, n_stimuli, path)]
+                cells = texts[:] if kind.length else read_texts(texts.__getitem__, n_stimuli, path)
+                return [str(cell) for cell in cells]
             except UnicodeDecodeError:
                 raise RequestError(f"{where} are not UTF-8") from None
         if found.dtype.kind in "iu":

@@ -313,6 +313,20 @@ def test_under_skip_a_link_to_nothing_is_listed_and_the_others_are_captioned(cap
     assert listed["problem"] == "unreadable: 'p02.png' is a link to a file that is not there"
 
 
+def test_a_finished_table_in_a_read_only_folder_needs_nothing_and_is_refused_where_rows_are_missing(
+    capsys, write, tmp_path, monkeypatch
+):
+    recipe = write()
+    assert run(capsys, "caption", recipe, "--limit", 2)[0] == 0
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("c.*")}
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    code, out, err = run(capsys, "caption", recipe, "--limit", 2)
+    assert (code, err, "nothing to do" in out) == (0, "", True)
+    code, _, err = run(capsys, "caption", recipe)
+    assert (code, "is read-only, and captions are missing" in err) == (1, True)
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("c.*")} == before
+
+
 # ---- resuming
 
 

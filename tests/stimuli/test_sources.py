@@ -622,6 +622,16 @@ def test_rows_of_an_hdf5_array_are_stimuli(tmp_path):
         source.read(0)
 
 
+def test_a_file_of_images_that_is_replaced_while_it_is_open_is_refused(tmp_path):
+    write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES})
+    source = open_hdf5(tmp_path)
+    source.read(0)
+    write_hdf5(tmp_path / "other.h5", {"imgBrick": 255 - IMAGES})
+    (tmp_path / "other.h5").replace(tmp_path / "s.h5")
+    with pytest.raises(StimulusError, match=r"s\.h5 has changed since it was opened"):
+        source.read(1)
+
+
 def test_a_stamp_tells_another_time_and_another_array_of_the_same_file(tmp_path):
     write_hdf5(tmp_path / "s.h5", {"imgBrick": IMAGES, "others": 255 - IMAGES})
     stamp = open_hdf5(tmp_path).stamp(0)

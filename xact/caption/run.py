@@ -17,6 +17,7 @@ from xact.caption.table import (
     Layout,
     Listed,
     check_output,
+    check_writable,
     make_layout,
     make_rows_path,
     open_table,
@@ -173,6 +174,7 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
         run = Run(job, table)
         missing = run.find_missing()
         if missing:
+            check_writable(job.output)
             captioner = _load_captioner(job, held)
             tell = watch(len(missing))
             for batch in _make_batches(job.n_stimuli, job.batch_size):

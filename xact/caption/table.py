@@ -6,6 +6,7 @@ the table and the list are written whole, including their old rows, and the file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -153,8 +154,11 @@ class CaptionTable:
 @contextmanager
 def open_table(output: Path, review: Path, layout: Layout) -> Iterator[CaptionTable]:
     """Lock a new or existing table of captions while answers are added; write the table at the end."""
-    with hold_lines(make_rows_path(output), output):
+    with hold_lines(make_rows_path(output), output) as may_write:
         table = CaptionTable(output, review, layout)
+        if not may_write:
+            yield table
+            return
         try:
             yield table
         except BaseException:
@@ -162,6 +166,14 @@ def open_table(output: Path, review: Path, layout: Layout) -> Iterator[CaptionTa
                 table.write()
             raise
         table.write()
+
+
+def check_writable(output: Path) -> None:
+    """Raise StoreError if the folder of a table that has to change is read-only."""
+    if not os.access(output.parent, os.W_OK):
+        raise StoreError(
+            f"the folder of {str(output)!r} is read-only, and captions are missing", hint="give another --output"
+        )
 
 
 def check_output(output: Path) -> None:

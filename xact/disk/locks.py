@@ -92,14 +92,18 @@ def hold_lock(folder: Path, *, may_make: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
-def hold_lines(path: Path, owner: Path) -> Iterator[None]:
+def hold_lines(path: Path, owner: Path) -> Iterator[bool]:
     """Lock the file of lines at `path`, which belongs to the file `owner`. At the end, remove it if it is empty.
 
-    A kill releases the lock.
+    Yield True if the file may be written. Yield False, without a lock, if its folder is read-only. A kill releases the
+    lock.
     """
+    if _is_read_only(path):
+        yield False
+        return
     lock = _take_lock(path, owner)
     try:
-        yield
+        yield True
     finally:
         try:
             found = os.fstat(lock.fd) if lock.is_held else None

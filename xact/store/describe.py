@@ -10,8 +10,9 @@ from typing import Any
 from xact.disk.durable import parse_json, read_whole
 from xact.disk.exchange import hint_missing
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
-from xact.store.journal import FOLDER, State, load_state, read_generation
+from xact.store.journal import FOLDER, State, load_state
 from xact.store.plan import Plan, PlannedModel
+from xact.store.snapshot import stamp_root
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -45,11 +46,11 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
 def _load_state(folder: Path) -> State:
     """Read the journals. Read them again if a build has published the store meanwhile and removed the older ones."""
     while True:
-        generation = read_generation(folder)
+        stamp = stamp_root(folder)
         try:
             return load_state(folder)
         except StoreError:
-            if read_generation(folder) == generation:
+            if stamp_root(folder) == stamp:
                 raise
 
 

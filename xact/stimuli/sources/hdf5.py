@@ -38,6 +38,8 @@ class Hdf5Source:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._array: Any = None
+        self._opened: FileStamp | None = None
+        """Stamp of the file when this process opened it."""
         self._is_closed = False
 
     def stamp(self, row: SourceRow) -> FileStamp:
@@ -55,6 +57,8 @@ class Hdf5Source:
         except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: the file was closed meanwhile
             found = str(error).replace(str(self._path), self._path.name)  # the error is recorded: leave the folder out
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
+        if stamp_file(self._path, name=self._path.name) != self._opened:  # the stamp would be that of other pixels
+            raise StimulusError(f"{self._path.name} has changed since it was opened", hint="run the same command again")
         return pixels
 
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
@@ -76,6 +80,7 @@ class Hdf5Source:
             if self._is_closed:
                 raise StimulusError(f"{self.location} is closed")
             if self._array is None:
+                self._opened = stamp_file(self._path, name=self._path.name)
                 self._array = _find_dataset(h5py.File(self._path, "r"), self._dataset, self._path)
             return self._array
 

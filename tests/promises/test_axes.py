@@ -135,7 +135,7 @@ def test_unknown_axes_are_refused_until_the_recipe_says_them(lab, reduce):
     if reduce == "cls":
         return
     assert "'hidden' gives (128, 8) for each stimulus: which axis to keep" in str(caught.value)
-    assert "axes: {'hidden': [channel, y, x]}" in caught.value.hint
+    assert "axes: {'hidden': [token, feature]}" in caught.value.hint
     flat = extract("net", ["hidden"], "flatten")["hidden"]
     assert flat.attrs["unit_axes"] == ["axis0", "axis1"]
 

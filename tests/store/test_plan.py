@@ -16,7 +16,7 @@ from xact.errors import MismatchError, RequestError
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.merge import Request, flatten_leaves, make_plan
 from xact.store.neutral import NEUTRAL
-from xact.store.plan import Plan
+from xact.store.plan import Plan, PlannedLayer
 from xact.store.tasks import count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
@@ -622,3 +622,11 @@ def test_a_plan_of_another_format_or_with_more_in_it_is_refused():
     for changes in ({"xact_format": 2}, {"unknown": 1}, {"generation": "first"}):
         with pytest.raises(ValueError, match="validation error"):
             Plan.model_validate(data | changes)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((7,), ("feature",)), ((9, 7), ("token", "feature")), ((7, 2, 3), None)])
+def test_a_layer_of_an_older_store_has_the_axes_that_its_version_told_by_lengths(shape, axes):
+    layer = make_layer("a", (1,), 0, n_layers=1)
+    old = layer.model_dump(exclude={"output_axes"}) | {"output_shape": shape}
+    assert PlannedLayer.model_validate(old).output_axes == (axes or ("axis0", "axis1", "axis2"))
+    assert PlannedLayer.model_validate(old | {"output_axes": ("y",)}).output_axes == ("y",)

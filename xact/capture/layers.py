@@ -171,7 +171,8 @@ def state_axes(
                     f"model {model!r}, layer {selected[i]!r}: axes names {len(axes)} axes ({', '.join(axes)}), but the "
                     f"layer gives {shape} for each stimulus"
                 )
-            named[i] = replace(named[i], axes=tuple(axes), patches=None)
+            patches = outputs[i].patches if outputs[i].axes == tuple(axes) else None
+            named[i] = replace(outputs[i], axes=tuple(axes), patches=patches)
     return named
 
 

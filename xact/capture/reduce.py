@@ -77,9 +77,6 @@ def parse_reductions(reduce: ReductionsChoice) -> tuple[Reduction, ...]:
 KEPT = ("channel", "feature")
 """The axis that `mean`, `max`, `patch_mean`, `cls` and `last` keep; an output has at most one of them."""
 
-NO_UNITS = "reduce: flatten, or {{project: 4096}}; or say what its axes are: axes: {{{layer!r}: [channel, y, x]}}"
-"""Hint for an output whose axes are not known."""
-
 
 def name_units(shape: Sequence[int], axes: Sequence[str]) -> dict[str, int]:
     """Return {axis: length} of an output of one stimulus; unknown axes are `axis0`, `axis1`, …"""
@@ -113,10 +110,11 @@ def plan_units(
         return units
     kept = [axis for axis in axes if axis in KEPT]
     if len(kept) != 1:
+        example = "token, feature" if len(shape) == 2 else "channel, y, x"
         raise RequestError(
             f"layer {layer!r} gives {tuple(shape)} for each stimulus: which axis to keep under "
             f"'{reduction.name}' cannot be told",
-            hint=NO_UNITS.format(layer=layer),
+            hint=f"reduce: flatten, or {{project: 4096}}; or say the axes: axes: {{{layer!r}: [{example}]}}",
         )
     if sorted(axes) == ["feature", "token"]:
         _check_tokens(reduction, units["token"], tokens, patches, layer)
@@ -198,17 +196,16 @@ def apply_reduction(reduction: Reduction, output: Tensor, axes: Sequence[str], *
         return project(output.flatten(1), reduction.k, reduction.seed)
     if reduction.name == "flatten" or output.ndim <= 2:
         return output.flatten(1)
-    if "token" in axes and len(axes) == 2 and axes[0] != "token":
+    is_sequence = sorted(axes) == ["feature", "token"]
+    if is_sequence and axes[0] == "feature":
         output = output.transpose(1, 2)  # (n, feature, token) -> (n, token, feature)
     if reduction.name == "cls":
         return output[:, 0]  # (n, token, feature) -> (n, feature)
     if reduction.name == "last":
         return output[:, -1]
-    if reduction.name == "patch_mean" and sorted(axes) == ["feature", "token"]:
+    if reduction.name == "patch_mean" and is_sequence:
         return output[:, n_prefix:].mean(1)
-    over = (
-        (1,) if "token" in axes and len(axes) == 2 else tuple(i for i, axis in enumerate(axes, 1) if axis not in KEPT)
-    )
+    over = (1,) if is_sequence else tuple(i for i, axis in enumerate(axes, 1) if axis not in KEPT)
     return output.amax(over) if reduction.name == "max" else output.mean(over)  # (n, c, y, x) -> (n, c)
 
 

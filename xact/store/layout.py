@@ -202,7 +202,6 @@ def make_unfinished_root(plan: Plan) -> bytes:
     """Return the bytes of the root's metadata file while nothing is published yet."""
     attributes = {
         "xact_format": plan.xact_format,
-        "xact_id": plan.store_id,
         "xact_complete": 0,
         "xact_generation": 0,
         "xact_layout": plan.layout,

@@ -14,7 +14,7 @@ from support.pictures import write_pictures
 from support.stores import load_values
 
 import xact
-from xact.building import prepare, provenance, run
+from xact.building import provenance, run
 from xact.disk.durable import make_sealed_lines, read_lines, write_file
 from xact.errors import MismatchError, RequestError
 
@@ -174,8 +174,7 @@ def test_the_versions_of_a_model_are_those_of_its_first_rows(recipe, monkeypatch
     plan.write_text(json.dumps(held))
     build(recipe)
     made = load_provenance(recipe)["models"]["one"]
-    assert made["versions"]["torch"] == torch.__version__
+    assert made["versions"]["torch"] == importlib.metadata.version("torch")
     assert made["values_version"] == 1
     add_stimuli(recipe)
-    monkeypatch.setattr(prepare, "check_versions", provenance.check_versions)
     assert build(recipe).is_complete

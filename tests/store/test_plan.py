@@ -349,6 +349,7 @@ def test_every_field_of_a_model_is_compared_or_neutral_for_a_reason():
         "n_stimuli": "grows",
         "segments": "follow from it",
         "versions": "compared only where rows are added",
+        "values_version": "compared only where rows are added",
         "device": "compared before, as --device may say otherwise",
         "device_map": "where it runs, not what it computes",
     }

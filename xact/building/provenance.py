@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from xact.building.survey import find_versions
 from xact.capture.values_version import VALUES_VERSION
 from xact.errors import MismatchError
@@ -32,6 +34,9 @@ def hash_tensors(network: Network) -> str:
     """Return the sha256 over the name, type, shape and bytes of each parameter and buffer of the state dict."""
     digest = hashlib.sha256()
     for name, tensor in network.module.state_dict().items():
+        if not isinstance(tensor, Tensor):  # the extra state of a module
+            digest.update(f"{name} {tensor!r}\n".encode())
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(get_bytes(tensor))
     return digest.hexdigest()

@@ -82,17 +82,20 @@ def find_recorded(
     """Return the first batch of a finished task with its values, if possible one without a failed stimulus.
 
     `count_tokens` tells the length of a caption; the batches of captions are sorted by it. `is_exact` is True if the
-    rows were made on the hardware of this run. Return None if the store has no values of the model.
+    rows were made on the hardware of this run. Return None if the store has no values of the model that can be read.
     """
     done = state.find_done(model.label)
     found = [(block, _find_first_batch(plan, model, block, count_tokens)) for block in sorted(done)]
     whole = [(block, batch) for block, batch in found if done[block][1].isdisjoint(batch.rows)]
-    for block, batch in [*whole, *found][:1]:
+    for block, batch in [*whole, *found]:
         start, (stop, failed) = block * plan.stimuli_per_task, done[block]
         shape = (stop - start, plan.n_replicates)
         buffers = [np.empty((*shape, layer.n_units), dtype=np.float32) for layer in model.layers]
         task = Task(model.label, block, start, stop, (batch,), frozenset())
-        load_rows(store, plan, model, task, state.tasks, buffers)
+        try:
+            load_rows(store, plan, model, task, state.tasks, buffers)
+        except StoreError:  # damaged: `verify` tells it, and a build whose tasks carry these rows has refused it
+            continue
         kept = [i for i, row in enumerate(batch.rows) if row < stop and row not in failed]
         rows = [batch.rows[i] - start for i in kept]
         values = [buffer[rows] for buffer in buffers]

@@ -311,6 +311,25 @@ def test_rows_are_added_only_if_a_stored_batch_gives_the_same_bits_again(lab, tm
     assert np.abs(found - expected).max() <= (1e-5 if precision == "full" else 1e-3) * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("precision", ["full", "bits10"])
+def test_rows_are_added_on_another_machine_if_a_stored_batch_gives_the_same_up_to_rounding(
+    lab, tmp_path, monkeypatch, precision
+):
+    recipe = lab("    pass", n=12)
+    settings = [f"storage.precision={precision}"]
+    build(recipe, "stimuli.limit=1", f"store={tmp_path / 'first.zarr'}")  # imports the network
+    value = np.abs(run_alone(tmp_path, 1)[0, 0])
+    step = 2.0 ** (np.floor(np.log2(value)) - 10)
+    between = (np.floor(value / step) + 0.5) * step / value  # a hair more or less, and 10 bits differ by a whole step
+    find_module(tmp_path).SCALE = between * (1 - 2e-6)
+    build(recipe, "stimuli.limit=6", *settings)
+    monkeypatch.setattr("xact.building.run.name_hardware", lambda _device: "another")
+    find_module(tmp_path).SCALE = between * (1 + 2e-6)
+    build(recipe, *settings)
+    state = load_state(tmp_path / "s.zarr")
+    assert state.is_whole("bad", state.plan)
+
+
 def test_a_build_that_is_killed_before_its_last_check_runs_it_again(lab, tmp_path, monkeypatch):
     recipe = lab("    pass")
 

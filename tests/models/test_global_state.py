@@ -12,6 +12,7 @@ from support.stores import load_values
 
 import xact
 from xact.errors import XactError
+from xact.models.device import get_precision, set_precision, use_precision
 from xact.models.global_state import STATE, keep_global_state
 
 CHANGES = {
@@ -49,6 +50,35 @@ def test_each_part_is_put_back_and_told_by_name_also_after_an_error(name, fails)
         assert fails
     assert told == [f"net: its code changed {name} for the whole process; it was put back after the model"]
     assert {part: get() for part, (get, _) in STATE.items()} == before
+
+
+PRECISIONS = [
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.mkldnn.conv.fp32_precision = 'bf16'",
+    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+]
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one precision for all backends")
+@pytest.mark.parametrize("code", PRECISIONS)
+def test_a_precision_of_one_backend_is_put_back_and_a_network_runs_in_float32_all_the_same(code):
+    before, told, seen = get_precision(), [], []
+    try:
+        with keep_global_state("net", told.append):
+            exec(code, {"torch": torch})  # noqa: S102
+            changed = get_precision()
+            with keep_global_state("inner", told.append):
+                with use_precision("float32"):
+                    seen.append(torch.backends.mkldnn.conv.fp32_precision)
+                    assert torch.get_float32_matmul_precision() == "highest"
+                assert get_precision() == changed
+    finally:
+        after = get_precision()
+        set_precision(before)
+    assert len(told) == 1
+    assert "net: its code changed the precision of matrix products" in told[0]
+    assert not {"bf16", "tf32"} & set(seen)
+    assert after == before
 
 
 LEAVES = [

@@ -22,6 +22,9 @@ from xact.store.shards import decode_shard
 from xact.store.tasks import Batch, Task, count_batch_stimuli, make_batches, make_rows
 from xact.store.write import StoreWriter
 
+BITS10_STEP = 2.0**-10
+"""Distance of two neighbours among numbers with 10 bits of mantissa, as a fraction of a power of two."""
+
 
 def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> TaskRecord:
     """Write the shards of a task and return its record; the caller adds the record to the journal."""
@@ -99,7 +102,9 @@ def find_recorded(
         kept = [i for i, row in enumerate(batch.rows) if row < stop and row not in failed]
         rows = [batch.rows[i] - start for i in kept]
         values = [buffer[rows] for buffer in buffers]
-        return RecordedBatch(batch, kept, values, is_exact and len(kept) == len(batch.rows), partial(_round, plan))
+        rounding = BITS10_STEP if plan.precision == "bits10" else 0.0
+        is_same = is_exact and len(kept) == len(batch.rows)
+        return RecordedBatch(batch, kept, values, is_same, partial(_round, plan), rounding)
     return None
 
 

@@ -83,6 +83,8 @@ class RecordedBatch:
     """True if the same input must give the same bits: it ran on the same hardware."""
     round: Callable[[np.ndarray, str], None]
     """Rounds the values of a layer in place, as the store does."""
+    rounding: float = 0.0
+    """Largest distance of two neighbours among rounded numbers, as a fraction of the larger one; 0: not rounded."""
 
 
 @dataclass(frozen=True)
@@ -223,29 +225,36 @@ class ValueCheck:
 
     @contextlib.contextmanager
     def _keep_step(self, module: nn.Module) -> Iterator[None]:
-        """Wait for the other lanes after each module; note the coarsest number format that a module gives."""
+        """Wait for the other lanes after each module."""
 
-        def hook(_module: nn.Module, _args: object, output: object) -> None:
-            for value in output if isinstance(output, list | tuple) else [output]:
-                if isinstance(value, Tensor) and TOLERANCES.get(value.dtype, 0) > TOLERANCES[self._coarsest]:
-                    self._coarsest = value.dtype
+        def wait(_module: nn.Module, _args: object, _output: object) -> None:
             with contextlib.suppress(threading.BrokenBarrierError):  # another lane has ended, or waits for a lock
                 self._step.wait(timeout=STEP_SECONDS)
 
-        handles = [part.register_forward_hook(hook) for part in module.modules()]
-        try:
+        with _hook_all(module, wait), self._note_formats(module):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+    @contextlib.contextmanager
+    def _note_formats(self, module: nn.Module) -> Iterator[None]:
+        """Note the coarsest number format that a module gives."""
+
+        def note(_module: nn.Module, _args: object, output: object) -> None:
+            for value in output if isinstance(output, list | tuple) else [output]:
+                if isinstance(value, Tensor) and TOLERANCES.get(value.dtype, 0) > TOLERANCES[self._coarsest]:
+                    self._coarsest = value.dtype
+
+        with _hook_all(module, note):
+            yield
+
+    def _find_limit(self) -> float:
+        """Return the largest difference that is rounding in the formats that were noted."""
+        return max(TF32_TOLERANCE if self._job.dtype == "tf32" else 0.0, TOLERANCES[self._coarsest])
 
     def _compare_rows(self) -> None:
         """Compare each stimulus alone with its row of the first batch, once both have run."""
         if self._units is None:
             return
-        n, rows = self._job.n_replicates, list(self._first.rows)
-        limit = TF32_TOLERANCE if self._job.dtype == "tf32" else 0.0
-        limit = max(limit, TOLERANCES[self._coarsest])
+        n, rows, limit = self._job.n_replicates, list(self._first.rows), self._find_limit()
         for row, alone in list(self._alone.items()):
             if row in rows:
                 at = rows.index(row) * n
@@ -268,12 +277,13 @@ class ValueCheck:
                 contents.append(self._job.loader.load(row).content)
             except StimulusError:
                 contents.append(None)
-        units, _ = _run(self._job, recorder, self._job.loader.collate(contents))
+        with self._note_formats(recorder.module):
+            units, _ = _run(self._job, recorder, self._job.loader.collate(contents))
         n = self._job.n_replicates
         found = [one.reshape(len(contents), n, -1)[list(recorded.rows)] for one in units]
         for layer, values in zip(self._job.layers, found, strict=True):
             recorded.round(values, layer.label)
-        limit = 0.0 if recorded.is_exact else TOLERANCES[torch.float32]
+        limit = 0.0 if recorded.is_exact else self._find_limit() + recorded.rounding
         difference = _find_difference(self._job.layers, found, recorded.values, limit=limit)
         if difference is not None:
             raise MismatchError(
@@ -282,6 +292,17 @@ class ValueCheck:
                 hint=f"likely causes: {AGAIN[1]}; or another machine or other weights; build another store, or "
                 "compute: {check: off}",
             )
+
+
+@contextlib.contextmanager
+def _hook_all(module: nn.Module, hook: Callable[[nn.Module, object, object], None]) -> Iterator[None]:
+    """Call `hook` after every module in the block."""
+    handles = [part.register_forward_hook(hook) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _copy(value: Tensor) -> np.ndarray:

@@ -16,6 +16,7 @@ from xact.capture.hooks import Runnable, find_device
 from xact.capture.layers import Output
 from xact.capture.name_axes import HEIGHT_FACTOR, WIDTH_FACTOR, name_by_class, name_by_origins, name_by_sizes
 from xact.errors import RequestError
+from xact.models.base import tell_failures
 
 PROBE_BATCH, SECOND_BATCH = 11, 5
 """Stimuli in the two probes. The batch axis is the one axis that changes with this number."""
@@ -111,8 +112,9 @@ def _name_by_a_larger_picture(network: Runnable, input_shape: Sequence[int], out
         return outputs
     larger = (1, n_channels, height * HEIGHT_FACTOR, width * WIDTH_FACTOR)
     try:
-        shapes = _pass(network, larger, follow=False).shapes
-    except Exception:  # noqa: BLE001  a network may take one size alone, and says so in its own way
+        with tell_failures("the probe with a larger picture"):
+            shapes = _pass(network, larger, follow=False).shapes
+    except RequestError:  # the network takes one size alone; lack of memory is not that
         return outputs
 
     def name(output: Output) -> Output:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.nn.modules import module as hooks
 
+from xact.models.device import get_precision, set_precision
+
 Setting = tuple[Callable[[], Any], Callable[[Any], object]]
 """(function that returns a value of the state, function that sets it)."""
 
@@ -45,7 +47,7 @@ def _set_deterministic(flags: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
 
 
-_CUDNN = ("enabled", "allow_tf32", "deterministic", "benchmark")
+_CUDNN = ("enabled", "deterministic", "benchmark")
 
 
 def _get_cudnn() -> dict[str, bool]:
@@ -100,7 +102,7 @@ STATE: Mapping[str, Setting] = {
     "the hooks on all modules": (_find_hooks, _set_hooks),
     "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's deterministic flags": (_get_deterministic, _set_deterministic),
-    "the precision of matrix products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "the precision of matrix products": (get_precision, set_precision),
     "the flags of cuDNN": (_get_cudnn, _set_cudnn),
     "the kernels of attention": (_get_attention, _set_attention),
     "autocast": (_get_autocast, _set_autocast),

@@ -14,13 +14,15 @@ import pytest
 import xarray as xr
 from support import faults
 from support.files import flip_bit
+from support.lab import make_entry, write_lab
 
 import xact
 import xact.building.run
-from xact.errors import StoreError
+from xact.errors import CaptureError, StoreError, XactError
 from xact.files.verify import verify
 from xact.store.held import check_shards
 from xact.store.journal import load_state
+from xact.store.write import StoreWriter
 
 MODELS = ("one", "two")
 CARRIED = "activations/c/0/1/0/0/0"
@@ -333,3 +335,89 @@ def test_a_killed_append_over_rows_that_are_not_the_recorded_ones_is_refused(kil
         with pytest.raises(StoreError, match=CARRIED):
             build(store)
         assert read_files(store) == files
+
+
+@pytest.mark.parametrize("n_lines", [0, 1])
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_a_model_of_failed_rows_that_is_run_again_and_killed_between_a_shard_and_its_line_goes_on(
+    layout, n_lines, tmp_path, monkeypatch
+):
+    """Its published rows say that no shard was written: those of the new run are no damage."""
+    recipe, settings = write_lab(tmp_path, make_entry("one")), ["on_error=skip", f"storage.layout={layout}"]
+    store, pictures = tmp_path / "store.zarr", {f: f.read_bytes() for f in (tmp_path / "stimuli").rglob("*.png")}
+    for file in pictures:
+        file.write_bytes(b"")
+    assert len(xact.build(recipe, allow_code=True, settings=settings).failed_stimuli) == len(pictures)
+    for file, data in pictures.items():
+        file.write_bytes(data)
+    with monkeypatch.context() as patch:
+        stop_before_line(n_lines + 1, "one", patch)
+        with pytest.raises(StoreError, match="stopped"):
+            xact.build(recipe, allow_code=True, settings=settings)
+    assert verify(store).findings.faults == []
+    assert xact.build(recipe, allow_code=True, settings=settings).is_complete
+    assert verify(store).find_error() is None
+    assert xact.build(recipe, allow_code=True, settings=settings).n_captured == 0
+    xact.build(recipe, allow_code=True, settings=settings, store=tmp_path / "fresh.zarr")
+    fresh = xact.open_activations(tmp_path / "fresh.zarr").values.tobytes()
+    assert xact.open_activations(store).values.tobytes() == fresh
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_shards_of_a_killed_model_that_is_not_asked_for_again_are_no_part_of_what_is_published(
+    layout, tmp_path, monkeypatch
+):
+    settings, store = [f"storage.layout={layout}"], tmp_path / "store.zarr"
+    one, two = make_entry("one"), make_entry("two", seed=1)
+    xact.build(write_lab(tmp_path, one), allow_code=True, settings=settings)
+    with monkeypatch.context() as patch:
+        stop_before_line(1, "two", patch)
+        with pytest.raises(StoreError, match="stopped"):
+            xact.build(write_lab(tmp_path, one, two), allow_code=True, settings=settings)
+    xact.build(write_lab(tmp_path, one), allow_code=True, settings=settings)
+    assert verify(store).findings.faults == []
+    xact.build(write_lab(tmp_path, one, two), allow_code=True, settings=settings)
+    assert verify(store).find_error() is None
+
+
+def test_an_unfinished_store_of_an_older_version_verifies_and_is_resumed(cases, tmp_path, true):
+    store = lay(cases, tmp_path, "stopped")
+    root = store / "zarr.json"
+    root.write_bytes(root.read_bytes().replace(b'"xact_complete":0', b'"xact_complete":false'))
+    assert b"false" in root.read_bytes()
+    assert verify(store).findings.faults == []
+    xact.build(tmp_path / "recipe.yml", allow_code=True)
+    assert verify(store).find_error() is None
+    assert load(store).tobytes() == true.tobytes()
+
+
+def test_under_skip_what_a_failed_model_wrote_beside_its_records_is_not_published(tmp_path, monkeypatch):
+    """It fails after the shards of a task that has rows of the store, and of a task that has none."""
+    recipe, store = write_lab(tmp_path, make_entry("one"), make_entry("two", seed=1)), tmp_path / "store.zarr"
+    asked = {"allow_code": True, "settings": ["on_error=skip"]}
+    xact.build(recipe, **asked, models=["one"], limit=3)
+    old = load(store)
+    with monkeypatch.context() as patch:
+        for model in ("one", "two"):
+            stop_before_line(1, model, patch, error=CaptureError)
+        assert list(xact.build(recipe, **asked).failed_models) == ["one", "two"]
+    assert verify(store).findings.faults == []
+    assert load(store)[0, :3].tobytes() == old[0].tobytes()
+    assert np.isnan(load(store)[0, 3:]).all()
+    assert xact.build(recipe, **asked).is_complete
+    assert verify(store).find_error() is None
+    assert load(store)[0, :3].tobytes() == old[0].tobytes()
+    assert not np.isnan(load(store)[:, :, 0]).all(axis=(2, 3)).any()
+
+
+def stop_before_line(n: int, model: str, patch: pytest.MonkeyPatch, *, error: type[XactError] = StoreError) -> None:
+    """Let the shards of the n-th task of a model be written, and not its line."""
+    add, added = StoreWriter.add_task, []
+
+    def stop(self, record, *arguments):
+        added.extend([1] if record.model == model else [])
+        if record.model == model and len(added) == n:
+            raise error("stopped")
+        return add(self, record, *arguments)
+
+    patch.setattr(StoreWriter, "add_task", stop)

@@ -272,7 +272,8 @@ def _write(rebuild: _Rebuild) -> None:
     present = [state.find_present(model.label, rebuild.old) for model in plan.models]
     stamps = {rebuild.new_rows[row]: stamp for row, stamp in state.stamps.items() if row in rebuild.new_rows}
     stamps = {row: stamp for row, stamp in stamps.items() if any(has[rebuild.rows[row]] for has in present)}
-    networks = {label: found for label, found in state.networks.items() if plan.find_model(label) is not None}
+    moved = {"is_rebatched": True} if rebuild.planned.stimuli else {}  # no batch of the plan ran as it is there
+    networks = {label: found | moved for label, found in state.networks.items() if plan.find_model(label) is not None}
     with StoreWriter(new, plan, State(stamps=stamps, networks=networks), jitter=_load_jitter(rebuild)) as writer:
         with ThreadPoolExecutor(N_THREADS) as pool:
             for done in [pool.submit(_carry_model, rebuild, writer, model) for model in plan.models]:

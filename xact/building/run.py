@@ -88,6 +88,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
                     if prepared.loaded.recipe.on_error == "stop":
                         raise
                     outcome.failed_models[model.label] = error.tell()
+                    writer.settle(model)
         for task in sorted(writer.state.grown):
             clear_rows(writer, writer.state.tasks[task])
         plan, state = writer.plan, writer.state
@@ -259,9 +260,8 @@ def _prepare_job(
     if recipe.compute.check == "off":
         return job, None
     count_tokens = job.loader.count_tokens if isinstance(job.loader, CaptionLoader) else None
-    recorded = find_recorded(
-        writer.store, plan, model, state, count_tokens=count_tokens, is_exact=facts["hardware"] == [here]
-    )
+    is_exact = facts["hardware"] == [here] and not facts.get("is_rebatched", False)
+    recorded = find_recorded(writer.store, plan, model, state, count_tokens=count_tokens, is_exact=is_exact)
     return job, ValueCheck(job, tasks, recorded)
 
 

@@ -210,7 +210,8 @@ def _take_under_way(store: Path, listing: FolderListing, expected: Expected, gen
     under_way.pending = dict(_find_pending(plan, state))
     _take_made(store, listing, plan, state, under_way)
     if not expected.generation:
-        under_way.made[ROOT] = {hashlib.sha256(make_unfinished_root(plan)).hexdigest()}
+        roots = [make_unfinished_root(plan, complete=complete) for complete in (0, False)]
+        under_way.made[ROOT] = {hashlib.sha256(root).hexdigest() for root in roots}
 
 
 def _find_newer(state: State) -> dict[str, set[Written | None]]:

@@ -2,7 +2,7 @@
 
 plan-G.json       the plan of generation G; it is written first
 journal-G.jsonl   one line for each finished task and each loaded network, with the hashes of new stimuli; a line
-                  `dropped` takes back the tasks of a model in the lines before it
+                  `dropped` takes back the tasks of a model in the lines before it, and of one without a value all
 replaced-G.jsonl  the record of each shard that takes the place of an older one; it is written before that happens
 manifest-G.jsonl  the content of the journals and the hash of every file; it is written just before G is published
 """
@@ -116,6 +116,8 @@ class State:
     The journal has the new record once the whole task is written."""
     grown: set[tuple[str, int]] = field(default_factory=set)
     """Tasks whose shards hold rows that their record does not have."""
+    forgotten: frozenset[str] = frozenset()
+    """Models whose tasks were forgotten; the journal does not say so yet."""
 
     @property
     def is_committed(self) -> bool:
@@ -193,6 +195,7 @@ class State:
         lost = frozenset(models)
         return replace(
             self.copy(),
+            forgotten=lost.intersection(label for label, _ in self.tasks),
             tasks={key: record for key, record in self.tasks.items() if key[0] not in lost},
             networks={label: found for label, found in self.networks.items() if label not in lost},
         )
@@ -231,11 +234,17 @@ class State:
         for key, (old, new) in line.get("replaced", {}).items():
             self.replaced.setdefault(key, []).append((parse_written(old), parse_written(new)))
         if "dropped" in line:
-            self.tasks = {key: record for key, record in self.tasks.items() if key[0] != line["dropped"]} | {
-                key: record for key, record in self.published.items() if key[0] == line["dropped"]
-            }
+            others = {key: record for key, record in self.tasks.items() if key[0] != line["dropped"]}
+            self.tasks = others | self._find_published(line["dropped"])
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
+
+    def _find_published(self, model: str) -> dict[tuple[str, int], TaskRecord]:
+        """Return the published tasks of a model; none if it has no value, since a build then begins it anew."""
+        found = {key: record for key, record in self.published.items() if key[0] == model}
+        size = self.plan.stimuli_per_task if self.plan is not None else 0
+        has_values = any(len(record.failed) < record.stop - record.block * size for record in found.values())
+        return found if has_values else {}
 
     def make_lines(self) -> Iterator[dict[str, Any]]:
         """Yield journal lines that give this state again when they are read."""

@@ -198,11 +198,14 @@ def make_root(
     return _dump(_make_root_metadata(attributes, metadata))
 
 
-def make_unfinished_root(plan: Plan) -> bytes:
-    """Return the bytes of the root's metadata file while nothing is published yet."""
+def make_unfinished_root(plan: Plan, *, complete: int = 0) -> bytes:
+    """Return the bytes of the root's metadata file while nothing is published yet.
+
+    Older versions of xact wrote False for `complete`.
+    """
     attributes = {
         "xact_format": plan.xact_format,
-        "xact_complete": 0,
+        "xact_complete": complete,
         "xact_generation": 0,
         "xact_layout": plan.layout,
         "how_to_read": UNFINISHED,

@@ -60,6 +60,8 @@ class StoreWriter:
         write_plan(self.store, self.plan)
         tree = make_tree(self.plan, self.state, self._jitter, final=False)
         _create(self.store, self.plan, tree, make_metadata(self.plan, tree, {}))
+        for model in sorted(self.state.forgotten):  # before their shards are written anew, as if there were no tasks
+            self._add({"dropped": model})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -142,13 +144,22 @@ class StoreWriter:
         """Take back the tasks of a model that are not published, as if the build had been killed before them."""
         with self._lock:
             self._add({"dropped": model.label})
-            done = self.state.find_done(model.label)
-            for task in make_tasks(self.plan, model, done):
-                if task.block not in done:
-                    for layer in model.layers:
-                        for key, _ in self.plan.make_shard_keys(model, layer, task.block):
-                            remove_file(self.store / key)
-            self.state = check_shards(self.store, self.state, ())  # shards that were replaced hold the published rows
+        self.settle(model)
+
+    def settle(self, model: PlannedModel) -> None:
+        """Take note of the shards of a model that has failed: a task may have written shards and have no record."""
+        with self._lock:
+            self._remove_unrecorded(model)
+            self.state = check_shards(self.store, self.state, ())  # a shard that was replaced holds the recorded rows
+
+    def _remove_unrecorded(self, model: PlannedModel) -> None:
+        """Remove the shards of all blocks of a model that have no record."""
+        done = self.state.find_done(model.label)
+        for task in make_tasks(self.plan, model, done):
+            if task.block not in done:
+                for layer in model.layers:
+                    for key, _ in self.plan.make_shard_keys(model, layer, task.block):
+                        remove_file(self.store / key)
 
     def _add(self, line: dict[str, Any]) -> None:
         self._journal.add(line)
@@ -157,8 +168,11 @@ class StoreWriter:
     def publish(self, provenance: Mapping[str, str], *, complete: bool) -> None:
         """Publish the generation. `provenance` is {name: text} for the group `/xact`.
 
-        Raise StoreError if a shard is missing or has another size than its record says.
+        Shards that a killed build wrote without a record are removed. Raise StoreError if a shard is missing or has
+        another size than its record says.
         """
+        for model in self.plan.models:
+            self._remove_unrecorded(model)
         check_presence(self.store, self.state)
         tree = make_tree(self.plan, self.state, self._jitter, final=True)
         metadata = make_metadata(self.plan, tree, provenance)

@@ -15,7 +15,12 @@ from support.lab import make_entry, write_lab
 
 import xact
 from xact.capture.engine import run_job
-from xact.errors import CaptureError, StimulusError, StoreError, WeightsError
+from xact.errors import CaptureError, StimulusError, StoreError, WeightsError, make_command
+
+
+def test_a_command_in_a_hint_is_quoted_for_the_shell():
+    assert make_command("info", Path("a b/s.zarr"), "--layers") == "xact info 'a b/s.zarr' --layers"
+    assert make_command("verify", "data/s.zarr") == "xact verify data/s.zarr"
 
 
 def test_a_traceback_shows_the_hint():

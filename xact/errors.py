@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 RUN_AGAIN = "run the same command again (xact build, xact import): it goes on where it stopped"
@@ -103,6 +104,11 @@ class InterruptedBuildError(XactError):
     """Raised when a signal stops a build. The same command resumes it."""
 
     exit_code = 75
+
+
+def make_command(*words: object) -> str:
+    """Return a command of xact as a shell reads it: a path or label with spaces is quoted."""
+    return shlex.join(["xact", *map(str, words)])
 
 
 def make_one_line(text: str) -> str:

@@ -450,7 +450,13 @@ def test_the_command_prints_each_fault_and_a_summary_and_exits_with_1(
     code, out, err = run(capsys, "verify", store)
     assert (code, err) == (0, "")
     assert "GB/s, no fault" in out
+    (store / ".DS_Store").touch()
+    code, out, err = run(capsys, "verify", store)
+    assert (code, err.partition("hint: ")[2]) == (1, "move them out of the store\n")
     (store / "stem/c/0").unlink()
+    code, out, err = run(capsys, "verify", store)
+    assert (code, "copy them from an undamaged copy" in err) == (1, True)
+    (store / ".DS_Store").unlink()
     code, out, err = run(capsys, "verify", store, "--json")
     assert code == 1
     assert json.loads(out)["faults"][0]["file"] == "stem/c/0"

@@ -84,19 +84,26 @@ def test_the_retry_of_a_failed_row_between_the_two_reads_of_a_shard_changes_no_o
     assert np.isfinite(read(store).values).all()
 
 
+def find_ready(told: Path) -> Path:
+    """Return the file that says that a reader has read once."""
+    return told.with_name(f"{told.name}-ready")
+
+
 def watch(store: Path, how: str, stop: Path, told: Path) -> None:
-    """Read the store until the file `stop` is there; tell how often, and what was not as in the first read of a row."""
+    """Read the store until the file `stop` is there, and once after; tell how often, and which rows changed."""
     seen: dict[str, bytes] = {}
-    n, faults = 0, []
-    while not (stop.exists() and n):
-        n += 1
+    n, faults, is_last = 0, [], False
+    while not is_last:
+        n, is_last = n + 1, stop.exists()
         if how == "verify":
             faults += [str(fault) for fault in verify(store).findings.faults]
+            find_ready(told).touch()
             continue
         data = xr.open_zarr(store).activations if how == "xarray" else xact.open_activations(store)
         for name, row in zip(data.stimulus.values.tolist(), np.moveaxis(data.values, 1, 0), strict=True):
             if seen.setdefault(name, row.tobytes()) != row.tobytes() or np.isnan(row[..., :4]).any():
                 faults.append(name)
+        find_ready(told).touch()
     told.write_text(json.dumps([n, len(seen), faults]))
 
 
@@ -115,7 +122,9 @@ def read_under_appends(folder: Path, n: int) -> dict[str, tuple[int, int, list[s
     ]
     for child in children:
         child.start()
-    time.sleep(3)  # until they have imported what they need
+    while not all(find_ready(folder / how).exists() for how in ways):
+        assert all(child.is_alive() for child in children)
+        time.sleep(0.02)
     for limit in range(8, 8 + n):
         xact.build(recipe, limit=limit, allow_code=True)
     (folder / "stop").touch()
@@ -126,7 +135,7 @@ def read_under_appends(folder: Path, n: int) -> dict[str, tuple[int, int, list[s
 
 def check_reads(found: dict[str, tuple[int, int, list[str]]], n: int) -> None:
     assert {how: faults for how, (_, _, faults) in found.items()} == {"xarray": [], "xact": [], "verify": []}
-    assert min(reads for reads, _, _ in found.values()) >= 1
+    assert min(reads for reads, _, _ in found.values()) >= 2  # before the appends, and after the first of them
     assert found["xarray"][1] == found["xact"][1] == 7 + n
 
 

@@ -459,8 +459,9 @@ def test_skip_failed_still_refuses_rows_that_are_missing_for_another_reason(with
 
 
 def test_complete_only_leaves_out_the_models_that_lack_a_row(with_failures, tmp_path):
-    with pytest.raises(StoreError, match="none of the 3 chosen models has every row"):
+    with pytest.raises(StoreError, match="none of the 3 chosen models has every row") as caught:
         open_activations(with_failures, complete_only=True)
+    assert str(caught.value.hint).startswith("skip_failed=True too leaves out")
     acts = open_activations(with_failures, complete_only=True, skip_failed=True)
     assert acts.model.values.tolist() == ["ResNet", "Vit@random-0"]
     assert acts.attrs == {
@@ -778,9 +779,10 @@ def test_a_question_mark_stands_for_exactly_one_character():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_shape_of_other_units_than_the_layer_has_is_refused_not_read_as_a_part(tmp_path, layout, unit_shape):
     model = make_model("m", {"tokens": [3, 4]})
-    layer = model.layers[0].model_copy(update={"unit_shape": unit_shape})
-    model = model.model_copy(update={"layers": (layer,)})
-    write_store(tmp_path / "s", make_store_plan([model], make_table(4), layout=layout), draw_values)
+    plan = make_store_plan([model], make_table(4), layout=layout)
+    layer = model.layers[0].model_copy(update={"unit_shape": unit_shape})  # after the planner, which refuses it
+    plan = plan.model_copy(update={"models": (model.model_copy(update={"layers": (layer,)}),)})
+    write_store(tmp_path / "s", plan, draw_values)
     for way in (open_map, open_layer):
         with pytest.raises(StoreError, match=r"layer 'tokens': unit_shape .* is not 12 units"):
             way(tmp_path / "s", "m", "tokens")

@@ -29,7 +29,7 @@ from xact.disk.durable import Written, count_free_nbytes, make_folder, parse_jso
 from xact.disk.exchange import exchange, find_left, find_rebuilding, hint_missing, settle
 from xact.disk.locks import hold_lock
 from xact.disk.paths import expand_path
-from xact.errors import NoStoreError, RequestError, StoreError, WorkError
+from xact.errors import NoStoreError, RequestError, StoreError, WorkError, make_command
 from xact.labels import StoreRow
 from xact.reading.catalog import Names, find_names
 from xact.store.expected import find_expected
@@ -181,7 +181,9 @@ def _find(path: Path, wanted: Names, known: Sequence[str], what: str) -> dict[st
     """Return the names that go, in the order of the store."""
     if wanted is None:
         return {}
-    hint = f"xact info {path} lists the models" if what == "model" else f"xact.load_stimuli({str(path)!r}) lists all"
+    hint = f"xact.load_stimuli({str(path)!r}) lists all"
+    if what == "model":
+        hint = f"{make_command('info', path)} lists the models"
     found = set(find_names(wanted, known, what=f"the store {str(path)!r} has no {what}", hint=hint))
     if len(found) == len(known):
         raise RequestError(f"no {what} would be left in the store {str(path)!r}", hint="delete its folder instead")
@@ -294,7 +296,9 @@ def _load_jitter(rebuild: _Rebuild) -> dict[str, np.ndarray]:
     keys = [key for key in files if key.partition("/")[0] in names]
     for key, found in hash_files(store, keys).items():
         if found != files[key]:
-            raise StoreError(f"{store / key} is damaged", hint=f"xact verify {store} names all that is damaged")
+            raise StoreError(
+                f"{store / key} is damaged", hint=f"{make_command('verify', store)} names all that is damaged"
+            )
     metadata = open_snapshot(store).metadata
     room = Room()
     return {name: load_label(store, name, metadata[name], room)[np.array(rebuild.rows)] for name in names}

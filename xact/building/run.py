@@ -29,7 +29,7 @@ from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import draw_all_amounts
 from xact.capture.values_version import VALUES_VERSION
 from xact.disk.durable import sweep_partial
-from xact.errors import CaptureError, DeviceMemoryError, MismatchError, UnsteadyError, WeightsError
+from xact.errors import CaptureError, DeviceMemoryError, MismatchError, UnsteadyError, WeightsError, make_command
 from xact.models.base import Network
 from xact.models.device import name_hardware
 from xact.models.global_state import keep_global_state
@@ -128,7 +128,7 @@ def describe_left_out(prepared: PreparedBuild) -> str:
     more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
     return (
         f"stimulus {ids[0]!r}{more} failed, and the recipe leaves it out: it stays in the store without a value "
-        f"(xact drop {prepared.store} --stimuli {ids[0]} takes it out)"
+        f"({make_command('drop', prepared.store, '--stimuli', ids[0])} takes it out)"
     )
 
 

@@ -162,7 +162,7 @@ def state_axes(
             raise NameNotFoundError(
                 f"model {model!r}: axes names {pattern!r}, which is not among its chosen layers"
                 f"{make_nearest_text(pattern, list(selected.values()))}",
-                hint="the axes of a single model belong in its own entry under models",
+                hint="name a chosen layer; axes at the top of a recipe are those of every model without its own",
             )
         for i in positions:
             shape = outputs[i].shape or ()

@@ -133,10 +133,8 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
     write_err(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
-    write_err(
-        "hint: fix them and run the same command again: it retries the failed ones; skip_failed=True and xact export "
-        "--skip-failed leave failed stimuli out\n"
-    )
+    more = "; skip_failed=True and xact export --skip-failed leave failed stimuli out" if n_stimuli else ""
+    write_err(f"hint: fix them and run the same command again: it retries the failed ones{more}\n")
     return 1
 
 

@@ -26,7 +26,7 @@ def refuse_url(path: str | Path) -> None:
         host = str(path)[found.end() :].lstrip("/").rpartition("@")[2].partition("?")[0].partition("/")[0]
         raise RequestError(
             f"'{found[1]}://{host[:60]}/…' is a URL, not a path on this machine",
-            hint="give a file or folder of this machine; copy there first what the URL names",
+            hint="copy what the URL names to this machine, and give the path of the copy",
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xact.disk.paths import expand_path
-from xact.errors import RUN_AGAIN, RequestError, StoreError
+from xact.errors import RUN_AGAIN, RequestError, StoreError, make_command
 from xact.files.atomic import check_room, check_targets, write_beside
 from xact.files.formats import FORMATS
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
@@ -297,7 +297,7 @@ def find_condition_rows(catalog: Catalog, conditions: Names) -> np.ndarray:
     column = catalog.labels["condition"][1]
     known = list(dict.fromkeys(column.tolist()))
     at = catalog.snapshot.path
-    what, hint = f"the store {str(at)!r} has no condition", f"xact info {at} lists all {len(known)}"
+    what, hint = f"the store {str(at)!r} has no condition", f"{make_command('info', at)} lists all {len(known)}"
     return np.flatnonzero(np.isin(column, find_names(conditions, known, what=what, hint=hint)))
 
 

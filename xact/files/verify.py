@@ -14,7 +14,7 @@ from xact.disk.paths import expand_path
 from xact.errors import NoStoreError, RequestError, StoreError, XactError, make_nearest_text, make_one_line
 from xact.files.atomic import SIDE
 from xact.files.formats import FileFormat, list_endings
-from xact.store.findings import Fault, Findings
+from xact.store.findings import EXTRA, Fault, Findings
 from xact.store.verify import verify_store
 
 
@@ -53,9 +53,11 @@ class Report:
     def find_error(self) -> XactError | None:
         """Return the error that ends the command, or None if every byte is as it was written."""
         if self.findings.faults:
+            hint = "copy them from an undamaged copy of the store, or build another store"
+            if all(fault.found == EXTRA for fault in self.findings.faults):
+                hint = "move them out of the store"
             return StoreError(
-                f"{len(self.findings.faults)} files of {self.path!r} are damaged, missing or extra",
-                hint="copy them from an undamaged copy of the store, or build another store",
+                f"{len(self.findings.faults)} files of {self.path!r} are damaged, missing or extra", hint=hint
             )
         if not self.findings.is_published:
             return StoreError(f"the store {self.path!r} is {self.findings.state}", hint="run the same command again")

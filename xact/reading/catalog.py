@@ -22,7 +22,7 @@ import numpy as np
 
 from xact.disk.durable import parse_json
 from xact.disk.paths import refuse_url
-from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name
+from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name, make_command
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.shards import ShardFormat, parse_format
@@ -51,7 +51,7 @@ def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
     if lost:
         raise StoreError(
             f"the store {str(store)!r} lacks its label {lost[0]!r}",
-            hint=f"xact verify {store} names what is damaged",
+            hint=f"{make_command('verify', store)} names what is damaged",
         )
     lost = [name for name in labels if not _fits(name, labels)]
     if lost:
@@ -59,7 +59,7 @@ def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
         raise StoreError(
             f"the store {str(store)!r} has labels {lost[0]!r:.60} of type {values.dtype} and shape {values.shape} on "
             f"{dims}",
-            hint=f"xact verify {store} names what is damaged",
+            hint=f"{make_command('verify', store)} names what is damaged",
         )
     return Catalog(snapshot, labels)
 
@@ -131,7 +131,9 @@ class Catalog:
         """Return the positions of the wanted models, in the order of `wanted`."""
         known = self.models.tolist()
         what = f"the store {str(self.snapshot.path)!r} has no model"
-        names = find_names(wanted, known, what=what, hint=f"xact info {self.snapshot.path} lists all {len(known)}")
+        names = find_names(
+            wanted, known, what=what, hint=f"{make_command('info', self.snapshot.path)} lists all {len(known)}"
+        )
         return [known.index(name) for name in names]
 
     def order_layers(self, m: int) -> list[int]:
@@ -144,10 +146,10 @@ class Catalog:
         """Return the positions of the wanted layers that the models `m` have, in forward order."""
         ordered = merge_orders([self.order_layers(i) for i in m])
         by_name = {str(self.layers[k]): k for k in ordered}
-        what, more = "no chosen model has a layer", ""
+        what, one = "no chosen model has a layer", []
         if len(m) == 1:
-            what, more = f"model {str(self.models[m[0]])!r} has no layer", f" --model {self.models[m[0]]}"
-        hint = f"xact info {self.snapshot.path}{more} --layers lists all {len(by_name)}"
+            what, one = f"model {str(self.models[m[0]])!r} has no layer", ["--model", self.models[m[0]]]
+        hint = f"{make_command('info', self.snapshot.path, *one, '--layers')} lists all {len(by_name)}"
         names = set(find_names(wanted, list(by_name), what=what, hint=hint))
         return [k for name, k in by_name.items() if name in names]
 
@@ -191,7 +193,7 @@ class Catalog:
         except (ValueError, TypeError, AttributeError):
             raise StoreError(
                 f"the provenance of the store {str(self.snapshot.path)!r} is damaged",
-                hint=f"xact verify {self.snapshot.path} names what is damaged",
+                hint=f"{make_command('verify', self.snapshot.path)} names what is damaged",
             ) from None
 
     def leave_out_failed(self, m: Sequence[int], rows: np.ndarray | None = None) -> np.ndarray:
@@ -203,7 +205,7 @@ class Catalog:
             raise StoreError(
                 f"store {str(self.snapshot.path)!r}: each of the {len(asked)} stimuli failed in one of the chosen "
                 f"models ({', '.join(str(self.models[i]) for i in m)})",
-                hint=f"xact info {self.snapshot.path} says why; leave models out that failed",
+                hint=f"{make_command('info', self.snapshot.path)} says why; leave models out that failed",
             )
         return kept
 
@@ -212,9 +214,10 @@ class Catalog:
         has = self.labels["present"][1] | self.find_failed(m) if skip_failed else self.labels["present"][1]
         whole = [i for i in m if has[i].all()]
         if not whole:
+            more = "" if skip_failed else "skip_failed=True too leaves out the stimuli that failed; "
             raise StoreError(
                 f"store {str(self.snapshot.path)!r}: none of the {len(m)} chosen models has every row",
-                hint=f"xact info {self.snapshot.path} says what is missing; {RUN_AGAIN}",
+                hint=f"{more}{make_command('info', self.snapshot.path)} says what is missing; {RUN_AGAIN}",
             )
         return whole
 
@@ -249,7 +252,7 @@ class Catalog:
         except KeyError:
             raise StoreError(
                 f"the root of the store {str(self.snapshot.path)!r} does not list {path!r}",
-                hint=f"xact verify {self.snapshot.path} names what is damaged",
+                hint=f"{make_command('verify', self.snapshot.path)} names what is damaged",
             ) from None
 
     def _check_shape(self, path: str, n_units: int) -> None:
@@ -261,7 +264,7 @@ class Catalog:
             raise StoreError(
                 f"the store {str(self.snapshot.path)!r} has {path!r:.60} of shape {shape} for {n_stimuli} stimuli, "
                 f"{n_replicates} replicates and {n_units} units",
-                hint=f"xact verify {self.snapshot.path} names what is damaged",
+                hint=f"{make_command('verify', self.snapshot.path)} names what is damaged",
             )
 
     def _load_lengths(self, m: int, k: int) -> tuple[int, ...]:
@@ -282,11 +285,14 @@ class Catalog:
         known = self.models.tolist()
         at = self.snapshot.path
         check_name(
-            model, known, what=f"the store {str(at)!r} has no model", hint=f"xact info {at} lists all {len(known)}"
+            model,
+            known,
+            what=f"the store {str(at)!r} has no model",
+            hint=f"{make_command('info', at)} lists all {len(known)}",
         )
         m = known.index(model)
         by_name = {str(self.layers[k]): k for k in self.order_layers(m)}
-        hint = f"xact info {at} --model {model} --layers lists all {len(by_name)}"
+        hint = f"{make_command('info', at, '--model', model, '--layers')} lists all {len(by_name)}"
         check_name(layer, by_name, what=f"model {model!r} has no layer", hint=hint)
         k = by_name[layer]
         kept = self.leave_out_failed([m]) if skip_failed else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from xact.errors import StoreError
+from xact.errors import StoreError, make_command
 from xact.store.shards import ShardFormat, read_rows, split_rows
 from xact.store.snapshot import check_same_store, find_absent_shards
 
@@ -154,7 +154,7 @@ class LayerArray:
     def _refuse(self, found: str) -> StoreError:
         return StoreError(
             f"store {self.store!r}, model {self.model!r}, layer {self.layer!r}: {found}",
-            hint=f"xact verify {self.store} names all that is damaged or missing",
+            hint=f"{make_command('verify', self.store)} names all that is damaged or missing",
         )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EXTRA = "is extra: the manifest does not name it"
+"""What is found of a file that is not the store's."""
+
 
 @dataclass(frozen=True)
 class Fault:

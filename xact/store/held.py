@@ -15,7 +15,7 @@ from pathlib import Path
 
 from xact.disk.digest import hash_files, name_file_kind, open_regular
 from xact.disk.durable import Written
-from xact.errors import StoreError
+from xact.errors import StoreError, make_command
 from xact.store.journal import FOLDER, State, TaskRecord
 
 TaskKey = tuple[str, int]
@@ -134,7 +134,7 @@ def _refuse(store: Path, state: State, faults: Mapping[str, str], task: TaskKey)
 
 
 def _hint(store: Path) -> str:
-    return f"put it back from a copy of the store; xact verify {store} names all that is damaged"
+    return f"put it back from a copy of the store; {make_command('verify', store)} names all that is damaged"
 
 
 def _get_key(record: TaskRecord) -> TaskKey:

@@ -22,7 +22,7 @@ from numcodecs.zstd import Zstd
 
 from xact.disk.durable import parse_json, read_sealed_lines, read_whole
 from xact.disk.exchange import hint_missing
-from xact.errors import RUN_AGAIN, NoStoreError, StoreError
+from xact.errors import RUN_AGAIN, NoStoreError, StoreError, make_command
 from xact.store.check_metadata import (
     MAX_LABEL_NBYTES,
     MAX_LABELS_NBYTES,
@@ -183,7 +183,9 @@ def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
 
 
 def _refuse_root(path: Path, fault: str) -> StoreError:
-    return StoreError(f"{path / 'zarr.json'} is damaged: {fault}", hint=f"xact verify {path} names what is damaged")
+    return StoreError(
+        f"{path / 'zarr.json'} is damaged: {fault}", hint=f"{make_command('verify', path)} names what is damaged"
+    )
 
 
 def stamp_root(store: str | Path) -> Stamp:
@@ -205,7 +207,7 @@ def _read_root(file: Path) -> dict[str, Any]:
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise StoreError(f"{file} is damaged: it is not JSON", hint=f"xact verify {file.parent} says more")
+        raise StoreError(f"{file} is damaged: it is not JSON", hint=f"{make_command('verify', file.parent)} says more")
     return data
 
 
@@ -262,7 +264,7 @@ def _decode_label(
 ) -> np.ndarray:
     """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
     n_values = prod(chunk)
-    hint = f"xact verify {store} names all that is damaged or missing"
+    hint = f"{make_command('verify', store)} names all that is damaged or missing"
     try:
         data = read_whole(file)
     except OSError as error:

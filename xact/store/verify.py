@@ -14,7 +14,7 @@ from xact.disk.digest import FolderListing, hash_files, list_files
 from xact.disk.durable import PARTIAL, Written
 from xact.errors import StoreError
 from xact.store.expected import ROOT, Expected, UnderWay, find_expected, list_generation_files
-from xact.store.findings import Fault, Findings
+from xact.store.findings import EXTRA, Fault, Findings
 from xact.store.shards import read_shard
 
 MAX_LOOKS = 50
@@ -135,7 +135,7 @@ def _check_all(
                 yield Fault(key, f"is missing ({want.nbytes} bytes)")
         elif not is_known:
             if not expected.owns(key):
-                yield Fault(key, "is extra: the manifest does not name it")
+                yield Fault(key, EXTRA)
         elif want is None:
             yield Fault(key, "exists, but no file was written: all values were NaN")
         elif isinstance(found, str):

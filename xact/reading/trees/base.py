@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xact.disk.paths import refuse_url
-from xact.errors import NameNotFoundError, RequestError, StoreError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, StoreError, make_command, make_nearest_text
 
 HOMES = {"store": "xact.reading.trees.store", "hdf5": "xact.reading.trees.hdf5"}
 """{kind: module}; each has a function `open_tree(path, *, allow_incomplete)`."""
@@ -65,9 +65,9 @@ class Tree(ABC):
             "model {!r}, stimulus {!r} has no layer",
         )[len(at)].format(*at)
         where = (
-            f"xact info {self.path} lists",
+            f"{make_command('info', self.path)} lists",
             "keys() lists",
-            f"xact info {self.path} --model {at[0] if at else ''} --layers lists",
+            f"{make_command('info', self.path, '--model', at[0] if at else '', '--layers')} lists",
         )[len(at)]
         return NameNotFoundError(
             f"{what} {name!r}{make_nearest_text(str(name), known)}", hint=f"{where} all {len(known)}"

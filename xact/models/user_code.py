@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import marshal
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import ModuleSpec
@@ -116,13 +117,20 @@ def hash_files(files: Mapping[str, Path]) -> str:
 
 def list_loaded(files: Mapping[str, Path]) -> list[tuple[ModuleType, Path]]:
     """Return (module, its file) of each loaded module whose file is in `files`."""
-    paths = {str(file.resolve()): file for file in files.values()}
+    paths = {os.path.realpath(file): file for file in files.values()}
+    names = {Path(path).name for path in (*paths, *files.values())}
     loaded = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".py") and (path := paths.get(str(Path(file).resolve()))):
+        if isinstance(file, str) and file.rpartition(os.sep)[2] in names and (path := paths.get(_resolve(file))):
             loaded.append((module, path))
     return loaded
+
+
+@functools.cache
+def _resolve(file: str) -> str:
+    """Return the path of a module's file without links. Python reads each of its thousands of modules once."""
+    return os.path.realpath(file)
 
 
 def check_unchanged(files: Mapping[str, Path], *, model: str) -> None:

@@ -118,7 +118,7 @@ def hash_files(files: Mapping[str, Path]) -> str:
 def list_loaded(files: Mapping[str, Path]) -> list[tuple[ModuleType, Path]]:
     """Return (module, its file) of each loaded module whose file is in `files`."""
     paths = {os.path.realpath(file): file for file in files.values()}
-    names = {Path(path).name for path in (*paths, *files.values())}
+    names = {file.name for file in files.values()} | {Path(path).name for path in paths}
     loaded = []
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)

@@ -335,7 +335,7 @@ def test_a_second_command_is_refused_while_a_store_is_exchanged(tmp_path, monkey
     def rename(self: Path, to: Path) -> Path:
         code = f"import xact; xact.drop({str(store)!r}, models='B')"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        said.append(done.stderr.splitlines()[-1])
+        said.append(done.stderr)
         return true(self, to)
 
     monkeypatch.setattr(Path, "rename", rename)

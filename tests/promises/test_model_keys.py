@@ -57,6 +57,7 @@ ONLY_IN_A_PLAN = {
     "weights_record": "is known once the weights are found",
     "trained": "follows from the weights",
     "versions": "are those of the libraries that run",
+    "values_version": "is that of the code that runs",
     "n_stimuli": "is the number of stimuli",
     "segments": "follow from it",
 }
@@ -118,14 +119,14 @@ def test_a_plan_on_disk_keeps_the_order_of_its_keys():
         list(PlannedModel.model_fields)
         == (
             "label source id weights base weights_record seed trained family training n_parameters n_prefix_tokens "
-            "input_shape transform dtype kind quantize device_map device batch_size versions config layers "
-            "n_stimuli segments"
+            "input_shape transform dtype kind quantize device_map device batch_size versions values_version config "
+            "layers n_stimuli segments"
         ).split()
     )
 
 
 def test_a_plan_of_an_older_store_lacks_the_later_keys_and_still_loads():
-    later = {"kind": "image", "quantize": "", "device_map": "", "config": None, "segments": (0,)}
+    later = {"kind": "image", "quantize": "", "device_map": "", "config": None, "segments": (0,), "values_version": 1}
     with_defaults = {name for name, field in PlannedModel.model_fields.items() if not field.is_required()}
     assert with_defaults == set(later)
     assert all(PlannedModel.model_fields[name].default == value for name, value in later.items())

@@ -68,6 +68,7 @@ REFUSED = {
     "models.seed": ("", "models.0.seed=1", r"models\.one\..*seed"),
     "models.layers": ("", "models.0.layers=['0', '2']", r"models\.one\.layers"),
     "models.layers.depths": ("", "models.0.layers={depths: [1]}", "block|layers"),
+    "models.axes": ("", "models.0.axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
     "models.reduce": ("", "models.0.reduce=mean", r"models\.one\.layers"),
     "models.reduce.project": (f"models.0.{PROJECT}", "models.0.reduce.project=4", r"models\.one\.layers.*k"),
     "models.reduce.seed": (f"models.0.{PROJECT}", "models.0.reduce.seed=1", r"models\.one\.layers.*seed"),
@@ -81,6 +82,7 @@ REFUSED = {
     "registry": ("", "registry=none.yml", r"none\.yml"),
     "layers": ("", "layers=['0', '2']", r"models\.one\.layers"),
     "layers.depths": ("", "layers={depths: [1]}", "block|layers"),
+    "axes": ("", "axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
     "reduce": ("", "reduce=mean", r"models\.one\.layers"),
     "reduce.project": (PROJECT, "reduce.project=4", r"models\.one\.layers.*k"),
     "reduce.seed": (PROJECT, "reduce.seed=1", r"models\.one\.layers.*seed"),
@@ -372,11 +374,13 @@ def test_the_code_of_a_network_is_refused_by_name_though_its_tensors_are_the_sam
     file = prepared.folder / "tiny_network.py"
     old = file.read_text()
     file.write_text(old.replace("nn.ReLU()", "nn.Tanh()"))
+    loaded = sys.modules.pop("tiny_network")  # the process that is forked imports it anew
     try:
-        code, _ = faults.run_child(prepared.folder)  # a process of its own: the module is imported anew
+        code, _ = faults.run_child(prepared.folder)
         said = (prepared.folder / "stderr").read_text()
     finally:
         file.write_text(old)
+        sys.modules["tiny_network"] = loaded
     assert code == 2, said
     assert said.startswith("error: models.one.")
     assert prepared.build().is_complete

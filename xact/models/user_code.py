@@ -9,11 +9,11 @@ import ast
 import functools
 import hashlib
 import importlib
-import marshal
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
@@ -22,9 +22,6 @@ from xact.errors import RequestError
 
 _imported: dict[str, tuple[ModuleSpec | None, str]] = {}
 """{module: (its spec, sha256 of its file when it was imported)}. A module that is loaded again has another spec."""
-
-N_HEADER = 16
-"""Bytes before the code in a file of compiled code."""
 
 
 def import_module(name: str, folder: Path) -> ModuleType:
@@ -44,17 +41,18 @@ def _is_read(module: ModuleType, source: bytes) -> bool:
 
     Python compares the size of the file and the second of its change alone.
     """
-    cache = Path(getattr(module.__spec__, "cached", None) or "")
-    if not cache.is_file():
+    loader = module.__loader__
+    if not isinstance(loader, SourceFileLoader):
         return True
     try:
-        return bool(marshal.loads(cache.read_bytes()[N_HEADER:]) == _compile(module, source))  # noqa: S302  Python ran it
-    except (SyntaxError, ValueError, EOFError, TypeError):
+        return loader.get_code(module.__name__) == _compile(module, source)
+    except (SyntaxError, ValueError, ImportError):
         return False
 
 
 def _compile(module: ModuleType, source: bytes) -> CodeType:
-    return compile(source, str(module.__file__), "exec", dont_inherit=True)
+    """Return the code of a source. It does not run."""
+    return InspectLoader.source_to_code(source, str(module.__file__))
 
 
 def find_files(module: ModuleType, folder: Path) -> dict[str, Path]:

@@ -214,7 +214,7 @@ def _name_switch(value: object) -> object:
 
 
 Switch = Annotated[
-    Literal["on", "off"], BeforeValidator(_name_switch, json_schema_input_type=Literal["on", "off"] | bool)
+    Literal["on", "off"], BeforeValidator(_name_switch, json_schema_input_type=Literal["on", "off", True, False])
 ]
 """`on` or `off`, which YAML 1.1 takes for true and false."""
 

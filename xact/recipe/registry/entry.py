@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
+from yaml import SafeLoader, ScalarNode
 
 from xact.errors import RecipeError, make_nearest_text
 from xact.recipe.blocks import Block, Text
@@ -64,11 +64,11 @@ def _read_scalar(text: str) -> object:
 
     A text that is a list, a mapping or a date to YAML stays text: lists in it could stand for any number of values.
     """
-    loader = yaml.SafeLoader("")
-    tag: str = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    loader = SafeLoader("")
+    tag: str = loader.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
         return text
-    return loader.construct_object(yaml.ScalarNode(tag, text))
+    return loader.construct_object(ScalarNode(tag, text))
 
 
 class WeightsLocation(Block):

@@ -27,6 +27,7 @@ from xact.building.run import build_store
 from xact.models.load import find_weights, load_network
 from xact.recipe.load import load_recipe
 from xact.recipe.resolve import resolve_models
+from xact.store.journal import load_state
 
 CASES = {
     "mean": ("{base: ResNet50, weights: random, reduce: mean}", 0.90),
@@ -83,8 +84,9 @@ def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
     prepared = prepare_build(loaded, store, allow_code=False)
     build_store(prepared, progress=lambda _: None)
     seconds = time.perf_counter() - started
-    loading = sum(found["load_seconds"] for found in prepared.state.networks.values())
-    nbytes = sum(w.nbytes for record in prepared.state.tasks.values() for w in record.shards.values() if w)
+    state = load_state(store)
+    loading = sum(found["load_seconds"] for found in state.networks.values())
+    nbytes = sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w)
     return n_images / (seconds - loading), nbytes
 
 

@@ -307,6 +307,22 @@ def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tm
         xact.build(recipe, allow_code=True)
 
 
+def test_under_skip_a_network_that_fails_on_a_batch_costs_its_own_model_alone(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("odd", module="oddnet"), make_entry("one"))
+    write_network(tmp_path, "oddnet", check="if not pictures.is_meta: raise ValueError('odd picture')")
+    outcome = xact.build(recipe, allow_code=True, settings=["on_error=skip"])
+    (failed,) = outcome.failed_models.items()
+    assert failed[0] == "odd"
+    assert failed[1].startswith("model 'odd': a batch failed with ValueError: odd picture")
+    assert outcome.n_captured == 7
+
+
+def test_a_layer_that_a_reduction_does_not_fit_is_named_with_its_model(tmp_path):
+    recipe = write_lab(tmp_path, make_entry("one"), make_entry("two").replace("reduce: mean", "reduce: cls"))
+    with pytest.raises(RequestError, match=r"^model 'two', layer '0': the network has no class token"):
+        xact.build(recipe, allow_code=True)
+
+
 @pytest.mark.parametrize("store", ["s.zarr", "plain", "out/deep/s.zarr"])
 def test_a_store_beside_the_folders_of_stimuli_is_not_one_of_them(tmp_path, store):
     recipe = write_lab(tmp_path, make_entry(module="besidenet"), store=f"stimuli/{store}")

@@ -85,7 +85,10 @@ def test_a_survey_leaves_no_tensors_of_the_meta_device_in_globals(recipe, is_imp
     ("factory", "said"),
     [
         ("lazy", "model 'lazy': '0.weight' of its network has no size yet (a lazy module)"),
-        ("failing", "the forward of Failing failed with ImportError: no such kernel"),
+        (
+            "failing",
+            "model 'failing': a forward pass on pictures of shape (3, 16, 16) failed with ImportError: no such kernel",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_surveyed_is_one_line(recipe, capsys, factory, said):

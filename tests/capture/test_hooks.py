@@ -76,6 +76,7 @@ def make_layers(network, layers="all", *reductions):
         reductions or [FLATTEN],
         lambda reduction, output, layer: plan_units(reduction, output.shape, output.axes, tokens=None, layer=layer),
         depth_bins={},
+        model="toy",
     )
 
 

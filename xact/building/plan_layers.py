@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from xact.capture.layers import Output, find_depth
 from xact.capture.reduce import Reduction, name_units
@@ -23,10 +23,26 @@ def plan_layers(
     plan_units: PlanUnits,
     *,
     depth_bins: Mapping[str, int],
+    model: str,
 ) -> tuple[PlannedLayer, ...]:
-    """Return every reduced layer in forward order; `selected` is {position in `outputs`: label}."""
-    planned: list[PlannedLayer] = []
-    for (i, label), reduction in itertools.product(selected.items(), reductions):
+    """Return every reduced layer in forward order; `selected` is {position in `outputs`: label}.
+
+    Raise RequestError, which names the `model`, for a layer without units or one that a reduction does not fit.
+    """
+    try:
+        return tuple(_plan_each(selected, outputs, reductions, plan_units, depth_bins))
+    except RequestError as error:
+        raise RequestError(f"model {model!r}, {error}", hint=error.hint) from None
+
+
+def _plan_each(
+    selected: Mapping[int, str],
+    outputs: Sequence[Output],
+    reductions: Sequence[Reduction],
+    plan_units: PlanUnits,
+    depth_bins: Mapping[str, int],
+) -> Iterator[PlannedLayer]:
+    for index, ((i, label), reduction) in enumerate(itertools.product(selected.items(), reductions)):
         output = outputs[i]
         if output.shape is None:
             raise RequestError(f"layer {label!r} gives no tensor whose first axis is the stimulus")
@@ -36,25 +52,22 @@ def plan_layers(
                 f"layer {label!r} gives no units: its output has the shape {tuple(output.shape)} for each stimulus",
                 hint="leave it out: name the other layers",
             )
-        planned.append(
-            PlannedLayer(
-                label=check_label(label if len(reductions) == 1 else f"{label}@{reduction.label}", what="the layer"),
-                name=output.name,
-                call=output.call,
-                n_calls=output.n_calls,
-                part=output.part,
-                class_name=output.class_name,
-                reduction=reduction.name,
-                k=reduction.k,
-                seed=reduction.seed,
-                output_shape=output.shape,
-                output_axes=tuple(name_units(output.shape, output.axes)),
-                n_units=math.prod(units.values()),
-                unit_axes=tuple(units),
-                unit_shape=tuple(units.values()),
-                layer_index=len(planned),
-                depth=find_depth(output, i, outputs),
-                depth_bin=depth_bins.get(label, 0),
-            )
+        yield PlannedLayer(
+            label=check_label(label if len(reductions) == 1 else f"{label}@{reduction.label}", what="the layer"),
+            name=output.name,
+            call=output.call,
+            n_calls=output.n_calls,
+            part=output.part,
+            class_name=output.class_name,
+            reduction=reduction.name,
+            k=reduction.k,
+            seed=reduction.seed,
+            output_shape=output.shape,
+            output_axes=tuple(name_units(output.shape, output.axes)),
+            n_units=math.prod(units.values()),
+            unit_axes=tuple(units),
+            unit_shape=tuple(units.values()),
+            layer_index=index,
+            depth=find_depth(output, i, outputs),
+            depth_bin=depth_bins.get(label, 0),
         )
-    return tuple(planned)

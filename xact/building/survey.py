@@ -59,7 +59,7 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tupl
     network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
     with tell_failures(
         f"model {spec.label!r}: a forward pass on pictures of shape {input_shape}",
-        error=CaptureError,
+        error=RequestError if spec.source == "python" else CaptureError,  # the code is part of the request
         hint="set `transform:` to an explicit block with the picture size that the network takes",
     ):
         return network, probe(network, input_shape)
@@ -110,6 +110,7 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
             parse_reductions(spec.reduce),
             partial(plan_picture_units, tokens=tokens),
             depth_bins=spec.depth_bins,
+            model=spec.label,
         ),
     )
 
@@ -130,6 +131,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
             parse_reductions(spec.reduce),
             partial(plan_hidden_units, has_cls=network.has_cls),
             depth_bins={},
+            model=spec.label,
         ),
     )
 

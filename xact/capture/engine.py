@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.labels import StoreRow
+from xact.models.base import tell_failures
 from xact.models.device import get_kind, use_precision
 from xact.store.plan import PlannedLayer
 from xact.store.tasks import Batch, Task
@@ -404,17 +405,14 @@ def forward(
     """Move an input to the device of a job and run it; name the model in errors of memory and of the network."""
     inputs = inputs.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
     try:
-        return recorder.run(inputs, keep)
+        with tell_failures(f"model {job.model!r}: a batch", error=CaptureError):
+            return recorder.run(inputs, keep)
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
             f"model {job.model!r}: {job.device} has no memory for a batch of {len(inputs)}",
             hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
             "compute.on_out_of_memory: halve before the model's first task is done",
         ) from error
-    except RuntimeError as error:
-        if isinstance(error, XactError):
-            raise
-        raise CaptureError(f"model {job.model!r} failed on a batch: {error}") from error
 
 
 def _tell(error: BaseException, model: str) -> XactError:

@@ -163,5 +163,4 @@ def _describe(spec: ModelSpec, module: nn.Module) -> Network:
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:
-    with tell_failures(f"the forward of {type(module).__name__}", is_meta=pictures.is_meta):
-        return module(pictures)
+    return module(pictures)

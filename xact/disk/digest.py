@@ -106,6 +106,19 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
     return {key: found for part in parts for key, found in part.result().items()}
 
 
+FileState = tuple[int, int, int] | None
+"""Inode, time in ns and size of a file; None if it does not exist."""
+
+
+def find_file_state(file: Path, *, follows_links: bool) -> FileState:
+    """Return the state of a file, or of a link itself. It differs once the file is replaced or written to."""
+    try:
+        found = file.stat(follow_symlinks=follows_links)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 @dataclass(frozen=True)
 class FileStamp:
     """Size and modification time: a cheap test that a file has not changed since it was hashed."""

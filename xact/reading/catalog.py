@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from xact.disk.digest import FileState
 from xact.disk.durable import parse_json
 from xact.disk.paths import refuse_url
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name, make_command
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.shards import ShardFormat, parse_format
-from xact.store.snapshot import Labels, Snapshot, Stamp, is_same_store, open_snapshot, stamp_root
+from xact.store.snapshot import Labels, Snapshot, is_same_store, open_snapshot, stamp_root
 
 Names = str | Iterable[str] | None
 """A name, a glob (`*` matches any text, `?` one character), several names or globs, or None for all."""
@@ -39,7 +40,7 @@ def open_catalog(store: str | Path) -> Catalog:
 
 
 @functools.lru_cache(maxsize=4)
-def _read_catalog(store: Path, _stamp: Stamp) -> Catalog:
+def _read_catalog(store: Path, _stamp: FileState) -> Catalog:
     """Read the labels. `_stamp` only serves as a part of the cache key: it changes with each generation."""
     while True:
         snapshot = open_snapshot(store)

@@ -20,6 +20,7 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
+from xact.disk.digest import FileState, find_file_state
 from xact.disk.durable import parse_json, read_sealed_lines, read_whole
 from xact.disk.exchange import hint_missing
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, make_command
@@ -62,10 +63,6 @@ class Room:
                 f"{where}: the labels of the store take more than {MAX_LABELS_NBYTES} bytes in memory",
                 hint="this is no store of xact: a build refuses such labels",
             )
-
-
-Stamp = tuple[int, int, int] | None
-"""Inode, time in ns and size of the root's metadata file; None if it does not exist."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def open_snapshot(store: str | Path) -> Snapshot:
                 return snapshot
 
 
-_IDS: dict[Path, tuple[Stamp, str | None]] = {}
+_IDS: dict[Path, tuple[FileState, str | None]] = {}
 """{path: (stamp of the root, id of the store)} as last read; None if there is no store at the path."""
 
 
@@ -148,7 +145,7 @@ def check_same_store(path: Path, store_id: str) -> None:
         )
 
 
-def _parse_root(path: Path, stamp: Stamp) -> Snapshot:
+def _parse_root(path: Path, stamp: FileState) -> Snapshot:
     data = _read_root(path / "zarr.json")
     attributes = data.get("attributes")
     if not isinstance(attributes, dict) or "xact_format" not in attributes:
@@ -188,13 +185,9 @@ def _refuse_root(path: Path, fault: str) -> StoreError:
     )
 
 
-def stamp_root(store: str | Path) -> Stamp:
+def stamp_root(store: str | Path) -> FileState:
     """Return a stamp that changes whenever the store is published again; None if there is no store."""
-    try:
-        found = Path(store, "zarr.json").stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return find_file_state(Path(store, "zarr.json"), follows_links=True)
 
 
 def _read_root(file: Path) -> dict[str, Any]:

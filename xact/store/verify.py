@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
-from xact.disk.digest import FolderListing, hash_files, list_files
+from xact.disk.digest import FileState, FolderListing, find_file_state, hash_files, list_files
 from xact.disk.durable import PARTIAL, Written
 from xact.errors import StoreError
 from xact.store.expected import ROOT, Expected, UnderWay, find_expected, list_generation_files
@@ -19,9 +18,6 @@ from xact.store.shards import read_shard
 
 MAX_LOOKS = 50
 """Most times that files at fault are looked at again, while a build writes to the store."""
-
-FileState = tuple[int, int, int] | None
-"""Inode, time in ns and size of a file; None if it does not exist."""
 
 
 def verify_store(store: Path) -> Findings:
@@ -34,21 +30,18 @@ def verify_store(store: Path) -> Findings:
     look = _Look(store)
     look.take(suspects=())
     for _ in range(MAX_LOOKS):
-        stamps = {fault.file: _stamp(store / fault.file) for fault in look.faults}
-        if not stamps:
+        before = _find_states(store, look.faults)
+        if not before:
             return look.find()
-        look.take(suspects=stamps)
-        if all(fault.file in stamps and stamps[fault.file] == _stamp(store / fault.file) for fault in look.faults):
+        look.take(suspects=before)
+        after = _find_states(store, look.faults)
+        if after.items() <= before.items():
             return look.find()
     raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
 
 
-def _stamp(file: Path) -> FileState:
-    try:
-        found = os.lstat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+def _find_states(store: Path, faults: Sequence[Fault]) -> dict[str, FileState]:
+    return {fault.file: find_file_state(store / fault.file, follows_links=False) for fault in faults}
 
 
 class _Look:

@@ -14,10 +14,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 from support.cli import run
+from support.dataset_trees import make_bold5000, make_nsd, make_things, unroll_nsd
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -26,6 +28,8 @@ from xact.errors import RequestError, StoreError, WorkError, XactError
 from xact.files.export import export
 from xact.files.read import open_old
 from xact.files.verify import verify
+from xact.recipe.stimuli_schema import Bold5000Stimuli, NsdStimuli, ThingsStimuli
+from xact.stimuli.open import open_stimuli
 
 LAYERS = {"blocks.0": 5, "blocks.1": 5, "blocks.2": 7, "blocks.10": 3, "norm": 4}
 """{layer: units}, in forward order; the alphabet puts blocks.10 before blocks.2."""
@@ -472,6 +476,77 @@ def test_an_exported_torch_file_needs_no_table(tmp_path: Path) -> None:
     assert acts.model.item() == "x/y"
     assert acts.stimulus.values.tolist() == ["plain/b", "plain/a"]
     np.testing.assert_array_equal(acts.sel(layer="late").values[0, :, 0], draw(2, 2, 3)[:, 1].numpy())
+
+
+INDEXES = {
+    # data set: (its tree, the second study's own index of its images)
+    "nsd": (lambda root: unroll_nsd(make_nsd(root, n=7)), "nsd.csv"),
+    "bold5000": (lambda root: make_bold5000(root, has_index=True), "preprocessed/images.parquet"),
+    "things": (lambda root: make_things(root, has_index=True), "preprocessed/images.csv"),
+}
+BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}
+
+
+@pytest.mark.parametrize("dataset", INDEXES)
+def test_rows_that_the_second_studys_own_index_names_have_the_ids_of_a_build(tmp_path: Path, dataset: str) -> None:
+    make, name = INDEXES[dataset]
+    root = make(tmp_path / "tree")
+    if name.endswith("parquet"):
+        frame = pd.read_csv((root / name).with_suffix(".csv"))
+        frame.astype({"stim_source": "category", "bold_id": "uint16"}).to_parquet(root / name, index=False)
+    built = open_stimuli(BLOCKS[dataset](source=dataset, root=str(root)), tmp_path).table
+    feats = draw(7, 2, 4)
+    file = write_torch_file(tmp_path / f"features/{dataset}/all/vit_tiny_pool-cls.pt", feats)
+    import_files([file], tmp_path / "s.zarr", stimuli=root / name)
+    acts = open_plain(tmp_path / "s.zarr")
+    frame = pd.read_csv((root / name).with_suffix(".csv"))
+    number = {"nsd": "nsd_id", "bold5000": "bold_id", "things": "things_id"}[dataset]
+    assert acts[number].values.tolist() == frame[number].tolist()  # row i of feats is row i of the index
+    assert sorted(acts.stimulus.values) == sorted(built.ids)
+    numbers = built.columns["nsdId" if dataset == "nsd" else number]
+    for row, label in enumerate(built.ids):
+        at = frame[number].tolist().index(numbers[row])
+        found = acts.sel(model="vit_tiny", stimulus=label, replicate=0)
+        np.testing.assert_array_equal(found.values, feats[at].numpy())
+        assert found.stem.item() == built.stems[row]
+        if dataset != "bold5000":  # the paths of this index lie elsewhere
+            assert found.file.item() == built.files[row]
+
+
+def test_rows_that_a_caption_table_of_the_second_study_names_have_the_ids_of_a_build(tmp_path: Path) -> None:
+    file = write_torch_file(tmp_path / "llama_pool-avg_prompt-pixtral.pt", draw(2, 2, 4), loss=torch.tensor(1.5))
+    (tmp_path / "c.csv").write_text(
+        "nsd_id,name,path,caption,model,prompt\n"
+        "17,nsd_00017,images/nsd_00000_00999/nsd_00017.jpg,A dog.,pixtral,Describe\n"
+        "3,nsd_00003,images/nsd_00000_00999/nsd_00003.jpg,A cat.,pixtral,Describe\n"
+    )
+    outcome = import_files([file], tmp_path / "s.zarr", stimuli=tmp_path / "c.csv")
+    acts = open_plain(tmp_path / "s.zarr")
+    assert acts.stimulus.values.tolist() == ["nsd_00017", "nsd_00003"]
+    assert acts.caption_model.values.tolist() == ["pixtral", "pixtral"]
+    assert acts.file.values.tolist()[0] == "images/nsd_00000_00999/nsd_00017.jpg"
+    assert "c.csv: the column 'model' is stored as 'caption_model'" in outcome.warnings
+    (tmp_path / "c.csv").write_text("nsd_id\n17\n73000\n")
+    with pytest.raises(RequestError, match=r"the column 'nsd_id' of '.*c.csv', row 2: '73000' is not an nsdId"):
+        import_files([file], tmp_path / "t.zarr", stimuli=tmp_path / "c.csv")
+
+
+def test_files_of_single_layers_come_back_as_one_model_in_forward_order(tmp_path: Path) -> None:
+    layers = {f"blocks.{i}": [3 + i] for i in (10, 9, 0)}
+    plan = make_store_plan([make_model("org/ViT", layers)], make_table(9), layout="cube")
+    write_store(tmp_path / "s.zarr", plan, draw_values)
+    files = export(tmp_path / "s.zarr", to="pt", output_dir=tmp_path / "out", per_layer=True)
+    assert [file.name for file in files] == [
+        f"org_ViT_layer-{layer}_pool-flatten-untrained.pt" for layer in ("blocks.10", "blocks.9", "blocks.0")
+    ]
+    import_files(sorted(files), tmp_path / "back.zarr")
+    first, back = open_plain(tmp_path / "s.zarr"), open_plain(tmp_path / "back.zarr")
+    assert back.layer.values.tolist() == first.layer.values.tolist() == list(layers)
+    np.testing.assert_array_equal(back.values, first.values)
+    copy = tmp_path / "out" / "copy.pt"
+    copy.write_bytes(files[0].read_bytes())
+    with pytest.raises(RequestError, match="both hold the model 'org/ViT'"):
+        import_files([files[0], copy], tmp_path / "twice.zarr")
 
 
 REFUSED = {

@@ -99,6 +99,7 @@ def test_an_hdf5_file_tells_its_models_images_layers_shapes_and_attributes(tmp_p
     told = ask_json(capsys, path)
     assert told["attributes"] == {"note": "by hand", "sizes": [0, 1]}
     assert told["nbytes"] == path.stat().st_size
+    assert told["n_models"] == ask_json(capsys, path, "--model", "ViT")["n_models"] == 2
     assert [(one["model"], one["n_stimuli"], one["n_layers"]) for one in told["models"]] == [
         ("ResNet50", 12, 2),
         ("ViT", 12, 2),
@@ -108,6 +109,7 @@ def test_an_hdf5_file_tells_its_models_images_layers_shapes_and_attributes(tmp_p
     assert sorted(one["stimuli"]) == sorted(f"img{row}" for row in range(12))
     assert one["attributes"] == {"label": "a/ViT"}
     _, text, _ = ask(capsys, path, "--model", "ViT", "--layers")
+    assert text.startswith(f"{path}: HDF5, 2 models, ")  # what the file holds
     for line in ("ViT: 12 stimuli, 2 layers\n", "    blocks.10  4 x 4\n", "  note: by hand\n", "stimuli: img0, img1"):
         assert line in text
 

@@ -493,6 +493,64 @@ def test_pt_refuses_layers_of_unequal_width_and_several_replicates(cube: Path, t
         export(cube, to="pt", output_dir=tmp_path, models="org/ViT", replicates="all")
 
 
+def test_pt_writes_what_it_can_and_ends_with_an_error_that_names_the_rest(cube: Path, tmp_path: Path):
+    notes: list[str] = []
+    with pytest.raises(WorkError, match=r"1 of 3 files were not written: model 'R50', flatten") as caught:
+        export(cube, to="pt", output_dir=tmp_path, note=notes.append)
+    assert "--per-layer" in caught.value.hint
+    assert notes == [
+        "not written: model 'R50': layer 'conv1' has 48 units, 'layer4.10' has 40; a .pt file holds layers of one width"
+    ]
+    written = {torch.load(file)["model"]: torch.load(file) for file in tmp_path.rglob("*.pt")}
+    assert set(written) == {"org/ViT", "ViT@random-1"}
+    for model, held in written.items():
+        expected = np.stack([read_by_xarray(cube, model, layer)[:, 0] for layer in VIT], axis=1)
+        np.testing.assert_array_equal(held["feats"].numpy(), expected)
+
+
+def test_pt_of_single_layers_holds_every_width(store: Path, tmp_path: Path):
+    files = export(store, to="pt", output_dir=tmp_path, models="R50", per_layer=True)
+    assert [file.name for file in files] == [f"R50_layer-{layer}_pool-flatten-untrained.pt" for layer in R50]
+    for file, layer in zip(files, R50, strict=True):
+        held = torch.load(file)
+        assert held["layer"] == [layer]
+        np.testing.assert_array_equal(held["feats"][:, 0].numpy(), read_by_xarray(store, "R50", layer)[:, 0])
+    with pytest.raises(RequestError, match=r"--per-layer cannot be used with --to hdf5"):
+        export(store, to="hdf5", output_dir=tmp_path, per_layer=True)
+
+
+def find_trained(path: Path) -> Path:
+    """The trained network's file, as the second study finds it from the untrained one's."""
+    return Path(str(path).replace("-untrained", "").replace("all-untrained", "all"))
+
+
+@pytest.mark.parametrize("twin", ["org/R@random-3", "org/R-untrained"])
+def test_the_file_of_the_only_untrained_twin_pairs_with_the_trained_one(tmp_path: Path, twin: str):
+    models = [
+        make_model("org/R", {"a": [3]}, trained=True, weights="pretrained", seed=-1),
+        make_model(twin, {"a": [3]}, base="org/R"),
+    ]
+    write_store(tmp_path / "s", make_store_plan(models, make_table(4), layout="cube"), draw_values)
+    trained, untrained = export(tmp_path / "s", to="pt", output_dir=tmp_path / "features")
+    assert untrained != trained == find_trained(untrained)
+    assert [torch.load(file)["model"] for file in (trained, untrained)] == ["org/R", twin]
+    (again,) = export(tmp_path / "s", to="pt", output_dir=tmp_path / "one", models=twin)
+    assert again.name == untrained.name  # whatever is exported beside it
+
+
+def test_a_colon_of_a_label_is_none_of_its_file_name(tmp_path: Path):
+    plan = make_store_plan([make_model("timm:org/vit", {"a": [3]})], make_table(4, conditions=["a:b"]), layout="cube")
+    write_store(tmp_path / "s", plan, draw_values)
+    names = {to: export(tmp_path / "s", to=to, output_dir=tmp_path / to)[0].name for to in ("hdf5", "netcdf", "pt")}
+    assert names == {
+        "hdf5": "model_activations_a_b.h5",
+        "netcdf": "model_activations_timm_org_vit.nc",
+        "pt": "timm_org_vit_pool-flatten-untrained.pt",
+    }
+    (file,) = (tmp_path / "pt").rglob("*.pt")
+    assert torch.load(file)["model"] == "timm:org/vit"
+
+
 # what is refused
 
 

@@ -843,6 +843,16 @@ def test_weights_trained_with_quickgelu_are_refused_on_gelu(model_id, right):
         assert right in caught.value.hint
 
 
+def test_gelu_is_had_with_such_weights_where_it_is_asked_for_by_name():
+    for name, activation in (("ViT-B-32-gelu/openai", "GELU"), ("ViT-B-32-quickgelu/openai", "QuickGELU")):
+        network = make_on_meta(make_spec("open_clip", name))
+        assert {type(module).__name__ for module in network.module.modules() if "GELU" in type(module).__name__} == {
+            activation
+        }
+    with pytest.raises(NameNotFoundError, match="'ViT-B-32-quickgelu-gelu'"):
+        make_on_meta(make_spec("open_clip", "ViT-B-32-quickgelu-gelu/openai"))
+
+
 def test_towers_that_no_gelu_reaches_take_either_name():
     one, other = (make_on_meta(make_spec("open_clip", f"{name}/openai")) for name in ("RN50", "RN50-quickgelu"))
     assert list_shapes(one.module) == list_shapes(other.module)

@@ -199,7 +199,7 @@ def test_every_line_of_the_second_table_does_what_the_programs_did(second: Path)
     made = {str(file.relative_to(second / "features")) for file in (second / "features").rglob("*.pt")}
     assert made == {
         *(f"{dataset}/all/{vit}_pool-cls.pt" for dataset in N_IMAGES),
-        f"nsd/all-untrained/{vit}@random-0_pool-cls-untrained.pt",
+        f"nsd/all-untrained/{vit}_pool-cls-untrained.pt",
         f"nsd/all/{lm}-coco.pt",
         *(f"{dataset}/all/{lm}-pixtral.pt" for dataset in N_IMAGES),
     }
@@ -210,6 +210,12 @@ def test_every_line_of_the_second_table_does_what_the_programs_did(second: Path)
         assert torch.isfinite(held["feats"]).all()
     captions = pd.read_csv("derivatives/captions/nsd-captions-pixtral.csv")
     assert captions["stimulus"].tolist() == [f"nsd_{i:05d}" for i in range(N_IMAGES["nsd"])]
+    assert captions["name"].tolist() == captions["stimulus"].tolist()
+    assert captions["nsd_id"].tolist() == list(range(N_IMAGES["nsd"]))
+    for dataset, root in (("bold5000", "bold"), ("things", "things")):  # the program opens root / image_path
+        table = pd.read_csv(f"derivatives/captions/{dataset}-captions-pixtral.csv")
+        assert table["name"].tolist() == table["stimulus"].tolist()
+        assert all((second.parent / root / place).is_file() for place in table["image_path"])
     assert pd.read_csv("nsd_scene_gradient.csv")["caption"].unique().tolist() == ["Scene-dominated"]
     assert pd.read_csv("test.csv")["caption_prompt"].unique().tolist() == ["custom"]
     assert names["acts"].sizes["layer"] == 4
@@ -270,7 +276,7 @@ def test_the_mask_of_a_pt_file_has_the_tokens_of_each_caption_first(captioned: P
     files = export(captioned / "c.zarr", to="pt", output_dir=captioned)
     assert [str(file.relative_to(captioned)) for file in files] == [
         "nsd/all/org_llama_pool-avg_prompt-coco.pt",
-        "nsd/all-untrained/org_llama@random-0_pool-avg_prompt-coco-untrained.pt",
+        "nsd/all-untrained/org_llama_pool-avg_prompt-coco-untrained.pt",
     ]
     tokenizer = transformers.AutoTokenizer.from_pretrained(captioned / "llama", padding_side="right")
     expected = tokenizer(SENTENCES, padding=True, return_tensors="pt")["attention_mask"].bool()

@@ -15,6 +15,7 @@ from support.pictures import draw_picture, write_pictures
 
 from xact.building import survey
 from xact.building.api import build, make_overrides
+from xact.building.extract import extract
 from xact.building.provenance import hash_tensors
 from xact.capture.layers import find_blocks, resolve_aliases, select_layers
 from xact.errors import MismatchError, NameNotFoundError, RecipeError, RequestError, WeightsError
@@ -103,6 +104,7 @@ STATED = {
     "ViT-B-16-LAION-CLIP": (12, 3072, 3072, {1: "transformer.resblocks.1.mlp.c_fc"}),
     "SLIP ViT-Small": (5, 384, 384, {}),
     "ViT-L-14-LAION-CLIP-ft": (24, 1024, 1024, {}),
+    "ViT-B-32-CLIP-GELU": (12, 3072, 3072, {1: "transformer.resblocks.2.mlp.c_fc"}),
     "vit_tiny_patch16_224.augreg_in21k": (12, 192, 192, {}),
     "vit_huge_patch14_224.mae": (32, 1280, 1280, {}),
     "vit_giant_patch14_dinov2.lvd142m": (40, 1536, 1536, {}),
@@ -139,9 +141,10 @@ def test_weights_and_names_are_those_of_the_librarys_own_table(label):
         import open_clip
 
         architecture, tag = entry.id.split("/")
-        found = open_clip.get_pretrained_cfg(architecture, tag)
+        is_gelu = label == "ViT-B-32-CLIP-GELU"  # on purpose, as the first study
+        found = open_clip.get_pretrained_cfg(architecture.removesuffix("-gelu"), tag)
         assert place.hub == found["hf_hub"].rstrip("/")
-        assert (tag == "openai") == bool(found.get("quick_gelu")) == architecture.endswith("-quickgelu")
+        assert (tag == "openai") == bool(found.get("quick_gelu")) == architecture.endswith("-quickgelu") or is_gelu
     elif entry.source == "transformers":
         assert place.hub == entry.id
 
@@ -161,7 +164,7 @@ def make_library_transform(entry):
     if entry.source == "open_clip":
         import open_clip
 
-        architecture, tag = entry.id.split("/")
+        architecture, tag = entry.id.replace("-gelu/", "/").split("/")
         size = open_clip.get_model_config(architecture)["vision_cfg"]["image_size"]
         found = open_clip.get_pretrained_cfg(architecture, tag)
         return open_clip.image_transform(
@@ -226,7 +229,7 @@ def make_panel_transforms():
         "ViT-B-32-timm": make_library_transform(REGISTRY.entries["ViT-B-32-timm"]),
         "DeiT-Base": make_library_transform(REGISTRY.entries["DeiT-Base"]),
         **dict.fromkeys(["ResNet50-CLIP", "ConvNeXt-Large-CLIP", "ViT-L-14-LAION-CLIP-ft"], clip),
-        **dict.fromkeys(["ViT-B-32-CLIP", "ViT-B-16-LAION-CLIP"], clip),
+        **dict.fromkeys(["ViT-B-32-CLIP-GELU", "ViT-B-16-LAION-CLIP"], clip),
     }
 
 
@@ -334,6 +337,10 @@ PANEL_LAYERS = {
         *("open_clip", "ViT-B-32-quickgelu/openai", list_numbered(C_FC, 12), "mean"),
         [C_FC.format(block) for block in (2, 5, 8, 10, 11)],
     ),
+    "ViT-B-32-CLIP-GELU": (
+        *("open_clip", "ViT-B-32-gelu/openai", list_numbered(C_FC, 12), "mean"),
+        [C_FC.format(block) for block in (2, 5, 8, 10, 11)],
+    ),
     "ViT-B-16-LAION-CLIP": (
         *("open_clip", "ViT-B-16/laion2b_s34b_b88k", list_numbered(C_FC, 12), "mean"),
         [C_FC.format(block) for block in (1, 2, 5, 8, 10)],
@@ -367,7 +374,7 @@ TRAINED_ON = {
     **dict.fromkeys(["ResNet50-CLIP", "ConvNeXt-Large-CLIP"], ("CNN", "image+text")),
     **dict.fromkeys(["ViT-B-16-CLIP", "ViT-B-32-CLIP", "ViT-B-16-LAION-CLIP"], ("transformer", "image+text")),
     "SLIP ViT-Small": ("transformer", "contrastive"),
-    "ViT-L-14-LAION-CLIP-ft": ("transformer", "image+text"),
+    **dict.fromkeys(["ViT-L-14-LAION-CLIP-ft", "ViT-B-32-CLIP-GELU"], ("transformer", "image+text")),
     **{name: ("transformer", "image+text" if "_clip_" in name else "image") for name in SECOND_STUDY},
 }
 
@@ -440,7 +447,7 @@ PANEL_TRANSFORMS = {
     **dict.fromkeys(["ViT-B-32-timm", "DeiT-Base", "SLIP ViT-Small"], "weights"),
     # one transform for all that were trained with text
     **dict.fromkeys(["ResNet50-CLIP", "ConvNeXt-Large-CLIP"], make_block(224, "bicubic", CLIP)),
-    **dict.fromkeys(["ViT-B-16-CLIP", "ViT-B-32-CLIP"], make_block(224, "bicubic", CLIP)),
+    **dict.fromkeys(["ViT-B-16-CLIP", "ViT-B-32-CLIP", "ViT-B-32-CLIP-GELU"], make_block(224, "bicubic", CLIP)),
     **dict.fromkeys(["ViT-B-16-LAION-CLIP", "ViT-L-14-LAION-CLIP-ft"], make_block(224, "bicubic", CLIP)),
     **dict.fromkeys(SECOND_STUDY, None),
 }
@@ -475,10 +482,44 @@ def test_a_transform_that_is_not_the_declared_one_is_an_error_unless_the_recipe_
     models.make_transform(replace(wrong, transform=wrong.declared))
 
 
+GELUS = {"ViT-B-16-CLIP": True, "ViT-B-32-CLIP": True, "ViT-B-16-LAION-CLIP": False, "ViT-B-32-CLIP-GELU": False}
+
+
 def test_quickgelu_runs_where_the_weights_need_it_and_nowhere_else(remembered_surveys):
-    for label, wanted in (("ViT-B-16-CLIP", True), ("ViT-B-32-CLIP", True), ("ViT-B-16-LAION-CLIP", False)):
+    for label, wanted in GELUS.items():
         network, _, _ = survey.survey_outputs(get_spec(label))
         assert any(type(module).__name__ == "QuickGELU" for module in network.module.modules()) == wanted
+
+
+def test_gelu_is_that_of_open_clip_s_plain_name_and_differs_from_the_second_block_on(tmp_path):
+    import open_clip
+
+    write_pictures(tmp_path, 1)
+    file = tmp_path / "p00.png"
+    layers = [C_FC.format(block) for block in (0, 1, 11)]
+    values = {
+        label: [
+            one.values[0, 0]
+            for one in extract(
+                {"base": label, "weights": "random", "seed": 0}, file, layers=layers, device="cpu"
+            ).values()
+        ]
+        for label in ("ViT-B-32-CLIP", "ViT-B-32-CLIP-GELU")
+    }
+    torch.manual_seed(0)
+    plain = open_clip.create_model("ViT-B-32").visual.eval()  # what the first study's program builds
+    kept = []
+    for block in (0, 1, 11):
+        plain.transformer.resblocks[block].mlp.c_fc.register_forward_hook(
+            lambda _m, _i, out: kept.append(out[0].mean(0))
+        )
+    with torch.inference_mode():
+        plain(models.make_transform(get_spec("ViT-B-32-CLIP-GELU")).apply(Image.open(file).convert("RGB"))[None])
+    for layer, (quick, own, theirs) in enumerate(zip(*values.values(), kept, strict=True)):
+        largest = float(theirs.abs().max())
+        assert abs(own - theirs.numpy()).max() <= 1e-5 * largest
+        differs = abs(own - quick).max() / largest
+        assert differs == 0 if layer == 0 else differs > 1e-4  # nothing is activated before the first layer
 
 
 # names
@@ -580,7 +621,8 @@ def test_a_set_stands_for_its_networks():
 
 def test_the_original_set_is_what_the_first_study_really_ran():
     specs = {spec.label: spec for spec in resolve("panel-a-original")}
-    assert set(specs) == {*PANEL_A, "ViT-L-14-LAION-CLIP-ft"} - {"SLIP ViT-Small", "ViT-B-16-CLIP"}
+    renamed = {"ViT-B-16-CLIP": "ViT-L-14-LAION-CLIP-ft", "ViT-B-32-CLIP": "ViT-B-32-CLIP-GELU"}
+    assert set(specs) == {*PANEL_A, *renamed.values()} - {"SLIP ViT-Small", *renamed}
     assert specs["ResNet50"].transform.resize == 256
     assert specs["VGG19"].transform == "weights"
     (own,) = [one for one in resolve({"base": "panel-a-original", "transform": "weights"}) if one.label == "ResNet50"]

@@ -202,7 +202,8 @@ def test_rows_of_no_data_set_stay_in_their_order_with_their_columns(tmp_path):
         ("nsd_id,caption\n1.5,x\n", {}, "the column 'nsd_id' of .* holds 1.5, which is neither text nor an integer"),
         ("id,caption\ncat,x\n", {"dataset": "nsd"}, "the column 'id' of .*, row 1: 'cat' is not a number"),
         ("nsd_id,caption\n1,x\n", {"dataset": "things"}, "the column 'nsd_id' of .* is not of the data set 'things'"),
-        ("id,caption,model\na,x,M\n", {}, "column 'model' of .* has a reserved name"),
+        ("id,caption,source\na,x,M\n", {}, "column 'source' of .* has a reserved name"),
+        ("id,caption,model,caption_model\na,x,M,N\n", {}, "has both columns 'model' and 'caption_model'"),
         ("id,caption\n", {}, "holds no stimuli"),
     ],
 )
@@ -215,6 +216,48 @@ def test_captions_that_are_unclear_are_refused(text, keys, message, tmp_path):
 def test_a_reserved_column_is_renamed_by_the_recipe(tmp_path):
     source = open_text(tmp_path, "id,caption,model\na,x,M\n", rename={"model": "caption_model"})
     assert source.table.columns == {"caption_model": ["M"]}
+
+
+STUDY = {
+    # data set: (the columns of its caption table in the second study, two rows, their ids in the order of the data set)
+    "nsd": (
+        "nsd_id,name,path,caption,model,prompt",
+        ["7,nsd_00007,images/nsd_00000_00999/nsd_00007.jpg", "3,nsd_00003,images/nsd_00000_00999/nsd_00003.jpg"],
+        ["nsd_00003", "nsd_00007"],
+    ),
+    "bold5000": (
+        "bold_id,image_name,stim_source,image_path,caption,model,prompt",
+        ["8,airport1.jpg,scenes,Scene/airport1.jpg", "0,n01443537_1029.JPEG,imagenet,ImageNet/n01443537_1029.JPEG"],
+        ["n01443537_1029", "airport1"],
+    ),
+    "things": (
+        "things_id,image_name,category,category_id,image_category_index,image_path,caption,model,prompt",
+        ["5,dog_01b,dog,9,1,D-K/dog/dog_01b.jpg", "3,bat_01b,bat,4,1,A-C/bat/bat_01b.jpg"],
+        ["bat_01b", "dog_01b"],
+    ),
+}
+
+
+@pytest.mark.parametrize("dataset", STUDY)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_the_caption_tables_of_the_second_study_are_taken_as_they_are(dataset, ending, tmp_path):
+    header, cells, ids = STUDY[dataset]
+    lines = [f"{cells[0]},A dog.,pixtral,Describe", f"{cells[1]},Two cats; a mat.,pixtral,Describe"]
+    (tmp_path / "c.csv").write_text("\n".join([header, *lines]), encoding="utf-8")
+    if ending == "parquet":
+        pd.read_csv(tmp_path / "c.csv").to_parquet(tmp_path / "c.parquet", index=False)
+    source = open_captions(tmp_path, file=f"c.{ending}", dataset=dataset)
+    assert read_all(source) == dict(zip(ids, [["Two cats; a mat."], ["A dog."]], strict=True))
+    assert source.table.ids == ids
+    columns = source.table.columns
+    assert columns["caption_model"] == ["pixtral"] * 2
+    assert columns["prompt"] == ["Describe"] * 2
+    place = header.split(",").index("path" if dataset == "nsd" else "image_path")
+    assert columns["image_path"] == [one.split(",")[place] for one in reversed(cells)]
+    assert not {"model", "path"} & set(columns)
+    told = [note.partition(": ")[2] for note in source.notes]
+    renamed = ["the column 'path' is stored as 'image_path'"] if dataset == "nsd" else []
+    assert told == [*renamed, "the column 'model' is stored as 'caption_model'"]
 
 
 # pictures and words

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -17,6 +19,7 @@ from support.dataset_trees import (
     make_bold5000,
     make_nsd,
     make_things,
+    unroll_nsd,
     write_rows,
 )
 
@@ -25,6 +28,7 @@ from xact.errors import RequestError, StimulusError
 from xact.recipe.stimuli_schema import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.open import open_stimuli
+from xact.stimuli.sources.datasets import add_index_columns
 
 BLOCKS = {"nsd": NsdStimuli, "bold5000": Bold5000Stimuli, "things": ThingsStimuli}
 VARIABLES = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
@@ -200,7 +204,84 @@ def test_no_recorded_error_names_the_place_of_the_data(tmp_path):
         assert str(tmp_path) not in str(caught.value)
 
 
+def read_pixels(source: ChosenStimuli, row: int) -> np.ndarray:
+    data = source.read(row)
+    return np.asarray(Image.open(io.BytesIO(data))) if isinstance(data, bytes) else data
+
+
+def test_nsd_that_was_unrolled_has_the_ids_the_order_and_the_columns_of_the_brick(tmp_path):
+    n = 1003  # files lie in groups of a thousand
+    make_nsd(tmp_path, n=n, side=8)
+    whole = open_dataset("nsd", tmp_path)
+    pixels = np.stack([whole.read(row) for row in range(n)])
+    unroll_nsd(tmp_path, ".png")
+    source = open_dataset("nsd", tmp_path)
+    assert source.table.ids == whole.table.ids
+    assert source.table.columns == whole.table.columns
+    assert source.table.files[1002] == "images/nsd_01000_01999/nsd_01002.png"
+    np.testing.assert_array_equal(np.stack([read_pixels(source, row) for row in range(n)]), pixels)
+    assert list(source.notes) == []  # PNG has the pixels of the brick
+    chosen = open_dataset("nsd", tmp_path, subject=3, ids=[1002, 3, 4])
+    assert chosen.table.ids == ["nsd_00003", "nsd_01002"]
+    np.testing.assert_array_equal(read_pixels(chosen, 1), pixels[1002])
+
+
+def test_jpegs_of_nsd_are_read_with_a_note_and_only_where_the_brick_is_not_there(tmp_path):
+    unroll_nsd(make_nsd(tmp_path, n=4), keeps_brick=True)
+    assert open_dataset("nsd", tmp_path).table.files[2] == "imgBrick[2]"
+    assert list(open_dataset("nsd", tmp_path).notes) == []
+    (tmp_path / "nsd_stimuli.hdf5").unlink()
+    source = open_dataset("nsd", tmp_path)
+    for row, file in enumerate(source.table.files):
+        assert file == f"images/nsd_00000_00999/nsd_{row:05d}.jpg"
+        assert source.read(row) == (tmp_path / file).read_bytes()
+    (note,) = source.notes
+    assert "JPEG has changed their pixels" in note
+
+
+def test_an_unrolled_image_that_is_not_there_is_refused_by_name_unless_it_is_left_out(tmp_path):
+    unroll_nsd(make_nsd(tmp_path, n=4))
+    (tmp_path / "images/nsd_00000_00999/nsd_00002.jpg").unlink()
+    with pytest.raises(RequestError, match=r"1 of the 4 files .* the first is 'images/nsd_00000_00999/nsd_00002.jpg'"):
+        open_dataset("nsd", tmp_path)
+    assert open_dataset("nsd", tmp_path, ids=[3, 0]).table.columns["nsdId"] == [0, 3]
+
+
+@pytest.mark.parametrize("source", BLOCKS)
+def test_the_second_study_knows_an_image_by_the_columns_of_its_caption_table(source, tmp_path):
+    table = open_dataset(source, MAKERS[source](tmp_path)).table
+    more = add_index_columns(table, source).columns
+    assert more["name"] == table.ids
+    if source == "nsd":
+        assert list(more)[:2] == ["nsd_id", "name"]
+        assert more["nsd_id"] == list(range(12))
+    else:
+        assert list(more)[:2] == ["image_path", "name"]
+        assert [(tmp_path / place).stem for place in more["image_path"]] == table.ids
+        assert all((tmp_path / place).is_file() for place in more["image_path"])
+    assert {name: more[name] for name in table.columns} == table.columns
+
+
 # BOLD5000
+
+
+def test_an_index_of_parquet_is_read_as_the_one_of_csv(tmp_path):
+    make_bold5000(tmp_path, has_index=True)
+    whole = open_dataset("bold5000", tmp_path).table
+    frame = pd.read_csv(tmp_path / "preprocessed/images.csv")
+    frame["bold_id"] = frame["bold_id"].astype("uint16")
+    frame["stim_source"] = frame["stim_source"].astype("string").astype("category")
+    (tmp_path / "preprocessed/images.csv").unlink()
+    frame.to_parquet(tmp_path / "preprocessed/images.parquet", index=False)
+    assert open_dataset("bold5000", tmp_path).table == whole
+
+
+def test_the_origin_of_an_image_that_is_not_there_is_known_by_its_name(tmp_path):
+    make_bold5000(tmp_path)
+    presented = tmp_path / "bold5000_stimuli/Scene_Stimuli/Presented_Stimuli"
+    for file in [*presented.glob("Scene/*"), *presented.glob("ImageNet/*")]:
+        file.unlink()
+    assert open_dataset("bold5000", tmp_path, where="stim_source == 'coco'").table.columns["bold_id"] == [3, 6]
 
 
 @pytest.mark.parametrize("has_index", [False, True])
@@ -211,7 +292,7 @@ def test_bold5000_is_in_the_order_of_first_presentation(has_index, tmp_path):
     assert table.ids == list(BOLD_FIRST)
     assert table.columns["bold_id"] == list(BOLD_FIRST.values())
     assert list(table.columns) == ["bold_id", "image_name", "stim_source"]
-    assert table.columns["stim_source"] == "imagenet scene scene coco imagenet coco scene".split()
+    assert table.columns["stim_source"] == "imagenet scenes scenes coco imagenet coco scenes".split()
     assert table.columns["image_name"][4] == "n01440764_10110.JPEG"
     assert table.files[1] == "bold5000_stimuli/Scene_Stimuli/Presented_Stimuli/Scene/homeoffice12.jpeg"
     for row, file in enumerate(table.files):

@@ -18,6 +18,9 @@ BOLD_NAMES = {
     "Scene": ["airport1.jpg", "homeoffice12.jpeg", "zengarden3.png"],
 }
 
+BOLD_SOURCES = {"COCO": "coco", "ImageNet": "imagenet", "Scene": "scenes"}
+"""{folder: `stim_source` in the index of the second study}."""
+
 BOLD_LISTS = {
     "CSI1/CSI1_sess01/CSI01_sess01_run01.txt": ["n01443537_1029.JPEG", "rep_homeoffice12.jpg", "zengarden3.png"],
     "CSI1/CSI1_sess01/CSI01_sess01_run02.txt": ["COCO_train2014_000000000510.jpg", "rep_homeoffice12.jpg"],
@@ -88,6 +91,22 @@ def make_nsd(root: Path, n: int = 12, *, side: int = 32, is_nested: bool = False
     return root
 
 
+def unroll_nsd(root: Path, extension: str = ".jpg", *, keeps_brick: bool = False) -> Path:
+    """Write the brick as files and the index `nsd.csv`, as the second study does, in groups of a thousand."""
+    with h5py.File(root / "nsd_stimuli.hdf5") as file:
+        pixels = file["imgBrick"][:]
+    rows: list[list[object]] = [["nsd_id", "name", "path"]]
+    for i, picture in enumerate(pixels):
+        place = f"images/nsd_{i - i % 1000:05d}_{i - i % 1000 + 999:05d}/nsd_{i:05d}{extension}"
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(root / place)
+        rows.append([i, f"nsd_{i:05d}", place])
+    write_rows(root / "nsd.csv", rows)
+    if not keeps_brick:
+        (root / "nsd_stimuli.hdf5").unlink()
+    return root
+
+
 def make_captions(nsd_id: int) -> str:
     """Return the captions of one image, joined as in COCO's file."""
     return ";".join(f"Picture {nsd_id}, said the {word}." for word in ("first", "second", "third"))
@@ -104,7 +123,8 @@ def make_bold5000(root: Path, *, has_index: bool = False, side: int = 32) -> Pat
         Image.fromarray(picture).save(file)
     if has_index:
         rows = [
-            [BOLD_FIRST[Path(name).stem], name, folder.lower(), f"/far/away/{folder}/{name}"] for folder, name in names
+            [BOLD_FIRST[Path(name).stem], name, BOLD_SOURCES[folder], f"/far/away/{folder}/{name}"]
+            for folder, name in names
         ]
         write_rows(root / "preprocessed/images.csv", [["bold_id", "image_name", "stim_source", "image_path"], *rows])
         return root

@@ -33,6 +33,7 @@ from xact.recipe.stimuli_schema import PictureBlock, get_pictures
 from xact.stimuli.base import StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.pictures import make_pictures
+from xact.stimuli.sources.datasets import add_index_columns
 from xact.store.merge import flatten_leaves
 from xact.store.neutral import drop_neutral
 
@@ -145,7 +146,9 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
         batch_size=engine.AUTO_BATCH if isinstance(asked.batch_size, str) else asked.batch_size,
         source=source,
         pictures=pictures,
-        layout=make_layout(source.table, model=asked.model, prompt_name=prompt.name),
+        layout=make_layout(
+            add_index_columns(source.table, recipe.stimuli.source), model=asked.model, prompt_name=prompt.name
+        ),
         n_stimuli=len(source.table.ids[: recipe.stimuli.limit]),
     )
 

@@ -131,3 +131,4 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     existing.add_argument("--append", action="store_true", help="hdf5: add models to existing files")
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")
+    command.add_argument("--per-layer", action="store_true", help="pt: one file for each layer, of any width")

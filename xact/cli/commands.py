@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
 
 EXPORT_OPTIONS = (
-    "to output_dir prefix models layers conditions replicates names append overwrite dtype skip_failed".split()
+    "to output_dir prefix models layers conditions replicates names append overwrite dtype per_layer "
+    "skip_failed".split()
 )
 
 

@@ -38,12 +38,17 @@ NAME_PART_NBYTES = 200
 """Most bytes of a label in a file name. With the usual prefix and endings, such a name fits every file system."""
 
 
-def make_file_name(text: str, *, what: str, most: int = NAME_PART_NBYTES) -> str:
-    """Return a label as one part of a path, with `_` for `/`. Raise RequestError for `.`, `..` and invalid labels.
+REPLACED = "[/:]"
+"""Characters of a label that its file name does not have: Windows and rsync take `:` for another thing."""
 
-    A label of more than `most` bytes is cut and gets a hash: 200 characters may have 800 bytes.
+
+def make_file_name(text: str, *, what: str, most: int = NAME_PART_NBYTES) -> str:
+    """Return a label as one part of a path, with `_` for `/` and `:`.
+
+    Raise RequestError for `.`, `..` and invalid labels. A label of more than `most` bytes is cut and gets a hash: 200
+    characters may have 800 bytes.
     """
-    name = check_label(text, what=what).replace("/", "_")
+    name = re.sub(REPLACED, "_", check_label(text, what=what))
     if name in (".", ".."):
         raise RequestError(f"{what} {text!r} cannot be the name of a file or folder", hint="rename it")
     data = os.fsencode(name)

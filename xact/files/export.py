@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xact.disk.paths import expand_path
-from xact.errors import RUN_AGAIN, RequestError, StoreError, make_command
+from xact.errors import RUN_AGAIN, RequestError, StoreError, WorkError, make_command
 from xact.files.atomic import check_room, check_targets, write_beside
 from xact.files.formats import FORMATS
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
@@ -49,6 +49,17 @@ class ExportFile:
 
 
 @dataclass(frozen=True)
+class NotWritten:
+    """A part of the selection that the format cannot hold. The rest is written."""
+
+    whose: str
+    """As in `ExportFile`."""
+    problem: str
+    """What the format cannot hold, in one line that names it."""
+    hint: str
+
+
+@dataclass(frozen=True)
 class Options:
     """How to name and write the files. Each format uses some of these options."""
 
@@ -57,6 +68,7 @@ class Options:
     names: str
     append: bool
     dtype: str
+    per_layer: bool = False
 
 
 class Format(Protocol):
@@ -65,8 +77,8 @@ class Format(Protocol):
     OPTIONS: Mapping[str, Any]
     """{option of this format: default}, in addition to the shared options."""
 
-    def plan_files(self, chosen: Selection, options: Options) -> Sequence[ExportFile]:
-        """Return the files to write. Raise RequestError, before writing, for data that the format cannot hold."""
+    def plan_files(self, chosen: Selection, options: Options) -> Sequence[ExportFile | NotWritten]:
+        """Return the files to write, and the parts that have no file. Raise RequestError if there should be none."""
         ...
 
 
@@ -197,10 +209,12 @@ def export(
 ) -> list[Path]:
     """Write a store, or part of it, as files of the format `to`, and return their paths.
 
-    Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype.
-    `skip_failed` leaves out the stimuli whose row is recorded as failed in a selected model; `note` is called with a
-    line that names them. `tell` is called with each finished file. Raise RequestError if the request cannot be met,
-    StoreError if a selected row is not finished or the store is damaged, WorkError if a file cannot be written.
+    Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype,
+    per_layer. `skip_failed` leaves out the stimuli whose row is recorded as failed in a selected model; `note` is
+    called with a line that names them, and with a line for each part that the format cannot hold. `tell` is called with
+    each finished file. Raise RequestError if the request cannot be met, StoreError if a selected row is not finished or
+    the store is damaged, WorkError if a file cannot be written. Raise WorkError too if some parts have no file; all
+    others are then written.
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
@@ -211,7 +225,13 @@ def export(
     chosen = choose(catalog, models, layers, conditions, replicates, skip_failed=skip_failed)
     if chosen.left_out:
         note(describe_left_out(catalog, chosen))
-    files = form.plan_files(chosen, options)
+    planned = form.plan_files(chosen, options)
+    files = [one for one in planned if isinstance(one, ExportFile)]
+    lost = [one for one in planned if isinstance(one, NotWritten)]
+    if lost and not files:
+        raise RequestError(lost[0].problem, hint=lost[0].hint)
+    for one in lost:
+        note(f"not written: {one.problem}")
     targets = [(file.whose, file.path) for file in files]
     check_targets(Path(store), options.output_dir, targets, may_exist=overwrite or options.append)
     check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
@@ -219,6 +239,9 @@ def export(
         with write_beside(file.path, nbytes=file.nbytes) as beside:
             beside.sha256 = file.write(beside.path)
         tell(file)
+    if lost:
+        names = "; ".join(one.whose for one in lost)
+        raise WorkError(f"{len(lost)} of {len(planned)} files were not written: {names}", hint=lost[0].hint)
     return [file.path for file in files]
 
 
@@ -230,10 +253,13 @@ def make_options(
     unknown = next((name for name in said if name not in defaults), None)
     if unknown is not None:
         takers = [name for name, form in FORMATS.items() if unknown in form.load_module("write").OPTIONS]
-        raise RequestError(f"--{unknown} cannot be used with --to {to}", hint=f"use it with --to {', '.join(takers)}")
+        raise RequestError(
+            f"--{unknown.replace('_', '-')} cannot be used with --to {to}", hint=f"use it with --to {', '.join(takers)}"
+        )
     if overwrite and said.get("append"):
         raise RequestError("--append and --overwrite exclude each other")
-    whole: dict[str, Any] = {"prefix": "", "names": "path", "append": False, "dtype": "float32"} | dict(defaults) | said
+    shared = {"prefix": "", "names": "path", "append": False, "dtype": "float32", "per_layer": False}
+    whole: dict[str, Any] = shared | dict(defaults) | said
     if "/" in whole["prefix"]:
         raise RequestError(f"--prefix {whole['prefix']!r} contains a `/`", hint="give the folder with --output-dir")
     return Options(
@@ -242,6 +268,7 @@ def make_options(
         names=check_choice("--names", whole["names"], NAMES),
         append=whole["append"],
         dtype=check_choice("--dtype", whole["dtype"], DTYPES),
+        per_layer=whole["per_layer"],
     )
 
 

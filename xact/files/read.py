@@ -17,12 +17,15 @@ from xact.errors import RequestError, StoreError, WorkError
 from xact.files.formats import list_endings
 from xact.labels import Column, StimulusTable
 from xact.stimuli.columns import load_columns
+from xact.stimuli.sources.captions import NAMES, NUMBERS
+from xact.stimuli.sources.datasets import N_IMAGES, rename_columns, strip_extension
+from xact.stimuli.sources.nsd import make_id
 
 UNKNOWN = "unknown"
 """Recorded if a file does not give a fact."""
 
 ID_COLUMNS = ("id", "stimulus")
-"""Columns of a table with the ids of stimuli: the first that exists is used; else `path` without its extension."""
+"""Columns of a table with the ids of stimuli: the first that exists is used."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +107,53 @@ def check_floating(dtype: np.dtype[Any], where: str) -> None:
         raise StoreError(f"{where}: has dtype {dtype}, expected floating-point numbers")
 
 
-def load_table(file: Path) -> StimulusTable:
-    """Load ids, conditions and other columns of a CSV or parquet table, in the order of its rows."""
-    columns = load_columns(file, as_written=(*ID_COLUMNS, "path", "condition", "stem", "file"))
-    texts = {
-        name: _to_text(columns[name], name, file) for name in (*ID_COLUMNS, "path", "condition") if name in columns
-    }
-    key = next((name for name in (*ID_COLUMNS, "path") if name in texts), None)
+def load_table(file: Path) -> tuple[StimulusTable, list[str]]:
+    """Load ids, conditions and other columns of a CSV or parquet table, in the order of its rows, and notes about it.
+
+    A table with the numbers of a data set (the index or the captions of NSD, BOLD5000 or THINGS) gives the ids that a
+    build of that data set gives.
+    """
+    as_written = (*ID_COLUMNS, *NAMES, "path", "image_path", "condition", "stem", "file")
+    columns = load_columns(file, as_written=as_written)
+    is_index = any(number in columns for number in NUMBERS)
+    ids = _find_ids(columns, file, is_index=is_index)
+    place = "image_path" if is_index and "path" not in columns else "path"
+    files = _to_text(columns[place], place, file) if place in columns else [""] * len(ids)
+    taken = (*ID_COLUMNS, place, "condition")
+    kept = {name: cells for name, cells in columns.items() if name not in taken}
+    notes: list[str] = []
+    kept = rename_columns(kept, file, notes=notes) if is_index else kept
+    table = StimulusTable(
+        ids=ids,
+        conditions=_to_text(columns.get("condition", ["all"] * len(ids)), "condition", file),
+        stems=[Path(path).stem if path else label for path, label in zip(files, ids, strict=True)],
+        files=files,
+        columns=kept,
+    )
+    return table, notes
+
+
+def _find_ids(columns: Mapping[str, Column], file: Path, *, is_index: bool) -> list[str]:
+    """Return the id of each row: its own, else that of an image of a data set, else its path without extension."""
+    names = (*ID_COLUMNS, *(("nsd_id", *NAMES) if is_index else ()), "path")
+    key = next((name for name in names if name in columns), None)
     if key is None:
         raise RequestError(
             f"the table {str(file)!r} has no column {', '.join(ID_COLUMNS)} or path (it has {', '.join(columns)})",
             hint="add a column id",
         )
-    ids = texts[key] if key in ID_COLUMNS else [path.rpartition(".")[0] or path for path in texts[key]]
-    files = texts.get("path", [""] * len(ids))
-    return StimulusTable(
-        ids=ids,
-        conditions=texts.get("condition", ["all"] * len(ids)),
-        stems=[Path(path).stem if path else label for path, label in zip(files, ids, strict=True)],
-        files=files,
-        columns={name: cells for name, cells in columns.items() if name not in texts},
-    )
+    labels = _to_text(columns[key], key, file)
+    if key == "nsd_id":
+        return [_make_nsd_label(label, row, file) for row, label in enumerate(labels)]
+    if key in NAMES:
+        return [strip_extension(label) for label in labels]
+    return labels if key in ID_COLUMNS else [path.rpartition(".")[0] or path for path in labels]
+
+
+def _make_nsd_label(number: str, row: int, file: Path) -> str:
+    if not number.isdecimal() or int(number) >= N_IMAGES["nsd"]:
+        raise RequestError(f"the column 'nsd_id' of {str(file)!r}, row {row + 1}: {number!r} is not an nsdId")
+    return make_id(int(number))
 
 
 def _to_text(cells: Column, name: str, file: Path) -> list[str]:

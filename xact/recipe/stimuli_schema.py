@@ -104,7 +104,7 @@ class Hdf5Stimuli(PictureBlock):
 
 
 class NsdStimuli(PictureBlock):
-    """The Natural Scenes Dataset, read from its `imgBrick`; nsdId is the row."""
+    """The Natural Scenes Dataset, read from its `imgBrick` or its unrolled images; nsdId is the row."""
 
     source: Literal["nsd"]
     root: Text | None = None

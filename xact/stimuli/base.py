@@ -80,6 +80,11 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes to the user about the source."""
+        ...
+
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist.
 
@@ -97,6 +102,7 @@ class FileSource:
     location: str
     root: str
     """Root folder of the paths in `table.files`."""
+    notes: Sequence[str] = ()
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 

@@ -23,6 +23,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         return {
             "file": str(path),
             "nbytes": tree.path.stat().st_size,
+            "n_models": len(names),
             "attributes": {name: make_plain(value) for name, value in tree.load_attributes().items()},
             "models": [
                 _describe_model(tree, name, left, with_stimuli=model is not None, with_layers=with_layers)
@@ -71,7 +72,7 @@ def _describe_model(
 def show(description: dict[str, Any]) -> str:
     """Return the description as text for a terminal."""
     d = description
-    lines = [f"{d['file']}: HDF5, {len(d['models'])} models, {d['nbytes']:,} bytes", *show_attributes(d["attributes"])]
+    lines = [f"{d['file']}: HDF5, {d['n_models']} models, {d['nbytes']:,} bytes", *show_attributes(d["attributes"])]
     for model in d["models"]:
         lines.append(f"{model['model']}: {model['n_stimuli']:,} stimuli, {model['n_layers']} layers")
         lines += show_attributes(model["attributes"])

@@ -7,7 +7,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,34 @@ class TorchFiles:
     table: StimulusTable
     models: Sequence[OldModel]
     notes: Sequence[str]
-    feats: dict[str, tuple[str, Tensor]]
-    """{model: (file, values (stimulus, layer, unit))}."""
+    feats: dict[str, list[tuple[str, Tensor]]]
+    """{model: (file, values (stimulus, unit)) of each layer}."""
     n_replicates: int = 1
 
     def fill(self, model: OldModel, start: int, buffers: Sequence[np.ndarray]) -> None:
         """Fill one buffer for each layer, starting at the row `start`."""
-        file, feats = self.feats[model.label]
-        for k, buffer in enumerate(buffers):
-            part = feats[start : start + len(buffer), k]
+        for layer, (file, feats), buffer in zip(model.layers, self.feats[model.label], buffers, strict=True):
+            part = feats[start : start + len(buffer)]
             values = (part.float() if part.dtype == torch.bfloat16 else part).numpy()
-            buffer[:, 0] = to_float32(values, f"{file}: feats, layer {model.layers[k].label!r}")
+            buffer[:, 0] = to_float32(values, f"{file}: feats, layer {layer.label!r}")
 
     def close(self) -> None:
         """Close the files."""
         self.feats.clear()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One layer of a file."""
+
+    layer: OldLayer
+    index: int
+    """Its place in forward order."""
+    file: str
+    values: Tensor
+    """(stimulus, unit)."""
+    is_said: bool
+    """True if the file itself gives `index`."""
 
 
 def load_safely(path: Path) -> Any:  # noqa: ANN401
@@ -119,26 +132,53 @@ def _make_plain(tensor: Tensor) -> Tensor:
 def open_old(files: Sequence[Path], table: Path | None) -> TorchFiles:
     """Open files with the same stimuli. The ids come from the files, or else from the rows of `table`."""
     held = {file: open_torch(file) for file in files}
-    labels = _find_stimuli(held, None if table is None else load_table(table), table)
-    check_table(labels, location="the table" if table is not None else str(files[0]))
-    models: list[OldModel] = []
-    feats: dict[str, tuple[str, Tensor]] = {}
+    named: StimulusTable | None = None
     notes: list[str] = []
+    if table is not None:
+        named, notes = load_table(table)
+    labels = _find_stimuli(held, named, table)
+    check_table(labels, location="the table" if table is not None else str(files[0]))
+    models: dict[str, OldModel] = {}
+    parts: dict[str, list[_Part]] = {}
     for file, content in held.items():
         model = _make_model(file, content)
-        if model.label in feats:
-            raise RequestError(
-                f"{file} and {feats[model.label][0]} both hold the model {model.label!r}",
-                hint="give each its own store",
-            )
-        models.append(model)
-        feats[model.label] = (str(file), content["feats"])
+        own = _split_layers(file, content, model)
+        if model.label in models:
+            _check_joined(model, models[model.label], [*parts[model.label], *own])
+        models.setdefault(model.label, model)
+        parts.setdefault(model.label, []).extend(own)
         if content["feats"].dtype != torch.float32:
             notes.append(f"{file}: values of {content['feats'].dtype} were cast to float32")
         kept = {*model.found, *(model.scores or {})}
         lost = [key for key in ("loss", "bpb") if key in content and key not in kept]
         notes += [f"{file}: {key} is neither one number nor one number for each row, and was not kept" for key in lost]
-    return TorchFiles(labels, models, notes, feats)
+    for some in parts.values():
+        some.sort(key=lambda part: part.index)
+    joined = [replace(one, layers=tuple(part.layer for part in parts[label])) for label, one in models.items()]
+    feats = {label: [(part.file, part.values) for part in some] for label, some in parts.items()}
+    return TorchFiles(labels, joined, notes, feats)
+
+
+def _split_layers(file: Path, held: dict[str, Any], model: OldModel) -> list[_Part]:
+    """Return the layers of a file with their values and their place in forward order."""
+    n_layers = len(model.layers)
+    index = held.get("layer_index")
+    is_said = isinstance(index, list) and len(index) == n_layers and all(type(one) is int for one in index)
+    places: Sequence[int] = index if isinstance(index, list) and is_said else range(n_layers)
+    return [
+        _Part(layer, places[k], str(file), held["feats"][:, k], is_said=is_said) for k, layer in enumerate(model.layers)
+    ]
+
+
+def _check_joined(model: OldModel, other: OldModel, parts: Sequence[_Part]) -> None:
+    """Raise RequestError unless two files of one model hold different layers of it, as `xact export` writes them."""
+    is_same = (model.base, model.is_trained, model.n_parameters) == (other.base, other.is_trained, other.n_parameters)
+    labels = {part.layer.label for part in parts}
+    if not is_same or len(labels) < len(parts) or not all(part.is_said for part in parts):
+        raise RequestError(
+            f"{parts[-1].file} and {parts[0].file} both hold the model {model.label!r}",
+            hint="give each its own store",
+        )
 
 
 def _find_stimuli(held: dict[Path, dict[str, Any]], table: StimulusTable | None, name: Path | None) -> StimulusTable:

@@ -8,11 +8,13 @@ disk would end the process with SIGBUS.
 from __future__ import annotations
 
 import os
+import re
 import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +25,20 @@ import numpy as np
 from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
 from xact.files.atomic import MARGIN_NBYTES, NAME_PART_NBYTES, make_file_name, open_beside
-from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
+from xact.files.export import ExportFile, NotWritten, Options, SelectedLayer, SelectedModel, Selection
 from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.stimuli.sources.datasets import N_IMAGES
 
-OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtype": "float32"}
+OPTIONS: Mapping[str, Any] = {"output_dir": "features", "replicates": "0", "dtype": "float32", "per_layer": False}
 
 PROMPT_NBYTES = 60
 """Bytes of the prompt's name that a long label of the model leaves room for."""
+
+LAYER_NBYTES = 60
+"""Most bytes of a layer in a file name."""
+
+UNTRAINED = re.compile(r"(.+?)(?:@random-\d{1,18}|-untrained)")
+"""Labels of untrained networks that name the trained one: by a build, and by an import of older files."""
 
 ROW_NOTE = "row numbers are not ids of the data set: this file holds a part of it, see `stimulus`"
 
@@ -59,8 +67,8 @@ class Content:
         return int(np.prod(self.shape, dtype=np.int64)) * (2 if self.dtype == "bfloat16" else 4)
 
 
-def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
-    """Return one file for each model and reduction."""
+def plan_files(chosen: Selection, options: Options) -> list[ExportFile | NotWritten]:
+    """Return one file for each model and reduction, or, if `per_layer`, one for each layer."""
     n = len(chosen.catalog.labels["replicate"][1])
     if chosen.replicates == "all" and n > 1:
         raise RequestError(
@@ -68,26 +76,48 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
         )
     said = chosen.load_provenance()
     note = find_row_note(chosen, said["recipe"])
-    files = []
+    names = find_file_labels(chosen)
+    files: list[ExportFile | NotWritten] = []
     for model in chosen.models:
         record = said["models"].get(model.label, {})
         for pool, layers in split_pools(model, record).items():
-            content = make_content(chosen, model, layers, record, options.dtype, note)
-            path = options.output_dir / make_place(chosen, model, pool, said["recipe"])
-            files.append(
-                ExportFile(
-                    path=path,
-                    whose=f"model {model.label!r}, {pool}",
-                    nbytes=content.values_nbytes + LABEL_NBYTES * sum(content.shape[:2]),
-                    write=partial(write_file, chosen, content),
-                    note=note,
+            whose = f"model {model.label!r}, {pool}"
+            odd = find_other_width(layers)
+            if odd is not None and not options.per_layer:
+                files.append(describe_widths(model, whose, layers[0], odd))
+                continue
+            parts: list[tuple[SelectedLayer, ...]] = [(layer,) for layer in layers] if options.per_layer else [layers]
+            for part in parts:
+                content = make_content(chosen, model, part, record, options.dtype, note)
+                layer = part[0].label if options.per_layer else None
+                place = make_place(chosen, model, names.get(model.label, model.label), pool, layer, said["recipe"])
+                files.append(
+                    ExportFile(
+                        path=options.output_dir / place,
+                        whose=f"{whose}, layer {layer!r}" if layer else whose,
+                        nbytes=content.values_nbytes + LABEL_NBYTES * sum(content.shape[:2]),
+                        write=partial(write_file, chosen, content),
+                        note=note,
+                    )
                 )
-            )
     return files
 
 
+def find_file_labels(chosen: Selection) -> dict[str, str]:
+    """Return {untrained network: its name in file names}: the trained one's name, if it is the only twin of it.
+
+    So the path of its file becomes the trained one's when `-untrained` is taken off, as the second study's scripts do.
+    """
+    trained = chosen.catalog.labels["trained"][1]
+    labels = [str(label) for label in chosen.catalog.models]
+    matches = {label: UNTRAINED.fullmatch(label) for label, done in zip(labels, trained, strict=True) if not done}
+    names = {label: match[1] if match else label for label, match in matches.items()}
+    n_twins = Counter(names.values())
+    return {label: name for label, name in names.items() if n_twins[name] == 1}
+
+
 def split_pools(model: SelectedModel, record: Mapping[str, Any]) -> dict[str, tuple[SelectedLayer, ...]]:
-    """Return {name of the reduction in files: its layers}. Raise RequestError for layers of different width."""
+    """Return {name of the reduction in files: its layers}."""
     reductions = {layer["label"]: layer["reduction"] for layer in record.get("layers", ())}
     pools: dict[str, tuple[SelectedLayer, ...]] = {}
     for layer in model.layers:
@@ -98,28 +128,37 @@ def split_pools(model: SelectedModel, record: Mapping[str, Any]) -> dict[str, tu
             )
         pool = POOLS.get(reductions[layer.label], reductions[layer.label])
         pools[pool] = (*pools.get(pool, ()), layer)
-    for layers in pools.values():
-        first = layers[0]
-        other = next((layer for layer in layers if layer.array.n_units != first.array.n_units), None)
-        if other is not None:
-            raise RequestError(
-                f"model {model.label!r}: layer {first.label!r} has {first.array.n_units} units, {other.label!r} has "
-                f"{other.array.n_units}; a .pt file holds layers of one width",
-                hint="choose layers of one width (--layers), or export --to hdf5 or netcdf",
-            )
     return pools
 
 
-def make_place(chosen: Selection, model: SelectedModel, pool: str, recipe: Mapping[str, Any]) -> Path:
-    """Return the path of a file, relative to the output folder."""
+def find_other_width(layers: Sequence[SelectedLayer]) -> SelectedLayer | None:
+    """Return the first layer with another number of units than the first one, or None."""
+    return next((layer for layer in layers if layer.array.n_units != layers[0].array.n_units), None)
+
+
+def describe_widths(model: SelectedModel, whose: str, first: SelectedLayer, other: SelectedLayer) -> NotWritten:
+    """Return the part that has no file, because its layers have different widths."""
+    return NotWritten(
+        whose,
+        f"model {model.label!r}: layer {first.label!r} has {first.array.n_units} units, {other.label!r} has "
+        f"{other.array.n_units}; a .pt file holds layers of one width",
+        hint="--per-layer writes a file for each layer; --layers and --models choose others, --to hdf5 holds them all",
+    )
+
+
+def make_place(
+    chosen: Selection, model: SelectedModel, label: str, pool: str, layer: str | None, recipe: Mapping[str, Any]
+) -> Path:
+    """Return the path of a file, relative to the output folder. `label` is the model's name in it."""
     stimuli = recipe.get("stimuli", {})
     dataset = stimuli.get("dataset") or stimuli.get("source") or "all"
     prompt = stimuli.get("prompt_name")
     is_trained = bool(chosen.catalog.labels["trained"][1][model.axis_index])
     asked = make_file_name(prompt, what="stimuli.prompt_name", most=PROMPT_NBYTES) if prompt else ""
-    before, after = f"_pool-{pool}{'_prompt-' if prompt else ''}", f"{'' if is_trained else '-untrained'}.pt"
-    room = MAX_NAME_NBYTES - MARGIN_NBYTES - len(before + after)
-    name = make_file_name(model.label, what="the model", most=min(NAME_PART_NBYTES, room - len(os.fsencode(asked))))
+    at_layer = f"_layer-{make_file_name(layer, what='the layer', most=LAYER_NBYTES)}" if layer else ""
+    before, after = f"{at_layer}_pool-{pool}{'_prompt-' if prompt else ''}", f"{'' if is_trained else '-untrained'}.pt"
+    room = MAX_NAME_NBYTES - MARGIN_NBYTES - len(os.fsencode(before + after))
+    name = make_file_name(label, what="the model", most=min(NAME_PART_NBYTES, room - len(os.fsencode(asked))))
     if prompt:
         asked = make_file_name(prompt, what="stimuli.prompt_name", most=room - len(os.fsencode(name)))
     folder = Path(make_file_name(dataset, what="stimuli.dataset"), "all" if is_trained else UNTRAINED_FOLDER)
@@ -149,6 +188,7 @@ def make_content(
         "num_params": int(labels["n_parameters"][1][model.axis_index]),
         "stimulus": chosen.get_labels("stimulus", chosen.rows),
         "layer": [layer.label for layer in layers],
+        "layer_index": [int(labels["layer_index"][1][model.axis_index, layer.axis_index]) for layer in layers],
         "model": model.label,
         "base": str(labels["base"][1][model.axis_index]),
         "transform": record.get("transform", {}),

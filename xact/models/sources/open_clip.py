@@ -27,6 +27,10 @@ HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Names of weight files, in open_clip's own order, for tags that name only a repository."""
 
 
+GELU = "-gelu"
+"""Ending of an architecture, e.g. `ViT-B-32-gelu`, that runs GELU even with weights that need QuickGELU."""
+
+
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained image tower as open_clip initialises it within the whole network."""
     return _describe(_make_tower(spec))
@@ -86,10 +90,11 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
 
 def _split_id(spec: ModelSpec) -> tuple[str, str]:
     """Return architecture and tag (empty without a tag). Refuse unknown names, and weights for another activation."""
-    architecture, _, tag = spec.id.partition("/")
+    named, _, tag = spec.id.partition("/")
+    architecture = named.removesuffix(GELU)
     names = open_clip.list_models()
-    if architecture not in names:
-        raise make_name_error(spec, "architecture", architecture, names)
+    if architecture not in names or (architecture != named and architecture.endswith("-quickgelu")):
+        raise make_name_error(spec, "architecture", named, names)
     if not tag:
         return architecture, ""
     entry = open_clip.get_pretrained_cfg(architecture, tag)
@@ -98,7 +103,7 @@ def _split_id(spec: ModelSpec) -> tuple[str, str]:
         raise make_name_error(spec, f"weights of {architecture}", tag, tags)
     config = open_clip.get_model_config(architecture)
     has, needs = bool(config.get("quick_gelu")), bool(entry.get("quick_gelu"))
-    if has != needs and _uses_gelu(config["vision_cfg"]):
+    if has != needs and architecture == named and _uses_gelu(config["vision_cfg"]):
         right = f"{architecture}-quickgelu" if needs else architecture.removesuffix("-quickgelu")
         raise RequestError(
             f"model {spec.label!r}: the weights {tag!r} were trained with {'QuickGELU' if needs else 'GELU'}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from xact.errors import RequestError
@@ -12,6 +13,7 @@ from xact.stimuli.sources.datasets import (
     INDEX,
     Image,
     find_images,
+    find_index,
     find_root,
     find_under,
     load_index,
@@ -37,9 +39,10 @@ def open_source(block: Bold5000Stimuli, folder: Path) -> FileSource:
     places = [presented / name for name in FOLDERS if (presented / name).is_dir()] if presented else []
     images = find_images(places)
     columns: dict[str, Column]
-    if (root / INDEX).exists():
-        columns = load_index(root / INDEX, "bold5000", number="bold_id", as_written=("image_name", "stim_source"))
-        return make_source(take_index(columns, "bold_id", images, root), columns, root)
+    index = find_index(root)
+    if index is not None:
+        columns = load_index(index, "bold5000", number="bold_id", as_written=("image_name", "stim_source"))
+        return make_source(take_index(index, columns, "bold_id", images, root), columns, root)
     if not images:
         raise RequestError(
             f"there are no images of BOLD5000 under {str(root)!r}: no {BASES[0]}{PRESENTED}/{{{','.join(FOLDERS)}}}",
@@ -50,9 +53,16 @@ def open_source(block: Bold5000Stimuli, folder: Path) -> FileSource:
     columns = {
         "bold_id": [image.number for image in found],
         "image_name": [image.name for image in found],
-        "stim_source": [image.path.parent.name.lower() for image in found],
+        "stim_source": [find_stim_source(image.name) for image in found],
     }
     return make_source(found, columns, root)
+
+
+def find_stim_source(name: str) -> str:
+    """Return the origin of an image by its name, in the words of the data set's index: coco, imagenet or scenes."""
+    if name.casefold().startswith("coco_"):
+        return "coco"
+    return "imagenet" if re.match(r"n\d+_\d+", name, re.IGNORECASE) else "scenes"
 
 
 def list_first_presentations(lists: Path, images: dict[str, Path]) -> list[Image]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from xact.stimuli.base import resolve_path
 from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
 from xact.stimuli.csv_text import unescape_cell
 from xact.stimuli.open import open_listing
-from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, strip_extension
+from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, rename_columns, strip_extension
 from xact.stimuli.sources.nsd import make_id
 
 NAMES = ("image_name", "name")
@@ -47,6 +47,7 @@ class CaptionSource:
     """Captions of each stimulus, one per replicate."""
     location: str
     n_replicates: int
+    notes: Sequence[str] = ()
     kind: ClassVar[Kind] = "text"
 
     def stamp(self, row: SourceRow) -> FileStamp:
@@ -81,9 +82,11 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     """List the captions in the order of the data set, or in the order of the rows without a data set."""
     file = _find_file(block, folder)
     as_written = {*IDS, "condition", "caption", "captions", block.id or "", block.caption or ""} - {*NUMBERS}
+    notes: list[str] = []
     columns = load_columns(file, as_written=as_written, rename=block.rename)
     if file.suffix.lower() in SEPARATORS:
         columns = _unescape(columns)
+    columns = rename_columns(columns, file, notes=notes, keep=(block.id or "", block.caption or ""))
     key = _find_key(columns, block, file)
     word = _find_caption_column(columns, block, file)
     ids, ranks = _make_ids(columns, key, block, file, folder)
@@ -100,7 +103,8 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     rows = [_Row(*one) for one in zip(ranks, ids, range(len(ids)), captions, strict=True)]
     _check_captions(rows, word, file)
     kept = {name: cells for name, cells in columns.items() if name in NUMBERS or name not in (key, word)}
-    return _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
+    source = _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
+    return replace(source, notes=notes)
 
 
 def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
@@ -22,7 +22,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 """Extensions of image files, in upper or lower case."""
 
 INDEX = "preprocessed/images.csv"
-"""Path of a data set's optional index, below its root."""
+"""Path of a data set's optional index, below its root. The same table may be a parquet file beside it."""
+
+RENAMED: Mapping[str, str] = {"path": "image_path", "model": "caption_model"}
+"""{column that the second study's scripts write, and that a store needs itself: its name in a store}."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ def find_under(root: Path, candidates: Sequence[str], *, what: str) -> Path:
     return found
 
 
+def find_index(root: Path) -> Path | None:
+    """Return a data set's index, or None if it has none."""
+    files = (root / INDEX, (root / INDEX).with_suffix(".parquet"))
+    return next((file for file in files if file.exists()), None)
+
+
 def load_index(file: Path, dataset: str, *, number: str, as_written: Collection[str] = ()) -> dict[str, Column]:
     """Return the columns of a data set's index, sorted by the column `number`, without reserved names.
 
@@ -87,6 +96,31 @@ def _rename(name: str, dataset: str) -> str:
     if name == "loss":
         return "crop_loss"
     return f"{dataset}_{name}" if name in RESERVED_COLUMNS - {"condition"} else name
+
+
+def rename_columns(
+    columns: Mapping[str, Column], file: Path, *, notes: list[str], keep: Collection[str] = ()
+) -> dict[str, Column]:
+    """Return the columns with the names of RENAMED, except those in `keep`. Add a note for each new name."""
+    new = {name: RENAMED[name] for name in columns if name in RENAMED and name not in keep}
+    twice = next((name for name in new if new[name] in columns), None)
+    if twice is not None:
+        raise RequestError(
+            f"the table {str(file)!r} has both columns {twice!r} and {new[twice]!r}",
+            hint=f"rename one of the two: a store needs {twice!r} itself, it would become {new[twice]!r}",
+        )
+    notes += [f"{file.name}: the column {name!r} is stored as {label!r}" for name, label in new.items()]
+    return {new.get(name, name): cells for name, cells in columns.items()}
+
+
+def add_index_columns(table: StimulusTable, source: str) -> StimulusTable:
+    """Return the table with the columns by which the second study's scripts know an image, where it lacks them."""
+    more: dict[str, Column] = {}
+    if source == "nsd":
+        more = {"nsd_id": table.columns["nsdId"], "name": table.stems}
+    elif source in VARIABLES:
+        more = {"image_path": table.files, "name": table.stems}
+    return replace(table, columns={**more, **table.columns})
 
 
 def strip_extension(name: str) -> str:
@@ -113,9 +147,10 @@ def find_images(folders: Iterable[Path]) -> dict[str, Path]:
     return images
 
 
-def take_index(columns: dict[str, Column], number: str, images: Mapping[str, Path], root: Path) -> list[Image]:
+def take_index(
+    file: Path, columns: dict[str, Column], number: str, images: Mapping[str, Path], root: Path
+) -> list[Image]:
     """Return the images of an index. Removes the column `image_path`, which is a path, from `columns`."""
-    file = root / INDEX
     names = to_labels(find_column(columns, "image_name", file, hint="it names the images"), "image_name", file)
     places = columns.pop("image_path", names)
     numbers = [int(cell) for cell in columns[number]]

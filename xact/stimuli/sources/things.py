@@ -8,7 +8,7 @@ from xact.errors import RequestError
 from xact.labels import Column
 from xact.recipe.stimuli_schema import ThingsStimuli
 from xact.stimuli.base import FileSource
-from xact.stimuli.sources.datasets import INDEX, Image, find_images, find_root, load_index, make_source, take_index
+from xact.stimuli.sources.datasets import Image, find_images, find_index, find_root, load_index, make_source, take_index
 
 BASES = ("stimuli/THINGS/Images", "stimuli/THINGS", "stimuli", "Images", "")
 """Folders below the root that may contain the folders of images."""
@@ -23,9 +23,10 @@ def open_source(block: ThingsStimuli, folder: Path) -> FileSource:
     folders = next((found for base in BASES if (found := sorted((root / base).glob(CATEGORIES)))), [])
     images = find_images(path for path in folders if not path.name.startswith("."))
     columns: dict[str, Column]
-    if (root / INDEX).exists():
-        columns = load_index(root / INDEX, "things", number="things_id", as_written=("image_name", "category"))
-        return make_source(take_index(columns, "things_id", images, root), columns, root)
+    index = find_index(root)
+    if index is not None:
+        columns = load_index(index, "things", number="things_id", as_written=("image_name", "category"))
+        return make_source(take_index(index, columns, "things_id", images, root), columns, root)
     if not images:
         raise RequestError(
             f"there are no images of THINGS under {str(root)!r}: no {BASES[0]}/object_images_A-C/<category>/*.jpg",

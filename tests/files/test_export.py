@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from support.cli import run
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -506,6 +507,19 @@ def test_pt_writes_what_it_can_and_ends_with_an_error_that_names_the_rest(cube: 
     for model, held in written.items():
         expected = np.stack([read_by_xarray(cube, model, layer)[:, 0] for layer in VIT], axis=1)
         np.testing.assert_array_equal(held["feats"].numpy(), expected)
+
+
+def test_the_command_ends_with_1_where_a_pt_file_cannot_hold_a_model(cube: Path, tmp_path: Path, capsys):
+    code, out, err = run(capsys, "export", cube, "--to", "pt", "--output-dir", tmp_path)
+    assert code == 1
+    assert len(out.splitlines()) == 2
+    note, error, hint = err.splitlines()
+    assert note.startswith("note: not written: model 'R50': layer 'conv1' has 48 units")
+    assert error == "error: 1 of 3 files were not written: model 'R50', flatten"
+    assert hint.startswith("hint: --per-layer writes a file for each layer")
+    code, out, err = run(capsys, "export", cube, "--to", "pt", "--output-dir", tmp_path / "layers", "--per-layer")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == len(R50) + 2 * len(VIT)
 
 
 def test_pt_of_single_layers_holds_every_width(store: Path, tmp_path: Path):

@@ -393,9 +393,11 @@ def test_categories_select_images_and_the_others_need_not_be_there(tmp_path):
 # values
 
 
-@pytest.mark.parametrize("source", BLOCKS)
-def test_a_build_gives_the_network_s_own_values_of_the_pixels(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("source", "is_unrolled"), [*((source, False) for source in BLOCKS), ("nsd", True)])
+def test_a_build_gives_the_network_s_own_values_of_the_pixels(source, is_unrolled, tmp_path, monkeypatch):
     root = MAKERS[source](tmp_path / "tree")
+    if is_unrolled:
+        unroll_nsd(root)
     monkeypatch.setenv(VARIABLES[source], str(root))
     (tmp_path / "recipe.yml").write_text(
         f"store: {tmp_path}/store.zarr\n"
@@ -417,9 +419,10 @@ def test_a_build_gives_the_network_s_own_values_of_the_pixels(source, tmp_path, 
     kept: list[torch.Tensor] = []
     network.layer4.register_forward_hook(lambda _m, _i, output: kept.append(output.mean((2, 3))))
     if source == "nsd":
+        assert store["stimulus"].values.tolist() == [f"nsd_{i:05d}" for i in range(12)]
+    if source == "nsd" and not is_unrolled:
         with h5py.File(root / "nsd_stimuli.hdf5") as file:
             pixels = file["imgBrick"][:]
-        assert store["stimulus"].values.tolist() == [f"nsd_{i:05d}" for i in range(len(pixels))]
     else:
         pixels = np.stack([np.asarray(Image.open(root / str(file))) for file in store["file"].values])
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.2, 0.2])

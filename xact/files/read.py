@@ -6,6 +6,7 @@ The module `read` of each format has a function `open_old(files, table)`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +152,7 @@ def _find_ids(columns: Mapping[str, Column], file: Path, *, is_index: bool) -> l
 
 
 def _make_nsd_label(number: str, row: int, file: Path) -> str:
-    if not number.isdecimal() or int(number) >= N_IMAGES["nsd"]:
+    if not re.fullmatch(r"[0-9]{1,9}", number) or int(number) >= N_IMAGES["nsd"]:
         raise RequestError(f"the column 'nsd_id' of {str(file)!r}, row {row + 1}: {number!r} is not an nsdId")
     return make_id(int(number))
 

@@ -43,7 +43,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 def find_shard(store: Path) -> Path:
     """The one shard of the layer that is damaged: the second layer of a cube, its own array in groups."""
-    (shard,) = [*store.glob("activations/c/0/0/1/0/0"), *store.glob(f"M/{DAMAGED}/activations/c/0/0/0/0/0")]
+    (shard,) = [*store.glob("activations/c.0.0.1.0.0"), *store.glob(f"M/{DAMAGED}/activations/c.0.0.0.0.0")]
     return shard
 
 
@@ -152,9 +152,9 @@ def test_every_error_survives_pickling_with_its_hint():
 
 
 def test_a_damaged_label_names_the_store_too(store):
-    (store / "stem/c/0").write_bytes(b"nothing")
+    (store / "stem/c.0").write_bytes(b"nothing")
     os.utime(store / "zarr.json")  # another store than any that was read before
     for read in (open_activations, load_lazy_activations):
-        with pytest.raises(StoreError, match=f"{store}/stem/c/0 do not match their checksum") as caught:
+        with pytest.raises(StoreError, match=f"{store}/stem/c.0 do not match their checksum") as caught:
             read(store)
         assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"

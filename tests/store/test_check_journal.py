@@ -137,3 +137,9 @@ def test_a_plan_that_names_a_folder_outside_the_store_is_refused(part):
         change_paths(make_plan(), None, {"A": {"conv": "conv", "fc": part}}),
     ):
         assert "is not a safe name of a folder" in (find_plan_fault(plan) or "")
+
+
+@pytest.mark.parametrize("changes", [{"layers_per_shard": 513}, {"xact_format": 1, "layers_per_shard": 2}])
+def test_a_plan_with_more_layers_in_a_shard_than_its_format_has_is_refused(changes):
+    plan = make_plan("cube").model_copy(update=changes)
+    assert find_plan_fault(plan) == f"a shard of it has {changes['layers_per_shard']} layers"

@@ -14,8 +14,8 @@ from xact.store.chunks import (
     CUBE_CHUNK_UNITS,
     CUBE_MAX_UNITS,
     FLOAT32_NBYTES,
-    MAX_LAYERS_PER_SHARD,
     MAX_STIMULI_PER_TASK,
+    MAX_UNIT_CHUNKS,
     BlockShape,
     choose_layers_per_shard,
     choose_stimuli_per_task,
@@ -76,7 +76,7 @@ def test_a_task_is_at_most_5_percent_and_a_batch_smaller_than_its_bounds_allow(b
     assert n >= max(batch, 0.9 * most - batch)
 
 
-@given(stimuli=st.integers(1, 512), replicates=REPLICATES, layers=st.integers(1, 256), shard=SHARD_MB)
+@given(stimuli=st.integers(1, 512), replicates=REPLICATES, layers=st.integers(1, MAX_UNIT_CHUNKS), shard=SHARD_MB)
 def test_the_blocks_of_a_cube_are_whole_and_bounded(stimuli, replicates, layers, shard):
     shape = make_cube_shape(
         stimuli_per_task=stimuli, n_replicates=replicates, layers_per_shard=layers, shard_nbytes=shard * MB
@@ -95,13 +95,14 @@ def test_a_shard_holds_as_many_layers_as_have_room_in_it(stimuli, replicates, wi
     layers = choose_layers_per_shard(
         stimuli_per_task=stimuli, n_replicates=replicates, widest_units=widest, shard_nbytes=shard * MB
     )
-    one = FLOAT32_NBYTES * replicates * stimuli * -(-widest // CUBE_CHUNK_UNITS) * CUBE_CHUNK_UNITS
-    assert 1 <= layers <= MAX_LAYERS_PER_SHARD
-    assert layers == 1 or layers * one <= shard * MB
-    assert layers == MAX_LAYERS_PER_SHARD or (layers + 1) * one > shard * MB
+    n_chunks = -(-widest // CUBE_CHUNK_UNITS)
+    one = FLOAT32_NBYTES * replicates * stimuli * n_chunks * CUBE_CHUNK_UNITS
+    assert layers == 1 or (layers * one <= shard * MB and layers * n_chunks <= MAX_UNIT_CHUNKS)
+    assert (layers + 1) * one > shard * MB or (layers + 1) * n_chunks > MAX_UNIT_CHUNKS
     shape = make_cube_shape(
         stimuli_per_task=stimuli, n_replicates=replicates, layers_per_shard=layers, shard_nbytes=shard * MB
     )
+    assert math.prod(shape.grid[1:]) <= MAX_UNIT_CHUNKS
     if one <= shard * MB:
         assert shape.shard_units >= widest  # every layer is in one shard
 

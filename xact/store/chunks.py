@@ -25,8 +25,9 @@ MAX_STIMULI_PER_TASK = 512
 CHUNK_NBYTES = 2 * 2**20
 """Largest inner chunk before compression, bytes. A single stimulus with all replicates may be larger."""
 
-MAX_LAYERS_PER_SHARD = 256
-"""Most layers in a shard of a cube. The index of a shard has 16 bytes for each chunk and is read as a whole."""
+MAX_UNIT_CHUNKS = 512
+"""Most chunks of a shard of a cube along layer and unit. The index of a shard has 16 bytes for each chunk, and a reader
+of one chunk reads it as a whole."""
 
 MEGABYTE = 10**6
 """Bytes in one MB, as recipes count it."""
@@ -88,9 +89,9 @@ def choose_stimuli_per_task(
 
 def choose_layers_per_shard(*, stimuli_per_task: int, n_replicates: int, widest_units: int, shard_nbytes: int) -> int:
     """Return the number of layers in one shard of a cube: as many as have room in it, at least one."""
-    units = -(-widest_units // CUBE_CHUNK_UNITS) * CUBE_CHUNK_UNITS
-    layer_nbytes = FLOAT32_NBYTES * n_replicates * stimuli_per_task * units
-    return min(MAX_LAYERS_PER_SHARD, max(1, shard_nbytes // layer_nbytes))
+    n_chunks = -(-widest_units // CUBE_CHUNK_UNITS)
+    layer_nbytes = FLOAT32_NBYTES * n_replicates * stimuli_per_task * n_chunks * CUBE_CHUNK_UNITS
+    return max(1, min(MAX_UNIT_CHUNKS // n_chunks, shard_nbytes // layer_nbytes))
 
 
 def make_cube_shape(
@@ -98,10 +99,11 @@ def make_cube_shape(
 ) -> BlockShape:
     """Return the shape of the blocks of a cube. A layer wider than one shard uses several shards along `unit`."""
     row = FLOAT32_NBYTES * n_replicates
-    units = shard_nbytes // (row * stimuli_per_task * layers_per_shard) // CUBE_CHUNK_UNITS * CUBE_CHUNK_UNITS
+    n_chunks = shard_nbytes // (row * stimuli_per_task * layers_per_shard * CUBE_CHUNK_UNITS)
+    n_chunks = max(1, min(n_chunks, MAX_UNIT_CHUNKS // layers_per_shard, CUBE_MAX_UNITS // CUBE_CHUNK_UNITS))
     return BlockShape(
         shard_stimuli=stimuli_per_task,
-        shard_units=min(CUBE_MAX_UNITS, max(CUBE_CHUNK_UNITS, units)),
+        shard_units=n_chunks * CUBE_CHUNK_UNITS,
         chunk_stimuli=find_largest_divisor(stimuli_per_task, CHUNK_NBYTES // (row * CUBE_CHUNK_UNITS)),
         chunk_units=CUBE_CHUNK_UNITS,
         n_replicates=n_replicates,

@@ -215,7 +215,7 @@ SAID = {
     "short": (lambda file: os.truncate(file, 10), "has 10 of"),
     "lost": (lambda file: file.unlink(), "is missing"),
     "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "is a named pipe"),
-    "other": (lambda file: shutil.copy(file.parents[2] / "stem/c.0", file), "holds the bytes of stem/c.0"),
+    "other": (lambda file: shutil.copy(file.parents[1] / "stem/c.0", file), "holds the bytes of stem/c.0"),
 }
 
 

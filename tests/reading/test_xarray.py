@@ -569,7 +569,7 @@ def test_a_shard_that_the_build_found_all_nan_is_nan(tmp_path, layout):
 
 @pytest.mark.parametrize("name", ["condition", "stimulus_index"])
 def test_a_damaged_or_missing_label_is_an_error_that_names_the_file(own_store, name):
-    file = own_store / name / "c/0"
+    file = own_store / name / "c.0"
     data = bytearray(file.read_bytes())
     data[20] ^= 4
     file.write_bytes(data)

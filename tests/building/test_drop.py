@@ -91,12 +91,12 @@ def test_a_file_system_without_links_gives_the_same_store(layout, tmp_path, monk
     for name in ("linked", "copied"):
         store = tmp_path / name / "s.zarr"
         write_small(store, layout)
-        inodes = {file.stat().st_ino for file in store.glob("**/c/**/*")}
+        inodes = {file.stat().st_ino for file in store.glob("**/c.*")}
         if name == "copied":
             monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
         needed.append(xact.drop(store, models="A", stimuli="b/img7").needed_nbytes)
         check_small(store, ["B", "C"], [row for row in range(N_STIMULI) if row != 7])
-        shards = [file for file in store.glob("**/activations/c/0/0/**/*") if file.is_file()]
+        shards = store.glob("**/activations/c.0.0.*")
         assert any(file.stat().st_ino in inodes for file in shards) == (name == "linked")
     assert 0 < needed[0] < needed[1]
 

@@ -623,8 +623,8 @@ def test_an_import_does_not_go_on_over_a_lost_shard(tmp_path: Path, monkeypatch:
         patch.setattr(sys.modules["xact.building.import_files"], "write_task", stop)
         with pytest.raises(StoreError, match="stopped"):
             import_files([tmp_path / "old.h5"], store)
-    (store / "activations/c/0/0/0/0/0").unlink()
-    with pytest.raises(StoreError, match="activations/c/0/0/0/0/0 is missing"):
+    (store / "activations/c.0.0.0.0.0").unlink()
+    with pytest.raises(StoreError, match=r"activations/c\.0\.0\.0\.0\.0 is missing"):
         import_files([tmp_path / "old.h5"], store)
 
 

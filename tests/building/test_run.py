@@ -81,7 +81,7 @@ def test_a_finished_store_opens_in_plain_xarray_without_xact_and_without_a_warni
         f"data = xr.open_zarr({str(whole)!r})\n"
         "assert data.activations.dims == ('model', 'stimulus', 'layer', 'replicate', 'unit'), data.activations.dims\n"
         "assert data.activations.dtype == 'float32'\n"
-        "assert data.attrs['xact_complete'] == 1 and data.attrs['xact_format'] == 1\n"
+        "assert data.attrs['xact_complete'] == 1 and data.attrs['xact_format'] == 2\n"
         f"wanted = set({COORDINATES!r}.split())\n"
         "assert wanted <= set(data.coords), wanted - set(data.coords)\n"
         "assert list(data.data_vars) == ['activations']\n"

@@ -147,7 +147,7 @@ def damage_lengthen(store: Path, keys: list[str], rng: np.random.Generator) -> s
 
 
 def damage_swap(store: Path, keys: list[str], rng: np.random.Generator) -> set[str]:
-    shards = [key for key in keys if "activations/c/" in key]
+    shards = [key for key in keys if "activations/c." in key]
     one, other = map(str, rng.choice(shards, 2, replace=False))
     first, second = (store / one).read_bytes(), (store / other).read_bytes()
     (store / one).write_bytes(second)
@@ -188,7 +188,7 @@ def test_verify_names_every_file_that_was_rolled_back(grown: tuple[Path, dict[st
     store, old = grown
     changed = [key for key in old if (store / key).is_file() and (store / key).read_bytes() != old[key]]
     assert "zarr.json" in changed
-    assert any("activations/c/" in key for key in changed)
+    assert any("activations/c." in key for key in changed)
     for key in ["zarr.json", *changed[::4]]:
         whole = (store / key).read_bytes()
         (store / key).write_bytes(old[key])
@@ -215,7 +215,7 @@ SAID = {
     "short": (lambda file: os.truncate(file, 10), "has 10 of"),
     "lost": (lambda file: file.unlink(), "is missing"),
     "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "is a named pipe"),
-    "other": (lambda file: shutil.copy(file.parents[2] / "stem/c/0", file), "holds the bytes of stem/c/0"),
+    "other": (lambda file: shutil.copy(file.parents[1] / "stem/c.0", file), "holds the bytes of stem/c.0"),
 }
 
 
@@ -223,9 +223,9 @@ SAID = {
 def test_each_fault_says_what_is_wrong(tmp_path: Path, case: str) -> None:
     write_store(tmp_path / "s.zarr", plan_store("cube", ["A"], 4), draw)
     damage, text = SAID[case]
-    damage(tmp_path / "s.zarr/condition/c/0")  # type: ignore[operator]
+    damage(tmp_path / "s.zarr/condition/c.0")  # type: ignore[operator]
     (fault,) = verify(tmp_path / "s.zarr").findings.faults
-    assert fault.file == "condition/c/0"
+    assert fault.file == "condition/c.0"
     assert text in fault.found
 
 
@@ -361,7 +361,7 @@ def test_an_unfinished_store_has_no_fault_and_is_no_success(tmp_path: Path) -> N
     store = tmp_path / "s.zarr"
     write_store(store, plan_store("cube", ["A"], 11), draw, without=["A"], is_published=False)
     grow(store, plan_store("cube", ["A"], 11), State(), n_tasks=2, is_published=False)
-    (store / "condition/c/0.partial").write_bytes(b"torn")
+    (store / "condition/c.0.partial").write_bytes(b"torn")
     report = verify(store)
     assert report.findings.faults == []
     assert "nothing is published yet" in str(report.find_error())
@@ -453,13 +453,13 @@ def test_the_command_prints_each_fault_and_a_summary_and_exits_with_1(
     (store / ".DS_Store").touch()
     code, out, err = run(capsys, "verify", store)
     assert (code, err.partition("hint: ")[2]) == (1, "move them out of the store\n")
-    (store / "stem/c/0").unlink()
+    (store / "stem/c.0").unlink()
     code, out, err = run(capsys, "verify", store)
     assert (code, "copy them from an undamaged copy" in err) == (1, True)
     (store / ".DS_Store").unlink()
     code, out, err = run(capsys, "verify", store, "--json")
     assert code == 1
-    assert json.loads(out)["faults"][0]["file"] == "stem/c/0"
+    assert json.loads(out)["faults"][0]["file"] == "stem/c.0"
     assert err.startswith(f"error: 1 files of {str(store)!r} are damaged, missing or extra\nhint: ")
 
 

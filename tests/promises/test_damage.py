@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -32,7 +33,8 @@ only_cube = pytest.mark.parametrize("whole", ["cube"], indirect=True)  # where t
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp(request.param) / "whole.zarr"
     models = [make_model("M", {"layer1": [40], DAMAGED: [4, 5, 5]})]
-    write_store(store, make_store_plan(models, make_table(N_STIMULI), layout=request.param), draw_values)
+    plan = make_store_plan(models, make_table(N_STIMULI), layout=request.param)
+    write_store(store, plan.model_copy(update={"layers_per_shard": 1}), draw_values)  # each layer has its own shard
     return store
 
 
@@ -43,7 +45,7 @@ def store(whole: Path, tmp_path: Path) -> Path:
 
 def find_shard(store: Path) -> Path:
     """The one shard of the layer that is damaged: the second layer of a cube, its own array in groups."""
-    (shard,) = [*store.glob("activations/c/0/0/1/0/0"), *store.glob(f"M/{DAMAGED}/activations/c/0/0/0/0/0")]
+    (shard,) = [*store.glob("activations/c.0.0.1.0.0"), *store.glob(f"M/{DAMAGED}/activations/c.0.0.0.0.0")]
     return shard
 
 
@@ -66,7 +68,7 @@ DAMAGES = {
     "too short for its index": (cut(9), "9 bytes cannot hold a shard"),
     "cut in a chunk": (cut(-30), "the checksum of the index does not match"),
     "longer than it was": (lambda shard: shard.write_bytes(shard.read_bytes() + b"x"), "the checksum of the index"),
-    "a bit flipped in a chunk": (flip(20), "the checksum of chunk 0/0 does not match its bytes"),
+    "a bit flipped in a chunk": (flip(20), "the checksum of chunk 0/0/0 does not match its bytes"),
     "a bit flipped in the header of a chunk": (flip(1), "the checksum of chunk 0/0"),
     "a bit flipped in the index": (flip(-8), "the checksum of the index does not match its bytes"),
     "a bit flipped in the checksum of the index": (flip(-1), "the checksum of the index"),
@@ -92,6 +94,18 @@ def test_every_damage_is_an_error_that_names_store_model_layer_and_chunk(store, 
     assert found in str(caught.value)
     assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"
     open_layer(store, "M", "layer1").compute()  # the others are as good as before
+
+
+def test_a_damaged_chunk_of_a_shard_of_several_layers_is_an_error_of_its_layer_alone(tmp_path):
+    models = [make_model("M", {"layer1": [40], DAMAGED: [4, 5, 5]})]
+    plan = make_store_plan(models, make_table(N_STIMULI), layout="cube")
+    write_store(tmp_path / "s", plan, draw_values)
+    shard = min((tmp_path / "s").glob("activations/c.*"))
+    index_nbytes = 16 * math.prod(plan.make_block_shape(plan.models[0].layers[0]).grid) + 4
+    flip_bit(shard, at=shard.stat().st_size - index_nbytes - 9, bit=4)  # in the last chunk
+    assert open_layer(tmp_path / "s", "M", "layer1").compute().notnull().all()
+    with pytest.raises(StoreError, match="the checksum of chunk 0/1/0 does not match its bytes"):
+        open_layer(tmp_path / "s", "M", DAMAGED).compute()
 
 
 @only_cube
@@ -152,9 +166,9 @@ def test_every_error_survives_pickling_with_its_hint():
 
 
 def test_a_damaged_label_names_the_store_too(store):
-    (store / "stem/c/0").write_bytes(b"nothing")
+    (store / "stem/c.0").write_bytes(b"nothing")
     os.utime(store / "zarr.json")  # another store than any that was read before
     for read in (open_activations, load_lazy_activations):
-        with pytest.raises(StoreError, match=f"{store}/stem/c/0 do not match their checksum") as caught:
+        with pytest.raises(StoreError, match=f"{store}/stem/c.0 do not match their checksum") as caught:
             read(store)
         assert caught.value.hint == f"xact verify {store} names all that is damaged or missing"

@@ -400,9 +400,9 @@ HOSTILE_STORES = {
             ),
         ),
     ),
-    "four thousand million texts in eight bytes": ("cube", lambda s: put_label(s, "stem/c/0", b"\xff\xff\xff\xff" * 2)),
-    "fewer texts than were promised": ("cube", lambda s: put_label(s, "stem/c/0", TEXTS)),
-    "a gigabyte of zeros in a label": ("cube", lambda s: put_label(s, "stem/c/0", bytes(1 << 30))),
+    "four thousand million texts in eight bytes": ("cube", lambda s: put_label(s, "stem/c.0", b"\xff\xff\xff\xff" * 2)),
+    "fewer texts than were promised": ("cube", lambda s: put_label(s, "stem/c.0", TEXTS)),
+    "a gigabyte of zeros in a label": ("cube", lambda s: put_label(s, "stem/c.0", bytes(1 << 30))),
     "JSON a hundred thousand deep": (
         "cube",
         lambda s: (s / "zarr.json").write_bytes(b'{"attributes":' + b"[" * 100_000),
@@ -418,7 +418,7 @@ HOSTILE_STORES = {
     "a folder that leads outside": ("cube", lambda s: link_away(s, "activations")),
     "a shard that is a link": (
         "cube",
-        lambda s: link_away(s, str(next((s / "activations").rglob("c/0/0/0/0/0")).relative_to(s))),
+        lambda s: link_away(s, str(next((s / "activations").rglob("c.0.0.0.0.0")).relative_to(s))),
     ),
     "a journal that leads outside": ("cube", lambda s: link_away(s, ".xact/journal-2.jsonl")),
     "a lock that leads outside": ("cube", lambda s: ((s / ".xact/lock").touch(), link_away(s, ".xact/lock"))),
@@ -426,8 +426,8 @@ HOSTILE_STORES = {
         "cube",
         lambda s: ((s / "zarr.json.partial").touch(), link_away(s, "zarr.json.partial")),
     ),
-    "a pipe for a label": ("cube", lambda s: put_pipe(s / "stem/c/0")),
-    "a pipe for a shard": ("cube", lambda s: put_pipe(next((s / "activations").rglob("c/0/0/0/0/0")))),
+    "a pipe for a label": ("cube", lambda s: put_pipe(s / "stem/c.0")),
+    "a pipe for a shard": ("cube", lambda s: put_pipe(next((s / "activations").rglob("c.0.0.0.0.0")))),
     "a pipe for the manifest": ("cube", lambda s: put_pipe(s / ".xact" / "manifest-1.jsonl")),
 }
 

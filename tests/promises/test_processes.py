@@ -77,8 +77,8 @@ def test_a_disk_that_fills_up_is_said_with_what_is_needed_and_free_and_the_build
             "true, n = os.write, [0]\n"
             "def write(fd, data):\n"
             "    path = os.readlink(f'/proc/self/fd/{fd}')\n"
-            "    n[0] += '/activations/c/' in path\n"
-            f"    if n[0] > 3 and '/activations/c/' in path: raise OSError(errno.{name}, os.strerror(errno.{name}))\n"
+            "    n[0] += '/activations/c.' in path\n"
+            f"    if n[0] > 3 and '/activations/c.' in path: raise OSError(errno.{name}, os.strerror(errno.{name}))\n"
             "    return true(fd, data)\n"
             "os.write = write\n"
         )

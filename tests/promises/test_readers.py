@@ -39,7 +39,7 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]],
 
         async def get(self, key, prototype, byte_range=None):
             found = await true(self, key, prototype, byte_range)
-            if "/c/" in key and "activations" in key and byte_range is not None and not done:
+            if "activations/c." in key and byte_range is not None and not done:
                 done.append(key)
                 act()
             return found

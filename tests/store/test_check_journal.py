@@ -18,7 +18,7 @@ def make_plan(layout="groups"):
 
 
 def list_shards(block=0, model="A"):
-    return [f"{model}/{layer}/activations/c/0/{block}/0/0/0" for layer in {"A": ("conv", "fc"), "B": ("fc",)}[model]]
+    return [f"{model}/{layer}/activations/c.0.{block}.0.0.0" for layer in {"A": ("conv", "fc"), "B": ("fc",)}[model]]
 
 
 def make_line(block=0, stop=4, *, model="A", failed=(), shards=None):
@@ -85,11 +85,11 @@ def test_a_task_that_names_a_file_outside_the_store_is_refused(path):
 
 
 FOREIGN = {
-    "no shard at all": ([], "it lacks 'A/conv/activations/c/0/1/0/0/0', a shard of model 'A', block 1"),
-    "not every shard": (list_shards(1)[:1], "it lacks 'A/fc/activations/c/0/1/0/0/0', a shard of model 'A', block 1"),
-    "those of another block": (list_shards(0), "it names 'A/conv/activations/c/0/0/0/0/0', which is not a shard of"),
-    "those of another model": (list_shards(1, "B"), "it names 'B/fc/activations/c/0/1/0/0/0', which is not a shard of"),
-    "one more": ([*list_shards(1), "A/fc/activations/c/0/1/0/0/1"], "0/1', which is not a shard of model 'A', block 1"),
+    "no shard at all": ([], "it lacks 'A/conv/activations/c.0.1.0.0.0', a shard of model 'A', block 1"),
+    "not every shard": (list_shards(1)[:1], "it lacks 'A/fc/activations/c.0.1.0.0.0', a shard of model 'A', block 1"),
+    "those of another block": (list_shards(0), "it names 'A/conv/activations/c.0.0.0.0.0', which is not a shard of"),
+    "those of another model": (list_shards(1, "B"), "it names 'B/fc/activations/c.0.1.0.0.0', which is not a shard of"),
+    "one more": ([*list_shards(1), "A/fc/activations/c.0.1.0.0.1"], "0.1', which is not a shard of model 'A', block 1"),
 }
 
 
@@ -105,8 +105,7 @@ def test_the_shards_of_a_task_are_those_that_the_plan_gives_it_in_either_layout(
     keys = ShardKeys(plan)
     for model in plan.models:
         for block in range(12):
-            planned = {key for layer in model.layers for key, _ in plan.make_shard_keys(model, layer, block)}
-            assert keys.list_keys(model, block) == planned
+            assert keys.list_keys(model, block) == {shard.key for shard in plan.list_shards(model, block)}
 
 
 def change_paths(plan, models=None, layers=None):
@@ -138,3 +137,9 @@ def test_a_plan_that_names_a_folder_outside_the_store_is_refused(part):
         change_paths(make_plan(), None, {"A": {"conv": "conv", "fc": part}}),
     ):
         assert "is not a safe name of a folder" in (find_plan_fault(plan) or "")
+
+
+@pytest.mark.parametrize("changes", [{"layers_per_shard": 513}, {"xact_format": 1, "layers_per_shard": 2}])
+def test_a_plan_with_more_layers_in_a_shard_than_its_format_has_is_refused(changes):
+    plan = make_plan("cube").model_copy(update=changes)
+    assert find_plan_fault(plan) == f"a shard of it has {changes['layers_per_shard']} layers"

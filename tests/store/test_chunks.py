@@ -15,7 +15,9 @@ from xact.store.chunks import (
     CUBE_MAX_UNITS,
     FLOAT32_NBYTES,
     MAX_STIMULI_PER_TASK,
+    MAX_UNIT_CHUNKS,
     BlockShape,
+    choose_layers_per_shard,
     choose_stimuli_per_task,
     find_largest_divisor,
     find_smooth,
@@ -45,7 +47,7 @@ def choose(*, batch, replicates=1, total, widest, buffer_mb=256, shard_mb=64):
 def assert_whole(shape: BlockShape, *, stimuli: int, replicates: int) -> None:
     """Every shard is made of whole chunks, and a task of one shard along the stimuli."""
     assert shape.shard_stimuli == stimuli
-    assert shape.shard == (1, stimuli, 1, replicates, shape.shard_units)
+    assert shape.shard == (1, stimuli, shape.shard_layers, replicates, shape.shard_units)
     assert shape.chunk == (1, shape.chunk_stimuli, 1, replicates, shape.chunk_units)
     assert all(s % c == 0 for s, c in zip(shape.shard, shape.chunk, strict=True))
     assert min(shape.chunk) >= 1
@@ -74,16 +76,35 @@ def test_a_task_is_at_most_5_percent_and_a_batch_smaller_than_its_bounds_allow(b
     assert n >= max(batch, 0.9 * most - batch)
 
 
-@given(stimuli=st.integers(1, 512), replicates=REPLICATES, shard=SHARD_MB)
-def test_the_blocks_of_a_cube_are_whole_and_bounded(stimuli, replicates, shard):
-    shape = make_cube_shape(stimuli_per_task=stimuli, n_replicates=replicates, shard_nbytes=shard * MB)
+@given(stimuli=st.integers(1, 512), replicates=REPLICATES, layers=st.integers(1, MAX_UNIT_CHUNKS), shard=SHARD_MB)
+def test_the_blocks_of_a_cube_are_whole_and_bounded(stimuli, replicates, layers, shard):
+    shape = make_cube_shape(
+        stimuli_per_task=stimuli, n_replicates=replicates, layers_per_shard=layers, shard_nbytes=shard * MB
+    )
     assert_whole(shape, stimuli=stimuli, replicates=replicates)
     row = FLOAT32_NBYTES * replicates
     assert 256 <= shape.chunk_units <= 1024
     assert shape.shard_units <= CUBE_MAX_UNITS
     assert row * math.prod(shape.chunk[:3]) * shape.chunk_units <= max(CHUNK_NBYTES, row * CUBE_CHUNK_UNITS)
-    if row * stimuli * CUBE_CHUNK_UNITS <= shard * MB:
-        assert row * stimuli * shape.shard_units <= shard * MB
+    if row * stimuli * layers * CUBE_CHUNK_UNITS <= shard * MB:
+        assert row * math.prod(shape.shard[:3]) * shape.shard_units <= shard * MB
+
+
+@given(stimuli=st.integers(1, 512), replicates=REPLICATES, widest=st.integers(1, CUBE_MAX_UNITS), shard=SHARD_MB)
+def test_a_shard_holds_as_many_layers_as_have_room_in_it(stimuli, replicates, widest, shard):
+    layers = choose_layers_per_shard(
+        stimuli_per_task=stimuli, n_replicates=replicates, widest_units=widest, shard_nbytes=shard * MB
+    )
+    n_chunks = -(-widest // CUBE_CHUNK_UNITS)
+    one = FLOAT32_NBYTES * replicates * stimuli * n_chunks * CUBE_CHUNK_UNITS
+    assert layers == 1 or (layers * one <= shard * MB and layers * n_chunks <= MAX_UNIT_CHUNKS)
+    assert (layers + 1) * one > shard * MB or (layers + 1) * n_chunks > MAX_UNIT_CHUNKS
+    shape = make_cube_shape(
+        stimuli_per_task=stimuli, n_replicates=replicates, layers_per_shard=layers, shard_nbytes=shard * MB
+    )
+    assert math.prod(shape.grid[1:]) <= MAX_UNIT_CHUNKS
+    if one <= shard * MB:
+        assert shape.shard_units >= widest  # every layer is in one shard
 
 
 @given(stimuli=st.integers(1, 512), replicates=REPLICATES, units=UNITS, shard=SHARD_MB)
@@ -104,17 +125,21 @@ def test_shards_keep_shard_mb_where_one_batch_allows(batch, replicates, widest, 
     n = choose(batch=batch, replicates=replicates, total=widest, widest=widest, shard_mb=shard)
     row = FLOAT32_NBYTES * replicates
     if is_cube:
-        shape = make_cube_shape(stimuli_per_task=n, n_replicates=replicates, shard_nbytes=shard * MB)
+        shape = make_cube_shape(
+            stimuli_per_task=n, n_replicates=replicates, layers_per_shard=1, shard_nbytes=shard * MB
+        )
     else:
         shape = make_group_shape(stimuli_per_task=n, n_replicates=replicates, n_units=widest, shard_nbytes=shard * MB)
     if row * batch * max(widest, CUBE_CHUNK_UNITS) <= shard * MB:
         assert row * math.prod(shape.shard) // replicates <= shard * MB
 
 
-@pytest.mark.parametrize("function", [choose_stimuli_per_task, make_cube_shape, make_group_shape])
+@pytest.mark.parametrize(
+    "function", [choose_layers_per_shard, choose_stimuli_per_task, make_cube_shape, make_group_shape]
+)
 def test_no_shape_can_depend_on_how_many_stimuli_models_or_layers_there_are(function):
     known = {"batch_stimuli", "n_replicates", "total_units", "widest_units", "buffer_nbytes", "shard_nbytes"}
-    assert set(inspect.signature(function).parameters) <= known | {"stimuli_per_task", "n_units"}
+    assert set(inspect.signature(function).parameters) <= known | {"stimuli_per_task", "layers_per_shard", "n_units"}
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_an_append_under_way_is_read_beside_what_is_published(tmp_path):
     grown = make_plan(old=plan)
     assert grown.generation == 2
     write_plan(tmp_path, grown)
-    shards = {key: None for key, _ in grown.make_shard_keys(grown.models[1], grown.models[1].layers[0], 0)}
+    shards = dict.fromkeys(shard.key for shard in grown.list_shards(grown.models[1], 0))
     record = TaskRecord("b/c", 0, 6, {}, shards, {}, 1.5)
     Journal(tmp_path, 2).add(record.to_line())
     state = load_state(tmp_path)
@@ -227,7 +227,7 @@ FOREIGN = {
     "a hash of a row beyond": ({"stimuli": [[6, 1, 1, SHA]]}, "names a row beyond the 6 stimuli"),
     "no shard": (TaskRecord("a", 0, 6, {}, {}, {}, 0.0).to_line(), "lacks 'a/conv/.*', a shard of model 'a', block 0"),
     "a shard of another model": (
-        TaskRecord("a", 0, 6, {}, {"x/fc/activations/c/0/0/0/0/0": None}, {}, 0.0).to_line(),
+        TaskRecord("a", 0, 6, {}, {"x/fc/activations/c.0.0.0.0.0": None}, {}, 0.0).to_line(),
         "names 'x/fc/.*', which is not a shard of model 'a', block 0",
     ),
     "rows that are text": ({"task": ["a", 0], "stop": "6"}, "stop: "),

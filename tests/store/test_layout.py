@@ -117,7 +117,7 @@ def test_a_block_of_which_nothing_is_left_takes_its_old_values_away(layout, tmp_
     buffers[1][:] = np.nan
     writer = StoreWriter(tmp_path, plan, load_state(tmp_path), jitter={})
     written = writer.write_shards(plan.models[1], buffers, 1, rows=[StoreRow(row) for row in range(4, 8)])
-    key = "activations/c/1/1/1/0/0" if layout == "cube" else "b/fc/activations/c/0/1/0/0/0"
+    key = "activations/c.1.1.1.0.0" if layout == "cube" else "b/fc/activations/c.0.1.0.0.0"
     assert written[key] is None
     assert sum(isinstance(one, Written) for one in written.values()) == len(written) - 1
     expected[4:8] = np.nan
@@ -143,12 +143,12 @@ def test_every_file_of_labels_is_in_its_folder_before_the_folder_is_synced(layou
         plan = make_plan(layout, n)
         jitter = {"jitter_hue": np.zeros((n, 1))}
         tree = make_tree(plan, State(plan=plan), jitter, final=False)
-        made = make_files(tree, make_metadata(plan, tree, {}))
+        made = make_files(tree, make_metadata(plan, tree, {}), separator=".")
         with StoreWriter(store, plan, State(), jitter=jitter):
             pass
         found = [file for file in store.rglob("*") if file.is_file() and ".xact" not in file.parts]
         new = [file for file in found if old.get(file) != file.stat().st_ino]
-        assert {store / "stimulus/c/0", store / "stimulus/zarr.json"} <= set(new)
+        assert {store / "stimulus/c.0", store / "stimulus/zarr.json"} <= set(new)
         assert {store / key for key in made} >= set(new) - {store / "zarr.json"}
         assert [file for file in new if file.name not in synced[file.parent]] == []
 

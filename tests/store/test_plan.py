@@ -16,7 +16,7 @@ from xact.errors import MismatchError, RequestError
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.merge import Request, flatten_leaves, make_plan
 from xact.store.neutral import NEUTRAL
-from xact.store.plan import Plan, PlannedLayer
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.tasks import count_batch_stimuli, make_batches, make_tasks
 
 RECIPE = {
@@ -525,48 +525,57 @@ def test_no_two_tasks_write_one_file_and_the_files_of_a_layer_cover_its_units(n_
     seen = set()
     for model in plan.models:
         for task in make_tasks(plan, model, {}):
-            for layer in model.layers:
-                keys = plan.make_shard_keys(model, layer, task.block)
-                covered = [unit for _, units in keys for unit in range(*units.indices(layer.n_units))]
-                assert covered == list(range(layer.n_units))
-                for key, _ in keys:
-                    assert key.casefold() not in seen
-                    seen.add(key.casefold())
+            covered: dict[int, list[int]] = {}
+            for shard in plan.list_shards(model, task.block):
+                assert shard.key.casefold() not in seen
+                seen.add(shard.key.casefold())
+                assert len({part.place for part in shard.parts}) == len(shard.parts)
+                for part in shard.parts:
+                    assert part.place < shard.shape.shard_layers
+                    n_units = model.layers[part.layer].n_units
+                    covered.setdefault(part.layer, []).extend(range(*part.units.indices(n_units)))
+            assert covered == {i: list(range(layer.n_units)) for i, layer in enumerate(model.layers)}
 
 
 def test_a_shard_of_a_cube_lies_at_its_model_its_block_its_layer_and_its_units():
     models = (make_model("a", {"conv": (3,), "fc": (2,)}), make_model("b", {"fc": (5,), "head": (600,), "conv": (1,)}))
     plan = make_first(make_table(1200), models, storage__layout="cube", storage__shard_mb=1)
-    plan = plan.model_copy(update={"stimuli_per_task": 400})  # a shard of 1 MB holds 256 units of them
+    plan = plan.model_copy(update={"stimuli_per_task": 200, "layers_per_shard": 2})  # 1 MB holds 2 x 256 units of them
     assert plan.layer_labels == ("conv", "fc", "head")
-    keys = {
-        (model.label, layer.label): plan.make_shard_keys(model, layer, 2)
-        for model in plan.models
-        for layer in model.layers
+    first, second, third = slice(0, 256), slice(256, 512), slice(512, 768)
+    assert {model.label: list_parts(plan, model, 2) for model in plan.models} == {
+        "a": {"activations/c.0.2.0.0.0": [("conv", 0, first), ("fc", 1, first)]},
+        "b": {
+            "activations/c.1.2.0.0.0": [("fc", 1, first), ("conv", 0, first)],
+            "activations/c.1.2.1.0.0": [("head", 0, first)],
+            "activations/c.1.2.1.0.1": [("head", 0, second)],
+            "activations/c.1.2.1.0.2": [("head", 0, third)],
+        },
     }
-    first = slice(0, 256)
-    assert keys == {
-        ("a", "conv"): [("activations/c/0/2/0/0/0", first)],
-        ("a", "fc"): [("activations/c/0/2/1/0/0", first)],
-        ("b", "fc"): [("activations/c/1/2/1/0/0", first)],
-        ("b", "head"): [
-            ("activations/c/1/2/2/0/0", first),
-            ("activations/c/1/2/2/0/1", slice(256, 512)),
-            ("activations/c/1/2/2/0/2", slice(512, 768)),
-        ],
-        ("b", "conv"): [("activations/c/1/2/0/0/0", first)],
+    old = plan.model_copy(update={"xact_format": 1, "layers_per_shard": 1})
+    assert list_parts(old, old.models[0], 2) == {
+        "activations/c/0/2/0/0/0": [("conv", 0, slice(0, 512))],
+        "activations/c/0/2/1/0/0": [("fc", 0, slice(0, 512))],
+    }
+
+
+def list_parts(plan: Plan, model: PlannedModel, block: int) -> dict[str, list[tuple[str, int, slice]]]:
+    return {
+        shard.key: [(model.layers[part.layer].label, part.place, part.units) for part in shard.parts]
+        for shard in plan.list_shards(model, block)
     }
 
 
 def test_a_shard_of_a_group_lies_at_its_block_and_its_units():
     plan = make_first(make_table(1200), (make_model("a", {"x/y": (3,), "fc": (300_000,)}),), storage__shard_mb=8)
     plan = plan.model_copy(update={"stimuli_per_task": 4})
-    wide, narrow = plan.models[0].layers[1], plan.models[0].layers[0]
-    assert [key for key, _ in plan.make_shard_keys(plan.models[0], narrow, 7)] == ["a/x_y/activations/c/0/7/0/0/0"]
-    units = plan.make_block_shape(wide).shard_units
+    units = plan.make_block_shape(plan.models[0].layers[1]).shard_units
     assert units < 300_000
-    assert plan.make_shard_keys(plan.models[0], wide, 7) == [
-        (f"a/fc/activations/c/0/7/0/0/{u}", slice(u * units, (u + 1) * units)) for u in range(-(-300_000 // units))
+    narrow, *wide = list_parts(plan, plan.models[0], 7).items()
+    assert narrow == ("a/x_y/activations/c.0.7.0.0.0", [("x/y", 0, slice(0, 3))])
+    assert wide == [
+        (f"a/fc/activations/c.0.7.0.0.{u}", [("fc", 0, slice(u * units, (u + 1) * units))])
+        for u in range(-(-300_000 // units))
     ]
 
 
@@ -576,9 +585,7 @@ def test_the_files_of_a_model_stay_where_they_are_when_models_and_layers_are_add
         plan = make_first(table, (make_model("b", LAYERS),), storage__layout=layout)
         more = (make_model("a", {"aa": (3,), **LAYERS}), make_model("B", LAYERS), make_model("b", LAYERS))
         grown = plan_again(make_request(table, more, storage__layout=layout), plan)
-        for layer in plan.models[0].layers:
-            old = plan.make_shard_keys(plan.models[0], layer, 0)
-            assert grown.make_shard_keys(grown.models[0], layer, 0) == old
+        assert grown.list_shards(grown.models[0], 0) == plan.list_shards(plan.models[0], 0)
 
 
 # to disk and back
@@ -620,7 +627,7 @@ def test_missing_and_infinite_numbers_come_back_as_they_were(cells):
 
 def test_a_plan_of_another_format_or_with_more_in_it_is_refused():
     data = make_first(make_table(3)).model_dump()
-    for changes in ({"xact_format": 2}, {"unknown": 1}, {"generation": "first"}):
+    for changes in ({"xact_format": 3}, {"unknown": 1}, {"generation": "first"}):
         with pytest.raises(ValueError, match="validation error"):
             Plan.model_validate(data | changes)
 

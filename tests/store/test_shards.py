@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from xact.errors import StoreError
 from xact.labels import DIMS
-from xact.store.chunks import BlockShape
+from xact.store.chunks import BlockShape, get_separator, name_chunk
 from xact.store.shards import (
     ShardFormat,
     encode_shard,
@@ -29,15 +31,15 @@ from xact.store.shards import (
 CODECS = ("lz4", "zstd", "none")
 
 
-def make_metadata(shape: BlockShape, codec: str, *, n_stimuli: int, n_units: int) -> dict:
-    """The metadata of an array (1, stimulus, 1, replicate, unit), written out by hand from the specification."""
+def make_metadata(shape: BlockShape, codec: str, *, n_stimuli: int, n_units: int, n_layers: int = 1) -> dict:
+    """The metadata of an array (1, stimulus, layer, replicate, unit), written out by hand from the specification."""
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [1, n_stimuli, 1, shape.n_replicates, n_units],
+        "shape": [1, n_stimuli, n_layers, shape.n_replicates, n_units],
         "data_type": "float32",
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape.shard)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN",
         "codecs": make_codecs(codec, chunk=shape.chunk),
         "attributes": {},
@@ -46,24 +48,23 @@ def make_metadata(shape: BlockShape, codec: str, *, n_stimuli: int, n_units: int
 
 
 def write_array(folder, values, shape, codec):
-    """Write values (stimulus, replicate, unit) shard by shard."""
-    n_stimuli, _, n_units = values.shape
+    """Write values (stimulus, layer, replicate, unit) shard by shard."""
+    n_stimuli, n_layers, _, n_units = values.shape
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = make_metadata(shape, codec, n_stimuli=n_stimuli, n_units=n_units)
+    metadata = make_metadata(shape, codec, n_stimuli=n_stimuli, n_units=n_units, n_layers=n_layers)
     (folder / "zarr.json").write_text(json.dumps(metadata))
-    for block in range(-(-n_stimuli // shape.shard_stimuli)):
-        for u in range(-(-n_units // shape.shard_units)):
-            rows = values[
-                block * shape.shard_stimuli : (block + 1) * shape.shard_stimuli,
-                :,
-                u * shape.shard_units : (u + 1) * shape.shard_units,
-            ]
-            pieces = encode_shard(rows, shape, codec)
-            if pieces is not None:
-                file = folder / "c" / "0" / str(block) / "0" / "0" / str(u)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(b"".join(pieces))
+    counts = [-(-n // size) for n, size in zip((n_stimuli, n_layers, n_units), get_sizes(shape), strict=True)]
+    for at in np.ndindex(*counts):
+        block, layers, units = (slice(i * n, (i + 1) * n) for i, n in zip(at, get_sizes(shape), strict=True))
+        part = values[block, layers, :, units]
+        pieces = encode_shard({k: part[:, k] for k in range(part.shape[1])}, shape, codec)
+        if pieces is not None:
+            (folder / name_chunk((0, at[0], at[1], 0, at[2]), ".")).write_bytes(b"".join(pieces))
     return metadata
+
+
+def get_sizes(shape):
+    return shape.shard_stimuli, shape.shard_layers, shape.shard_units
 
 
 def draw(n_stimuli, n_replicates, n_units, seed=0, *, kind="mixed"):
@@ -91,6 +92,7 @@ def arrays(draw_):
         chunk_stimuli=chunk_stimuli,
         chunk_units=chunk_units,
         n_replicates=replicates,
+        shard_layers=draw_(st.integers(1, 3)),
     )
     return shape, draw_(st.integers(1, 14)), draw_(st.integers(1, 20))
 
@@ -99,11 +101,12 @@ def arrays(draw_):
 @given(array=arrays(), codec=st.sampled_from(CODECS), kind=st.sampled_from(["mixed", "plain", "nan", "zero"]))
 def test_zarr_reads_the_bits_that_were_written_whatever_the_shapes(array, codec, kind, tmp_path_factory):
     shape, n_stimuli, n_units = array
-    values = draw(n_stimuli, shape.n_replicates, n_units, kind=kind)
+    values = np.stack([draw(n_stimuli, shape.n_replicates, n_units, seed, kind=kind) for seed in range(4)], axis=1)
+    values[:, 2] = np.nan  # a layer that the model lacks
     folder = tmp_path_factory.mktemp("array")
     write_array(folder, values, shape, codec)
     found = zarr.open_array(folder, mode="r")[:]
-    assert found[0, :, 0].tobytes() == values.tobytes()
+    assert found[0].tobytes() == values.tobytes()
 
 
 @settings(max_examples=40)
@@ -115,7 +118,9 @@ def test_any_part_of_a_shard_equals_the_slice_of_the_values(array, codec, data, 
     whole = np.full((shape.shard_stimuli, shape.n_replicates, shape.shard_units), np.nan, np.float32)
     whole[:n_rows, :, :n_units] = values
     file = tmp_path_factory.mktemp("shard") / "0"
-    file.write_bytes(b"".join(encode_shard(values, shape, codec) or []))
+    place = data.draw(st.integers(0, shape.shard_layers - 1))
+    others = {k: draw(n_rows, shape.n_replicates, n_units, 1 + k) for k in range(shape.shard_layers)}
+    file.write_bytes(b"".join(encode_shard(others | {place: values}, shape, codec) or []))
     form = ShardFormat(shape, "none" if codec == "none" else "blosc")
     if not file.stat().st_size:
         return
@@ -124,11 +129,11 @@ def test_any_part_of_a_shard_equals_the_slice_of_the_values(array, codec, data, 
     first = data.draw(st.integers(0, shape.shard_stimuli - 1))
     height = data.draw(st.integers(1, shape.shard_stimuli - first))
     out = np.full((height, shape.n_replicates, width), 7, np.float32)
-    read_shard(file, form, out, first_row=first, first_unit=u)
+    read_shard(file, form, out, place=place, first_row=first, first_unit=u)
     assert out.tobytes() == whole[first : first + height, :, u : u + width].tobytes()
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, shape.shard_stimuli - 1), min_size=1))))
     out = np.full((len(rows), shape.n_replicates, width), 7, np.float32)
-    read_rows(file, form, out, rows=rows, first_unit=u)
+    read_rows(file, form, out, place=place, rows=rows, first_unit=u)
     assert out.tobytes() == np.ascontiguousarray(whole[rows][:, :, u : u + width]).tobytes()
 
 
@@ -137,23 +142,25 @@ SHAPE = BlockShape(shard_stimuli=6, shard_units=8, chunk_stimuli=3, chunk_units=
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_shard_that_zarr_wrote_is_read_alike(codec, tmp_path):
-    values = draw(10, 2, 13)
-    metadata = make_metadata(SHAPE, codec, n_stimuli=10, n_units=13)
+    values = np.stack([draw(10, 2, 13, seed) for seed in range(3)], axis=1)
+    shape = replace(SHAPE, shard_layers=2)
+    metadata = make_metadata(shape, codec, n_stimuli=10, n_units=13, n_layers=3)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "zarr.json").write_text(json.dumps(metadata))
-    zarr.open_array(tmp_path / "a", mode="r+")[0, :, 0] = values
+    zarr.open_array(tmp_path / "a", mode="r+")[0] = values
     form = parse_format(metadata)
-    assert form.shape == SHAPE
-    for block, u in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        rows = values[block * 6 : block * 6 + 6, :, u * 8 : u * 8 + 8]
+    assert form.shape == shape
+    for block, k, u in np.ndindex(2, 3, 2):
+        rows = values[block * 6 : block * 6 + 6, k, :, u * 8 : u * 8 + 8]
         out = np.zeros(rows.shape, np.float32)
-        read_shard(tmp_path / "a" / "c" / "0" / str(block) / "0" / "0" / str(u), form, out, first_row=0, first_unit=0)
+        file = tmp_path / "a" / name_chunk((0, block, k // 2, 0, u), get_separator(metadata))
+        read_shard(file, form, out, place=k % 2, first_row=0, first_unit=0)
         assert out.tobytes() == rows.tobytes()
 
 
 def test_nothing_is_written_where_all_is_missing_and_zeros_are_written():
-    assert encode_shard(draw(6, 2, 8, kind="nan"), SHAPE, "lz4") is None
-    zeros = encode_shard(draw(6, 2, 8, kind="zero"), SHAPE, "lz4")
+    assert encode_shard({0: draw(6, 2, 8, kind="nan")}, SHAPE, "lz4") is None
+    zeros = encode_shard({0: draw(6, 2, 8, kind="zero")}, SHAPE, "lz4")
     assert zeros is not None
     assert len(zeros) == 4 + 1  # every chunk, and the index
 
@@ -161,26 +168,26 @@ def test_nothing_is_written_where_all_is_missing_and_zeros_are_written():
 def test_a_chunk_that_is_all_missing_is_left_out_and_one_value_is_enough_to_keep_it(tmp_path):
     values = draw(6, 2, 8, kind="nan")
     values[5, 1, 7] = 1.5
-    pieces = encode_shard(values, SHAPE, "none")
+    pieces = encode_shard({0: values}, SHAPE, "none")
     assert len(pieces) == 2
     (tmp_path / "0").write_bytes(b"".join(pieces))
     out = np.zeros((6, 2, 8), np.float32)
-    read_shard(tmp_path / "0", ShardFormat(SHAPE, "none"), out, first_row=0, first_unit=0)
+    read_shard(tmp_path / "0", ShardFormat(SHAPE, "none"), out, place=0, first_row=0, first_unit=0)
     assert out.tobytes() == values.tobytes()
 
 
 def test_a_shard_that_is_not_there_is_missing_values(tmp_path):
     out = np.zeros((2, 2, 4), np.float32)
-    read_shard(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, first_row=0, first_unit=0)
+    read_shard(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, place=0, first_row=0, first_unit=0)
     assert np.isnan(out).all()
     with pytest.raises(FileNotFoundError):
-        read_rows(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, rows=np.arange(2), first_unit=0)
+        read_rows(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, place=0, rows=np.arange(2), first_unit=0)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_any_flipped_bit_is_an_error_never_another_number(codec, tmp_path):
     values = draw(6, 2, 8, kind="plain")
-    data = b"".join(encode_shard(values, SHAPE, codec))
+    data = b"".join(encode_shard({0: values}, SHAPE, codec))
     form = ShardFormat(SHAPE, "none" if codec == "none" else "blosc")
     for at in range(0, len(data), 3):
         damaged = bytearray(data)
@@ -188,13 +195,13 @@ def test_any_flipped_bit_is_an_error_never_another_number(codec, tmp_path):
         (tmp_path / "0").write_bytes(damaged)
         out = np.zeros((6, 2, 8), np.float32)
         with pytest.raises(StoreError, match=r"checksum|ends after|cannot hold"):
-            read_shard(tmp_path / "0", form, out, first_row=0, first_unit=0)
+            read_shard(tmp_path / "0", form, out, place=0, first_row=0, first_unit=0)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("left", [0, 3, 20, 0.5, 0.9, -1])
 def test_a_shard_cut_short_is_an_error(codec, left, tmp_path):
-    data = b"".join(encode_shard(draw(6, 2, 8, kind="plain"), SHAPE, codec))
+    data = b"".join(encode_shard({0: draw(6, 2, 8, kind="plain")}, SHAPE, codec))
     (tmp_path / "0").write_bytes(data)
     os.truncate(tmp_path / "0", int(left * len(data)) if isinstance(left, float) else left % len(data))
     with pytest.raises(StoreError):
@@ -202,6 +209,7 @@ def test_a_shard_cut_short_is_an_error(codec, left, tmp_path):
             tmp_path / "0",
             ShardFormat(SHAPE, "none" if codec == "none" else "blosc"),
             np.zeros((6, 2, 8), np.float32),
+            place=0,
             first_row=0,
             first_unit=0,
         )
@@ -209,11 +217,10 @@ def test_a_shard_cut_short_is_an_error(codec, left, tmp_path):
 
 def test_a_shard_of_other_chunks_is_an_error_though_its_checksums_hold(tmp_path):
     other = BlockShape(shard_stimuli=6, shard_units=8, chunk_stimuli=3, chunk_units=4, n_replicates=1)
-    (tmp_path / "0").write_bytes(b"".join(encode_shard(draw(6, 1, 8, kind="plain"), other, "lz4")))
-    with pytest.raises(StoreError, match="chunk 0/0 holds 48 bytes, expected 96"):
-        read_shard(
-            tmp_path / "0", ShardFormat(SHAPE, "blosc"), np.zeros((6, 2, 8), np.float32), first_row=0, first_unit=0
-        )
+    (tmp_path / "0").write_bytes(b"".join(encode_shard({0: draw(6, 1, 8, kind="plain")}, other, "lz4")))
+    out = np.zeros((6, 2, 8), np.float32)
+    with pytest.raises(StoreError, match="chunk 0/0/0 holds 48 bytes, expected 96"):
+        read_shard(tmp_path / "0", ShardFormat(SHAPE, "blosc"), out, place=0, first_row=0, first_unit=0)
 
 
 @given(rows=st.sets(st.integers(0, 200), max_size=30), size=st.integers(1, 50))
@@ -228,13 +235,13 @@ def test_rows_are_split_by_block_and_none_is_lost(rows, size):
 
 
 def grow(old: bytes, values: np.ndarray, changed: list[int], codec: str) -> bytes | None:
-    pieces = grow_shard(old, values, changed, Path("shard"), SHAPE, codec)
+    pieces = grow_shard(old, {0: values}, changed, Path("shard"), SHAPE, codec)
     return None if pieces is None else b"".join(pieces)
 
 
-def read_chunks(data: bytes, index_of: bytes) -> list[bytes]:
+def read_chunks(data: bytes, index_of: bytes, shape: BlockShape = SHAPE) -> list[bytes]:
     """Return the bytes that the index of one shard names in another, as a reader gets them between two versions."""
-    n = 16 * 4
+    n = 16 * math.prod(shape.grid)
     index = np.frombuffer(index_of[-n - 4 : -4], "<u8").reshape(-1, 2)
     return [data[start : start + nbytes] for start, nbytes in index.tolist() if start != 2**64 - 1]
 
@@ -244,31 +251,45 @@ def test_a_grown_shard_holds_all_rows_and_the_chunks_of_the_old_one_at_their_pla
     form = ShardFormat(SHAPE, "none" if codec == "none" else "blosc")
     values = draw(6, 2, 8, kind="plain")
     values[1:] = np.nan
-    data = b"".join(encode_shard(values, SHAPE, codec))
+    data = b"".join(encode_shard({0: values}, SHAPE, codec))
     for row in range(1, 6):
         values[row] = draw(6, 2, 8, seed=row, kind="plain")[row]
         grown = grow(data, values, [row], codec)
         assert read_chunks(grown, data) == read_chunks(data, data)
         (tmp_path / "0").write_bytes(grown)
         out = np.zeros((6, 2, 8), np.float32)
-        read_shard(tmp_path / "0", form, out, first_row=0, first_unit=0)
+        read_shard(tmp_path / "0", form, out, place=0, first_row=0, first_unit=0)
         assert out.tobytes() == values.tobytes()
         data = grown
+
+
+def test_a_grown_shard_keeps_the_chunks_of_all_its_layers(tmp_path):
+    shape = replace(SHAPE, shard_layers=4)
+    values = np.stack([draw(6, 2, 8, seed, kind="plain") for seed in range(3)], axis=1)
+    old = values.copy()
+    old[4:] = np.nan
+    write_array(tmp_path / "a", old, shape, "lz4")
+    file = tmp_path / "a" / "c.0.0.0.0.0"
+    data = file.read_bytes()
+    rows = {k: values[:, k] for k in range(3)}
+    file.write_bytes(b"".join(grow_shard(data, rows, [4, 5], file, shape, "lz4") or []))
+    assert zarr.open_array(tmp_path / "a", mode="r")[0].tobytes() == values.tobytes()
+    assert read_chunks(file.read_bytes(), data, shape) == read_chunks(data, data, shape)
 
 
 def test_zarr_reads_a_grown_shard(tmp_path):
     values = draw(6, 2, 8, kind="plain")
     old = values.copy()
     old[4:] = np.nan
-    write_array(tmp_path / "a", old, SHAPE, "lz4")
-    file = tmp_path / "a/c/0/0/0/0/0"
+    write_array(tmp_path / "a", old[:, None], SHAPE, "lz4")
+    file = tmp_path / "a/c.0.0.0.0.0"
     file.write_bytes(grow(file.read_bytes(), values, [4, 5], "lz4"))
     assert zarr.open_array(tmp_path / "a", mode="r")[0, :, 0].tobytes() == values.tobytes()
 
 
 def test_a_shard_that_grows_often_stays_below_three_times_its_size():
     values = draw(6, 2, 8, kind="plain")
-    data = first = b"".join(encode_shard(values, SHAPE, "none"))
+    data = first = b"".join(encode_shard({0: values}, SHAPE, "none"))
     for seed in range(50):
         values[3] = draw(6, 2, 8, seed=seed, kind="plain")[3]
         data = grow(data, values, [3], "none")
@@ -277,14 +298,14 @@ def test_a_shard_that_grows_often_stays_below_three_times_its_size():
 
 def test_a_shard_without_changed_values_is_the_old_one_and_one_without_values_is_none():
     values = draw(6, 2, 8, kind="plain")
-    data = b"".join(encode_shard(values, SHAPE, "zstd"))
+    data = b"".join(encode_shard({0: values}, SHAPE, "zstd"))
     assert grow(data, values, list(range(6)), "zstd") == data
     assert grow(data, np.full_like(values, np.nan), list(range(6)), "zstd") is None
 
 
 def test_a_damaged_index_of_the_old_shard_is_refused():
     values = draw(6, 2, 8, kind="plain")
-    data = bytearray(b"".join(encode_shard(values, SHAPE, "lz4")))
+    data = bytearray(b"".join(encode_shard({0: values}, SHAPE, "lz4")))
     data[-10] ^= 1
     with pytest.raises(StoreError, match="the checksum of the index does not match"):
         grow(bytes(data), values, [0], "lz4")

@@ -24,7 +24,7 @@ def test_a_manifest_that_a_newer_one_replaces_while_it_is_read_is_read_there(tmp
         return true(file, stamp)
 
     monkeypatch.setattr(snapshot, "_read_absent", read_late)
-    assert snapshot.find_absent_shards(tmp_path) == {"activations/c/0/0/0/0/0"}
+    assert snapshot.find_absent_shards(tmp_path) == {"activations/c.0.0.0.0.0"}
     n[0].write_bytes(b"damaged")
     with pytest.raises(StoreError, match="is damaged"):
         snapshot.find_absent_shards(tmp_path)

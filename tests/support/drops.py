@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import xact
-import xact.building.drop
+import xact.building.rebuild
 from xact.errors import NameNotFoundError, NoStoreError
 from xact.files.verify import verify
 from xact.store.hold import hold_store
@@ -88,7 +88,7 @@ def look(store: Path, stimuli: str, values: dict[str, bytes]) -> dict[str, Any]:
 
 def main() -> None:
     source, folder, stimuli, mode, *rest = sys.argv[1:]
-    xact.building.drop.N_THREADS = 1  # each run does the same operations in the same order
+    xact.building.rebuild.N_THREADS = 1  # each run does the same operations in the same order
     store = Path(folder) / "in" / "s.zarr"
 
     def lay() -> None:

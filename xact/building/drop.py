@@ -1,31 +1,20 @@
 """`xact drop`: take models or stimuli out of a store.
 
 Files that a reader may have open are never changed: the smaller store is written as a whole, beside the old one, and
-takes its place when every byte of it was compared with its manifest. Shards that stay as they are become links to the
-same bytes where the file system has links.
+takes its place when every byte of it was compared with its manifest.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from xact.building.provenance import make_provenance
-from xact.building.write_task import load_rows, write_task
-from xact.capture.engine import TaskResult
-from xact.disk.digest import hash_files, list_files
-from xact.disk.durable import Written, count_free_nbytes, make_folder, parse_json, sync_folder, write_file
+from xact.building.rebuild import Rebuild, write_rebuilt
+from xact.disk.digest import list_files
+from xact.disk.durable import count_free_nbytes
 from xact.disk.exchange import exchange, find_left, find_rebuilding, hint_missing, settle
 from xact.disk.locks import hold_lock
 from xact.disk.paths import expand_path
@@ -33,20 +22,10 @@ from xact.errors import NoStoreError, RequestError, StoreError, WorkError, make_
 from xact.labels import StoreRow
 from xact.reading.catalog import Names, find_names
 from xact.store.expected import find_expected
-from xact.store.held import read_recorded
 from xact.store.hold import check_writable, hold_store
-from xact.store.journal import FOLDER, State, TaskRecord, load_state, read_manifest
-from xact.store.plan import Plan, PlannedModel, PlannedStimuli
-from xact.store.snapshot import Room, load_label, open_snapshot
-from xact.store.tasks import Task, make_rows
-from xact.store.verify import verify_store
-from xact.store.write import StoreWriter
-
-NOT_CAPTURED = "not captured yet when other stimuli were taken out"
-"""Recorded as the failure of a row without a value between rows with values; the next build tries it."""
-
-N_THREADS = 2
-"""Models that are carried over at once; each needs the memory of three tasks."""
+from xact.store.journal import FOLDER, State, load_state
+from xact.store.plan import Plan, PlannedStimuli
+from xact.store.tasks import make_rows
 
 
 @dataclass(frozen=True)
@@ -116,47 +95,20 @@ def drop(
         raise NoStoreError(f"there is no xact store at {str(path)!r}", hint=hint_missing(path))
     with hold_store(path) as may_write:
         check_writable(path, may_write=may_write)
-        rebuild = _plan(path, load_state(path), models, stimuli)
-        if not confirm(rebuild.planned):
+        planned, rebuild = _plan(path, load_state(path), models, stimuli)
+        if not confirm(planned):
             raise WorkError("nothing was dropped", hint="--yes drops it")
-        _check_room(rebuild)
+        _check_room(planned)
         try:
-            with hold_lock(find_rebuilding(path) / FOLDER):
-                _write(rebuild)
+            with hold_lock(rebuild.to / FOLDER):
+                write_rebuilt(rebuild)
                 exchange(path)
         finally:
             settle(path)  # also after an error or a signal: nothing is left beside the store
-    return rebuild.planned
+    return planned
 
 
-@dataclass(frozen=True)
-class _Rebuild:
-    """A store, and its plan without what is dropped."""
-
-    planned: PlannedDrop
-    state: State
-    old: Plan
-    plan: Plan
-    rows: Sequence[StoreRow]
-    """The rows of the old store that stay."""
-
-    @property
-    def store(self) -> Path:
-        return self.planned.store
-
-    @cached_property
-    def new_rows(self) -> Mapping[StoreRow, StoreRow]:
-        """{row of the old store: row of the new store}."""
-        return {row: StoreRow(i) for i, row in enumerate(self.rows)}
-
-    def is_same(self, block: int) -> bool:
-        """Return True if a block has the same rows in the old and in the new store."""
-        size = self.old.stimuli_per_task
-        start, stop = block * size, min((block + 1) * size, self.old.n_stimuli)
-        return list(self.rows[start : start + size]) == list(range(start, stop))
-
-
-def _plan(path: Path, state: State, models: Names, stimuli: Names) -> _Rebuild:
+def _plan(path: Path, state: State, models: Names, stimuli: Names) -> tuple[PlannedDrop, Rebuild]:
     """Return what stays and what goes. Refuse what cannot be dropped."""
     old = state.plan
     if old is None or not state.is_committed:
@@ -171,10 +123,8 @@ def _plan(path: Path, state: State, models: Names, stimuli: Names) -> _Rebuild:
     rows = [row for row in make_rows(0, old.n_stimuli) if old.stimuli.ids[row] not in lost]
     _check_files(path)
     plan = _make_plan(old, gone, rows)
-    planned = PlannedDrop(path, tuple(gone), tuple(lost), 0, 0, plan.generation)
-    rebuild = _Rebuild(planned, state, old, plan, rows)
-    gone_nbytes, needed_nbytes = _count_nbytes(rebuild)
-    return replace(rebuild, planned=replace(planned, nbytes=gone_nbytes, needed_nbytes=needed_nbytes))
+    rebuild = Rebuild(path, find_rebuilding(path), state, old, plan, rows)
+    return PlannedDrop(path, tuple(gone), tuple(lost), *_count_nbytes(rebuild), plan.generation), rebuild
 
 
 def _find(path: Path, wanted: Names, known: Sequence[str], what: str) -> dict[str, None]:
@@ -232,7 +182,7 @@ def _make_plan(old: Plan, gone: Mapping[str, None], rows: Sequence[StoreRow]) ->
     )
 
 
-def _count_nbytes(rebuild: _Rebuild) -> tuple[int, int]:
+def _count_nbytes(rebuild: Rebuild) -> tuple[int, int]:
     """Return about (bytes of values that go, bytes that must be written anew)."""
     gone = needed = 0
     size, can_link = rebuild.old.stimuli_per_task, _can_link(rebuild.store)
@@ -242,7 +192,7 @@ def _count_nbytes(rebuild: _Rebuild) -> tuple[int, int]:
         n_kept = bisect_left(rebuild.rows, record.stop) - bisect_left(rebuild.rows, first)
         kept = nbytes * n_kept // (record.stop - first) if rebuild.plan.find_model(record.model) else 0
         gone += nbytes - kept
-        needed += 0 if can_link and rebuild.is_same(record.block) else kept
+        needed += 0 if can_link and rebuild.keeps_shards(record.model, record.block) else kept
     return gone, needed
 
 
@@ -258,178 +208,11 @@ def _can_link(store: Path) -> bool:
     return True
 
 
-def _check_room(rebuild: _Rebuild) -> None:
-    free, needed = count_free_nbytes(find_rebuilding(rebuild.store).parent), rebuild.planned.needed_nbytes
+def _check_room(planned: PlannedDrop) -> None:
+    free, needed = count_free_nbytes(find_rebuilding(planned.store).parent), planned.needed_nbytes
     if needed > free:
         raise StoreError(
-            f"no room to write the smaller store beside {str(rebuild.store)!r}: {free} bytes are free, about {needed} "
+            f"no room to write the smaller store beside {str(planned.store)!r}: {free} bytes are free, about {needed} "
             "are needed until the old one is removed",
             hint="make room and run the same command again",
         )
-
-
-def _write(rebuild: _Rebuild) -> None:
-    """Write the smaller store beside the old one, and compare every byte of it with its manifest."""
-    plan, state, new = rebuild.plan, rebuild.state, find_rebuilding(rebuild.store)
-    present = [state.find_present(model.label, rebuild.old) for model in plan.models]
-    stamps = {rebuild.new_rows[row]: stamp for row, stamp in state.stamps.items() if row in rebuild.new_rows}
-    stamps = {row: stamp for row, stamp in stamps.items() if any(has[rebuild.rows[row]] for has in present)}
-    moved = {"is_rebatched": True} if rebuild.planned.stimuli else {}  # no batch of the plan ran as it is there
-    networks = {label: found | moved for label, found in state.networks.items() if plan.find_model(label) is not None}
-    with StoreWriter(new, plan, State(stamps=stamps, networks=networks), jitter=_load_jitter(rebuild)) as writer:
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            for done in [pool.submit(_carry_model, rebuild, writer, model) for model in plan.models]:
-                done.result()
-        failed_models = _load_failed_models(rebuild)
-        is_whole = all(writer.state.is_whole(model.label, plan) for model in plan.models)
-        writer.publish(make_provenance(plan, writer.state, failed_models), complete=is_whole and not failed_models)
-    faults = verify_store(new).faults
-    if faults:
-        raise StoreError(f"{new / faults[0].file} {faults[0].found}: the store stays as it was")
-
-
-def _load_jitter(rebuild: _Rebuild) -> dict[str, np.ndarray]:
-    """Return the jitter of the stimuli that stay, after comparing its files with the manifest."""
-    store, names = rebuild.store, rebuild.old.jitter_names
-    lines = read_manifest(store / FOLDER / f"manifest-{rebuild.old.generation}.jsonl")
-    files = {line["file"]: Written(line["nbytes"], line["sha256"]) for line in lines if "file" in line}
-    keys = [key for key in files if key.partition("/")[0] in names]
-    for key, found in hash_files(store, keys).items():
-        if found != files[key]:
-            raise StoreError(
-                f"{store / key} is damaged", hint=f"{make_command('verify', store)} names all that is damaged"
-            )
-    metadata = open_snapshot(store).metadata
-    room = Room()
-    return {name: load_label(store, name, metadata[name], room)[np.array(rebuild.rows)] for name in names}
-
-
-def _load_failed_models(rebuild: _Rebuild) -> dict[str, str]:
-    """Return {model: error} of the networks that failed, without those that are dropped."""
-    said = open_snapshot(rebuild.store).metadata["xact"]["attributes"]["provenance"]
-    failed: dict[str, str] = parse_json(said).get("failed_models", {})
-    return {label: error for label, error in failed.items() if label not in rebuild.planned.models}
-
-
-def _carry_model(rebuild: _Rebuild, writer: StoreWriter, model: PlannedModel) -> None:
-    """Write the rows of one model that stay."""
-    old = rebuild.old.find_model(model.label)
-    if old is None:
-        raise StoreError(f"the plan of {str(rebuild.store)!r} has no model {model.label!r}")
-    size = rebuild.plan.stimuli_per_task
-    loaded: dict[int, list[np.ndarray]] = {}
-    for block in range(-(-model.n_stimuli // size)):
-        record = rebuild.state.tasks.get((model.label, block))
-        if not rebuild.is_same(block):
-            rows = rebuild.rows[block * size : min((block + 1) * size, model.n_stimuli)]
-            made = _carry_rows(rebuild, writer, old, model, block, rows, loaded)
-        elif record is not None:
-            made = _carry_block(rebuild, writer, old, model, record)
-        else:
-            made = None
-        if made is not None:
-            writer.add_task(made)
-
-
-def _carry_block(
-    rebuild: _Rebuild, writer: StoreWriter, old: PlannedModel, model: PlannedModel, record: TaskRecord
-) -> TaskRecord:
-    """Take over the shards of one block byte for byte."""
-    shards: dict[str, Written | None] = {}
-    for before, after in zip(old.layers, model.layers, strict=True):
-        keys = rebuild.old.make_shard_keys(old, before, record.block)
-        for (key, _), (new, _) in zip(keys, rebuild.plan.make_shard_keys(model, after, record.block), strict=True):
-            data = read_recorded(rebuild.store, key, record.shards[key])
-            shards[new] = record.shards[key]
-            if data is not None:
-                _take_over(rebuild.store / key, writer.store / new, data)
-    return replace(record, shards=shards)
-
-
-def _take_over(file: Path, to: Path, data: bytes) -> None:
-    """Link a file to a second place, or write its bytes there if the file system has no links."""
-    make_folder(to.parent)
-    with suppress(OSError):
-        os.link(file, to)
-    if to.exists():
-        sync_folder(to.parent)
-    else:
-        write_file(to, [data])
-
-
-def _carry_rows(
-    rebuild: _Rebuild,
-    writer: StoreWriter,
-    old: PlannedModel,
-    model: PlannedModel,
-    block: int,
-    rows: Sequence[StoreRow],
-    loaded: dict[int, list[np.ndarray]],
-) -> TaskRecord | None:
-    """Write a block of other rows than the old store has there; None if none of them was tried.
-
-    `loaded` keeps the values of the last block of the old store.
-    """
-    plan, size, state = rebuild.old, rebuild.old.stimuli_per_task, rebuild.state
-    shapes = [(len(rows), plan.n_replicates, layer.n_units) for layer in model.layers]
-    buffers = [np.full(shape, np.nan, dtype=np.float32) for shape in shapes]
-    failed: dict[StoreRow, str] = {}
-    seconds, n_known = 0.0, 0
-    for at, group in itertools.groupby(enumerate(rows), key=lambda item: item[1] // size):
-        record = state.tasks.get((model.label, at))
-        for i, row in group:
-            new = rebuild.new_rows[row]
-            if record is None or row >= record.stop:
-                failed[new] = NOT_CAPTURED
-                continue
-            n_known = i + 1
-            seconds += record.seconds / (record.stop - at * size)
-            if row in record.failed:
-                failed[new] = record.failed[row]
-                continue
-            for buffer, values in zip(buffers, _load_block(rebuild, old, record, loaded), strict=True):
-                buffer[i] = values[row - at * size]
-    if not n_known:
-        return None
-    start = StoreRow(block * size)
-    kept = frozenset(make_rows(start, start + n_known))
-    failed = {row: error for row, error in failed.items() if row in kept}
-    task = Task(model.label, block, start, start + n_known, (), kept)
-    names = sorted({name for record in state.find_records(model.label) for name in record.scores})
-    scores = {name: _move(rebuild, state.find_scores(model.label, name), kept) for name in names}
-    made = [buffer[:n_known] for buffer in buffers]
-    record = write_task(writer, model, TaskResult(task, made, failed, {}, 0, seconds, scores))
-    return replace(record, **_find_makers(state, model.label, {row // size for row in rows}, len(kept) - len(failed)))
-
-
-def _find_makers(state: State, model: str, blocks: Collection[int], n_rows: int) -> dict[str, Any]:
-    """Return what made the rows of a block that were in these blocks; of several versions of xact, all their rows."""
-    records = [record for record in state.find_records(model) if record.block in blocks]
-    rows = sum((Counter(record.xact) for record in records), Counter[str]())
-    versions = {record.values_version for record in records if record.values_version is not None}
-    return {
-        "values_version": max(versions, default=None),
-        "xact": dict(rows) if len(rows) > 1 else dict.fromkeys(rows, n_rows),
-    }
-
-
-def _load_block(
-    rebuild: _Rebuild, old: PlannedModel, record: TaskRecord, loaded: dict[int, list[np.ndarray]]
-) -> list[np.ndarray]:
-    """Return the values of one block of the old store, which are compared with their record."""
-    if record.block not in loaded:
-        loaded.clear()
-        plan = rebuild.old
-        start = record.block * plan.stimuli_per_task
-        shapes = [(record.stop - start, plan.n_replicates, layer.n_units) for layer in old.layers]
-        values = [np.empty(shape, dtype=np.float32) for shape in shapes]
-        task = Task(old.label, record.block, start, record.stop, (), frozenset())
-        load_rows(rebuild.store, plan, old, task, rebuild.state.tasks, values)
-        loaded[record.block] = values
-    return loaded[record.block]
-
-
-def _move(rebuild: _Rebuild, scores: Mapping[StoreRow, float], kept: frozenset[StoreRow]) -> dict[StoreRow, float]:
-    """Return the scores of the rows `kept` of the new store."""
-    moved = {rebuild.new_rows[row]: score for row, score in scores.items() if row in rebuild.new_rows}
-    return {row: score for row, score in moved.items() if row in kept}

@@ -122,7 +122,7 @@ def estimate_model(
     lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
     n_blocks = math.ceil(n_left / plan.stimuli_per_task)
-    n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in model.layers)
+    n_shards = len(plan.list_shards(model, 0))
     batch = (
         model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * FLOAT32_NBYTES
     )

@@ -1,4 +1,4 @@
-"""`xact import`: copy files of activations into a store with labels, as a build writes it.
+"""`xact import`: copy files of activations, or a store of an older format, into a store as a build writes it.
 
 Facts that a file lacks are recorded as unknown. A build cannot continue an imported store.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from xact.building.import_store import import_store
 from xact.building.provenance import make_provenance
 from xact.building.run import Outcome
 from xact.building.write_task import write_task
@@ -83,6 +84,11 @@ def import_files(
     """
     paths = [expand_path(file) for file in files]
     path = expand_path(store)
+    folder = next((one for one in paths if one.is_dir()), None)
+    if folder is not None:
+        if len(paths) > 1 or stimuli is not None:
+            raise RequestError(f"{str(folder)!r} is a folder", hint="import a store alone, without --stimuli")
+        return import_store(folder, path)
     with (
         closing(open_old(paths, None if stimuli is None else expand_path(stimuli))) as old,
         hold_store(path) as may_write,

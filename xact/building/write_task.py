@@ -163,14 +163,14 @@ def _read_shards(
     store: Path, plan: Plan, model: PlannedModel, record: TaskRecord, buffers: Sequence[np.ndarray], *, n_rows: int
 ) -> None:
     """Fill buffers with the first rows of the shards of a task."""
-    for layer, buffer in zip(model.layers, buffers, strict=True):
-        form = make_shard_format(plan, layer)
-        for key, units in plan.make_shard_keys(model, layer, record.block):
-            part = buffer[:n_rows, :, units]
-            data = read_recorded(store, key, record.shards[key])
+    for shard in plan.list_shards(model, record.block):
+        form = make_shard_format(plan, shard.shape)
+        data = read_recorded(store, shard.key, record.shards[shard.key])
+        for part in shard.parts:
+            values = buffers[part.layer][:n_rows, :, part.units]
             if data is None:
-                part[...] = np.nan
+                values[...] = np.nan
                 continue
-            whole = np.empty(part.shape, dtype=np.float32)
-            decode_shard(data, store / key, form, whole)
-            part[...] = whole
+            whole = np.empty(values.shape, dtype=np.float32)
+            decode_shard(data, store / shard.key, form, whole, place=part.place)
+            values[...] = whole

@@ -84,7 +84,12 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("path", metavar="STORE|FILE", help="a store or a file")
     verify.add_argument("--json", action="store_true", help="print JSON")
     imports = add("import", run_import, "Make a store from files of older programs or of xact export.")
-    imports.add_argument("files", metavar="FILE", nargs="+", help=".h5 files of several conditions, or .pt files")
+    imports.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help=".h5 files of several conditions, .pt files, or a store of an older format",
+    )
     imports.add_argument("--store", metavar="PATH", required=True, help="folder of the store to make")
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")

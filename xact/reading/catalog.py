@@ -26,6 +26,7 @@ from xact.disk.paths import refuse_url
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name, make_command
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
+from xact.store.chunks import get_separator
 from xact.store.shards import ShardFormat, parse_format
 from xact.store.snapshot import Labels, Snapshot, is_same_store, open_snapshot, stamp_root
 
@@ -237,11 +238,13 @@ class Catalog:
         return LayerArray(
             store=str(self.snapshot.path),
             store_id=self.snapshot.store_id,
-            prefix=f"{path}/c/{at}",
+            path=path,
+            model_place=at,
             layer_place=place,
             model=str(self.models[m]),
             layer=str(self.layers[k]),
             form=form,
+            separator=get_separator(self.snapshot.metadata[path]),
             rows=rows,
             unit_shape=self._load_lengths(m, k) if as_map else (n_units,),
             token=self.snapshot.token,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xact.errors import StoreError, make_command
+from xact.store.chunks import name_chunk
 from xact.store.shards import ShardFormat, read_rows, split_rows
 from xact.store.snapshot import check_same_store, find_absent_shards
 
@@ -42,13 +43,17 @@ class LayerArray:
 
     store: str
     """Absolute path."""
-    prefix: str
-    """Path of the shards inside the store, up to the number of the block."""
+    path: str
+    """Path of the array inside the store."""
+    model_place: int
+    """Position along the model axis of the array on disk."""
     layer_place: int
     """Position along the layer axis of the array on disk."""
     model: str
     layer: str
     form: ShardFormat
+    separator: str
+    """Separator of the numbers in the key of a shard."""
     rows: Rows
     unit_shape: tuple[int, ...]
     """Lengths of the unit axes; `(n_units,)` for one flat axis."""
@@ -116,12 +121,14 @@ class LayerArray:
         shape = self.form.shape
         last_unit = first_unit + out.shape[2]
         parts: list[tuple[np.ndarray, str, np.ndarray, int]] = []
+        layer_block = self.layer_place // shape.shard_layers
         for block, at, within in split_rows(rows, shape.shard_stimuli):
             for u in range(first_unit // shape.shard_units, -(-last_unit // shape.shard_units)):
                 start = max(first_unit, u * shape.shard_units)
                 stop = min(last_unit, (u + 1) * shape.shard_units)
                 part = out[at, :, start - first_unit : stop - first_unit]
-                parts.append((part, f"{block}/{self.layer_place}/0/{u}", within, start - u * shape.shard_units))
+                key = name_chunk((self.model_place, block, layer_block, 0, u), self.separator)
+                parts.append((part, f"{self.path}/{key}", within, start - u * shape.shard_units))
         if len(parts) == 1 or out.nbytes < PARALLEL_NBYTES:
             for one in parts:
                 self._fill_part(*one)
@@ -130,10 +137,10 @@ class LayerArray:
             for done in [pool.submit(self._fill_part, *one) for one in parts]:
                 done.result()
 
-    def _fill_part(self, out: np.ndarray, place: str, rows: np.ndarray, first_unit: int) -> None:
-        key = f"{self.prefix}/{place}"
+    def _fill_part(self, out: np.ndarray, key: str, rows: np.ndarray, first_unit: int) -> None:
+        place = self.layer_place % self.form.shape.shard_layers
         try:
-            read_rows(Path(self.store, key), self.form, out, rows=rows, first_unit=first_unit)
+            read_rows(Path(self.store, key), self.form, out, place=place, rows=rows, first_unit=first_unit)
         except FileNotFoundError:
             self._check_absent(key)
             out[...] = np.nan

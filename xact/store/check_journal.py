@@ -15,7 +15,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from xact.complaints import make_complaint
 from xact.labels import MAX_REPLICATES, is_safe_part
 from xact.store.check_metadata import is_inside
-from xact.store.plan import Plan, PlannedModel
+from xact.store.chunks import MAX_UNIT_CHUNKS
+from xact.store.plan import Plan, PlannedModel, find_places
 
 MAX_SHARDS = 20_000_000
 """Most shards of a store, far more than a file system would like."""
@@ -84,14 +85,14 @@ class ShardKeys:
     def list_keys(self, model: PlannedModel, block: int) -> set[str]:
         """Return the paths of the shards of one task."""
         if model.label not in self.parts:
-            keys = [key for layer in model.layers for key, _ in self.plan.make_shard_keys(model, layer, 0)]
-            self.parts[model.label] = [_split_key(key) for key in keys]
+            keys = [shard.key for shard in self.plan.list_shards(model, 0)]
+            self.parts[model.label] = [_split_key(key, self.plan.separator) for key in keys]
         return {f"{before}{block}{after}" for before, after in self.parts[model.label]}
 
 
-def _split_key(key: str) -> tuple[str, str]:
-    path, model, _, layer, replicate, unit = key.rsplit("/", 5)
-    return f"{path}/{model}/", f"/{layer}/{replicate}/{unit}"
+def _split_key(key: str, separator: str) -> tuple[str, str]:
+    path, model, _, *rest = key.rsplit(separator, 5)
+    return separator.join([path, model, ""]), separator.join(["", *rest])
 
 
 def find_line_fault(line: Mapping[str, Any], plan: Plan, keys: ShardKeys | None = None) -> str | None:
@@ -159,9 +160,11 @@ def find_plan_fault(plan: Plan) -> str | None:
 def _find_plan_faults(plan: Plan) -> Iterator[str]:
     if plan.n_replicates > MAX_REPLICATES:
         yield f"{plan.n_replicates} replicates; {MAX_REPLICATES} is the most"
-    counts = (plan.generation, plan.shard_mb, plan.stimuli_per_task, plan.n_replicates)
+    counts = (plan.generation, plan.shard_mb, plan.stimuli_per_task, plan.layers_per_shard, plan.n_replicates)
     if min(counts) < 1:
         yield "a count in it is less than 1"
+    if plan.layers_per_shard > (1 if plan.xact_format == 1 or plan.layout == "groups" else MAX_UNIT_CHUNKS):
+        yield f"a shard of it has {plan.layers_per_shard} layers"
     stimuli = plan.stimuli
     labels = (stimuli.conditions, stimuli.stems, stimuli.files, *stimuli.columns.values())
     if not stimuli.ids or any(len(column) != len(stimuli.ids) for column in labels):
@@ -181,9 +184,15 @@ def _find_plan_faults(plan: Plan) -> Iterator[str]:
 
 
 def _count_shards(plan: Plan) -> int:
-    layers = [layer for model in plan.models for layer in model.layers if layer.n_units >= 1]
-    n_shards = sum(-(-layer.n_units // plan.make_block_shape(layer).shard_units) for layer in layers)
-    return n_shards * -(-plan.n_stimuli // plan.stimuli_per_task)
+    """Return the number of shards, from the lengths alone: a plan may come from anywhere."""
+    places = find_places(plan.layer_labels)
+    widest: dict[tuple[str, int], int] = {}
+    for model in plan.models:
+        for layer in model.layers:
+            shape = plan.make_block_shape(layer)
+            group = model.label, places[layer.label] // shape.shard_layers
+            widest[group] = max(widest.get(group, 0), -(-layer.n_units // shape.shard_units))
+    return sum(widest.values()) * -(-plan.n_stimuli // plan.stimuli_per_task)
 
 
 def _find_model_faults(model: PlannedModel, plan: Plan) -> Iterator[str]:

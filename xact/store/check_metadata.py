@@ -15,7 +15,7 @@ MAX_LABELS_NBYTES = 2**32
 """Most bytes of all labels of a store in memory."""
 
 LABEL_TYPES = ("string", "bool", "int64", "float64")
-"""Types that label arrays have in format 1."""
+"""Types that label arrays have."""
 
 
 def count_text_nbytes(texts: Collection[str]) -> int:
@@ -54,6 +54,10 @@ def find_fault(path: str, data: object) -> str | None:
         return f"dimensions {dims!r:.60} for a shape of {shape!r:.60}"
     if not isinstance(codecs, list) or not codecs or not all(isinstance(_dig(codec, "name"), str) for codec in codecs):
         return "its codecs have no names"
+    if _dig(data, "chunk_key_encoding", "name") != "default" or _dig(
+        data, "chunk_key_encoding", "configuration", "separator"
+    ) not in ("/", "."):
+        return "its chunks have no keys of the kind default"
     if path.rpartition("/")[2] == "activations":
         return _find_shard_fault(data, shape, chunk, codecs[0])
     return None if data.get("data_type") in LABEL_TYPES else f"labels of type {data.get('data_type')!r:.60}"

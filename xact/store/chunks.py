@@ -5,8 +5,10 @@ The shapes do not depend on the number of stimuli, models or layers. So a trial 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 FLOAT32_NBYTES = 4
 """Bytes of one float32."""
@@ -23,6 +25,10 @@ MAX_STIMULI_PER_TASK = 512
 CHUNK_NBYTES = 2 * 2**20
 """Largest inner chunk before compression, bytes. A single stimulus with all replicates may be larger."""
 
+MAX_UNIT_CHUNKS = 512
+"""Most chunks of a shard of a cube along layer and unit. The index of a shard has 16 bytes for each chunk, and a reader
+of one chunk reads it as a whole."""
+
 MEGABYTE = 10**6
 """Bytes in one MB, as recipes count it."""
 
@@ -36,11 +42,12 @@ class BlockShape:
     chunk_stimuli: int
     chunk_units: int
     n_replicates: int
+    shard_layers: int = 1
 
     @property
     def shard(self) -> tuple[int, int, int, int, int]:
         """Shape of a shard: (model, stimulus, layer, replicate, unit)."""
-        return (1, self.shard_stimuli, 1, self.n_replicates, self.shard_units)
+        return (1, self.shard_stimuli, self.shard_layers, self.n_replicates, self.shard_units)
 
     @property
     def chunk(self) -> tuple[int, int, int, int, int]:
@@ -48,9 +55,19 @@ class BlockShape:
         return (1, self.chunk_stimuli, 1, self.n_replicates, self.chunk_units)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Number of chunks in a shard along (stimulus, unit)."""
-        return self.shard_stimuli // self.chunk_stimuli, self.shard_units // self.chunk_units
+    def grid(self) -> tuple[int, int, int]:
+        """Number of chunks in a shard along (stimulus, layer, unit)."""
+        return self.shard_stimuli // self.chunk_stimuli, self.shard_layers, self.shard_units // self.chunk_units
+
+
+def name_chunk(at: Iterable[int], separator: str) -> str:
+    """Return the key of a chunk or shard below its array (Zarr v3 specification, chunk key encoding `default`)."""
+    return separator.join(["c", *map(str, at)])
+
+
+def get_separator(metadata: Mapping[str, Any]) -> str:
+    """Return the separator of the numbers in the keys of chunks, from the metadata of an array."""
+    return str(metadata["chunk_key_encoding"]["configuration"]["separator"])
 
 
 def choose_stimuli_per_task(
@@ -70,16 +87,27 @@ def choose_stimuli_per_task(
     return batch_stimuli * find_smooth(max(1, most // batch_stimuli))
 
 
-def make_cube_shape(*, stimuli_per_task: int, n_replicates: int, shard_nbytes: int) -> BlockShape:
+def choose_layers_per_shard(*, stimuli_per_task: int, n_replicates: int, widest_units: int, shard_nbytes: int) -> int:
+    """Return the number of layers in one shard of a cube: as many as have room in it, at least one."""
+    n_chunks = -(-widest_units // CUBE_CHUNK_UNITS)
+    layer_nbytes = FLOAT32_NBYTES * n_replicates * stimuli_per_task * n_chunks * CUBE_CHUNK_UNITS
+    return max(1, min(MAX_UNIT_CHUNKS // n_chunks, shard_nbytes // layer_nbytes))
+
+
+def make_cube_shape(
+    *, stimuli_per_task: int, n_replicates: int, layers_per_shard: int, shard_nbytes: int
+) -> BlockShape:
     """Return the shape of the blocks of a cube. A layer wider than one shard uses several shards along `unit`."""
     row = FLOAT32_NBYTES * n_replicates
-    units = shard_nbytes // (row * stimuli_per_task) // CUBE_CHUNK_UNITS * CUBE_CHUNK_UNITS
+    n_chunks = shard_nbytes // (row * stimuli_per_task * layers_per_shard * CUBE_CHUNK_UNITS)
+    n_chunks = max(1, min(n_chunks, MAX_UNIT_CHUNKS // layers_per_shard, CUBE_MAX_UNITS // CUBE_CHUNK_UNITS))
     return BlockShape(
         shard_stimuli=stimuli_per_task,
-        shard_units=min(CUBE_MAX_UNITS, max(CUBE_CHUNK_UNITS, units)),
+        shard_units=n_chunks * CUBE_CHUNK_UNITS,
         chunk_stimuli=find_largest_divisor(stimuli_per_task, CHUNK_NBYTES // (row * CUBE_CHUNK_UNITS)),
         chunk_units=CUBE_CHUNK_UNITS,
         n_replicates=n_replicates,
+        shard_layers=layers_per_shard,
     )
 
 

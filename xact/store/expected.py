@@ -40,8 +40,8 @@ class PendingShard:
     """A shard of a task that is not in the journal yet. The file may be the old one, the new one, or missing."""
 
     form: ShardFormat
-    shape: tuple[int, int, int]
-    """Shape of its values: (stimulus, replicate, unit)."""
+    shapes: dict[int, tuple[int, int, int]]
+    """{position along the layer axis of the shard: shape of the values (stimulus, replicate, unit)}."""
 
 
 @dataclass
@@ -226,11 +226,16 @@ def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]
         for task in make_tasks(plan, model, done):
             if task.block in done:
                 continue
-            for layer in model.layers:
-                form = make_shard_format(plan, layer)
-                for key, units in plan.make_shard_keys(model, layer, task.block):
-                    n_units = min(units.stop, layer.n_units) - units.start
-                    yield key, PendingShard(form, (task.stop - task.start, plan.n_replicates, n_units))
+            for shard in plan.list_shards(model, task.block):
+                shapes = {
+                    part.place: (
+                        task.stop - task.start,
+                        plan.n_replicates,
+                        min(part.units.stop, model.layers[part.layer].n_units) - part.units.start,
+                    )
+                    for part in shard.parts
+                }
+                yield shard.key, PendingShard(make_shard_format(plan, shard.shape), shapes)
 
 
 def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, under_way: UnderWay) -> None:
@@ -238,9 +243,9 @@ def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, un
     jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
     for is_final in (False, True):  # the labels sha256 and `present` are added after the last task
         tree = make_tree(plan, state, jitter, final=is_final)
-        for key, data in make_files(tree, make_metadata(plan, tree, {})).items():
+        for key, data in make_files(tree, make_metadata(plan, tree, {}), separator=plan.separator).items():
             under_way.made.setdefault(key, set()).add(hashlib.sha256(data).hexdigest())
-    under_way.unhashed = {key for key in under_way.made if key.partition("/c/")[0] in plan.jitter_names}
+    under_way.unhashed = {key for key in under_way.made if _is_amount(key, plan)}
     under_way.unhashed.add(f"xact/{ROOT}")  # provenance: seconds and other facts of the run
     key = f"{FOLDER}/manifest-{under_way.generation}.jsonl"
     if key in listing.files:  # the manifest is complete, but not published
@@ -251,3 +256,8 @@ def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, un
         for name, found in written.items():
             if found is not None and name != ROOT and name not in under_way.shards:
                 under_way.made.setdefault(name, set()).add(found.sha256)
+
+
+def _is_amount(key: str, plan: Plan) -> bool:
+    """Return True for the values of a jitter label."""
+    return key.partition("/")[0] in plan.jitter_names and not key.endswith(ROOT)

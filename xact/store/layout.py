@@ -19,6 +19,7 @@ from numcodecs.zstd import Zstd
 from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
 from xact.store.check_metadata import MAX_LABEL_NBYTES, MAX_LABELS_NBYTES, count_text_nbytes, find_text_fault
+from xact.store.chunks import BlockShape, name_chunk
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import ShardFormat, add_crc32c, make_codecs
@@ -154,12 +155,13 @@ def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]
         fill="NaN",
         codecs=make_codecs(plan.codec, chunk=block.chunk),
         dims=DIMS,
+        separator=plan.separator,
     )
 
 
-def make_shard_format(plan: Plan, layer: PlannedLayer) -> ShardFormat:
-    """Return the format of the shards of the array that holds `layer`."""
-    return ShardFormat(plan.make_block_shape(layer), "none" if plan.codec == "none" else "blosc")
+def make_shard_format(plan: Plan, shape: BlockShape) -> ShardFormat:
+    """Return the format of the shards of this shape."""
+    return ShardFormat(shape, "none" if plan.codec == "none" else "blosc")
 
 
 def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -178,7 +180,7 @@ def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[st
         if group:
             metadata[group] = _make_group_metadata(_name_coordinates(arrays))
         for name, (dims, values) in arrays.items():
-            metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values)
+            metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values, plan.separator)
     return dict(sorted(metadata.items(), key=lambda item: (item[0].count("/"), item[0].rpartition("/"))))
 
 
@@ -213,16 +215,18 @@ def make_unfinished_root(plan: Plan, *, complete: int = 0) -> bytes:
     return _dump(_make_root_metadata(attributes, {}))
 
 
-def make_files(tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]) -> dict[str, bytes]:
+def make_files(
+    tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]], *, separator: str
+) -> dict[str, bytes]:
     """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
     made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
-    encoded: dict[int, list[tuple[str, bytes]]] = {}
+    encoded: dict[int, list[tuple[tuple[int, ...], bytes]]] = {}
     for group, arrays in tree.items():
         for name, (dims, values) in arrays.items():
             if id(values) not in encoded:  # groups share label arrays: encode each once
                 encoded[id(values)] = list(_encode_labels(dims, values))
-            for key, data in encoded[id(values)]:
-                made[f"{group}/{name}/c/{key}".lstrip("/")] = data
+            for at, data in encoded[id(values)]:
+                made[f"{group}/{name}/{name_chunk(at, separator)}".lstrip("/")] = data
     return made
 
 
@@ -240,8 +244,8 @@ def _chunk_of(dims: Sequence[str]) -> tuple[int, ...]:
     return tuple(LABEL_CHUNKS[dim] for dim in dims)
 
 
-def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[str, bytes]]:
-    """Yield (chunk key, bytes) of every chunk of a label array."""
+def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Yield (position, bytes) of every chunk of a label array."""
     chunk = _chunk_of(dims)
     kind = _kind_of(values)
     for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
@@ -253,7 +257,7 @@ def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[st
             if kind == "string"
             else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
         )
-        yield "/".join(map(str, at)), add_crc32c(bytes(Zstd(level=3).encode(raw)))
+        yield at, add_crc32c(bytes(Zstd(level=3).encode(raw)))
 
 
 def find_labels_fault(plan: Plan) -> str | None:
@@ -297,7 +301,7 @@ def _find_chunk_fault(dims: Sequence[str], values: np.ndarray) -> str | None:
     return None
 
 
-def _make_label_metadata(dims: Sequence[str], values: np.ndarray) -> dict[str, Any]:
+def _make_label_metadata(dims: Sequence[str], values: np.ndarray, separator: str) -> dict[str, Any]:
     kind = _kind_of(values)
     first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
     if kind == "string":
@@ -312,6 +316,7 @@ def _make_label_metadata(dims: Sequence[str], values: np.ndarray) -> dict[str, A
         fill=FILLS[kind],
         codecs=[first, zstd, {"name": "crc32c"}],
         dims=dims,
+        separator=separator,
     )
 
 
@@ -323,6 +328,7 @@ def _make_array_metadata(
     fill: str | bool | int,
     codecs: list[dict[str, Any]],
     dims: Sequence[str],
+    separator: str,
 ) -> dict[str, Any]:
     return {
         "zarr_format": 3,
@@ -330,7 +336,7 @@ def _make_array_metadata(
         "shape": list(shape),
         "data_type": kind,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
         "fill_value": fill,
         "codecs": codecs,
         "attributes": {},

@@ -14,7 +14,13 @@ from typing import Any, Literal
 from xact.errors import MismatchError, RequestError
 from xact.labels import StimulusTable, StoreRow, make_path_parts
 from xact.store.check_journal import find_plan_fault
-from xact.store.chunks import CUBE_MAX_UNITS, FLOAT32_NBYTES, MEGABYTE, choose_stimuli_per_task
+from xact.store.chunks import (
+    CUBE_MAX_UNITS,
+    FLOAT32_NBYTES,
+    MEGABYTE,
+    choose_layers_per_shard,
+    choose_stimuli_per_task,
+)
 from xact.store.journal import State
 from xact.store.layout import find_labels_fault
 from xact.store.neutral import NEUTRAL, drop_neutral_settings
@@ -126,6 +132,12 @@ def _make_first_plan(request: Request) -> Plan:
         buffer_nbytes=int(storage["buffer_mb"] * MEGABYTE),
         shard_nbytes=storage["shard_mb"] * MEGABYTE,
     )
+    n_layers = choose_layers_per_shard(
+        stimuli_per_task=size,
+        n_replicates=n_replicates,
+        widest_units=widest,
+        shard_nbytes=storage["shard_mb"] * MEGABYTE,
+    )
     reserved = (*request.table.columns, *request.jitter_names)
     model_paths, layer_paths = _make_paths(request.models, layout, {}, {}, reserved)
     plan = Plan(
@@ -136,6 +148,7 @@ def _make_first_plan(request: Request) -> Plan:
         precision=storage["precision"],
         shard_mb=storage["shard_mb"],
         stimuli_per_task=size,
+        layers_per_shard=n_layers if layout == "cube" else 1,
         n_replicates=n_replicates,
         jitter_names=request.jitter_names,
         recipe=request.recipe,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape
+from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape, name_chunk
 
 
 class PlanRecord(BaseModel):
@@ -136,10 +138,33 @@ class PlannedStimuli(PlanRecord):
     column_types: dict[str, Literal["string", "int64", "float64", "bool"]]
 
 
+@dataclass(frozen=True)
+class ShardPart:
+    """The units of one layer in a shard."""
+
+    layer: int
+    """Position among the layers of the model."""
+    place: int
+    """Position along the layer axis of the shard."""
+    units: slice
+    """The units of the layer; it may end after them."""
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """One shard file of a task."""
+
+    key: str
+    """Path inside the store."""
+    shape: BlockShape
+    parts: tuple[ShardPart, ...]
+
+
 class Plan(PlanRecord):
     """The content of a store after its build."""
 
-    xact_format: Literal[1] = 1
+    xact_format: Literal[1, 2] = 2
+    """1: every shard holds one layer, and the key of a chunk has a folder for each axis. A store keeps its format."""
     store_id: str = ""
     """Random text of the store, in all its generations. A store that is built again has another."""
     generation: int
@@ -149,6 +174,8 @@ class Plan(PlanRecord):
     precision: Literal["full", "bits10"]
     shard_mb: int
     stimuli_per_task: int
+    layers_per_shard: int = 1
+    """Layers in one shard of a cube."""
     n_replicates: int
     jitter_names: tuple[str, ...]
     recipe: dict[str, Any]
@@ -189,6 +216,7 @@ class Plan(PlanRecord):
             return make_cube_shape(
                 stimuli_per_task=self.stimuli_per_task,
                 n_replicates=self.n_replicates,
+                layers_per_shard=self.layers_per_shard,
                 shard_nbytes=self.shard_mb * MEGABYTE,
             )
         return make_group_shape(
@@ -204,15 +232,47 @@ class Plan(PlanRecord):
             return "activations"
         return f"{self.model_paths[model]}/{self.layer_paths[model][layer]}/activations"
 
-    def make_shard_keys(self, model: PlannedModel, layer: PlannedLayer, block: int) -> list[tuple[str, slice]]:
-        """Return [(path of a shard file, its units)] for one layer and one task, in the order of the units."""
-        shape = self.make_block_shape(layer)
-        m, k = 0, 0
-        if self.layout == "cube":
-            m = [planned.label for planned in self.models].index(model.label)
-            k = self.layer_labels.index(layer.label)
-        path = self.find_array_path(model.label, layer.label)
+    @property
+    def separator(self) -> str:
+        """What separates the numbers in the key of a chunk."""
+        return "/" if self.xact_format == 1 else "."
+
+    def list_shards(self, model: PlannedModel, block: int) -> list[PlannedShard]:
+        """Return the shards of one task, in the order of the layers and of their units."""
+        if self.layout == "groups":
+            return [
+                shard
+                for i, layer in enumerate(model.layers)
+                for shard in self._list_group_shards(model, i, layer, block)
+            ]
+        m = find_places(tuple(planned.label for planned in self.models))[model.label]
+        places = find_places(self.layer_labels)
+        shape = self.make_block_shape(model.layers[0])
+        parts: dict[tuple[int, int], list[ShardPart]] = {}
+        for i, layer in enumerate(model.layers):
+            k, place = divmod(places[layer.label], shape.shard_layers)
+            for u, units in enumerate(split_units(layer.n_units, shape.shard_units)):
+                parts.setdefault((k, u), []).append(ShardPart(i, place, units))
         return [
-            (f"{path}/c/{m}/{block}/{k}/0/{u}", slice(u * shape.shard_units, (u + 1) * shape.shard_units))
-            for u in range(-(-layer.n_units // shape.shard_units))
+            PlannedShard(f"activations/{name_chunk((m, block, k, 0, u), self.separator)}", shape, tuple(found))
+            for (k, u), found in parts.items()
         ]
+
+    def _list_group_shards(
+        self, model: PlannedModel, i: int, layer: PlannedLayer, block: int
+    ) -> Iterator[PlannedShard]:
+        path, shape = self.find_array_path(model.label, layer.label), self.make_block_shape(layer)
+        for u, units in enumerate(split_units(layer.n_units, shape.shard_units)):
+            key = f"{path}/{name_chunk((0, block, 0, 0, u), self.separator)}"
+            yield PlannedShard(key, shape, (ShardPart(i, 0, units),))
+
+
+@lru_cache(maxsize=8)
+def find_places(labels: tuple[str, ...]) -> dict[str, int]:
+    """Return {label: its position}. Cached: every task asks again."""
+    return {label: i for i, label in enumerate(labels)}
+
+
+def split_units(n_units: int, size: int) -> Iterator[slice]:
+    """Yield the units of a layer in each of its shards of `size` units; the last slice may end after them."""
+    return (slice(start, start + size) for start in range(0, n_units, size))

@@ -31,10 +31,10 @@ def remove_former(store: Path, state: State, plan: Plan) -> None:
 
 
 def _list_former(store: Path, plan: Plan, model: PlannedModel) -> Iterator[str]:
+    if plan.layout == "cube":
+        for block in range(-(-model.n_stimuli // plan.stimuli_per_task)):
+            yield from (shard.key for shard in plan.list_shards(model, block))
+        return
     for layer in model.layers:
-        if plan.layout == "groups":
-            folder = plan.find_array_path(model.label, layer.label).removesuffix("/activations")
-            yield from (f"{folder}/{key}" for key in list_files(store / folder).files)
-        else:
-            for block in range(-(-model.n_stimuli // plan.stimuli_per_task)):
-                yield from (key for key, _ in plan.make_shard_keys(model, layer, block))
+        folder = plan.find_array_path(model.label, layer.label).removesuffix("/activations")
+        yield from (f"{folder}/{key}" for key in list_files(store / folder).files)

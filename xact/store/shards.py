@@ -55,15 +55,18 @@ def add_crc32c(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes] | None:
-    """Return the pieces of a shard that holds `rows` (stimulus, replicate, unit), or None if all values are NaN.
+Rows = Mapping[int, np.ndarray]
+"""{position along the layer axis of a shard: values (stimulus, replicate, unit)}. Values may be fewer than the shard
+has room for along stimulus and unit; the rest, and the other layers, are fill value."""
 
-    `rows` may be shorter than the shard along stimulus and unit. The rest is fill value.
-    """
+
+def encode_shard(rows: Rows, shape: BlockShape, codec: str) -> list[bytes] | None:
+    """Return the pieces of a shard that holds `rows`, or None if all values are NaN."""
     index = np.full((*shape.grid, 2), ABSENT, dtype="<u8")
     pieces: list[bytes] = []
     offset = 0
-    for at in itertools.product(*map(range, shape.grid)):
+    n_stimuli, _, n_units = map(range, shape.grid)
+    for at in itertools.product(n_stimuli, sorted(rows), n_units):
         piece = _encode_at(rows, at, shape, codec)
         if piece is not None:
             index[at] = offset, len(piece)
@@ -73,7 +76,7 @@ def encode_shard(rows: np.ndarray, shape: BlockShape, codec: str) -> list[bytes]
 
 
 def grow_shard(
-    old: bytes, rows: np.ndarray, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
+    old: bytes, rows: Rows, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
 ) -> list[bytes] | None:
     """Return the pieces of a shard that holds `rows` in place of the shard `old`, or None if all values are NaN.
 
@@ -81,12 +84,12 @@ def grow_shard(
     of `old` may read its chunks from the new file: each chunk of `old` keeps its place, and changed chunks go where
     `old` has none. `file` is named in errors. If no chunk changes, the result is `old`.
     """
-    form = ShardFormat(shape, "none" if codec == "none" else "blosc")
-    index = _read_index(_read_from(old), len(old), file, form).copy()
+    index = _read_index(_read_from(old), len(old), file, shape).copy()
     places = {int(start): int(nbytes) for start, nbytes in index.reshape(-1, 2) if start != ABSENT}
     chunks = {start: old[start : start + nbytes] for start, nbytes in places.items()}
     is_changed = False
-    for at in itertools.product(sorted({row // shape.chunk_stimuli for row in changed}), range(shape.grid[1])):
+    blocks = sorted({row // shape.chunk_stimuli for row in changed})
+    for at in itertools.product(blocks, sorted(rows), range(shape.grid[2])):
         piece = _encode_at(rows, at, shape, codec)
         if piece == chunks.get(int(index[at][0])):
             continue
@@ -121,10 +124,10 @@ def _lay(chunks: Mapping[int, bytes]) -> Iterator[bytes]:
         end = start + len(chunks[start])
 
 
-def _encode_at(rows: np.ndarray, at: tuple[int, ...], shape: BlockShape, codec: str) -> bytes | None:
-    """Return the bytes of the chunk at (block of stimuli, block of units), or None if all its values are NaN."""
-    i, j = at
-    chunk = rows[
+def _encode_at(rows: Rows, at: tuple[int, ...], shape: BlockShape, codec: str) -> bytes | None:
+    """Return the bytes of the chunk at (block of stimuli, layer, block of units), or None if all values are NaN."""
+    i, place, j = at
+    chunk = rows[place][
         i * shape.chunk_stimuli : (i + 1) * shape.chunk_stimuli,
         :,
         j * shape.chunk_units : (j + 1) * shape.chunk_units,
@@ -158,11 +161,6 @@ class ShardFormat:
     codec: str
     """`none` or `blosc`. A blosc chunk names its own compressor."""
 
-    @property
-    def index_nbytes(self) -> int:
-        """Length of the index with its crc32c, at the end of a shard."""
-        return 16 * prod(self.shape.grid) + 4
-
 
 def parse_format(metadata: dict[str, Any]) -> ShardFormat:
     """Return the format of the shards from the metadata of an activations array."""
@@ -171,43 +169,46 @@ def parse_format(metadata: dict[str, Any]) -> ShardFormat:
     chunk = configuration["chunk_shape"]
     codecs = [codec["name"] for codec in configuration["codecs"]]
     return ShardFormat(
-        BlockShape(shard[1], shard[4], chunk[1], chunk[4], chunk[3]), "blosc" if "blosc" in codecs else "none"
+        BlockShape(shard[1], shard[4], chunk[1], chunk[4], chunk[3], shard[2]),
+        "blosc" if "blosc" in codecs else "none",
     )
 
 
-def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, first_row: int, first_unit: int) -> None:
+def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, place: int, first_row: int, first_unit: int) -> None:
     """Fill `out` (stimulus, replicate, unit) from one shard, starting at its row `first_row` and unit `first_unit`.
 
+    `place` is the position of the layer along the layer axis of the shard.
     Values that the shard lacks become NaN; so do all values if there is no file. Raise StoreError for bytes that do
     not match their checksums.
     """
     try:
-        read_rows(file, form, out, rows=np.arange(first_row, first_row + len(out)), first_unit=first_unit)
+        rows = np.arange(first_row, first_row + len(out))
+        read_rows(file, form, out, place=place, rows=rows, first_unit=first_unit)
     except FileNotFoundError:
         out[...] = np.nan
 
 
-def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, rows: np.ndarray, first_unit: int) -> None:
+def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, place: int, rows: np.ndarray, first_unit: int) -> None:
     """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, starting at its unit `first_unit`.
 
-    `rows` are counted from the first row of the shard and strictly increase. Only the chunks that hold these rows are
-    read; chunks that are left out become NaN. Raise StoreError for bytes that do not match their checksums, and
-    FileNotFoundError if there is no shard.
+    `place` is the position of the layer along the layer axis of the shard. `rows` are counted from the first row of
+    the shard and strictly increase. Only the chunks that hold these rows are read; chunks that are left out become
+    NaN. Raise StoreError for bytes that do not match their checksums, and FileNotFoundError if there is no shard.
     """
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait if the file is a pipe
     try:
-        _read_chunks(partial(os.pread, fd), os.fstat(fd).st_size, file, form, out, rows, first_unit)
+        _read_chunks(partial(os.pread, fd), os.fstat(fd).st_size, file, form, out, place, rows, first_unit)
     finally:
         os.close(fd)
 
 
-def decode_shard(data: bytes, file: Path, form: ShardFormat, out: np.ndarray) -> None:
+def decode_shard(data: bytes, file: Path, form: ShardFormat, out: np.ndarray, *, place: int) -> None:
     """Fill `out` (stimulus, replicate, unit) from the bytes of a whole shard, starting at its first row and unit.
 
-    Values that the shard lacks become NaN. Raise StoreError, which names `file`, for bytes that do not match their
-    checksums.
+    `place` is the position of the layer along the layer axis of the shard. Values that the shard lacks become NaN.
+    Raise StoreError, which names `file`, for bytes that do not match their checksums.
     """
-    _read_chunks(_read_from(data), len(data), file, form, out, np.arange(len(out)), 0)
+    _read_chunks(_read_from(data), len(data), file, form, out, place, np.arange(len(out)), 0)
 
 
 def _read_from(data: bytes) -> ReadBytes:
@@ -227,10 +228,17 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.nda
 
 
 def _read_chunks(
-    read: ReadBytes, size: int, file: Path, form: ShardFormat, out: np.ndarray, rows: np.ndarray, first_unit: int
+    read: ReadBytes,
+    size: int,
+    file: Path,
+    form: ShardFormat,
+    out: np.ndarray,
+    place: int,
+    rows: np.ndarray,
+    first_unit: int,
 ) -> None:
     shape = form.shape
-    index = _read_index(read, size, file, form)
+    index = _read_index(read, size, file, shape)
     full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
     scratch = np.empty((0, 0, 0), dtype="<f4")
     last_unit = first_unit + out.shape[2]
@@ -239,13 +247,14 @@ def _read_chunks(
             unit = j * shape.chunk_units
             units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
             part = out[at, :, units.start - first_unit : units.stop - first_unit]
-            if index[i, j, 0] == ABSENT:
+            at_chunk = (i, place, j)
+            if index[at_chunk][0] == ABSENT:
                 part[...] = np.nan
             elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
-                _decode_chunk(read, file, (i, j), index, form, part)  # whole chunk, in place: no copy
+                _decode_chunk(read, file, at_chunk, index, form, part)  # whole chunk, in place: no copy
             else:
                 scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
-                _decode_chunk(read, file, (i, j), index, form, scratch)
+                _decode_chunk(read, file, at_chunk, index, form, scratch)
                 part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
 
 
@@ -255,19 +264,20 @@ def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
 
 
-def _read_index(read: ReadBytes, size: int, file: Path, form: ShardFormat) -> np.ndarray:
-    if size < form.index_nbytes:
+def _read_index(read: ReadBytes, size: int, file: Path, shape: BlockShape) -> np.ndarray:
+    nbytes = 16 * prod(shape.grid) + 4
+    if size < nbytes:
         raise _refuse(file, f"{size} bytes cannot hold a shard")
-    data = _read_checked(read, file, size - form.index_nbytes, form.index_nbytes, what="the index")
-    return np.frombuffer(data, dtype="<u8").reshape(*form.shape.grid, 2)
+    data = _read_checked(read, file, size - nbytes, nbytes, what="the index")
+    return np.frombuffer(data, dtype="<u8").reshape(*shape.grid, 2)
 
 
 def _decode_chunk(
-    read: ReadBytes, file: Path, at: tuple[int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
+    read: ReadBytes, file: Path, at: tuple[int, int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
 ) -> None:
-    """Decode the chunk at (block of stimuli, block of units) into `out`: contiguous float32 of the shape of a chunk."""
+    """Decode the chunk at (block of stimuli, layer, block of units) into `out`, float32 of the shape of a chunk."""
     offset, nbytes = map(int, index[at])
-    what = f"chunk {at[0]}/{at[1]}"
+    what = f"chunk {'/'.join(map(str, at))}"
     data = _read_checked(read, file, offset, nbytes, what=what)
     holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
     if holds != out.nbytes:

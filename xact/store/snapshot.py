@@ -32,9 +32,7 @@ from xact.store.check_metadata import (
     find_fault,
     find_text_fault,
 )
-
-FORMAT = 1
-"""The `xact_format` that this module reads."""
+from xact.store.chunks import get_separator, name_chunk
 
 LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
 """Dimensions that labels may have."""
@@ -153,9 +151,9 @@ def _parse_root(path: Path, stamp: FileState) -> Snapshot:
             f"{str(path)!r} was not written by xact: its root has no attribute xact_format",
             hint="open it with xarray.open_zarr, or give the path of an xact store",
         )
-    if attributes["xact_format"] != FORMAT:
+    if attributes["xact_format"] not in (1, 2):
         raise StoreError(
-            f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads format {FORMAT}",
+            f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads 1 and 2",
             hint="pip install --upgrade xact",
         )
     if not attributes.get("xact_generation"):
@@ -226,7 +224,7 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any], room: Room) 
     kind = np.dtype(object if is_text else metadata["data_type"])
     if [codec["name"] for codec in metadata["codecs"][1:]] != ["zstd", "crc32c"]:
         raise StoreError(
-            f"{store / path}: its codecs are not those of format {FORMAT}", hint="pip install --upgrade xact"
+            f"{store / path}: its codecs are not those of an xact store", hint="pip install --upgrade xact"
         )
     lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
     if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
@@ -235,7 +233,8 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any], room: Room) 
     for at in np.ndindex(*lengths):
         last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
         n_used = int(np.ravel_multi_index(last, chunk)) + 1
-        parts[at] = _decode_label(store, store.joinpath(path, "c", *map(str, at)), kind, chunk, n_used, room)
+        file = store / path / name_chunk(at, get_separator(metadata))
+        parts[at] = _decode_label(store, file, kind, chunk, n_used, room)
     whole = np.empty(shape, dtype=kind)
     for at, part in parts.items():
         start = [i * size for i, size in zip(at, chunk, strict=True)]

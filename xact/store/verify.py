@@ -176,7 +176,9 @@ def _is_sound_shard(file: Path, under_way: UnderWay, key: str) -> bool:
     """Return True if every chunk of a shard matches its own checksum."""
     pending = under_way.pending[key]
     try:
-        read_shard(file, pending.form, np.empty(pending.shape, dtype=np.float32), first_row=0, first_unit=0)
+        for place, shape in pending.shapes.items():
+            values = np.empty(shape, dtype=np.float32)
+            read_shard(file, pending.form, values, place=place, first_row=0, first_unit=0)
     except (StoreError, OSError, ValueError, RuntimeError):  # each codec has its own errors for damaged bytes
         return False
     return True

@@ -23,12 +23,11 @@ from xact.disk.durable import (
 )
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.chunks import BlockShape
 from xact.store.held import check_presence, check_shards, read_recorded
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
-from xact.store.plan import Plan, PlannedModel
-from xact.store.shards import encode_shard, grow_shard
+from xact.store.plan import Plan, PlannedModel, PlannedShard
+from xact.store.shards import Rows, encode_shard, grow_shard
 from xact.store.tasks import make_tasks
 
 
@@ -50,6 +49,8 @@ class StoreWriter:
         self._jitter = jitter
         self._journal = Journal(store, plan.generation)
         self._lock = threading.Lock()
+        self._made: dict[str, bytes] = {}
+        """{path: bytes} of the metadata and labels that are on disk."""
         self._set_plan(plan)
 
     def _set_plan(self, plan: Plan) -> None:
@@ -59,7 +60,7 @@ class StoreWriter:
         sweep_partial(self.store)
         write_plan(self.store, self.plan)
         tree = make_tree(self.plan, self.state, self._jitter, final=False)
-        _create(self.store, self.plan, tree, make_metadata(self.plan, tree, {}))
+        self._made = _create(self.store, self.plan, tree, make_metadata(self.plan, tree, {}), {})
         for model in sorted(self.state.forgotten):  # before their shards are written anew, as if there were no tasks
             self._add({"dropped": model})
         return self
@@ -93,27 +94,29 @@ class StoreWriter:
             changed = [row - block * self.plan.stimuli_per_task for row in rows]
             return self._replace_shards(shards, record, changed)
         written: dict[str, Written | None] = {}
-        for key, values, shape in shards:
-            pieces = encode_shard(values, shape, self.plan.codec)
+        for shard, values in shards:
+            file = self.store / shard.key
+            pieces = encode_shard(values, shard.shape, self.plan.codec)
             if pieces is None:
-                remove_file(self.store / key)
-            written[key] = write_file(self.store / key, pieces) if pieces is not None else None
+                remove_file(file)
+            written[shard.key] = write_file(file, pieces) if pieces is not None else None
         return written
 
     def _replace_shards(
-        self, shards: Iterable[tuple[str, np.ndarray, BlockShape]], record: TaskRecord, changed: Sequence[int]
+        self, shards: Iterable[tuple[PlannedShard, Rows]], record: TaskRecord, changed: Sequence[int]
     ) -> dict[str, Written | None]:
         """Write the grown shards of a task beside the old ones, note their records, then rename them.
 
         After a kill, a shard is the old one or the noted one.
         """
         written: dict[str, Written | None] = {}
-        for key, values, shape in shards:
+        for shard, values in shards:
+            key = shard.key
             old = read_recorded(self.store, key, record.shards[key])
             if old is None:
-                pieces = encode_shard(values, shape, self.plan.codec)
+                pieces = encode_shard(values, shard.shape, self.plan.codec)
             else:
-                pieces = grow_shard(old, values, changed, self.store / key, shape, self.plan.codec)
+                pieces = grow_shard(old, values, changed, self.store / key, shard.shape, self.plan.codec)
             if pieces is None:
                 written[key] = None
             else:
@@ -157,9 +160,8 @@ class StoreWriter:
         done = self.state.find_done(model.label)
         for task in make_tasks(self.plan, model, done):
             if task.block not in done:
-                for layer in model.layers:
-                    for key, _ in self.plan.make_shard_keys(model, layer, task.block):
-                        remove_file(self.store / key)
+                for shard in self.plan.list_shards(model, task.block):
+                    remove_file(self.store / shard.key)
 
     def _add(self, line: dict[str, Any]) -> None:
         self._journal.add(line)
@@ -176,7 +178,8 @@ class StoreWriter:
         check_presence(self.store, self.state)
         tree = make_tree(self.plan, self.state, self._jitter, final=True)
         metadata = make_metadata(self.plan, tree, provenance)
-        files = {key: _written(data) for key, data in _create(self.store, self.plan, tree, metadata).items()}
+        made = _create(self.store, self.plan, tree, metadata, self._made)
+        files = {key: _written(data) for key, data in made.items()}
         root = make_root(self.plan, metadata, tree, complete=complete)
         write_manifest(self.store, self.state, {**files, "zarr.json": _written(root)})
         write_file(self.store / "zarr.json", [root])
@@ -184,11 +187,18 @@ class StoreWriter:
 
 
 def _create(
-    store: Path, plan: Plan, tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]]
+    store: Path,
+    plan: Plan,
+    tree: Mapping[str, Arrays],
+    metadata: Mapping[str, dict[str, Any]],
+    known: Mapping[str, bytes],
 ) -> dict[str, bytes]:
-    """Write and sync all metadata and labels of a plan, and return them. Equal files on disk stay as they are."""
-    made = make_files(tree, metadata)
-    changed = {key: data for key, data in made.items() if not _holds(store / key, data)}
+    """Write and sync all metadata and labels of a plan, and return them. Equal files on disk stay as they are.
+
+    `known` is {path: bytes} of files that this process has read or written.
+    """
+    made = make_files(tree, metadata, separator=plan.separator)
+    changed = {key: data for key, data in made.items() if not _holds(store / key, data, known.get(key))}
     if not (store / "zarr.json").exists():
         changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
@@ -200,19 +210,21 @@ def _create(
 
 def _list_shards(
     plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
-) -> Iterator[tuple[str, np.ndarray, BlockShape]]:
-    """Yield (path, values, shape) of each shard of a task."""
+) -> Iterator[tuple[PlannedShard, Rows]]:
+    """Yield each shard of a task with its values."""
     for layer, buffer in zip(model.layers, buffers, strict=True):
-        shape = plan.make_block_shape(layer)
-        if buffer.shape[0] > shape.shard_stimuli or buffer.shape[1:] != (plan.n_replicates, layer.n_units):
+        if buffer.shape[0] > plan.stimuli_per_task or buffer.shape[1:] != (plan.n_replicates, layer.n_units):
             raise StoreError(f"layer {layer.label!r}: a block of shape {buffer.shape} is not a whole shard")
-        for key, units in plan.make_shard_keys(model, layer, block):
-            yield key, buffer[:, :, units], shape
+    for shard in plan.list_shards(model, block):
+        yield shard, {part.place: buffers[part.layer][:, :, part.units] for part in shard.parts}
 
 
 def _written(data: bytes) -> Written:
     return Written(len(data), hashlib.sha256(data).hexdigest())
 
 
-def _holds(file: Path, data: bytes) -> bool:
-    return file.is_file() and file.stat().st_size == len(data) and file.read_bytes() == data
+def _holds(file: Path, data: bytes, known: bytes | None) -> bool:
+    """Return True if a file has these bytes; `known` are those that were read or written before."""
+    if not file.is_file() or file.stat().st_size != len(data):
+        return False
+    return (file.read_bytes() if known is None else known) == data

@@ -95,6 +95,24 @@ def test_modes_that_no_png_has_keep_their_colours_and_their_hidden_pixels(mode):
     assert (read(given)[0] == 128).all()
 
 
+def test_16_bits_of_any_byte_order_are_those_of_the_other():
+    wide = PIXELS[..., 0].astype(np.uint16) * 251 + 7
+    expected = read(Image.fromarray(wide))
+    picture = Image.fromarray(wide.astype(">u2"))
+    assert picture.mode == "I;16B"
+    np.testing.assert_array_equal(read(picture), expected)
+    assert len(np.unique(expected)) > 10
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_its_first_as_the_file_is():
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS[..., :3]).save(buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (5, 6))])
+    opened = Image.open(io.BytesIO(buffer.getvalue()))
+    assert opened.format == "MPO"
+    expected = np.asarray(decode_picture(buffer.getvalue(), name="x", mask_alpha="none"))
+    np.testing.assert_array_equal(read(opened), expected)
+
+
 def test_a_colour_that_stands_for_transparency_is_masked():
     picture = Image.fromarray(PIXELS[..., :3])
     picture.info["transparency"] = tuple(int(x) for x in PIXELS[2, 3, :3])

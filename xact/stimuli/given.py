@@ -29,6 +29,7 @@ WANTED = "a picture is a path, a picture of PIL, or a uint8 array (height, width
 GLOB = re.compile(r"[*?\[]")
 PNG_MODES = {"1": "1", "L": "L", "LA": "LA", "P": "P", "RGB": "RGB", "RGBA": "RGBA", "I;16": "I;16"}
 PNG_MODES |= {"La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB"}
+PNG_MODES |= dict.fromkeys(("I;16B", "I;16L", "I;16N"), "I;16")
 """{mode of a picture: mode in which PNG keeps it}."""
 
 ORIENTATION = 0x0112
@@ -206,7 +207,7 @@ def _check_picture(i: int, picture: Image.Image) -> None:
             f"stimulus {i} is a picture of PIL with the mode {picture.mode!r}",
             hint="convert it to 8-bit RGB the way you mean it: picture.convert('RGB')",
         )
-    if getattr(picture, "is_animated", False):
+    if getattr(picture, "is_animated", False) and picture.format != "MPO":  # a JPEG with a preview behind it
         raise RequestError(
             f"stimulus {i} is a picture of PIL with more than one frame", hint="picture.copy() is the present frame"
         )
@@ -216,7 +217,9 @@ def encode_picture(picture: Image.Image) -> bytes:
     """Return a loaded picture as the bytes of a file without loss, so that it goes the way of all files."""
     orientation = picture.getexif().get(ORIENTATION)
     mode = PNG_MODES.get(picture.mode)
-    if mode is not None and mode != picture.mode:
+    if mode == "I;16":  # Pillow converts no byte order
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16))
+    elif mode is not None and mode != picture.mode:
         picture = picture.convert(mode)
     options = {} if orientation is None else {"exif": Image.Exif()}
     for exif in options.values():

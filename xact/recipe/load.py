@@ -22,6 +22,9 @@ UNTRAINED = "untrained"
 """Override that replaces each model by its untrained twins; its value is the list of seeds."""
 
 
+PYTHON = "xact.build"
+"""The name of a recipe from Python data in messages."""
+
 GivenRecipe = str | Path | Mapping[str, Any] | Recipe
 """The path of a recipe file, or its keys as Python data."""
 
@@ -35,7 +38,8 @@ def load_recipe(
     decides which keys are required: the keys of a build, or the keys of captions.
     Raise RecipeError with the file, the line, the value found and the nearest valid key.
     """
-    data, lines, name, folder = _read(recipe)
+    data, lines, file = _read(recipe)
+    name, folder = (PYTHON, Path.cwd()) if file is None else (str(file), file.resolve().parent)
     said: dict[Location, str] = {}
     for dotted, value, words in overrides:
         if words == "--models":
@@ -61,21 +65,18 @@ def load_recipe(
     return LoadedRecipe(checked, folder, device_said)
 
 
-def _read(recipe: GivenRecipe) -> tuple[dict[str, Any], Mapping[Location, int], str, Path]:
-    """Return the plain data of a recipe, the lines of its keys, its name in messages, and the base of its paths."""
+def _read(recipe: GivenRecipe) -> tuple[dict[str, Any], Mapping[Location, int], Path | None]:
+    """Return the plain data of a recipe, the lines of its keys, and its file; None for Python data."""
     if isinstance(recipe, Mapping | Recipe):
-        name = "xact.build"
-        return make_plain(recipe, name=name), {}, name, Path.cwd()
+        return make_plain(recipe, name=PYTHON), {}, None
     if not isinstance(recipe, str | os.PathLike):
-        raise RequestError(
-            f"xact.build: a path, a mapping or an xact.Recipe is wanted, found a {type(recipe).__name__}"
-        )
+        raise RequestError(f"{PYTHON}: a path, a mapping or an xact.Recipe is wanted, found a {type(recipe).__name__}")
     file = expand_path(recipe)
     data, lines = parse_yaml(read_text(file), name=str(file))
     if not isinstance(data, dict):
         found = "it is empty" if data is None else "this is not"
         raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
-    return data, lines, str(file), file.resolve().parent
+    return data, lines, file
 
 
 def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:

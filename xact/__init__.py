@@ -21,10 +21,12 @@ if TYPE_CHECKING:
         load_model_activations_lazy,
     )
     from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map
+    from xact.recipe.schema import Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Recipe",
     "build",
     "drop",
     "extract",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Recipe": "xact.recipe.schema",
     "build": "xact.building.api",
     "drop": "xact.building.drop",
     "extract": "xact.building.extract",

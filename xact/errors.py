@@ -158,7 +158,7 @@ def find_nearest(name: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     by_folded: dict[str, str] = {}
     for label in known:
         by_folded.setdefault(label.casefold(), label)
-    close = difflib.get_close_matches(name.casefold(), list(by_folded), n=n, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).casefold(), list(by_folded), n=n, cutoff=0.5)
     return [by_folded[label] for label in close]
 
 
@@ -170,7 +170,7 @@ def make_nearest_text(name: str, names: Iterable[str]) -> str:
 
 def check_name(name: str, known: Iterable[str], *, what: str, hint: str) -> None:
     """Raise NameNotFoundError for a name that is not in `known`. The message lists the nearest names."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise NameNotFoundError(f"{what} {name!r}{make_nearest_text(name, known)}", hint=hint)
 
 

@@ -13,9 +13,26 @@ import xact
 ROOT = Path(xact.__file__).parents[1]
 
 SCRIPT = """
-import numpy as np
-import xact
+from pathlib import Path
 
+import numpy as np
+import torch
+import xact
+from PIL import Image
+
+def prepare(picture: Image.Image) -> torch.Tensor:
+    return torch.zeros(3, 8, 8)
+
+net = torch.nn.Conv2d(3, 4, 3)
+xact.extract(net, Path("pics").glob("*.png"), transform=prepare, label="net")
+xact.extract(lambda: net, [Image.new("RGB", (8, 8)), np.zeros((8, 8), np.uint8), "a.png"], transform=prepare)
+xact.extract(torch.nn.Identity, "pics", transform={"resize": 8, "mean": [0, 0, 0], "std": [1, 1, 1]})
+keys = {"store": "s.zarr", "stimuli": {"source": "folder"}, "models": ["ResNet50"]}
+xact.build(keys)
+xact.build(Path("recipe.yml"))
+recipe = xact.Recipe(store="s.zarr", stimuli={"source": "folder"}, models=["ResNet50"])
+reveal_type(recipe)
+xact.build(recipe)
 outcome = xact.build("recipe.yml", store="s.zarr", models=["ResNet50"], limit=8)
 reveal_type(outcome.n_captured)
 reveal_type(xact.extract("ResNet50", ["a.png"], layers=["layer1"]))

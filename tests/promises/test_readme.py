@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+import yaml
+from PIL import Image
 from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
 
@@ -200,6 +203,32 @@ def test_the_registry_of_the_page_is_one(tmp_path: Path):
     (spec,) = resolve_models(load_recipe(tmp_path / "recipe.yml"))
     layers = survey_model(spec, n_stimuli=1, stored=None, device="cpu").layers
     assert [(layer.label, layer.depth_bin) for layer in layers][::4] == [("layer1.1", 1), ("logits", 0)]
+
+
+def test_the_chapter_on_your_own_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (_, code), (_, notebook) = list_blocks(find_chapter("Your own network"), "python")
+    ((_, recipe),) = list_blocks(find_chapter("Your own network"), "yaml")
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    (tmp_path / "nets.py").write_text(code, encoding="utf-8")
+    (tmp_path / "lab.yml").write_text(recipe, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "nets", None)  # so that it is taken out at the end
+    del sys.modules["nets"]
+    names: dict[str, Any] = {}
+    exec(compile(notebook, "README.md, Your own network", "exec"), names)  # noqa: S102  our own page
+    assert names["net"].training
+    pictures = [
+        names["prepare"](Image.open(path).convert("RGB"))
+        for path in sorted(Path("recipes/objects/plain").glob("*.png"))
+    ]
+    with torch.no_grad():
+        expected = names["net"].eval()(torch.stack(pictures)).numpy()
+    np.testing.assert_allclose(names["acts"]["logits"].values[:, 0], expected, rtol=1e-4, atol=1e-5)
+    assert names["xact"].build("lab.yml", allow_code=True).is_complete
+    assert names["xact"].build(yaml.safe_load(recipe), allow_code=True).n_captured == 0
+    stored = names["xact"].open_layer("lab.zarr", "LabNet", "logits").values[:, 0]
+    np.testing.assert_allclose(stored, expected, rtol=1e-4, atol=1e-5)
 
 
 def find_marks(file: Path) -> dict[str, set[str]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WorkError
-from xact.recipe.load import UNTRAINED, load_recipe
+from xact.recipe.load import UNTRAINED, GivenRecipe, load_recipe
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.yaml_text import parse_assignment
 from xact.store.hold import check_writable, hold_store
@@ -23,7 +23,7 @@ Override = tuple[str, Any, str]
 
 
 def build(
-    recipe: str | Path,
+    recipe: GivenRecipe,
     *,
     store: str | Path | None = None,
     models: str | Sequence[str] | None = None,
@@ -49,8 +49,10 @@ def build(
 
     Parameters
     ----------
-    recipe : str or Path
-        The recipe, a YAML file.
+    recipe : str, Path, mapping or Recipe
+        The recipe: a YAML file, or its keys as Python data, e.g. `{"store": "objects.zarr", "stimuli": {"source":
+        "folder", "root": "stimuli"}, "models": ["ResNet50"]}`, or `xact.Recipe(store=..., ...)`. The relative paths of
+        a file start from its folder, those of Python data from the working folder.
     store : str or Path, optional
         Folder of the store, relative to the working folder. Overrides the key `store`.
     models : str or sequence of str, optional
@@ -157,28 +159,35 @@ def make_overrides(
 ) -> list[Override]:
     """Return what the flags change in a recipe; the shorthands after `--set`, so that they win."""
     root = None if stimuli_root is None else str(expand_path(stimuli_root).absolute())
+    if store is not None:
+        expand_path(store)  # a wrong path is told as it was given
     said: dict[str, tuple[str, Any]] = {
         "store": ("--store", None if store is None else str(store)),
-        "models": ("--models", None if models is None else _list(models)),
+        "models": ("--models", None if models is None else _list(models, "models")),
         "stimuli.root": ("--stimuli-root", root),
-        "stimuli.folders": ("--folders", None if folders is None else _list(folders)),
+        "stimuli.folders": ("--folders", None if folders is None else _list(folders, "folders")),
         "replicates.count": ("--replicates", replicates),
         "compute.device": ("--device", device),
         "compute.batch_size": ("--batch-size", batch_size),
         "compute.workers": ("--workers", workers),
         "stimuli.limit": ("--limit", limit),
     }
-    overrides: list[Override] = [parse_assignment(text) for text in settings]
+    overrides: list[Override] = [parse_assignment(str(text)) for text in _list(settings, "settings")]
     overrides += [(key, value, flag) for key, (flag, value) in said.items() if value is not None]
     if seeds is not None and not untrained:
         raise RequestError("--seeds goes with --untrained")
     if untrained:
-        overrides.append((UNTRAINED, list(seeds or [0]), "--untrained"))
+        overrides.append((UNTRAINED, _list(seeds or [0], "seeds"), "--untrained"))
     return overrides
 
 
-def _list(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
+def _list(given: object, argument: str) -> list[Any]:
+    """Return an argument that is a text or a sequence as a list."""
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise RequestError(f"xact.build: {argument}: a list is wanted, found {given!r:.60}")
+    return list(given)
 
 
 @contextmanager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from pydantic import ValidationError
+from torch import nn
 
 from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
@@ -20,75 +22,27 @@ from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import order_stimuli, prepare_job
 from xact.capture.load_pictures import draw_amounts
 from xact.complaints import make_complaint
-from xact.disk.digest import FileStamp
-from xact.disk.paths import refuse_url
 from xact.errors import RequestError
-from xact.labels import Kind, SourceRow, StimulusTable
+from xact.models.given import make_factory, open_module
 from xact.models.global_state import keep_global_state
 from xact.models.load import check_allowed, find_kind, find_weights, load_network
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
-from xact.stimuli.base import check_table, read_file, stamp_file
+from xact.stimuli.base import check_table
+from xact.stimuli.given import GivenCaptions, GivenPicture, GivenPictures, list_given, open_captions, open_pictures
 from xact.store.journal import State
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 
 
-@dataclass
-class Pictures:
-    """Stimuli given as paths or as arrays."""
-
-    pictures: Sequence[str | Path | np.ndarray]
-    table: StimulusTable
-    location: str = "the images given"
-    kind: ClassVar[Kind] = "image"
-    n_replicates: ClassVar[int] = 1
-
-    def stamp(self, row: SourceRow) -> FileStamp:
-        """Return the size and time of a file; an array has no time."""
-        picture = self.pictures[row]
-        if isinstance(picture, np.ndarray):
-            return FileStamp(picture.nbytes, 0)
-        return stamp_file(Path(picture), name=str(picture))
-
-    def read(self, row: SourceRow) -> bytes | np.ndarray:
-        """Return a file's bytes, or the array itself."""
-        picture = self.pictures[row]
-        return picture if isinstance(picture, np.ndarray) else read_file(Path(picture), name=str(picture))
-
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
-
-
-@dataclass
-class Captions:
-    """Stimuli given as texts."""
-
-    captions: Sequence[str]
-    table: StimulusTable
-    location: str = "the captions given"
-    kind: ClassVar[Kind] = "text"
-    n_replicates: ClassVar[int] = 1
-
-    def stamp(self, row: SourceRow) -> FileStamp:
-        """Return the size of a text, which has no time."""
-        return FileStamp(len(self.read(row)), 0)
-
-    def read(self, row: SourceRow) -> bytes:
-        """Return a text as UTF-8."""
-        return self.captions[row].encode()
-
-    def close(self) -> None:
-        """Do nothing: no file stays open."""
-
-
 def extract(
-    model: str | Mapping[str, Any],
-    stimuli: str | Path | Sequence[str | Path | np.ndarray],
+    model: str | Mapping[str, Any] | nn.Module | Callable[[], nn.Module],
+    stimuli: str | os.PathLike[str] | np.ndarray | Iterable[GivenPicture],
     *,
+    label: str | None = None,
     layers: Sequence[str] | str | Mapping[str, Any] | None = None,
     reduce: str | Mapping[str, Any] | Sequence[Any] | None = None,
-    transform: str | Mapping[str, Any] = "weights",
+    transform: str | Mapping[str, Any] | Callable[[Any], Any] = "weights",
     replicates: Mapping[str, Any] | int = 1,
     mask_alpha: str = "black",
     border: float = 0.0,
@@ -106,21 +60,28 @@ def extract(
 
     Parameters
     ----------
-    model : str or mapping
+    model : str, mapping, torch.nn.Module, or callable
         A label of the registry, `source:id`, or a model entry as in a recipe, e.g. `{"base": "ResNet50", "weights":
-        "random", "seed": 0}`. It must name a single network.
-    stimuli : str, Path, or sequence of str, Path or array
-        Paths of images, or uint8 arrays of shape (height, width, 3) or (height, width). For a language model,
-        captions (str). A single path or caption counts as a list of length 1; put a single array into a list.
+        "random", "seed": 0}`. It must name a single network. Or a network itself, or a function without arguments
+        that returns it. Its forward takes a batch of pictures, float32 of shape (picture, channel, y, x). A copy in
+        eval mode runs, with its hooks; the network stays as it is.
+    stimuli : str, Path, PIL image, or iterable of str, Path, PIL image or array
+        Paths of images; folders (their pictures, sorted) or globs (`"pics/**/*.png"`); PIL images; uint8 arrays of
+        shape (height, width), (height, width, 3) or (height, width, 4). For a language model, captions (str). A list
+        or a generator may mix them. Put a single array into a list.
+    label : str, optional
+        The coordinate `model` of the result. Default: the registry's label, `source:id`, or the class of the network.
     layers : str, sequence of str, or mapping, optional
         A set (`"panel"`, `"blocks"`, `"hidden"`, `"all"`), names and globs, or `{"depths": [0, 0.5, 1]}`, as the
         recipe key `layers`. Default: the model's own.
     reduce : str, mapping, or sequence of these, optional
         `"flatten"`, `"mean"`, `"patch_mean"`, `"max"`, `"cls"`, `"last"` or `{"project": 4096, "seed": 0}`, as the
         recipe key `reduce`. Default: the model's own.
-    transform : str or mapping, default "weights"
-        `"weights"` (the transform that the weights declare), `"panel"` (the transform of the original study), or an
-        explicit block, as the recipe key `transform`.
+    transform : str, mapping, or callable, default "weights"
+        `"weights"` (the transform that the weights declare), `"panel"` (the transform of the original study), an
+        explicit block, as the recipe key `transform`, or a function: RGB picture of PIL -> float32 tensor (channel, y,
+        x). A network that is given itself needs a function or a block, or has an attribute `xact_transform`, such a
+        function.
     replicates : int or mapping, default 1
         Number of replicates of each stimulus, or `{"count": 4, "jitter": {...}, "seed": 0}`, as the recipe key
         `replicates`. Captions have 1 replicate.
@@ -141,7 +102,8 @@ def extract(
         If True, measure that each value depends on its stimulus and the weights alone: some inputs run again. The
         recipe key `compute.check`.
     allow_code : bool, default False
-        If True, allow a model with the source `python`, which runs the user's own code.
+        If True, allow a model with the source `python`, which imports the user's own code. A network that is given
+        itself needs it not.
 
     Returns
     -------
@@ -149,8 +111,8 @@ def extract(
         {layer: activations}, in forward order. With several reductions, the keys are `layer@reduction`. Each array
         is float32 with the dimensions (stimulus, replicate, unit) and the coordinates `stimulus`, `stem` and `file`
         (stimulus), `replicate`, `model` and `layer`. `stimulus` is the path without its extension, or the index in
-        five digits for arrays and captions. `attrs` has `unit_axes` and `unit_shape`, e.g. `["channel", "y", "x"]`
-        and `[256, 56, 56]`: the shape of the units before it was flattened to `unit`.
+        five digits for arrays, PIL images and captions. `attrs` has `unit_axes` and `unit_shape`, e.g. `["channel",
+        "y", "x"]` and `[256, 56, 56]`: the shape of the units before it was flattened to `unit`.
 
     Raises
     ------
@@ -173,31 +135,28 @@ def extract(
     >>> acts = xact.extract("ResNet50", ["a.png", "b.png"], layers=["layer1", "logits"])
     >>> acts["logits"].sel(stimulus="a").shape  # (replicate, unit)
     (1, 1000)
+    >>> acts = xact.extract(net, Path("pics").glob("*.png"), transform=prepare, layers="all")  # a network of your own
     """
-    stimuli = check_given(stimuli)
+    listed = list_given(stimuli)
+    entry, factory = name_network(model, label)
     recipe = make_recipe(
         {
             "store": "-",
             "stimuli": {"source": "folder", "mask_alpha": mask_alpha, "border": border},
             "replicates": {"count": replicates} if isinstance(replicates, int) else replicates,
-            "models": [model],
+            "models": [entry],
             "layers": layers,
             "reduce": reduce,
-            "transform": transform,
+            "transform": "weights" if callable(transform) else transform,
             "compute": {"device": device, "batch_size": batch_size, "workers": workers, "dtype": dtype, "check": check},
         }
     )
     loaded = LoadedRecipe(recipe, Path.cwd())
-    specs = resolve_models(loaded)
-    if len(specs) != 1:
-        raise RequestError(f"{model!r} names {len(specs)} networks; one is wanted here")
-    spec = specs[0]
-    check_allowed(spec, allow_code=allow_code)
-    spec = resolve_models(loaded, kind=find_kind(spec))[0]
-    source = open_given(stimuli, spec)
+    spec = find_spec(loaded, factory=factory, transform=transform, allow_code=allow_code)
+    source = open_pictures(listed) if spec.kind == "image" else open_captions(listed, model=spec.label)
     recipe = adopt_replicates(loaded, source).recipe
     check_table(source.table, location=source.location)
-    surveyed = survey_model(spec, n_stimuli=len(stimuli), stored=None, device=find_device_kind(spec, None))
+    surveyed = survey_given(spec, n_stimuli=len(source.table))
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
     blocks = collect_blocks(plan, surveyed, spec, recipe, source)
@@ -219,35 +178,47 @@ def make_recipe(data: Mapping[str, Any]) -> Recipe:
         raise RequestError(f"xact.extract: {complaint.tell('the arguments')}", hint=complaint.hint) from None
 
 
-def check_given(stimuli: str | Path | Sequence[str | Path | np.ndarray]) -> Sequence[str | Path | np.ndarray]:
-    """Return the given stimuli as a list; refuse anything that is not a stimulus."""
-    if isinstance(stimuli, np.ndarray) and stimuli.ndim < 4:
-        raise RequestError(
-            f"an array of shape {stimuli.shape} may be a picture or several", hint="give a list of arrays: [picture]"
-        )
-    listed = [stimuli] if isinstance(stimuli, str | Path) else stimuli
-    wrong = next((one for one in listed if not isinstance(one, str | Path | np.ndarray)), None)
-    if wrong is not None:
-        raise RequestError(
-            f"a stimulus is a path, a uint8 array or a caption; this is a {type(wrong).__name__}",
-            hint="np.asarray(picture.convert('RGB')) makes an array of a PIL image",
-        )
-    return listed
+def name_network(model: object, label: str | None) -> tuple[object, Callable[[], nn.Module] | None]:
+    """Return the entry of a network as in a recipe, and what makes copies of it if it is given as an object."""
+    if isinstance(model, str | Mapping):
+        entry = {"base": model} if isinstance(model, str) else dict(model)
+        return (model if label is None else {**entry, "label": label}), None
+    module = open_module(model, what="xact.extract: model")
+    name = label or type(module).__name__
+    code = f"{type(module).__module__}:{type(module).__qualname__}"
+    return {"label": name, "source": "python", "id": code}, make_factory(module, model, label=name)
 
 
-def open_given(stimuli: Sequence[str | Path | np.ndarray], spec: ModelSpec) -> Pictures | Captions:
-    """Return the given stimuli as a source: pictures for a vision network, captions for a language model."""
-    if spec.kind == "image":
-        return Pictures(stimuli, make_image_table(stimuli))
-    captions = [caption for caption in stimuli if isinstance(caption, str)]
-    if len(captions) < len(stimuli):
-        raise RequestError(f"model {spec.label!r} is a language model: its stimuli are captions, each a str")
-    ids = [f"{i:05d}" for i in range(len(captions))]
-    return Captions(captions, StimulusTable(ids, ["all"] * len(ids), ids, [""] * len(ids)))
+def find_spec(
+    loaded: LoadedRecipe, *, factory: Callable[[], nn.Module] | None, transform: object, allow_code: bool
+) -> ModelSpec:
+    """Return the single network of a recipe, with what is given as an object put in."""
+    specs = resolve_models(loaded)
+    if len(specs) != 1:
+        entry = loaded.recipe.models[0]
+        name = entry if isinstance(entry, str) else entry.base
+        raise RequestError(f"{name!r} names {len(specs)} networks; one is wanted here")
+    check_allowed(replace(specs[0], given=factory), allow_code=allow_code)
+    (spec,) = resolve_models(loaded, kind=find_kind(specs[0]))
+    if callable(transform):
+        if spec.kind == "text":
+            raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
+        spec = replace(spec, transform=transform)
+    return replace(spec, given=factory)
+
+
+def survey_given(spec: ModelSpec, *, n_stimuli: int) -> PlannedModel:
+    """Return the plan of a network; a hint never names a command that cannot know a network given as an object."""
+    try:
+        return survey_model(spec, n_stimuli=n_stimuli, stored=None, device=find_device_kind(spec, None))
+    except RequestError as error:
+        if spec.given is None or "xact layers" not in (error.hint or ""):
+            raise
+        raise type(error)(str(error), hint="layers='all' gives every layer that has a name") from None
 
 
 def collect_blocks(
-    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: Pictures | Captions
+    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: GivenPictures | GivenCaptions
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     blocks: dict[int, list[np.ndarray]] = {}
@@ -269,20 +240,6 @@ def collect_blocks(
             check=ValueCheck(job, tasks) if recipe.compute.check == "on" else None,
         )
     return blocks
-
-
-def make_image_table(images: Sequence[str | Path | np.ndarray]) -> StimulusTable:
-    """Return the labels of images: a path as given, without its extension; an array by its position, five digits."""
-    for image in images:
-        if not isinstance(image, np.ndarray):
-            refuse_url(image)
-    ids = [
-        f"{i:05d}" if isinstance(image, np.ndarray) else str(Path(image).with_suffix(""))
-        for i, image in enumerate(images)
-    ]
-    stems = [Path(one).name for one in ids]
-    files = ["" if isinstance(image, np.ndarray) else str(image) for image in images]
-    return StimulusTable(ids, ["all"] * len(ids), stems, files)
 
 
 def _label(layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedModel) -> xr.DataArray:

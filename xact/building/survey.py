@@ -48,7 +48,7 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
         try:
             with torch.device("meta"):
                 network = make_architecture(spec)
-            network = replace(network, module=network.module.to("meta"))
+            network = replace(network, module=network.module.to("meta").float())
             with tell_failures("the probe", is_meta=True):
                 return network, probe(network, input_shape), input_shape
         except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
@@ -57,6 +57,7 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
 
 def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
     network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
+    network.module.float()  # as a job casts it: the probe's pictures are float32
     with tell_failures(
         f"model {spec.label!r}: a forward pass on pictures of shape {input_shape}",
         error=RequestError if spec.source == "python" else CaptureError,  # the code is part of the request

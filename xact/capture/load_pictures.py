@@ -69,7 +69,8 @@ class StimuliByRow:
             raise MismatchError(
                 f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
-        return ReadStimulus(self.source.table.files[source_row], data, stamp, sha256)
+        name = self.source.table.files[source_row] or f"stimulus {source_row}"  # a picture in memory has no file
+        return ReadStimulus(name, data, stamp, sha256)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,11 @@ _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]+):/")
 
 
 def refuse_url(path: str | Path) -> None:
-    """Raise RequestError if `path` is a URL. The message has its scheme and its host alone."""
+    """Raise RequestError if `path` is a URL, whose scheme and host alone are in the message, or no path at all."""
+    if not isinstance(path, str | os.PathLike):
+        raise RequestError(f"a path is wanted, found {path!r:.60}", hint="give it as text or as a Path")
+    if "\0" in str(path):
+        raise _refuse(path, "it contains a NUL character")
     found = _URL.match(str(path))
     if found is not None:
         host = str(path)[found.end() :].lstrip("/").rpartition("@")[2].partition("?")[0].partition("/")[0]
@@ -51,8 +55,6 @@ def expand_path(path: str | Path) -> Path:
         raise _refuse(path, "this home folder does not exist") from None
     except UnicodeEncodeError:
         raise _refuse(path, "it is not valid Unicode text") from None
-    if "\0" in str(path):
-        raise _refuse(path, "it contains a NUL character")
     if name > MAX_NAME_NBYTES or whole > MAX_PATH_NBYTES:
         raise _refuse(
             path,

@@ -31,7 +31,7 @@ from xact.models.base import (
     tell_failures,
 )
 from xact.models.checkpoints import find_local_weights
-from xact.models.transforms import check_declared, make_explicit_transform
+from xact.models.transforms import check_declared, make_code_transform, make_explicit_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 from xact.recipe.sources import DISTRIBUTIONS
@@ -50,6 +50,8 @@ def make_transform(spec: ModelSpec) -> Transform:
     """Return the transform that `spec.transform` names. It needs no weights."""
     with _tell_failures(spec):
         source = _open_source(spec)
+    if callable(spec.transform):
+        return make_code_transform(spec.transform, what="transform", label=spec.label)
     if spec.transform == "weights":
         with torch.random.fork_rng(devices=[]), _tell_failures(spec):
             transform = source.make_transform(spec)
@@ -121,7 +123,7 @@ def check_fit(spec: ModelSpec, weights: Weights) -> None:
 
 def undo_globals(spec: ModelSpec) -> AbstractContextManager[None]:
     """Return a context that undoes what the user's own code of a network keeps in globals, e.g. a cache."""
-    if spec.source != "python":
+    if spec.source != "python" or spec.given is not None:
         return nullcontext()
     from xact.models.sources.python import undo_globals
 
@@ -138,9 +140,10 @@ def find_kind(spec: ModelSpec) -> Kind:
 
 def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
     """Refuse a network of the user's own Python code unless `allow_code` is True."""
-    if spec.source == "python" and not allow_code:
+    if spec.source == "python" and spec.given is None and not allow_code:
         raise RequestError(
-            f"model {spec.label!r} runs Python code of your own ({spec.id})", hint="allow it with --allow-code"
+            f"model {spec.label!r} runs Python code of your own ({spec.id})",
+            hint="allow it with --allow-code, in Python with allow_code=True",
         )
 
 

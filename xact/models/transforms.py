@@ -5,14 +5,20 @@ An outline is a dictionary with the keys of a recipe's transform block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from xact.errors import RequestError
-from xact.models.base import Transform
+from xact.models.base import Transform, tell_failures
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def declare_transform(block: Resize, spec: ModelSpec) -> Transform:
@@ -56,6 +62,21 @@ def make_explicit_transform(block: Resize, *, label: str) -> Transform:
         "repr": " ".join(repr(steps).split()),
     }
     return Transform(steps, record)
+
+
+def make_code_transform(function: Callable[[Any], Any], *, what: str, label: str) -> Transform:
+    """Return the transform that a function of the user is. `what` is its name in a complaint about what it gave."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+
+    def apply(picture: Image) -> Tensor:
+        with tell_failures(f"model {label!r}: {name}"):
+            given = function(picture)
+        if isinstance(given, Tensor) and given.dtype == torch.float32 and given.ndim == 3:
+            return given
+        found = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise RequestError(f"model {label!r}: {what} gave {found}, not float32 (channel, y, x)")
+
+    return Transform(apply, {"library": "python", "kind": "code", "code": name})
 
 
 def make_outline(

@@ -338,6 +338,8 @@ def find_names(wanted: Names, known: Sequence[str], *, what: str, hint: str) -> 
     """Return the known names that `wanted` selects, in the order of `wanted`. Refuse a name or glob without a match."""
     if wanted is None:
         return list(known)
+    if not isinstance(wanted, Iterable):
+        raise RequestError(f"a name or a list of names is wanted, found {wanted!r:.60}")
     asked = [wanted] if isinstance(wanted, str) else [str(name) for name in wanted]
     if not asked:
         raise RequestError("an empty list of names selects nothing", hint="leave it out to select all")

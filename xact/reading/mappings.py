@@ -304,7 +304,7 @@ class Level(Mapping[str, Value]):
         raise NotImplementedError
 
     def _find(self, name: str) -> str:
-        found = self._tree.find_name(name, *self._at)
+        found = self._tree.find_name(name, *self._at) if isinstance(name, str) else None
         if found is None:
             raise self._tree.refuse(name, *self._at)
         return found

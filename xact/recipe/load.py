@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 
 from xact.complaints import Location, find_line, make_complaint
 from xact.disk.paths import expand_path
-from xact.errors import RecipeError
+from xact.errors import RecipeError, RequestError
+from xact.recipe.plain_data import make_plain
 from xact.recipe.registry.entry import ModelSet
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import LoadedRecipe, Recipe
@@ -20,43 +22,61 @@ UNTRAINED = "untrained"
 """Override that replaces each model by its untrained twins; its value is the list of seeds."""
 
 
+PYTHON = "xact.build"
+"""The name of a recipe from Python data in messages."""
+
+GivenRecipe = str | Path | Mapping[str, Any] | Recipe
+"""The path of a recipe file, or its keys as Python data."""
+
+
 def load_recipe(
-    path: str | Path, overrides: Sequence[tuple[str, Any, str]] = (), *, schema: type[Recipe] = Recipe
+    recipe: GivenRecipe, overrides: Sequence[tuple[str, Any, str]] = (), *, schema: type[Recipe] = Recipe
 ) -> LoadedRecipe:
-    """Read, override and check the recipe at `path`.
+    """Read, override and check a recipe: a file, or Python data, whose relative paths start from the working folder.
 
     `overrides` are (dotted key, value, the words of the user); a later override replaces an earlier override. `schema`
     decides which keys are required: the keys of a build, or the keys of captions.
     Raise RecipeError with the file, the line, the value found and the nearest valid key.
     """
-    file = expand_path(path)
-    data, lines = parse_yaml(read_text(file), name=str(file))
-    if not isinstance(data, dict):
-        found = "it is empty" if data is None else "this is not"
-        raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
+    data, lines, file = _read(recipe)
+    name, folder = (PYTHON, Path.cwd()) if file is None else (str(file), file.resolve().parent)
     said: dict[Location, str] = {}
     for dotted, value, words in overrides:
         if words == "--models":
-            value = _choose_models(data.get("models"), value, _find_sets(data, file.resolve().parent))
+            value = _choose_models(data.get("models"), value, _find_sets(data, folder))
         elif dotted == UNTRAINED:
             dotted, value = "models", make_untrained(data.get("models"), value)
         said[set_dotted(data, dotted, value, words)] = words
     try:
-        recipe = schema.model_validate(data)
+        checked = schema.model_validate(data)
     except ValidationError as error:
         complaint = make_complaint(schema, error)
         needs_models = schema.model_fields["models"].is_required()
         if needs_models and not data.get("models") and complaint.fault != "unknown":
             raise RecipeError(
-                f"{file}: no models are asked for",
+                f"{name}: no models are asked for",
                 hint="add `models:` with labels ('xact models' lists them), source:id or sets: "
-                + ", ".join(_find_sets(data, file.resolve().parent)),
+                + ", ".join(_find_sets(data, folder)),
             ) from None
         hint = "see recipes/reference.yml" if complaint.fault == "missing" else None
-        place = _find_place(complaint.at, file, lines, said)
+        place = _find_place(complaint.at, name, lines, said)
         raise RecipeError(f"{place}: {complaint.tell('the recipe')}", hint=complaint.hint or hint) from None
     device_said = any(at == ("compute", "device") for at in said)
-    return LoadedRecipe(recipe, file.resolve().parent, device_said)
+    return LoadedRecipe(checked, folder, device_said)
+
+
+def _read(recipe: GivenRecipe) -> tuple[dict[str, Any], Mapping[Location, int], Path | None]:
+    """Return the plain data of a recipe, the lines of its keys, and its file; None for Python data."""
+    if isinstance(recipe, Mapping | Recipe):
+        return make_plain(recipe, name=PYTHON), {}, None
+    if not isinstance(recipe, str | os.PathLike):
+        raise RequestError(f"{PYTHON}: a path, a mapping or an xact.Recipe is wanted, found a {type(recipe).__name__}")
+    file = expand_path(recipe)
+    data, lines = parse_yaml(read_text(file), name=str(file))
+    if not isinstance(data, dict):
+        found = "it is empty" if data is None else "this is not"
+        raise RecipeError(f"{file}: a recipe is a mapping of keys, {found}", hint="see recipes/reference.yml")
+    return data, lines, file
 
 
 def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:
@@ -120,10 +140,10 @@ def make_untrained(models: object, seeds: Sequence[int]) -> object:
     return twins
 
 
-def _find_place(at: Location, file: Path, lines: Mapping[Location, int], said: Mapping[Location, str]) -> str:
-    """Return the override that set the value at a location; otherwise the file and its line."""
+def _find_place(at: Location, name: str, lines: Mapping[Location, int], said: Mapping[Location, str]) -> str:
+    """Return the override that set the value at a location; otherwise the recipe's name and the line."""
     overriding = [words for key, words in said.items() if at[: len(key)] == key]
     line = find_line(at, lines)
     if overriding:
         return overriding[-1]
-    return str(file) if line is None else f"{file}, line {line}"
+    return name if line is None else f"{name}, line {line}"

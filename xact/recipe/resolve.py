@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +52,8 @@ class ModelSpec:
     """A set that every network has, a list of names, or depths; sets of the registry are expanded to names."""
     reduce: ReductionsChoice
     """`panel` is replaced by its reduction."""
-    transform: KnownTransform
+    transform: KnownTransform | Callable[[Any], Any]
+    """A function is given in Python: RGB picture -> float32 tensor (channel, y, x)."""
     batch_size: AutoOrCount
     """Pictures in one forward pass, or `auto`."""
     dtype: Dtype
@@ -85,6 +86,8 @@ class ModelSpec:
     """`nf4`: weights of 4 bits."""
     is_gated: bool = False
     """True if a user must accept terms before the download of the weights."""
+    given: Callable[[], object] | None = None
+    """Makes copies of a network that is given as an object; None: `source` and `id` name the network."""
 
     @property
     def is_trained(self) -> bool:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from xact.complaints import make_complaint
+from xact.errors import RecipeError
 from xact.labels import MAX_REPLICATES
 from xact.recipe.blocks import Block, Text, name_yaml_kind
+from xact.recipe.plain_data import make_plain
 from xact.recipe.sources import SourceName
 from xact.recipe.stimuli_schema import Stimuli
 
@@ -276,6 +279,16 @@ class Caption(Block):
 
 class Recipe(Block):
     """A whole recipe, with every default filled in."""
+
+    def __init__(self, **keys: Any) -> None:  # noqa: ANN401  what YAML gives
+        """Check the keys of a recipe, each with the values that YAML or Python gives; RecipeError names a wrong one."""
+        try:
+            super().__init__(**make_plain(keys, name="xact.Recipe"))
+        except ValidationError as error:
+            complaint = make_complaint(type(self), error)
+            raise RecipeError(f"xact.Recipe: {complaint.tell('the recipe')}", hint=complaint.hint) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # `model_validate` does not call it
 
     store: Text
     """Path of the store, relative to the working folder."""

@@ -296,3 +296,20 @@ def _make_upright(picture: Image.Image, opened: ImageFile) -> Image.Image:
         return picture
     method = _UPRIGHT.get(opened.getexif().get(0x0112, 1))
     return picture if method is None else picture.transpose(method)
+
+
+def load_picture(picture: Image.Image, *, name: str) -> None:
+    """Load the pixels of a picture that Pillow has opened; StimulusError if that fails."""
+    try:
+        picture.load()
+    except _DECODE_ERRORS as error:
+        raise StimulusError(
+            f"{name!r} is a picture of PIL that cannot be loaded: {make_one_line(str(error)) or type(error).__name__}",
+            hint="its file may be damaged, or closed too early",
+        ) from None
+
+
+def list_suffixes() -> frozenset[str]:
+    """Return the extensions of files, in lower case with the dot, that Pillow gives to the formats decoded here."""
+    names = {reader.format for reader in _OPENERS.values()}
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in names)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from xact.errors import RequestError, make_nearest_text
 from xact.models.base import Network, Transform, Weights, count_prefix_tokens, tell_failures
 from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
-from xact.models.transforms import make_explicit_transform
+from xact.models.transforms import make_code_transform, make_explicit_transform
 from xact.models.user_code import check_unchanged, find_files, hash_files, import_module, list_loaded
 from xact.models.user_globals import undo_changes
 from xact.recipe.resolve import ModelSpec
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -44,20 +41,19 @@ def make_transform(spec: ModelSpec) -> Transform:
     if not callable(function):
         raise RequestError(
             f"model {spec.label!r}: {spec.id} declares no transform",
-            hint="give the model an explicit transform block, or its factory an attribute `xact_transform`",
+            hint="give the model an explicit transform block, or its factory an attribute `xact_transform`"
+            if spec.given is None
+            else "transform=function, RGB picture of PIL -> float32 tensor (channel, y, x), or an explicit block",
         )
-
-    def apply(picture: Image) -> Tensor:
-        with tell_failures(f"model {spec.label!r}: {name}"):
-            return _check_picture(function(picture), spec)
-
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    record = {"library": "python", "kind": "code", "code": f"{spec.id} {name}", **_record_code(factory)}
-    return Transform(apply, record)
+    transform = make_code_transform(function, what="xact_transform", label=spec.label)
+    code = {"code": f"{spec.id} {transform.record['code']}", **({} if spec.given else _record_code(factory))}
+    return replace(transform, record=transform.record | code)
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:
-    """Raise RequestError: the user's own code has no pretrained weights."""
+    """Return no files for a network that is given with its weights; other code has no pretrained weights."""
+    if spec.given is not None:
+        return Weights((), {"kind": "given"})
     raise RequestError(
         f"model {spec.label!r}: a network of your own code has no weights 'pretrained'",
         hint="weights: random, or a local file with its state dict",
@@ -66,6 +62,8 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network that the factory makes, with the tensors of one file."""
+    if spec.given is not None:
+        return make_network(spec)
     with _look_in(spec.folder):
         module = _make_module(spec)
     state, what = read_one_file(weights.files, label=spec.label)
@@ -83,6 +81,8 @@ def _make_module(spec: ModelSpec) -> nn.Module:
 
 
 def _find_factory(spec: ModelSpec) -> Callable[[], object]:
+    if spec.given is not None:
+        return spec.given
     module_name, colon, name = spec.id.partition(":")
     if not (module_name and colon and name):
         raise RequestError(f"model {spec.label!r}: the id {spec.id!r} is not of the form package.module:factory")
@@ -149,16 +149,11 @@ def _record_code(factory: object) -> dict[str, str]:
     return {"file": Path(file).name, "sha256": hash_checkpoint(Path(file))} if file else {}
 
 
-def _check_picture(picture: object, spec: ModelSpec) -> Tensor:
-    if isinstance(picture, Tensor) and picture.dtype == torch.float32 and picture.ndim == 3:
-        return picture
-    found = f"{picture.dtype} {tuple(picture.shape)}" if isinstance(picture, Tensor) else type(picture).__name__
-    raise RequestError(f"model {spec.label!r}: xact_transform gave {found}, not float32 (channel, y, x)")
-
-
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
     n_prefix, has_cls = count_prefix_tokens(module)
-    code = _record_code(_find_factory(spec)) | {"files_sha256": hash_files(_find_files(spec))}
+    code = {}
+    if spec.given is None:
+        code = _record_code(_find_factory(spec)) | {"files_sha256": hash_files(_find_files(spec))}
     return Network(module, _forward, n_prefix_tokens=n_prefix, has_cls=has_cls, code=code)
 
 

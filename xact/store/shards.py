@@ -55,12 +55,12 @@ def add_crc32c(data: bytes) -> bytes:
     return data + struct.pack("<I", google_crc32c.value(data))
 
 
-Rows = Mapping[int, np.ndarray]
+ShardRows = Mapping[int, np.ndarray]
 """{position along the layer axis of a shard: values (stimulus, replicate, unit)}. Values may be fewer than the shard
 has room for along stimulus and unit; the rest, and the other layers, are fill value."""
 
 
-def encode_shard(rows: Rows, shape: BlockShape, codec: str) -> list[bytes] | None:
+def encode_shard(rows: ShardRows, shape: BlockShape, codec: str) -> list[bytes] | None:
     """Return the pieces of a shard that holds `rows`, or None if all values are NaN."""
     index = np.full((*shape.grid, 2), ABSENT, dtype="<u8")
     pieces: list[bytes] = []
@@ -76,7 +76,7 @@ def encode_shard(rows: Rows, shape: BlockShape, codec: str) -> list[bytes] | Non
 
 
 def grow_shard(
-    old: bytes, rows: Rows, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
+    old: bytes, rows: ShardRows, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
 ) -> list[bytes] | None:
     """Return the pieces of a shard that holds `rows` in place of the shard `old`, or None if all values are NaN.
 
@@ -124,7 +124,7 @@ def _lay(chunks: Mapping[int, bytes]) -> Iterator[bytes]:
         end = start + len(chunks[start])
 
 
-def _encode_at(rows: Rows, at: tuple[int, ...], shape: BlockShape, codec: str) -> bytes | None:
+def _encode_at(rows: ShardRows, at: tuple[int, ...], shape: BlockShape, codec: str) -> bytes | None:
     """Return the bytes of the chunk at (block of stimuli, layer, block of units), or None if all values are NaN."""
     i, place, j = at
     chunk = rows[place][

@@ -27,7 +27,7 @@ from xact.store.held import check_presence, check_shards, read_recorded
 from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
-from xact.store.shards import Rows, encode_shard, grow_shard
+from xact.store.shards import ShardRows, encode_shard, grow_shard
 from xact.store.tasks import make_tasks
 
 
@@ -103,7 +103,7 @@ class StoreWriter:
         return written
 
     def _replace_shards(
-        self, shards: Iterable[tuple[PlannedShard, Rows]], record: TaskRecord, changed: Sequence[int]
+        self, shards: Iterable[tuple[PlannedShard, ShardRows]], record: TaskRecord, changed: Sequence[int]
     ) -> dict[str, Written | None]:
         """Write the grown shards of a task beside the old ones, note their records, then rename them.
 
@@ -210,7 +210,7 @@ def _create(
 
 def _list_shards(
     plan: Plan, model: PlannedModel, buffers: Sequence[np.ndarray], block: int
-) -> Iterator[tuple[PlannedShard, Rows]]:
+) -> Iterator[tuple[PlannedShard, ShardRows]]:
     """Yield each shard of a task with its values."""
     for layer, buffer in zip(model.layers, buffers, strict=True):
         if buffer.shape[0] > plan.stimuli_per_task or buffer.shape[1:] != (plan.n_replicates, layer.n_units):

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp, name_file_kind
-from xact.disk.paths import MAX_NAME_NBYTES, expand_path
+from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
+from xact.stimuli.written_names import DiskNames, write_path
 from xact.store.check_metadata import count_text_nbytes, find_text_fault
 
 MAX_FILE_NBYTES = 500_000_000
@@ -80,6 +81,11 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes to the user about the source."""
+        ...
+
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist.
 
@@ -97,6 +103,7 @@ class FileSource:
     location: str
     root: str
     """Root folder of the paths in `table.files`."""
+    notes: Sequence[str] = ()
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
@@ -245,8 +252,11 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
 
 
 def resolve_path(path: str, start: Path) -> Path:
-    """Return the absolute form of `path`, which may start from `start`. Expands `~`, `.` and `..`; keeps links."""
-    return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
+    """Return the absolute form of `path`, which may start from `start`, with the names on disk that it means.
+
+    Expands `~`, `.` and `..`; keeps links.
+    """
+    return DiskNames().find(write_path(path, start))
 
 
 def make_file_label(path: Path, root: Path) -> str:

@@ -28,6 +28,7 @@ class Hdf5Source:
 
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
+    notes: ClassVar[Sequence[str]] = ()
 
     def __init__(self, path: Path, dataset: str, table: StimulusTable, *, row_nbytes: int) -> None:
         self.table = table

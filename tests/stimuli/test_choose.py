@@ -475,13 +475,13 @@ def test_the_plan_says_how_each_column_was_read(tmp_path, capsys):
     assert code == 0
     assert out.splitlines()[-1] == (
         "columns: rating float64 (1 of 3 missing), seen bool, code string (2 of 3 are numbers, '007' is not), "
-        "comma string ('1,5' has a decimal comma)"
+        "comma string ('1,5' has a comma)"
     )
     assert err.splitlines() == [
         "warning: t.csv: its first column was left out: it has no name and holds 0 to 2, as an index of pandas",
-        "warning: the column 'comma' is text: '1,5' has a decimal comma; write 1.5",
+        "warning: the column 'comma' is text: '1,5' has a comma; write its numbers with a decimal point",
     ]
     _, out, _ = run(capsys, "plan", recipe, "--json")
     rating, *_, comma = json.loads(out)["columns"]
     assert rating == {"name": "rating", "type": "float64", "n_cells": 3, "n_missing": 1, "note": ""}
-    assert (comma["type"], comma["note"]) == ("string", "'1,5' has a decimal comma")
+    assert (comma["type"], comma["note"]) == ("string", "'1,5' has a comma")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xact.stimuli.column_types import MISSING, describe_column, find_decimal_comma, type_column
+from xact.stimuli.column_types import MISSING, describe_column, find_comma, type_column
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,17 @@ def test_missing_cells_are_those_of_pandas():
         ("string", ["001", "2"], "x string (1 of 2 are numbers, '001' is not)"),
         ("string", ["1.5", "n/a"], "x string (numbers, kept as text)"),
         ("string", ["TRUE", "NA"], "x string (1 of 2 are true or false, 'NA' is not)"),
-        ("string", ["1,5", "2"], "x string ('1,5' has a decimal comma)"),
+        ("string", ["1,5", "2"], "x string ('1,5' has a comma)"),
     ],
 )
 def test_how_a_column_was_read_is_said(kind, cells, text):
     assert describe_column("x", kind, cells).make_text() == text
 
 
-def test_a_decimal_comma_is_found_only_among_numbers():
-    assert find_decimal_comma(["2", "NA", "-1,5"]) == "-1,5"
-    assert find_decimal_comma(["2", "1,5", "1,5,2"]) is None
-    assert find_decimal_comma(["2", "3.5"]) is None
-    assert find_decimal_comma([1.5, 2.0]) is None
+def test_a_comma_in_a_number_is_found_only_among_numbers():
+    assert find_comma(["2", "NA", "-1,5"]) == "-1,5"
+    assert find_comma(["1.234,5", "1,234.5"]) == "1.234,5"
+    assert find_comma(["1,234,567"]) == "1,234,567"
+    assert find_comma(["2", "1,5", "1,5,2"]) is None
+    assert find_comma(["2", "3.5"]) is None
+    assert find_comma([1.5, 2.0]) is None

@@ -596,7 +596,7 @@ def test_decimal_commas_are_text_and_told(tmp_path):
     write_table(tmp_path, "path;rating;range\na.png;1,5;1,5\nb.png;NA;x\n")
     source = open_table(tmp_path)
     assert source.table.columns == {"rating": ["1,5", "NA"], "range": ["1,5", "x"]}
-    assert source.notes == ["the column 'rating' is text: '1,5' has a decimal comma; write 1.5"]
+    assert source.notes == ["the column 'rating' is text: '1,5' has a comma; write its numbers with a decimal point"]
 
 
 def test_the_index_that_pandas_writes_is_left_out_and_told(tmp_path):

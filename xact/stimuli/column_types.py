@@ -20,7 +20,7 @@ MAX_EXACT = 2**53
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
 _FLOAT = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*", re.ASCII)
+_COMMA = re.compile(r"\s*[+-]?(\d+(\.\d{3})*,\d+|\d{1,3}(,\d{3})+(\.\d+)?)\s*", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -59,10 +59,10 @@ def type_column(cells: Sequence[str]) -> Column:
     cannot hold exactly.
     """
     value_of = {cell: _parse(cell) for cell in set(cells)}  # most columns have far fewer distinct cells
-    values = [value for cell, value in value_of.items() if not is_missing(cell)]
+    values = [value for value in value_of.values() if value == value]  # NaN is a missing cell
     kinds = {type(value) for value in values}
-    has_missing = any(map(is_missing, value_of))
-    is_text = not values or None in values or (bool in kinds and (len(kinds) > 1 or has_missing))
+    has_missing = len(values) < len(value_of)
+    is_text = not kinds or type(None) in kinds or (bool in kinds and (len(kinds) > 1 or has_missing))
     if is_text:
         return list(cells)
     if kinds == {bool} or (kinds == {int} and not has_missing):
@@ -79,18 +79,24 @@ def describe_column(name: str, kind: str, cells: Column) -> ColumnType:
     return ColumnType(name, kind, len(cells), n_missing, note)
 
 
-def find_decimal_comma(cells: Column) -> str | None:
-    """Return the first cell like `1,5` of a column of text that holds nothing but numbers and such cells."""
-    texts = [cell for cell in dict.fromkeys(cells) if isinstance(cell, str) and not is_missing(cell)]
-    odd = [cell for cell in texts if not _is_number(cell)]
-    return odd[0] if odd and all(_DECIMAL_COMMA.fullmatch(cell) for cell in odd) else None
+def find_comma(cells: Column) -> str | None:
+    """Return the first cell like `1,5` or `1,234` of a column of text that holds only numbers and such cells."""
+    first = None
+    for cell in dict.fromkeys(cells):
+        if not isinstance(cell, str):
+            return None
+        if not is_missing(cell) and not _is_number(cell):
+            if not _COMMA.fullmatch(cell):
+                return None
+            first = cell if first is None else first
+    return first
 
 
 def _find_odd_cell(cells: Sequence[str]) -> str:
     """Return what keeps a column of text from being numbers, or true and false. Return an empty text for words."""
-    comma = find_decimal_comma(cells)
+    comma = find_comma(cells)
     if comma is not None:
-        return f"{comma!r} has a decimal comma"
+        return f"{comma!r} has a comma"
     n_of = Counter(cells)
     for word, is_one in (("numbers", _is_number), ("true or false", _is_boolean)):
         odd = sorted((cell for cell in n_of if not is_one(cell)), key=is_missing)  # missing cells come last

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xact.recipe.stimuli_schema import Stimuli
 from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_lengths, check_table
-from xact.stimuli.column_types import find_decimal_comma
+from xact.stimuli.column_types import find_comma
 
 
 def open_stimuli(
@@ -32,9 +32,9 @@ def open_stimuli(
     chosen = table.take(rows)
     check_lengths(chosen, location=listing.location)
     for name, cells in chosen.columns.items():
-        comma = find_decimal_comma(cells)
+        comma = find_comma(cells)
         if comma is not None:
-            notes.append(f"the column {name!r} is text: {comma!r} has a decimal comma; write {comma.replace(',', '.')}")
+            notes.append(f"the column {name!r} is text: {comma!r} has a comma; write its numbers with a decimal point")
     return ChosenStimuli(listing, rows, chosen, [*listing.notes, *notes])
 
 

@@ -161,6 +161,23 @@ def test_a_hostile_where_is_refused_in_one_line_and_runs_nothing(text, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("cells", "hint"),
+    [
+        (["1,5", "2"], "the column is text: '1,5' has a comma"),
+        (["1", "soon"], "the column is text: 1 of 2 are numbers, 'soon' is not"),
+        (["a", "b"], "compare a column with what it holds"),
+    ],
+)
+def test_where_says_why_a_column_is_text(cells, hint):
+    with pytest.raises(RequestError, match=r"compares the column 'x' \(text\) with 1 \(a number\)") as caught:
+        find_rows("x > 1", {"x": cells})
+    assert caught.value.hint == hint
+    with pytest.raises(RequestError) as caught:
+        find_rows("n == '1'", {"n": [1, 2]})
+    assert caught.value.hint == "compare a column with what it holds"
+
+
 # fields
 
 

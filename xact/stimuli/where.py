@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, compose_label
+from xact.stimuli.column_types import describe_column
 
 MAX_LENGTH = 100_000
 """Most characters of an expression, enough for a list of some ten thousand ids."""
@@ -166,7 +167,10 @@ class _Where:
     def check_kinds(self, left: _Operand, right: _Operand, node: ast.expr) -> None:
         """Refuse to compare text with a number, or either with true and false."""
         if left.kind != right.kind:
-            self.refuse(node, f"compares {left.words} with {right.words}", hint="compare a column with what it holds")
+            columns = [one for one in (left, right) if one.kind == _KIND_OF[str] and one.words.startswith("the column")]
+            notes = [describe_column("", "string", [str(cell) for cell in one.cells]).note for one in columns]
+            hint = f"the column is text: {notes[0]}" if any(notes) else "compare a column with what it holds"
+            self.refuse(node, f"compares {left.words} with {right.words}", hint=hint)
 
     def refuse(self, node: ast.expr, problem: str, *, hint: str = ALLOWED) -> NoReturn:
         """Raise RequestError with the position of a node."""

@@ -138,3 +138,11 @@ def test_a_name_of_two_labels_and_two_names_of_one_label_are_refused():
     with pytest.raises(RequestError, match=r"the stem '.*' of T could be '.*u0301.*' or '.*u0301.*'"):
         pair_names([NFC * 2], [NFC + NFD, NFD + NFC], ["a.png"] * 2, what="stem", where="T")
     assert pair_names(["b.jpg"], ["b"], ["b.png"], what="stem", where="T") == {}
+
+
+@pytest.mark.parametrize("written", ["A.png", "a.PNG", "a.png "])
+def test_a_name_that_differs_in_case_or_blanks_is_told_and_not_taken(written, tmp_path):
+    put_pictures(tmp_path, "s/a.png")
+    write_table(tmp_path, f"path,id\n{written},x\n")
+    with pytest.raises(RequestError, match=r"the stimulus 'x' \(there is 'a.png'\)"):
+        open_table(tmp_path, root="s")

@@ -53,6 +53,8 @@ class CaptionOutcome:
     n_added: int
     problems: Mapping[str, str]
     """{stimulus: problem of its answer}, without the answers that a person has corrected."""
+    notes: Sequence[str] = ()
+    """Notes to the user about the stimuli."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
                 if fresh:
                     run.add_batch(captioner, batch, fresh)
                     tell(len(fresh))
-        return CaptionOutcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
+        n_added = len(table.captions) - n_before
+        return CaptionOutcome(job.output, job.review_file, n_added, run.find_problems(), job.source.notes)
 
 
 @dataclass(frozen=True)

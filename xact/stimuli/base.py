@@ -129,7 +129,8 @@ class FileSource:
         if missing:
             raise RequestError(
                 f"{len(missing)} of the {len(rows)} files of {self.location!r} do not exist under {self.root!r}; "
-                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
+                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}"
+                f"{_find_twin(self.paths[missing[0]])}",
                 hint="set stimuli.root to the folder that the files start from",
             )
         for row in [] if skip else rows:
@@ -324,6 +325,13 @@ def read_file(path: Path, *, name: str) -> bytes:
     if max(nbytes, len(data)) > MAX_FILE_NBYTES:
         raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
     return data
+
+
+def _find_twin(path: Path) -> str:
+    """Return ` (there is NAME)` for a file whose name differs from a missing one in case or in blanks only."""
+    wanted = fold_label(path.name.strip())
+    twin = next((one.name for one in path.parent.glob("*") if fold_label(one.name.strip()) == wanted), None)
+    return "" if twin is None else f" (there is {twin!r})"
 
 
 def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:

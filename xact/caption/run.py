@@ -30,7 +30,7 @@ from xact.models.device import get_kind, resolve_device
 from xact.recipe.load import load_recipe
 from xact.recipe.schema import CaptionRecipe, LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock, get_pictures
-from xact.stimuli.base import StimulusSource
+from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.pictures import make_pictures
 from xact.store.merge import flatten_leaves
@@ -67,7 +67,7 @@ class CaptionJob:
     engine: Engine
     settings: Settings
     batch_size: int
-    source: StimulusSource
+    source: ChosenStimuli
     pictures: PictureBlock
     layout: Layout
     n_stimuli: int

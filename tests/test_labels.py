@@ -16,6 +16,7 @@ from xact.labels import (
     MAX_LABEL_LENGTH,
     RESERVED_COLUMNS,
     check_label,
+    compose_label,
     fold_label,
     make_path_part,
     make_path_parts,
@@ -200,3 +201,10 @@ def test_a_glob_with_many_stars_is_matched_at_once():
     for dotted in (True, False):
         assert match_names("a*" * 60 + "b", names, dotted=dotted) == names[1:]
         assert match_names("**a" * 60 + "b", names, dotted=dotted) == names[1:]
+
+
+def test_names_in_another_unicode_form_are_matched():
+    composed, apart = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+    assert compose_label(apart) == composed
+    for glob in (composed, apart, f"c*{composed[-1]}", "caf?"):
+        assert match_names(glob, [apart, "cafe", composed]) == [apart, *["cafe"] * ("?" in glob), composed]

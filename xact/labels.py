@@ -58,6 +58,11 @@ def check_label(label: str, *, what: str) -> str:
     return label
 
 
+def compose_label(label: str) -> str:
+    """Return the label in Unicode form NFC, where a letter and its accent are one character. macOS may write two."""
+    return label if label.isascii() else unicodedata.normalize("NFC", label)
+
+
 def fold_label(label: str) -> str:
     """Return the label in NFC and case folded. Labels that look alike become equal."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", label).casefold())
@@ -103,10 +108,11 @@ def is_safe_part(part: str) -> bool:
 def match_names(glob: str, names: Iterable[str], *, dotted: bool = False) -> list[str]:
     """Return the names that a glob matches: `*` is any text, `?` one character, any other character itself.
 
-    If `dotted`, both stop at a dot, and `**` is any text. All parts of the glob are followed at once, as the bits of a
-    number, so that a match takes one step for each character of a name: `re` may try every way to share out the text.
+    Names that differ in their Unicode form only are equal. If `dotted`, both stop at a dot, and `**` is any text.
+    All parts of the glob are followed at once, as the bits of a number, so that a match takes one step for each
+    character of a name: `re` may try every way to share out the text.
     """
-    tokens = re.findall(r"\*\*|.", re.sub(r"\*{2,}", "**", glob), re.DOTALL)
+    tokens = re.findall(r"\*\*|.", re.sub(r"\*{2,}", "**", compose_label(glob)), re.DOTALL)
     bits: dict[str, int] = {}
     for i, token in enumerate(tokens):
         bits[token] = bits.get(token, 0) | 1 << i
@@ -115,7 +121,7 @@ def match_names(glob: str, names: Iterable[str], *, dotted: bool = False) -> lis
     matched = []
     for name in names:
         at = 1 | (stars & 1) << 1
-        for character in name:
+        for character in compose_label(name):
             is_stopped = dotted and character == "."
             stay = at & (any_text if is_stopped else stars)
             at = stay | (at & (bits.get(character, 0) | (0 if is_stopped else one))) << 1

@@ -391,6 +391,15 @@ def test_a_limit_may_grow_and_corrected_rows_stay(capsys, write, tmp_path):
     assert (tmp_path / "c.csv").stat().st_mtime_ns == stamp
 
 
+def test_what_was_left_out_of_a_table_of_labels_is_told(capsys, write, tmp_path):
+    recipe = write()
+    rows = "".join(f"p{i:02d},{i}\n" for i in range(7))
+    (tmp_path / "t.csv").write_text("stem,n\n" + rows)
+    recipe.write_text(recipe.read_text().replace("source: folder,", "source: folder, columns: t.csv,"))
+    code, _, err = run(capsys, "caption", recipe, "--limit", 1)
+    assert (code, err) == (0, "warning: t.csv: 1 of its 7 rows are of no stimulus and were left\n")
+
+
 DIFFERENT = [
     ({"more": ", prompt: scene"}, "caption.prompt_name differs", "another prompt"),
     ({"more": ", prompt: a cat, prompt_name: caption"}, "caption.prompt differs", "another text of the same name"),

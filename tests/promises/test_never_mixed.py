@@ -183,7 +183,7 @@ def test_every_leaf_of_a_recipe_for_pictures_is_in_one_table():
 
 def test_the_keys_of_stimuli_that_are_neutral_are_those_the_code_names():
     ours = {leaf.split(".")[1] for leaf in SELECTS}
-    other_sources = {"file", "ids", "subject"}  # where a table lies, and which rows of NSD are taken
+    other_sources = {"file", "ids", "subject", "unique"}  # where a table lies, and which rows of it or of NSD are taken
     assert ours | other_sources == NEUTRAL_KEYS["stimuli"]
 
 

@@ -137,7 +137,7 @@ def test_the_stimuli_of_the_page_are_such():
     from xact.recipe.yaml_text import parse_yaml
 
     blocks = [content for _, content in list_blocks(find_chapter("Data sets"), "yaml")]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for text in blocks:
         Recipe.model_validate(parse_yaml(text, name="README.md")[0] | {"store": "-", "models": ["ResNet50"]})
 

@@ -110,6 +110,46 @@ def test_a_table_that_was_kept_from_running_in_a_spreadsheet_gives_its_texts_as_
     assert read_all(open_captions(tmp_path, file="c.parquet")) == {"a": ["'=1"]}
 
 
+ROWS = "image_name,caption,worker,split\nx.jpg,a dog,1,val\ny.jpg,a man,2,val\nx.jpg,a cat,3,val\ny.jpg,a boy,4,val\n"
+
+
+def test_captions_of_one_image_may_stand_in_rows_of_their_own(tmp_path):
+    first = open_text(tmp_path, ROWS)
+    assert read_all(first) == {"x": ["a dog"], "y": ["a man"]}
+    assert first.table.columns == {"worker": [1, 2], "split": ["val", "val"]}
+    assert first.notes == ["c.csv: 2 of 2 ids have several captions, of which the first is taken"]
+
+    together = open_text(tmp_path, ROWS, captions="replicates")
+    assert together.n_replicates == 2
+    assert read_all(together) == {"x": ["a dog", "a cat"], "y": ["a man", "a boy"]}
+    assert together.table.columns == {"split": ["val", "val"]}
+    assert together.notes == ["c.csv: left out, since they differ between the captions of one id: worker"]
+    joined = open_text(tmp_path, "image_name,captions\nx.jpg,a dog;a cat\ny.jpg,a man;a boy\n", captions="replicates")
+    assert [bytes(joined.read(row)) for row in range(2)] == [bytes(together.read(row)) for row in range(2)]
+
+    alone = open_text(tmp_path, ROWS, captions="stimuli")
+    assert read_all(alone) == {"x#0": ["a dog"], "x#1": ["a cat"], "y#0": ["a man"], "y#1": ["a boy"]}
+    assert alone.table.columns == {"worker": [1, 3, 2, 4], "split": ["val"] * 4, "caption_index": [0, 1, 0, 1]}
+    assert alone.table.files == ["c.csv[0]", "c.csv[2]", "c.csv[1]", "c.csv[3]"]
+    assert alone.notes == []
+
+
+def test_rows_of_one_id_follow_the_order_of_their_data_set(tmp_path):
+    rows = "nsd_id,caption\n9,a\n3,b\n9,c\n3,d\n"
+    assert read_all(open_text(tmp_path, rows, captions="replicates")) == {
+        "nsd_00003": ["b", "d"],
+        "nsd_00009": ["a", "c"],
+    }
+
+
+def test_a_condition_that_differs_between_captions_is_refused_of_replicates_alone(tmp_path):
+    rows = "id,caption,condition\nx,a,p\nx,b,q\n"
+    assert open_text(tmp_path, rows, captions="stimuli").table.conditions == ["p", "q"]
+    assert open_text(tmp_path, rows).table.conditions == ["p"]
+    with pytest.raises(RequestError, match=r"the column .condition. of .* differs between the captions of one id"):
+        open_text(tmp_path, rows, captions="replicates")
+
+
 def test_a_stamp_tells_another_caption_of_the_same_length(tmp_path):
     one = open_text(tmp_path, "id,caption\nx,cat\ny,dog\n")
     stamps = [one.stamp(row) for row in range(2)]
@@ -197,6 +237,9 @@ def test_rows_of_no_data_set_stay_in_their_order_with_their_columns(tmp_path):
         ("id,captions\na,x;\n", {"captions": "stimuli"}, r"an empty caption in row 1 \('a'\)"),
         ("id,caption\na,x;y\n", {"captions": "stimuli"}, "captions: stimuli needs a column 'captions'"),
         ("id,captions\na,x;y\nb,z\n", {"captions": "replicates"}, "'a' has 2, 'b' has 1"),
+        ("id,caption\na,x\nb,z\na,y\n", {"captions": "replicates"}, "'a' has 2, 'b' has 1"),
+        ("id,caption\na,x\na,\n", {"captions": "stimuli"}, r"an empty caption in row 2 \('a'\)"),
+        ("id,captions\na,x;y\na,z\n", {}, "the stimulus id 'a' stands twice"),
         ("nsd_id,caption\n17,x\n017,y\n", {}, "the stimulus id 'nsd_00017' stands twice .*c.csv"),
         ("nsd_id,caption\n73000,x\n", {}, r"row 1: '73000' is not an nsdId"),
         ("nsd_id,caption\n1.5,x\n", {}, "the column 'nsd_id' of .* holds 1.5, which is neither text nor an integer"),

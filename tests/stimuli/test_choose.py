@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.cli import run
 from support.pictures import put_pictures, write_pictures, write_recipe
 
 import xact
@@ -156,6 +159,23 @@ def test_a_hostile_where_is_refused_in_one_line_and_runs_nothing(text, tmp_path,
     assert "\n" not in f"{caught.value}{caught.value.hint}"
     assert len(str(caught.value)) < 300
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "hint"),
+    [
+        (["1,5", "2"], "the column is text: '1,5' has a comma"),
+        (["1", "soon"], "the column is text: 1 of 2 are numbers, 'soon' is not"),
+        (["a", "b"], "compare a column with what it holds"),
+    ],
+)
+def test_where_says_why_a_column_is_text(cells, hint):
+    with pytest.raises(RequestError, match=r"compares the column 'x' \(text\) with 1 \(a number\)") as caught:
+        find_rows("x > 1", {"x": cells})
+    assert caught.value.hint == hint
+    with pytest.raises(RequestError) as caught:
+        find_rows("n == '1'", {"n": [1, 2]})
+    assert caught.value.hint == "compare a column with what it holds"
 
 
 # fields
@@ -423,3 +443,62 @@ def test_a_wider_where_appends_and_a_changed_label_of_an_old_row_is_refused(tmp_
     (tmp_path / "t.csv").write_text("\n".join(["stem,n,word", *labels]).replace("p01,1,b", "p01,1,a"))
     with pytest.raises(MismatchError, match=r"stimuli: word of 'p01' differs: .*'b'.*'a'"):
         build("n < 5")
+
+
+def read_old(cells: Sequence[str]) -> Column:
+    """Return a column as the version before missing cells were numbers."""
+    is_float = all(re.fullmatch(r"-?\d+\.\d+", cell) for cell in cells)
+    return [float(cell) for cell in cells] if is_float else list(cells)
+
+
+def test_a_column_that_a_store_holds_as_text_stays_text(tmp_path, monkeypatch, capsys):
+    write_pictures(tmp_path / "s", 3)
+    (tmp_path / "t.csv").write_text("Unnamed: 0,stem,rating\n7,p00,1.50\n8,p01,NA\n9,p02, 2\n")
+    text = (
+        f"store: {tmp_path}/store.zarr\n"
+        "stimuli: {source: folder, root: s, columns: t.csv, fields: 'p{n}', where: \"stem != 'p02'\"}\n"
+        "models: [{label: r18, source: torchvision, id: resnet18, weights: random, layers: [logits]}]\n"
+        "transform: {resize: 32, mean: [0, 0, 0], std: [1, 1, 1]}\n"
+        "compute: {device: cpu, batch_size: 2, workers: 1}\n"
+    )
+    with monkeypatch.context() as old:
+        old.setattr("xact.stimuli.columns.type_column", read_old)
+        old.setattr("xact.stimuli.columns._PANDAS_NAME", re.compile("no name"))
+        xact.build(write_recipe(tmp_path, text))
+    recipe = write_recipe(tmp_path, text.replace("'p02'", "'p03'"))
+    assert run(capsys, "plan", recipe)[0] == 0
+    assert xact.build(recipe).n_captured == 1
+    stored = xact.load_stimuli(tmp_path / "store.zarr")
+    assert stored["rating"].tolist() == ["1.50", "NA", " 2"]
+    assert stored["Unnamed: 0"].tolist() == ["7", "8", "9"]
+    _, out, _ = run(capsys, "plan", recipe)
+    assert "columns: Unnamed: 0 string (numbers, kept as text), rating string (numbers, kept as text), n " in out
+    other = write_recipe(tmp_path, text.replace("store.zarr", "other.zarr"))
+    _, out, _ = run(capsys, "plan", other)
+    assert "columns: rating float64 (1 of 2 missing), n " in out
+
+
+def test_the_plan_says_how_each_column_was_read(tmp_path, capsys):
+    write_pictures(tmp_path / "s", 3)
+    rows = [";stem;rating;seen;code;comma", "0;p00;1.5;TRUE;007;1,5", "1;p01;n/a;FALSE;8;2", "2;p02;+2; true;9;3"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    recipe = write_recipe(
+        tmp_path,
+        f"store: {tmp_path}/store.zarr\nstimuli: {{source: folder, root: s, columns: t.csv}}\n"
+        "models: [{label: r18, source: torchvision, id: resnet18, weights: random, layers: [logits]}]\n"
+        "compute: {device: cpu, workers: 1}\n",
+    )
+    code, out, err = run(capsys, "plan", recipe)
+    assert code == 0
+    assert out.splitlines()[-1] == (
+        "columns: rating float64 (1 of 3 missing), seen bool, code string (2 of 3 are numbers, '007' is not), "
+        "comma string ('1,5' has a comma)"
+    )
+    assert err.splitlines() == [
+        "warning: t.csv: its first column was left out: it has no name and holds 0 to 2, as an index of pandas",
+        "warning: the column 'comma' is text: '1,5' has a comma; write its numbers with a decimal point",
+    ]
+    _, out, _ = run(capsys, "plan", recipe, "--json")
+    rating, *_, comma = json.loads(out)["columns"]
+    assert rating == {"name": "rating", "type": "float64", "n_cells": 3, "n_missing": 1, "note": ""}
+    assert (comma["type"], comma["note"]) == ("string", "'1,5' has a comma")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -11,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xact.errors import RequestError
-from xact.stimuli.csv_text import escape_cell, make_line, parse_records, unescape_cell
+from xact.stimuli.csv_text import (
+    decode_text,
+    escape_cell,
+    find_separator,
+    make_line,
+    parse_records,
+    unescape_cell,
+)
 
 RUNNING = "=+-@\t\r\n＝＋－＠"
 
@@ -65,3 +73,40 @@ def test_numbers_stand_bare_and_a_missing_one_is_empty():
 def test_what_is_no_csv_is_refused_with_its_line():
     with pytest.raises(RequestError, match=r"a\.csv, line 2: .*expected after"):
         parse_records('"a","b"\n"x"y,"b"\n', name="a.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_text_is_decoded_by_its_byte_order_mark(encoding):
+    mark = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}.get(encoding, b"")
+    assert decode_text(mark + "stem,größe\n🧠,1\n".encode(encoding), name="a.csv") == "stem,größe\n🧠,1\n"
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line_and_their_letter_on_windows():
+    with pytest.raises(RequestError, match=r"a\.csv is not UTF-8 \(byte 9\)") as caught:
+        decode_text("stem,n\nca\xe9,1\n".encode("cp1252"), name="a.csv")
+    assert caught.value.hint == "save it as 'CSV UTF-8'; line 2 has 'é' if it is Windows-1252"
+    with pytest.raises(RequestError, match=r"a\.csv is not UTF-16"):
+        decode_text(codecs.BOM_UTF16_LE + b"a", name="a.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "separator"),
+    [
+        ("a,b\n1,2\n", ","),
+        ("a;b\n1;2\n", ";"),
+        ("a\tb\n1\t2\n", "\t"),
+        ("a\n1;2\n", "?"),
+        ("", "?"),
+        ("a;b,c\n1,5;2,5\n1;2\n", ";"),
+        ("a,b;c\n1\n", ","),
+        ('"a;b",c\n1,2\n', ","),
+        ('"a\n;b",c\n"1;;;",2\n', ","),
+    ],
+)
+def test_the_separator_is_the_one_that_gives_a_table(text, separator):
+    assert find_separator(text, "?", name="a.csv") == separator
+
+
+def test_a_text_that_two_separators_make_a_table_of_is_refused():
+    with pytest.raises(RequestError, match=r"a\.csv is a table with commas and with semicolons between its cells"):
+        find_separator("a;b,c\n1;2,3\n", ",", name="a.csv")

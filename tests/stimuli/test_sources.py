@@ -23,7 +23,6 @@ from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, TableStimuli
 from xact.stimuli import base as stimuli
 from xact.stimuli.base import check_table, hash_stimulus
-from xact.stimuli.columns import type_column
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.sources.folder import _glob
 
@@ -407,36 +406,6 @@ def test_hashes_are_sha256_of_the_bytes():
 # tables
 
 
-@pytest.mark.parametrize(
-    ("cells", "expected", "reason"),
-    [
-        (["1", "-2", "0"], [1, -2, 0], "integers"),
-        (["123456789012345678"], [123456789012345678], "eighteen digits fit in 64 bits"),
-        (["1234567890123456789"], ["1234567890123456789"], "nineteen may not, and no float holds them"),
-        (["001", "2"], ["001", "2"], "a code stays as written"),
-        (["1", "NA"], ["1", "NA"], "NA is a word"),
-        (["nan", "1"], ["nan", "1"], "so is nan"),
-        (["inf", "1e999"], ["inf", "1e999"], "and what no float holds"),
-        (["1.50", "2", "-.5", "1e-3"], [1.5, 2.0, -0.5, 0.001], "floats"),
-        (["1", "", "3"], [1.0, math.nan, 3.0], "a missing number is NaN, so the column is float"),
-        (["9007199254740993", ""], ["9007199254740993", ""], "a float would change the number"),
-        (["01.5", "2"], ["01.5", "2"], "a leading zero is a code"),
-        (["", ""], ["", ""], "nothing says that these are numbers"),
-        (["True", "false"], [True, False], "booleans"),
-        (["true", ""], ["true", ""], "a missing boolean has no value"),
-        (["yes", "no"], ["yes", "no"], "words"),
-        ([" 1", "2"], [" 1", "2"], "white space is text"),
-        (["1_000", "٣"], ["1_000", "٣"], "what Python reads as a number and a table does not"),
-        (["+1", "2"], ["+1", "2"], "a sign would be lost"),
-        ([], [], "no rows"),
-    ],
-)
-def test_columns_are_typed_only_where_nothing_is_lost(cells, expected, reason):
-    typed = type_column(cells)
-    assert [type(cell) for cell in typed] == [type(cell) for cell in expected], reason
-    np.testing.assert_array_equal(typed, expected, err_msg=reason)
-
-
 def test_a_table_keeps_its_rows_order_and_columns(tmp_path):
     put_pictures(tmp_path, "s/b.png", "s/d/a.x.png", "s/c.png")
     write_table(
@@ -543,13 +512,17 @@ def test_parquet_columns_without_one_meaning_are_refused(tmp_path, columns, mess
         ("path\n", {}, "t.csv holds no stimuli"),
         ("", {}, "the table '.*t.csv' is empty"),
         ("paht\na.png\n", {}, r"has no column 'path' \(nearest: paht\)"),
-        ("path;id\na.png;1\n", {}, r"has no column 'path' \((nearest: path;id|it has path;id)\)"),
         ("path,name\na.png,x\n", {"id": "nmae"}, r"has no column 'nmae' \(nearest: name\)"),
         ("path,x,x\na.png,1,2\n", {}, "the column 'x' appears twice"),
         ("path,\na.png,2\n", {}, "column 2 of '.*t.csv' has no name"),
+        (",path\nx,a.png\n", {}, "column 1 of '.*t.csv' has no name"),
+        ("path;x,y\na.png;1,2\n", {}, "is a table with commas and with semicolons between its cells"),
+        ("path,x;y\na.png\n", {}, "line 2: 1 cells, the header has 2"),
+        ("path;x\na.png\n", {}, "line 2: 1 cells, the header has 2"),
+        ("path\na.png\nn/a\n", {}, "has no path in row 2"),
         ("path,x\na.png\n", {}, "line 2: 1 cells, the header has 2"),
         ("path,x\na.png,1,2\n", {}, "line 2: 3 cells, the header has 2"),
-        ('path\n"a.png\n', {}, "line 2: unexpected end of data"),
+        ('path\n"a.png\n', {}, "line 2: a quotation mark is opened but never closed"),
         ("path\na.png\n   \n", {}, "has no path in row 2"),
         ("path,x\na.png,1\n,2\n", {}, "has no path in row 2"),
         ("path,id\na.png,x\na.png,\n", {}, "the column 'id' of .* has no value in row 2"),
@@ -585,6 +558,157 @@ def test_tables_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(RequestError, match="cannot be read as parquet"):
         open_table(tmp_path, file="t.parquet")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_separator_and_the_encoding_of_a_table_are_found(encoding, separator, name, tmp_path):
+    put_pictures(tmp_path, "a.png", "é.png")
+    rows = [["path", "x", "word"], ["a.png", "1.5", '"one; two, \tthree"'], ["é.png", "NA", "é"]]
+    (tmp_path / name).write_bytes("\r\n".join(map(separator.join, rows)).encode(encoding))
+    source = open_table(tmp_path, file=name)
+    assert source.table.ids == ["a", "é"]
+    np.testing.assert_array_equal(source.table.columns["x"], [1.5, math.nan])
+    assert source.table.columns["word"] == ["one; two, \tthree", "é"]
+    assert source.notes == []
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("path,captions\na.png,one;two\n", {"captions": ["one;two"]}),
+        ("path,a;b\na.png,1\n", {"a;b": [1]}),
+        ('"path","a;b"\n"a.png","1;2"\n', {"a;b": ["1;2"]}),
+        ("path;a,b\na.png;1\n", {"a,b": [1]}),
+        ("path\ta, b\na.png\t1\n", {"a, b": [1]}),
+        ("path,n,\na.png,1,\n,,\n", {"n": [1]}),
+    ],
+)
+def test_a_separator_divides_every_line_into_as_many_cells(text, columns, tmp_path):
+    put_pictures(tmp_path, "a.png")
+    write_table(tmp_path, text)
+    assert open_table(tmp_path).table.columns == columns
+
+
+def test_decimal_commas_are_text_and_told(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png")
+    write_table(tmp_path, "path;rating;range\na.png;1,5;1,5\nb.png;NA;x\n")
+    source = open_table(tmp_path)
+    assert source.table.columns == {"rating": ["1,5", "NA"], "range": ["1,5", "x"]}
+    assert source.notes == ["the column 'rating' is text: '1,5' has a comma; write its numbers with a decimal point"]
+
+
+def test_the_index_that_pandas_writes_is_left_out_and_told(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png", "c.png")
+    frame = pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "n": [1, 2, 3]})
+    said = "t.csv: its first column was left out: it has no name and holds {}, as an index of pandas"
+
+    def read() -> stimuli.StimulusSource:
+        source = open_table(tmp_path)
+        assert source.table.columns == {"n": [1, 2, 3]}
+        return source
+
+    frame.to_csv(tmp_path / "t.csv")
+    assert read().notes == [said.format("0 to 2")]
+    pd.read_csv(tmp_path / "t.csv").to_csv(tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().startswith(",Unnamed: 0,path")
+    assert read().notes == [said.format("0 to 2")] * 2
+    frame.set_index([[4, 9, 4]]).to_csv(tmp_path / "t.csv")
+    assert read().notes == [said.format("4 to 4")]
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert read().notes == []
+    frame.set_index([["x", "y", "z"]]).to_csv(tmp_path / "t.csv")
+    with pytest.raises(RequestError, match=r"column 1 of .* has no name") as caught:
+        open_table(tmp_path)
+    assert caught.value.hint == "give it a name in its first line, or take it out (pandas: index=False)"
+
+
+def test_a_column_that_pandas_named_is_kept_where_it_is_renamed_or_no_index(tmp_path):
+    put_pictures(tmp_path, "a.png")
+    write_table(tmp_path, "Unnamed: 0,path,Unnamed: 2\n7,a.png,x\n")
+    assert open_table(tmp_path, rename={"Unnamed: 0": "n"}).table.columns == {"n": [7], "Unnamed: 2": ["x"]}
+    assert open_table(tmp_path).table.columns == {"Unnamed: 2": ["x"]}
+
+
+def test_an_index_without_a_name_in_parquet_is_left_out_and_told(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png", "c.png")
+    frame = pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "n": [1, 2, 3]})
+    for index, n_notes in (([4, 9, 4], 1), (["x", "y", "z"], 1), (pd.RangeIndex(3), 0)):
+        frame.set_index(pd.Index(index)).to_parquet(tmp_path / "t.parquet")
+        source = open_table(tmp_path, file="t.parquet")
+        assert source.table.columns == {"n": [1, 2, 3]}
+        said = "t.parquet: its index without a name was left out; reset_index(names='NAME') keeps it"
+        assert source.notes == [said] * n_notes
+
+
+EVENTS = (
+    "onset\tduration\ttrial_type\tstim_file\trt\n"
+    "0\t1\tface\tb.png\t0.5\n"
+    "2\t1\thouse\tsub\\a.png\tn/a\n"
+    "4\t1\tface\t./b.png\t0.5\n"
+    "6\t4\trest\tn/a\tn/a\n"
+    "8\t1\thouse\tsub/a.png\tn/a\n"
+)
+
+
+def test_a_list_of_presentations_gives_each_picture_once_in_the_order_of_its_first_row(tmp_path):
+    put_pictures(tmp_path, "sub/a.png", "b.png")
+    write_table(tmp_path, EVENTS, "events.tsv")
+    source = open_table(tmp_path, file="events.tsv", path="stim_file", unique=True)
+    assert source.table.ids == ["b", "sub/a"]
+    assert {name: list(cells) for name, cells in source.table.columns.items() if name != "rt"} == {
+        "duration": [1, 1],
+        "trial_type": ["face", "house"],
+    }
+    np.testing.assert_array_equal(source.table.columns["rt"], [0.5, math.nan])
+    assert source.notes == [
+        "events.tsv: 1 of its 5 rows have no picture and were left out",
+        "events.tsv: left out, since they differ between the presentations of one picture: onset",
+    ]
+    assert source.read(1) == (tmp_path / "sub/a.png").read_bytes()
+    assert open_table(tmp_path, file="events.tsv", path="stim_file", unique=True, limit=1).table.ids == ["b"]
+
+
+def test_a_list_of_presentations_is_told_how_to_be_read(tmp_path):
+    put_pictures(tmp_path, "sub/a.png", "b.png")
+    write_table(tmp_path, EVENTS, "events.tsv")
+    with pytest.raises(RequestError, match=r"the column 'stim_file' of .* has no path in row 4") as caught:
+        open_table(tmp_path, file="events.tsv", path="stim_file")
+    assert "`unique: true` takes each picture once" in str(caught.value.hint)
+    write_table(tmp_path, "path\nb.png\nsub/a.png\n./b.png\n")
+    with pytest.raises(RequestError, match=r"'b' stands twice \(rows 1 and 3") as caught:
+        open_table(tmp_path)
+    assert caught.value.hint == "a list of presentations? `unique: true` takes each picture once"
+    write_table(tmp_path, "path,id\nb.png,x\nb.png,y\n")
+    assert open_table(tmp_path).table.ids == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["id", "condition"])
+def test_presentations_of_one_picture_have_one_id_and_one_condition(name, tmp_path):
+    put_pictures(tmp_path, "a.png")
+    write_table(tmp_path, f"path,{name}\na.png,x\na.png,y\n")
+    with pytest.raises(RequestError, match=f"the column '{name}' of .* differs between the presentations") as caught:
+        open_table(tmp_path, unique=True)
+    assert f"rename: {{{name}: trial_{name}}}" in str(caught.value.hint)
+    source = open_table(tmp_path, unique=True, rename={name: f"trial_{name}"})
+    assert (source.table.ids, source.table.columns) == (["a"], {})
+    write_table(tmp_path, f"path,{name}\na.png,x\na.png,x\n")
+    assert open_table(tmp_path, unique=True).table.ids == ["x" if name == "id" else "a"]
+
+
+def test_presentations_in_parquet_are_the_same(tmp_path):
+    put_pictures(tmp_path, "a.png", "b.png")
+    paths = ["a.png", None, "b.png", "a.png"]
+    frame = pd.DataFrame({"path": paths, "n": [1.0, 2.0, np.nan, 1.0], "time": [0, 1, 2, 3]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = open_table(tmp_path, file="t.parquet", unique=True).table
+    assert table.ids == ["a", "b"]
+    np.testing.assert_array_equal(table.columns["n"], [1.0, math.nan])
+    assert list(table.columns) == ["n"]
+    frame.assign(path=[1, 2, 3, 4]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(RequestError, match=r"the column 'path' of .* is not text"):
+        open_table(tmp_path, file="t.parquet", unique=True)
 
 
 def test_a_folder_in_place_of_a_listed_file_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from copy import deepcopy
 from dataclasses import replace
 
@@ -250,6 +251,13 @@ def test_a_limit_that_grows_is_no_difference_and_one_that_shrinks_names_a_lost_s
     assert grown.n_stimuli == 8
     with pytest.raises(MismatchError, match=r"stimuli: 'a/img4' and 3 more of the store is not among the 4 stimuli"):
         plan_again(make_request(table.take(range(4)), stimuli__limit=4), grown)
+
+
+def test_a_stimulus_that_is_there_in_another_unicode_form_is_told_so():
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    composed, apart = (replace(make_table(1, conditions=("a",)), ids=[name]) for name in names)
+    with pytest.raises(MismatchError, match=r"in another Unicode form, 'caf\\xe9' in the store and 'cafe\\u0301' now"):
+        plan_again(make_request(apart), make_first(composed))
 
 
 NO_DIFFERENCE = {

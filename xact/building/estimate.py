@@ -9,6 +9,7 @@ from typing import Any
 from xact.building.prepare import PreparedBuild
 from xact.disk.durable import count_free_nbytes
 from xact.models.device import count_lanes, count_workers, find_device_memory
+from xact.stimuli.column_types import ColumnType, describe_column
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
 
@@ -58,6 +59,8 @@ class Estimate:
     nbytes: int
     n_files: int
     free_nbytes: int
+    columns: tuple[ColumnType, ...] = ()
+    """How each column of the stimuli was read."""
 
     @property
     def warnings(self) -> list[str]:
@@ -105,6 +108,10 @@ def estimate(prepared: PreparedBuild) -> Estimate:
         nbytes=sum(model.nbytes for model in models),
         n_files=sum(model.n_files for model in models),
         free_nbytes=count_free_nbytes(prepared.store),
+        columns=tuple(
+            describe_column(name, plan.stimuli.column_types[name], cells)
+            for name, cells in plan.stimuli.columns.items()
+        ),
     )
 
 

@@ -140,9 +140,10 @@ class _Surveyed:
 
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
     """List the stimuli, read the journals, resolve the networks; refuse settings that differ from the store's."""
-    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=loaded.recipe.on_error == "skip")
-    loaded = adopt_replicates(loaded, source)
     stored = load_state(store)
+    held = {} if stored.plan is None else stored.plan.stimuli.column_types
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=loaded.recipe.on_error == "skip", held=held)
+    loaded = adopt_replicates(loaded, source)
     if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early
         _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
     specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}

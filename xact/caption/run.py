@@ -30,7 +30,7 @@ from xact.models.device import get_kind, resolve_device
 from xact.recipe.load import load_recipe
 from xact.recipe.schema import CaptionRecipe, LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock, get_pictures
-from xact.stimuli.base import StimulusSource
+from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.pictures import make_pictures
 from xact.stimuli.sources.datasets import add_index_columns
@@ -54,6 +54,8 @@ class CaptionOutcome:
     n_added: int
     problems: Mapping[str, str]
     """{stimulus: problem of its answer}, without the answers that a person has corrected."""
+    notes: Sequence[str] = ()
+    """Notes to the user about the stimuli."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class CaptionJob:
     engine: Engine
     settings: Settings
     batch_size: int
-    source: StimulusSource
+    source: ChosenStimuli
     pictures: PictureBlock
     layout: Layout
     n_stimuli: int
@@ -185,7 +187,8 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
                 if fresh:
                     run.add_batch(captioner, batch, fresh)
                     tell(len(fresh))
-        return CaptionOutcome(job.output, job.review_file, len(table.captions) - n_before, run.find_problems())
+        n_added = len(table.captions) - n_before
+        return CaptionOutcome(job.output, job.review_file, n_added, run.find_problems(), job.source.notes)
 
 
 @dataclass(frozen=True)

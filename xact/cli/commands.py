@@ -204,6 +204,7 @@ def run_caption(options: argparse.Namespace) -> int:
                 limit=options.limit,
                 watch=progress.start,
             )
+    show_warnings(outcome.notes)
     n_problems = len(outcome.problems)
     done = f"{outcome.n_added} captions added" if outcome.n_added or n_problems else "nothing to do, all captions exist"
     write_out(f"{outcome.output}: {done}\n")

@@ -189,6 +189,8 @@ def show_estimate(estimated: Estimate) -> None:
         f"replicates; {format_nbytes(estimated.nbytes)} before compression in {estimated.n_files} files, "
         f"{format_nbytes(estimated.free_nbytes)} free\n"
     )
+    if estimated.columns:
+        write_out(make_lines([f"columns: {', '.join(column.make_text() for column in estimated.columns)}"]))
     sys.stdout.flush()
 
 

@@ -115,14 +115,14 @@ def load_table(file: Path) -> tuple[StimulusTable, list[str]]:
     build of that data set gives.
     """
     as_written = (*ID_COLUMNS, *NAMES, "path", "image_path", "condition", "stem", "file")
-    columns = load_columns(file, as_written=as_written)
+    notes: list[str] = []
+    columns = load_columns(file, notes=notes, as_written=as_written)
     is_index = any(number in columns for number in NUMBERS)
     ids = _find_ids(columns, file, is_index=is_index)
     place = "image_path" if is_index and "path" not in columns else "path"
     files = _to_text(columns[place], place, file) if place in columns else [""] * len(ids)
     taken = (*ID_COLUMNS, place, "condition")
     kept = {name: cells for name, cells in columns.items() if name not in taken}
-    notes: list[str] = []
     kept = rename_columns(kept, file, notes=notes) if is_index else kept
     table = StimulusTable(
         ids=ids,

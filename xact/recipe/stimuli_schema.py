@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from xact.errors import RequestError
 from xact.recipe.blocks import Block, FileName, Text, name_yaml_kind
@@ -48,6 +49,18 @@ class StimuliBlock(Block):
     """Keep only the first `limit` stimuli."""
     prompt_name: FileName | None = None
     """Part of the file names of `.pt` exports."""
+    _held: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def held(self) -> Mapping[str, str]:
+        """{column: its type in the store}, for a store that exists; no key of a recipe."""
+        return self._held
+
+    def hold_types(self, held: Mapping[str, str]) -> Self:
+        """Return a copy for a store with these types of columns."""
+        copy = self.model_copy()
+        copy._held = held
+        return copy
 
 
 class PictureBlock(StimuliBlock):
@@ -85,6 +98,8 @@ class TableStimuli(PictureBlock):
     """Column with the image paths."""
     id: str = "id"
     """Column with the ids; if the table lacks it, the id is the path without its extension."""
+    unique: bool = False
+    """The table is a list of presentations, such as BIDS's `events.tsv`: take each picture once, at its first row."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
     dataset: FileName = "table"
@@ -152,7 +167,8 @@ class CaptionsStimuli(StimuliBlock):
     caption: Text | None = None
     """Column with one caption per row; default: `caption`, else `captions`."""
     captions: Literal["first", "stimuli", "replicates"] = "first"
-    """Use of a column `captions`, joined by `;`: the first caption, each as a stimulus, or each as a replicate."""
+    """Use of several captions, joined by `;` in a column `captions`, or in several rows of one id: the first, each as a
+    stimulus, or each as a replicate."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
 

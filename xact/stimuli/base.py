@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp, name_file_kind
-from xact.disk.paths import MAX_NAME_NBYTES, expand_path
+from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, StimulusError
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
+from xact.stimuli.written_names import DiskNames, write_path
 from xact.store.check_metadata import count_text_nbytes, find_text_fault
 
 MAX_FILE_NBYTES = 500_000_000
@@ -128,7 +129,8 @@ class FileSource:
         if missing:
             raise RequestError(
                 f"{len(missing)} of the {len(rows)} files of {self.location!r} do not exist under {self.root!r}; "
-                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}",
+                f"the first is {self.table.files[missing[0]]!r}, the stimulus {self.table.ids[missing[0]]!r}"
+                f"{_find_twin(self.paths[missing[0]])}",
                 hint="set stimuli.root to the folder that the files start from",
             )
         for row in [] if skip else rows:
@@ -251,8 +253,11 @@ def _check_column_name(column: str, *, location: str, hint: str) -> None:
 
 
 def resolve_path(path: str, start: Path) -> Path:
-    """Return the absolute form of `path`, which may start from `start`. Expands `~`, `.` and `..`; keeps links."""
-    return Path(os.path.normpath(Path.cwd() / start / expand_path(path)))
+    """Return the absolute form of `path`, which may start from `start`, with the names on disk that it means.
+
+    Expands `~`, `.` and `..`; keeps links.
+    """
+    return DiskNames().find(write_path(path, start))
 
 
 def make_file_label(path: Path, root: Path) -> str:
@@ -320,6 +325,13 @@ def read_file(path: Path, *, name: str) -> bytes:
     if max(nbytes, len(data)) > MAX_FILE_NBYTES:
         raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
     return data
+
+
+def _find_twin(path: Path) -> str:
+    """Return ` (there is NAME)` for a file whose name differs from a missing one in case or in blanks only."""
+    wanted = fold_label(path.name.strip())
+    twin = next((one.name for one in path.parent.glob("*") if fold_label(one.name.strip()) == wanted), None)
+    return "" if twin is None else f" (there is {twin!r})"
 
 
 def _describe_twins(table: StimulusTable, first: int, second: int, location: str) -> str:

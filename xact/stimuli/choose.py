@@ -14,6 +14,7 @@ from xact.stimuli.base import check_columns, resolve_path
 from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields
 from xact.stimuli.where import find_rows
+from xact.stimuli.written_names import pair_names
 
 KEYS = ("stimulus", "stem")
 """Columns that pair the rows of a label table with the stimuli."""
@@ -25,11 +26,12 @@ def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple
     names = [block.columns] if isinstance(block.columns, str) else block.columns or []
     for name in names:
         file = resolve_path(name, folder)
-        found, more = load_labels(file, table)
+        found, more = load_labels(file, table, held=block.held)
         table = _add(table, found, where=str(file), hint=f"rename it in {file.name}")
         notes += more
     if block.fields is not None:
-        table = _add(table, load_fields(block.fields, table.stems), where="stimuli.fields", hint="name it otherwise")
+        fields = load_fields(block.fields, table.stems, held=block.held)
+        table = _add(table, fields, where="stimuli.fields", hint="name it otherwise")
     return table, notes
 
 
@@ -44,41 +46,46 @@ def choose_rows(table: StimulusTable, block: StimuliBlock) -> list[SourceRow]:
     return [SourceRow(row) for row in rows][: block.limit]
 
 
-def load_labels(file: Path, table: StimulusTable) -> tuple[dict[str, Column], list[str]]:
-    """Return the columns of a file with one cell per stimulus, and a note if some rows match no stimulus.
+def load_labels(
+    file: Path, table: StimulusTable, *, held: Mapping[str, str] = {}
+) -> tuple[dict[str, Column], list[str]]:
+    """Return the columns of a file with one cell per stimulus, and notes, e.g. if some rows match no stimulus.
 
     The column `stimulus` or `stem` pairs rows with stimuli. Raise RequestError if the file has both columns or
     neither, if a key appears twice, or if a stimulus has no row.
     """
-    columns = load_columns(file, key="columns", as_written=KEYS)
+    notes: list[str] = []
+    columns = load_columns(file, notes=notes, key="columns", as_written=KEYS, held=held)
     keys = [key for key in KEYS if key in columns]
     if len(keys) != 1:
         raise RequestError(
             f"the table {str(file)!r} has {'both columns' if keys else 'neither column'} {' and '.join(KEYS)}",
             hint="its rows are paired with the stimuli by one of the two",
         )
-    row_of = _index(to_labels(columns.pop(keys[0]), keys[0], file), keys[0], file)
-    wanted = table.ids if keys[0] == "stimulus" else table.stems
+    key = keys[0]
+    written = to_labels(columns.pop(key), key, file)
+    _refuse_twice(written, key, file)
+    wanted = table.ids if key == "stimulus" else table.stems
+    row_of = pair_names(written, wanted, table.files, what=key, where=repr(str(file)))
     lost = [label for label in dict.fromkeys(wanted) if label not in row_of]
     if lost:
         named = ", ".join(map(repr, lost[:3]))
         raise RequestError(
-            f"the table {str(file)!r} has no row for {len(lost)} of the stimuli: {keys[0]} {named}",
+            f"the table {str(file)!r} has no row for {len(lost)} of the stimuli: {key} {named}",
             hint="add the rows, or leave the stimuli out at the source",
         )
-    n_other = len(row_of) - len(set(wanted))
-    notes = [f"{file.name}: {n_other} of its {len(row_of)} rows are of no stimulus and were left"] if n_other else []
+    n_other = len(written) - len(row_of)
+    notes += [f"{file.name}: {n_other} of its {len(written)} rows are of no stimulus and were left"] if n_other else []
     taken: dict[str, Column] = {}
     for name, cells in columns.items():
         taken[name] = [cells[row_of[label]] for label in wanted]  # type: ignore[assignment]
     return taken, notes
 
 
-def _index(labels: Sequence[str], key: str, file: Path) -> dict[str, int]:
+def _refuse_twice(labels: Sequence[str], key: str, file: Path) -> None:
     twice = next((label for label, n in Counter(labels).items() if n > 1), None)
     if twice is not None:
         raise RequestError(f"the {key} {twice!r} stands twice in {str(file)!r}", hint="leave one of the rows out")
-    return {label: row for row, label in enumerate(labels)}
 
 
 def _add(table: StimulusTable, columns: Mapping[str, Column], *, where: str, hint: str) -> StimulusTable:

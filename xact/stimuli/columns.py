@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column
+from xact.stimuli.column_types import MAX_EXACT, type_column
+from xact.stimuli.csv_text import decode_text, find_separator, parse_records
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
-"""{extension of a text table: separator between cells}."""
+"""{extension of a text table: separator of a table with a single column}."""
 
 PARQUET = (".parquet", ".pq")
 
-MAX_EXACT = 2**53
-"""All integers up to this number are exact in float64."""
+_PANDAS_NAME = re.compile(r"Unnamed: \d+(\.\d+)?")
+"""What `pandas.read_csv` calls a column without a name, such as the index that `to_csv` wrote."""
 
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})", re.ASCII)
-_FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_BOOLEANS = {"True": True, "true": True, "False": False, "false": False}
+_PARQUET_INDEX = re.compile(r"__index_level_\d+__")
+"""What pandas calls an index without a name in parquet."""
 
 T = TypeVar("T")
+Select = Callable[[Mapping[str, Column]], Mapping[str, Column]]
+"""A choice of rows and columns, before the columns of a text table get a type."""
 
 
 def load_columns(
     file: Path,
     *,
+    notes: list[str] | None = None,
     key: str = "file",
     as_written: Collection[str] = (),
     rename: Mapping[str, str] = {},
     drop: Collection[str] = (),
+    held: Mapping[str, str] = {},
+    select: Select = dict,
 ) -> dict[str, Column]:
     """Return the columns of a table, renamed by `rename` {old name: new name}, without the columns in `drop`.
 
-    In a text table, the columns in `as_written` (new names) stay text; the others get a type. `key` is the recipe's
-    key under `stimuli` that names the file. Raise RequestError if the table cannot be read or is invalid.
+    In a text table, the columns in `as_written` (new names) stay text; the others get a type. `held` is {column: its
+    type in the store}: what is text there stays text. `select` sees the columns before they get a type. An index
+    without a name, as pandas writes it, is left out, and a line is added to `notes`. `key` is the recipe's key under
+    `stimuli` that names the file. Raise RequestError if the table cannot be read or is invalid.
     """
     suffix = file.suffix.lower()
     if suffix not in (*SEPARATORS, *PARQUET):
@@ -54,66 +60,49 @@ def load_columns(
             f"there is no table {str(file)!r}{make_nearest_text(file.name, names)}",
             hint=f"stimuli.{key} is relative to the recipe file",
         )
+    notes = [] if notes is None else notes
+    kept = {*rename, *held}
+    found: Mapping[str, Column]
     if suffix in PARQUET:
-        return _rename_columns({k: c for k, c in _load_parquet(file).items() if k not in drop}, rename, file)
-    texts = _rename_columns(_load_text(file, SEPARATORS[suffix], drop), rename, file)
-    return {name: cells if name in as_written else type_column(cells) for name, cells in texts.items()}
+        found = _load_parquet(file, drop, kept, notes)
+    else:
+        found = _load_text(file, SEPARATORS[suffix], drop, kept, notes)
+    columns = select(_rename_columns(found, rename, file))
+    if suffix in PARQUET:
+        return dict(columns)
+    texts = {*as_written, *(name for name, kind in held.items() if kind == "string")}
+    return {
+        name: cells if name in texts else type_column(cast("Sequence[str]", cells)) for name, cells in columns.items()
+    }
 
 
-def type_column(cells: Sequence[str]) -> Column:
-    """Return the cells of a text column as integers, floats or booleans. Keep text that such a type would change.
-
-    An integer is `-?(0|[1-9]digits)` with at most 18 digits. A float has the same form with a fraction or an exponent;
-    an empty cell among floats becomes NaN. A boolean is true or false. Some columns stay text: codes such as `001`,
-    words such as `NA`, and floats mixed with an integer that float64 cannot hold exactly.
-    """
-    distinct = set(cells)  # most columns have far fewer distinct cells
-    if cells and all(_INTEGER.fullmatch(cell) for cell in distinct):
-        return [int(cell) for cell in cells]
-    if any(cells) and all(not cell or _is_float(cell) for cell in distinct):
-        return [float(cell) if cell else math.nan for cell in cells]
-    if cells and all(cell in _BOOLEANS for cell in distinct):
-        return [_BOOLEANS[cell] for cell in cells]
-    return list(cells)
-
-
-def _is_float(cell: str) -> bool:
-    if not _FLOAT.fullmatch(cell) or not math.isfinite(float(cell)):
-        return False
-    return bool(re.search(r"[.eE]", cell)) or abs(int(cell)) <= MAX_EXACT
-
-
-def _load_text(file: Path, separator: str, drop: Collection[str]) -> dict[str, list[str]]:
+def _load_text(
+    file: Path, usual: str, drop: Collection[str], kept: Collection[str], notes: list[str]
+) -> dict[str, list[str]]:
+    name = f"the table {str(file)!r}"
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"the table {str(file)!r} is not UTF-8 (byte {error.start})", hint="save it as 'CSV UTF-8'"
-        ) from None
+        text = decode_text(file.read_bytes(), name=name)
     except OSError as error:
-        raise RequestError(f"the table {str(file)!r} cannot be read: {error.strerror}") from None
+        raise RequestError(f"{name} cannot be read: {error.strerror}") from None
     if "\0" in text:
-        raise RequestError(f"the table {str(file)!r} holds NUL characters: it is not a text table")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows: list[list[str]] = []
-    try:
-        for row in reader:
-            if rows and row and len(row) != len(rows[0]):
-                raise RequestError(
-                    f"the table {str(file)!r}, line {reader.line_num}: {len(row)} cells, the header has {len(rows[0])}",
-                    hint="put quotation marks around a cell that holds the separator",
-                )
-            rows += [row] if row else []
-    except csv.Error as error:
-        raise RequestError(f"the table {str(file)!r}, line {reader.line_num}: {error}") from None
-    if not rows:
-        raise RequestError(f"the table {str(file)!r} is empty")
-    _check_names([name for name in rows[0] if name not in drop], file)
-    names = rows.pop(0)
-    return {name: [row[i] for row in rows] for i, name in enumerate(names) if name not in drop}
+        raise RequestError(f"{name} holds NUL characters: it is not a text table", hint="save it as 'CSV UTF-8'")
+    separator = find_separator(text, usual, name=name)
+    records = parse_records(text, name=name, separator=separator, is_escaped=False)
+    if not records:
+        raise RequestError(f"{name} is empty")
+    names = records[0].cells
+    for record in records:
+        if len(record.cells) != len(names):
+            raise RequestError(
+                f"{name}, line {record.line}: {len(record.cells)} cells, the header has {len(names)}",
+                hint="put quotation marks around a cell that holds the separator",
+            )
+    rows = [record.cells for record in records[1:] if len(names) == 1 or any(record.cells)]  # a spreadsheet adds empty
+    listed = [(name, [row[i] for row in rows]) for i, name in enumerate(names)]
+    return _take_named([one for one in listed if one[0] not in drop], kept, file, notes)
 
 
-def _load_parquet(file: Path) -> dict[str, Column]:
+def _load_parquet(file: Path, drop: Collection[str], kept: Collection[str], notes: list[str]) -> dict[str, Column]:
     import pyarrow
     import pyarrow.parquet
 
@@ -121,13 +110,44 @@ def _load_parquet(file: Path) -> dict[str, Column]:
         table = pyarrow.parquet.ParquetFile(file).read()
     except (pyarrow.ArrowException, OSError) as error:
         raise RequestError(f"the table {str(file)!r} cannot be read as parquet: {error}") from None
-    _check_names(table.column_names, file)
-    unnamed = re.compile(r"__index_level_\d+__")  # pandas gives this name to an unnamed index
-    return {
-        name: _load_parquet_column(table.column(name), name, file)
-        for name in table.column_names
-        if not unnamed.fullmatch(name)
-    }
+    listed: list[tuple[str, Column]] = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if _PARQUET_INDEX.fullmatch(name) and name not in kept:
+            notes.append(f"{file.name}: its index without a name was left out; reset_index(names='NAME') keeps it")
+        elif name not in drop:
+            listed.append((name, _load_parquet_column(column, name, file)))
+    return _take_named(listed, kept, file, notes)
+
+
+def _take_named(
+    listed: Sequence[tuple[str, Any]], kept: Collection[str], file: Path, notes: list[str]
+) -> dict[str, Any]:
+    """Return the columns without those that have no name and hold nothing: empty ones, and an index of pandas.
+
+    Such an index is integers, to the left of all columns with a name.
+    """
+    named: list[tuple[str, Any]] = []
+    for place, (name, cells) in enumerate(listed):
+        is_unnamed = (name == "" or _PANDAS_NAME.fullmatch(name) is not None) and name not in kept
+        texts = [str(cell).strip() for cell in cells] if is_unnamed else []
+        if is_unnamed and not any(texts):
+            continue
+        if is_unnamed and not named and all(text.isdecimal() and text.isascii() for text in texts):
+            notes.append(
+                f"{file.name}: its first column was left out: it has no name and holds {texts[0]} to {texts[-1]}, as "
+                "an index of pandas"
+            )
+        elif name == "" and name not in kept:
+            raise RequestError(
+                f"column {place + 1} of {str(file)!r} has no name",
+                hint="give it a name in its first line, or take it out (pandas: index=False)",
+            )
+        else:
+            named.append((name, cells))
+    twice = [name for name, n in Counter(name for name, _ in named).items() if n > 1]
+    if twice:
+        raise RequestError(f"the column {twice[0]!r} appears twice in {str(file)!r}", hint="rename one of the two")
+    return dict(named)
 
 
 def _load_parquet_column(column: Any, name: str, file: Path) -> Column:  # noqa: ANN401  pyarrow has no annotations
@@ -153,14 +173,6 @@ def _load_parquet_column(column: Any, name: str, file: Path) -> Column:  # noqa:
     if None not in cells:
         return [int(cell) for cell in cells]
     return [math.nan if cell is None else float(cell) for cell in cells]
-
-
-def _check_names(names: Sequence[str], file: Path) -> None:
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise RequestError(f"the column {twice[0]!r} appears twice in {str(file)!r}", hint="rename one of the two")
-    if "" in names:
-        raise RequestError(f"column {list(names).index('') + 1} of {str(file)!r} has no name", hint="give it a name")
 
 
 def _rename_columns(columns: Mapping[str, T], rename: Mapping[str, str], file: Path) -> dict[str, T]:
@@ -192,3 +204,23 @@ def find_column(columns: Mapping[str, T], name: str, file: Path, *, hint: str) -
         nearest = make_nearest_text(name, columns) or f" (it has {', '.join([*columns][:8])})"
         raise RequestError(f"the table {str(file)!r} has no column {name!r}{nearest}", hint=hint)
     return columns[name]
+
+
+def drop_differing(
+    columns: Mapping[str, Column], groups: Sequence[Sequence[int]]
+) -> tuple[dict[str, Column], list[str]]:
+    """Return the columns with one cell for each group of rows, and the names of those that differ within a group."""
+    kept: dict[str, Column] = {}
+    dropped: list[str] = []
+    for name, cells in columns.items():
+        firsts = [cells[rows[0]] for rows in groups]
+        is_same = all(
+            cells[row] == first or (cells[row] != cells[row] and first != first)  # NaN
+            for rows, first in zip(groups, firsts, strict=True)
+            for row in rows
+        )
+        if is_same:
+            kept[name] = firsts  # type: ignore[assignment]
+        else:
+            dropped.append(name)
+    return kept, dropped

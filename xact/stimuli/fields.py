@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import Formatter
 
 import regex as bounded
@@ -13,7 +13,7 @@ import regex as bounded
 from xact.errors import RequestError
 from xact.labels import Column
 from xact.recipe.stimuli_schema import Regex
-from xact.stimuli.columns import type_column
+from xact.stimuli.column_types import type_column
 
 HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
 
@@ -27,12 +27,13 @@ _FUZZY = re.compile(r"(?<!\\)(?:\\\\)*\{(?!\d*(?:,\d*)?\})")
 """A brace that is not a count: text for `re`, a fuzzy match for the package `regex`."""
 
 
-def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
+def load_fields(fields: str | Regex, stems: Sequence[str], *, held: Mapping[str, str] = {}) -> dict[str, Column]:
     """Return a column for each field, with a type by `type_column`. A template must match the whole stem.
 
     Example: `{object}_{number:3}` splits `mug_007` into object `mug` and number `007`. `{name}` matches one or more
     characters, `{name:N}` exactly N, and other text matches itself (`{{` matches a brace). Raise RequestError for a
-    stem that does not match, or that a template can read in two ways.
+    stem that does not match, or that a template can read in two ways. `held` is {column: its type in the store}: what
+    is text there stays text.
     """
     if isinstance(fields, Regex):
         patterns = [_compile(fields.regex)]
@@ -42,7 +43,8 @@ def load_fields(fields: str | Regex, stems: Sequence[str]) -> dict[str, Column]:
         words = fields
     end = time.monotonic() + MATCH_SECONDS + STEM_SECONDS * len(stems)
     rows = [_match(stem, patterns, words, end) for stem in stems]
-    return {name: type_column([row[name] for row in rows]) for name in patterns[0].groupindex}
+    texts = {name: [row[name] for row in rows] for name in patterns[0].groupindex}
+    return {name: cells if held.get(name) == "string" else type_column(cells) for name, cells in texts.items()}
 
 
 def make_pattern(template: str, *, lazy: bool) -> str:

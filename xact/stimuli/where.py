@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from xact.errors import RequestError, make_nearest_text
-from xact.labels import Column
+from xact.labels import Column, compose_label
+from xact.stimuli.column_types import describe_column
 
 MAX_LENGTH = 100_000
 """Most characters of an expression, enough for a list of some ten thousand ids."""
@@ -49,8 +50,9 @@ def find_rows(text: str, columns: Mapping[str, Column]) -> list[int]:
     """Return the rows for which an expression is true. `columns` has at least one column; all have the same length.
 
     Text compares with text, numbers with numbers, true and false with true and false; anything else raises
-    RequestError with the name of the column. A missing number (NaN) is unequal to everything: only `!=` and `not in`
-    are true for it. Raise RequestError with the position of anything that is not allowed.
+    RequestError with the name of the column. Texts that differ in their Unicode form only are equal. A missing number
+    (NaN) is unequal to everything: only `!=` and `not in` are true for it. Raise RequestError with the position of
+    anything that is not allowed.
     """
     return _Where(text.strip(), columns).find_rows()
 
@@ -137,11 +139,15 @@ class _Where:
         if name is None:
             constant = self.find_constant(node)
             return replace(constant, cells=[*constant.cells] * self.n_rows)
+        twins = [one for one in self.columns if compose_label(one) == compose_label(name)]
+        name = twins[0] if name not in self.columns and len(twins) == 1 else name
         if name not in self.columns:
             nearest = make_nearest_text(name, self.columns) or f" (the columns are {', '.join([*self.columns][:8])})"
             self.refuse(node, f"is not a column{nearest}")
         cells = self.columns[name]
         kind = _KIND_OF[type(cells[0])]
+        if kind == _KIND_OF[str]:
+            cells = [compose_label(str(cell)) for cell in cells]
         return _Operand(kind, cells, f"the column {name!r} ({kind})")
 
     def find_constant(self, node: ast.expr) -> _Operand:
@@ -155,12 +161,16 @@ class _Where:
         if kind is None or (value is not node and kind != _KIND_OF[int]):
             self.refuse(node, "is not allowed")
         cell = sign * constant if isinstance(constant, int | float) and kind == _KIND_OF[int] else constant
+        cell = compose_label(cell) if isinstance(cell, str) else cell
         return _Operand(kind, [cell], f"{cell!r} ({kind})")
 
     def check_kinds(self, left: _Operand, right: _Operand, node: ast.expr) -> None:
         """Refuse to compare text with a number, or either with true and false."""
         if left.kind != right.kind:
-            self.refuse(node, f"compares {left.words} with {right.words}", hint="compare a column with what it holds")
+            columns = [one for one in (left, right) if one.kind == _KIND_OF[str] and one.words.startswith("the column")]
+            notes = [describe_column("", "string", [str(cell) for cell in one.cells]).note for one in columns]
+            hint = f"the column is text: {notes[0]}" if any(notes) else "compare a column with what it holds"
+            self.refuse(node, f"compares {left.words} with {right.words}", hint=hint)
 
     def refuse(self, node: ast.expr, problem: str, *, hint: str = ALLOWED) -> NoReturn:
         """Raise RequestError with the position of a node."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xact.errors import MismatchError, RequestError
-from xact.labels import StimulusTable, StoreRow, make_path_parts
+from xact.labels import StimulusTable, StoreRow, compose_label, make_path_parts
 from xact.store.check_journal import find_plan_fault
 from xact.store.chunks import (
     CUBE_MAX_UNITS,
@@ -241,6 +241,13 @@ def _merge_stimuli(table: StimulusTable, old: PlannedStimuli, empty: Empty) -> P
     lost = [one for row, one in enumerate(old.ids) if one not in row_of and row not in empty.failed_rows]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        twin = next((one for one in table.ids if compose_label(one) == compose_label(lost[0])), None)
+        if twin is not None:
+            raise MismatchError(
+                f"stimuli: {lost[0]!r}{more} of the store is not among the {len(table)} stimuli asked for: it has "
+                f"its name in another Unicode form, {lost[0]!a} in the store and {twin!a} now",
+                hint="give the files their former names, or build another store",
+            )
         raise MismatchError(
             f"stimuli: {lost[0]!r}{more} of the store is not among the {len(table)} stimuli asked for",
             hint="name every stimulus of the store again (a smaller limit is refused too), build another store, or "

@@ -7,7 +7,7 @@ from typing import Any
 
 NEUTRAL: Mapping[str, frozenset[str]] = {
     "recipe": frozenset("store on_error caption".split()),
-    "stimuli": frozenset("root file folders pattern columns fields where limit ids subject".split()),
+    "stimuli": frozenset("root file folders pattern columns fields where limit ids subject unique".split()),
     "compute": frozenset("workers on_out_of_memory check".split()),
     "model": frozenset("n_stimuli segments versions values_version device device_map".split()),
 }

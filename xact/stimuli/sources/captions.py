@@ -14,7 +14,7 @@ from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 from xact.stimuli.base import resolve_path
-from xact.stimuli.columns import SEPARATORS, find_column, load_columns, to_labels
+from xact.stimuli.columns import SEPARATORS, drop_differing, find_column, load_columns, to_labels
 from xact.stimuli.csv_text import unescape_cell
 from xact.stimuli.open import open_listing
 from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, rename_columns, strip_extension
@@ -68,13 +68,13 @@ class CaptionSource:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the file."""
+    """One stimulus of the file."""
 
     rank: int
     """Rank in the order of the data set, or of the file without a data set."""
     id: str
-    number: int
-    """Number of the row in the file, from 0."""
+    numbers: list[int]
+    """Row of the file, from 0, of each caption."""
     captions: list[str]
 
 
@@ -83,7 +83,7 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     file = _find_file(block, folder)
     as_written = {*IDS, "condition", "caption", "captions", block.id or "", block.caption or ""} - {*NUMBERS}
     notes: list[str] = []
-    columns = load_columns(file, as_written=as_written, rename=block.rename)
+    columns = load_columns(file, notes=notes, as_written=as_written, rename=block.rename, held=block.held)
     if file.suffix.lower() in SEPARATORS:
         columns = _unescape(columns)
     columns = rename_columns(columns, file, notes=notes, keep=(block.id or "", block.caption or ""))
@@ -93,18 +93,37 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     cells = find_column(columns, word, file, hint=NAMING)
     is_joined = word == "captions" and block.caption is None
     captions = [_split(cell, row, word, file, is_joined=is_joined) for row, cell in enumerate(cells)]
+    rows = _gather(columns[key], captions, ids, ranks, is_joined=is_joined)
+    n_several = 0 if is_joined else sum(len(one.captions) > 1 for one in rows)
     if block.captions == "first":
-        captions = [parts[:1] for parts in captions]
-    elif not is_joined:
+        rows = [replace(one, numbers=one.numbers[:1], captions=one.captions[:1]) for one in rows]
+    elif not is_joined and not n_several:
         raise RequestError(
-            f"captions: {block.captions} needs a column 'captions' of {str(file)!r}, joined by {SEPARATOR!r}",
-            hint=f"the column {word!r} holds one caption a row and is never split",
+            f"captions: {block.captions} needs a column 'captions' of {str(file)!r}, joined by {SEPARATOR!r}, or "
+            "several rows of one id",
+            hint=f"every row has another {key}: name the column of the images with stimuli.id, or join the captions",
         )
-    rows = [_Row(*one) for one in zip(ranks, ids, range(len(ids)), captions, strict=True)]
     _check_captions(rows, word, file)
     kept = {name: cells for name, cells in columns.items() if name in NUMBERS or name not in (key, word)}
+    if block.captions == "first" and n_several:
+        notes.append(f"{file.name}: {n_several} of {len(rows)} ids have several captions, of which the first is taken")
+    if block.captions == "replicates" and n_several:
+        kept = _drop_differing(kept, rows, file, notes)
     source = _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
     return replace(source, notes=notes)
+
+
+def _gather(
+    keys: Column, captions: Sequence[list[str]], ids: Sequence[str], ranks: Sequence[int], *, is_joined: bool
+) -> list[_Row]:
+    """Return the stimuli: the rows whose ids are written alike are one, unless their captions are joined."""
+    rows: dict[object, _Row] = {}
+    for number, parts in enumerate(captions):
+        key = number if is_joined else (keys[number], ids[number])
+        row = rows.setdefault(key, _Row(ranks[number], ids[number], [], []))
+        row.numbers.extend([number] * len(parts))
+        row.captions.extend(parts)
+    return list(rows.values())
 
 
 def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
@@ -217,11 +236,28 @@ def _split(cell: object, row: int, name: str, file: Path, *, is_joined: bool) ->
 
 def _check_captions(rows: Sequence[_Row], name: str, file: Path) -> None:
     for row in rows:
-        if not all(caption.strip() for caption in row.captions):
+        odd = (number for caption, number in zip(row.captions, row.numbers, strict=True) if not caption.strip())
+        number = next(odd, None)
+        if number is not None:
             raise RequestError(
-                f"the column {name!r} of {str(file)!r} has an empty caption in row {row.number + 1} ({row.id!r})",
+                f"the column {name!r} of {str(file)!r} has an empty caption in row {number + 1} ({row.id!r})",
                 hint="write a caption, or leave the row out",
             )
+
+
+def _drop_differing(
+    columns: Mapping[str, Column], rows: Sequence[_Row], file: Path, notes: list[str]
+) -> dict[str, Column]:
+    """Return the columns without those that differ between the captions of one id."""
+    _, dropped = drop_differing(columns, [row.numbers for row in rows])
+    if "condition" in dropped:
+        raise RequestError(
+            f"the column 'condition' of {str(file)!r} differs between the captions of one id",
+            hint="captions: stimuli keeps it; rename: {condition: caption_condition} leaves it out",
+        )
+    if dropped:
+        notes.append(f"{file.name}: left out, since they differ between the captions of one id: {', '.join(dropped)}")
+    return {name: cells for name, cells in columns.items() if name not in dropped}
 
 
 def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str, file: Path) -> CaptionSource:
@@ -236,8 +272,10 @@ def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str,
             hint="captions: first, or captions: stimuli",
         )
     ids = [row.id for row in rows]
+    numbers = [row.numbers[0] for row in rows]
     extra: dict[str, Column] = {}
     if mode == "stimuli":
+        numbers = [number for row in rows for number in row.numbers]
         places = [i for row in rows for i in range(len(row.captions))]
         rows = [row for row in rows for _ in row.captions]
         ids = [f"{row.id}#{i}" for row, i in zip(rows, places, strict=True)]
@@ -245,12 +283,12 @@ def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str,
         extra["caption_index"] = places
     labels: dict[str, Column] = {}
     for name, cells in columns.items():
-        labels[name] = [cells[row.number] for row in rows]  # type: ignore[assignment]
+        labels[name] = [cells[number] for number in numbers]  # type: ignore[assignment]
     table = StimulusTable(
         ids=ids,
         conditions=to_labels(labels.pop("condition", ["all"] * len(ids)), "condition", file),
         stems=[row.id for row in rows],
-        files=[f"{file.name}[{row.number}]" for row in rows],
+        files=[f"{file.name}[{number}]" for number in numbers],
         columns={**labels, **extra},
     )
     return CaptionSource(table, captions, str(file), n_replicates if mode == "replicates" else 1)

@@ -14,6 +14,7 @@ from xact.errors import RequestError, make_nearest_text
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli
 from xact.stimuli.base import FileSource, find_stores, is_store, make_file_label, resolve_path
+from xact.stimuli.written_names import fold_name, list_forms, write_path
 
 ROOT_CONDITION = "root"
 """Condition of the files in the root folder itself."""
@@ -55,7 +56,11 @@ def open_source(block: FolderStimuli, folder: Path) -> FileSource:
 def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[str, Path]]:
     """Return (condition, folder) for every folder that a recipe names."""
     named = list(asked.items()) if isinstance(asked, dict) else [(None, item) for item in asked]
-    folders = [(key or _make_condition(where, root), where) for key, item in named for where in _expand(item, root)]
+    folders = [
+        (key or _make_condition(_keep_written(item, where, root), root), where)
+        for key, item in named
+        for where in _expand(item, root)
+    ]
     for where, store in find_stores(where for _, where in folders).items():
         raise RequestError(
             f"the folder {str(where)!r} of stimuli.folders lies in the store {str(store)!r}",
@@ -119,11 +124,13 @@ def holds_only_stores(folder: Path) -> bool:
 def _glob(start: Path, pattern: str) -> list[Path]:
     if any("**" in part and part != "**" for part in PurePosixPath(pattern).parts):  # Python 3.13 takes `***` for `*`
         raise RequestError(f"the pattern {pattern!r} is refused: '**' can only be an entire path component")
-    pattern, checks = _simplify(pattern)
     n = len(start.parts)
+    found: list[Path] = []
     try:
-        found = [path for path in start.glob(pattern) if all(c.match(path.parts[n:][i]) for i, c in checks.items())]
-        return [resolve_path(str(path), start) for path in found]
+        for form in list_forms(pattern):
+            simple, checks = _simplify(form)
+            found += [p for p in start.glob(simple) if all(c.match(p.parts[n:][i]) for i, c in checks.items())]
+        return [resolve_path(str(path), start) for path in dict.fromkeys(found)]
     except ValueError as error:
         raise RequestError(f"the pattern {pattern!r} is refused: {error}") from None
 
@@ -144,6 +151,12 @@ def _simplify(pattern: str) -> tuple[str, dict[int, re.Pattern[str]]]:
     simple = [part if i not in starred else "*" for i, part in enumerate(parts)]
     checks = {i if i < first else i - len(parts): re.compile(fnmatch.translate(parts[i])) for i in starred}
     return "/".join(simple) + ("/" if pattern.endswith("/") else ""), checks
+
+
+def _keep_written(item: str, where: Path, root: Path) -> Path:
+    """Return the folder as `item` writes it, if the name on disk differs from it in its Unicode form only."""
+    written = write_path(item, root)
+    return written if fold_name(str(written)) == fold_name(str(where)) else where
 
 
 def _make_condition(where: Path, root: Path) -> str:

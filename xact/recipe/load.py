@@ -19,6 +19,10 @@ from xact.recipe.yaml_text import parse_yaml, read_text, set_dotted
 UNTRAINED = "untrained"
 """Override that replaces each model by its untrained twins; its value is the list of seeds."""
 
+NAME_MODELS = (("models",), ("registry",), ("transform",))
+KEPT_BY_LABEL = (("layers",), ("reduce",), ("axes",), ("tokens",))
+"""Where an override of these first keys says the models, unless it is of these keys of a model."""
+
 
 def load_recipe(
     path: str | Path, overrides: Sequence[tuple[str, Any, str]] = (), *, schema: type[Recipe] = Recipe
@@ -56,7 +60,8 @@ def load_recipe(
         place = _find_place(complaint.at, file, lines, said)
         raise RecipeError(f"{place}: {complaint.tell('the recipe')}", hint=complaint.hint or hint) from None
     device_said = any(at == ("compute", "device") for at in said)
-    return LoadedRecipe(recipe, file.resolve().parent, device_said)
+    models_said = any(at[:1] in NAME_MODELS and at[2:3] not in KEPT_BY_LABEL for at in said)
+    return LoadedRecipe(recipe, file.resolve().parent, device_said, file, models_said)
 
 
 def _find_sets(data: Mapping[str, Any], folder: Path) -> dict[str, ModelSet]:

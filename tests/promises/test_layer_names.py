@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from support.cli import run
 from support.pictures import write_pictures, write_recipe
@@ -222,3 +223,71 @@ def test_a_wrong_kind_of_token_is_one_line(lab, capsys):
     assert err.startswith("error: "), err
     assert "line 5: tokens.clas: " in err
     assert "(nearest: class)" in err
+
+
+SWIN = {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}
+PVT = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]}
+VIT = {"image_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+TUPLES = {
+    # class of transformers whose blocks return tuples: a small configuration
+    "SwinForImageClassification": SWIN,
+    "SwinModel": SWIN,
+    "Swinv2ForImageClassification": SWIN | {"pretrained_window_sizes": [0, 0]},
+    "DonutSwinModel": SWIN,
+    "MaskFormerSwinModel": SWIN,
+    "Swin2SRModel": {"image_size": 32, "embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+    "Data2VecVisionForImageClassification": VIT,
+    "PvtForImageClassification": PVT | {"image_size": 32},
+    "PvtV2ForImageClassification": PVT | {"image_size": 32},
+    "GLPNModel": {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 16], "num_attention_heads": [1, 1, 2, 2]},
+    "HieraForImageClassification": {
+        "image_size": [64, 64],
+        "embed_dim": 8,
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 2, 4, 8],
+    },
+    "VitDetModel": VIT | {"patch_size": 8, "window_size": 2},
+    "PoolFormerForImageClassification": {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 8, 16, 16]},
+}
+
+
+def make_transformer(name, folder):
+    """Write the configuration of a small network; return the network of seed 0 and the side of its pictures."""
+    network = getattr(transformers, name)
+    config = network.config_class(**TUPLES[name])
+    config.architectures = [name]
+    config.save_pretrained(folder)
+    torch.manual_seed(0)
+    size = TUPLES[name].get("image_size", 32)
+    return network(config).eval().requires_grad_(False), size if isinstance(size, int) else size[0]
+
+
+@pytest.mark.parametrize("name", TUPLES)
+def test_the_blocks_of_transformers_that_return_tuples_are_their_default_layers(name, tmp_path):
+    module, size = make_transformer(name, tmp_path)
+    kept = {}
+
+    def keep(label):
+        return lambda _module, _args, output: kept.setdefault(label, output)
+
+    layers = (label for label, part in module.named_modules() if part.__class__.__name__.endswith("Layer"))
+    blocks = {label for label in layers if type(module.get_submodule(label)).__name__ != "PvtV2EncoderLayer"}
+    blocks = {label for label in blocks if not any(label.startswith(f"{other}.") for other in blocks)}
+    for label in blocks:
+        module.get_submodule(label).register_forward_hook(keep(label))
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    module(pixel_values=torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)
+    assert all(isinstance(output, tuple) for output in kept.values())
+    scale = {"resize": size, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    model = {"source": "transformers", "id": str(tmp_path), "weights": "random", "seed": 0, "transform": scale}
+    found = xact.extract(model, [pixels], reduce="flatten", device="cpu")
+    assert set(found) == set(kept)
+    assert len(found) == sum(TUPLES[name].get("depths", [2]))
+    for label, output in kept.items():
+        (tensor,) = (one for one in output if isinstance(one, torch.Tensor))
+        assert_close(found[label], tensor)
+    some = min(kept)
+    (old,) = xact.extract(model, [pixels], layers=[f"{some}[0]"], reduce="flatten", device="cpu").values()
+    assert old["layer"] == f"{some}[0]"  # as stores of older versions name it
+    np.testing.assert_array_equal(old.values, found[some].values)

@@ -29,8 +29,10 @@ Excluded: networks without such blocks (AlexNet, VGG, Inception, SqueezeNet, Con
 convolutions (ConvBnAct) of timm's EfficientNetV2 and MobileNetV4. A dense block counts as one block.
 """
 
-STAGE_CLASSES = re.compile(r"^(MaxVitBlock|StageBlock|MultiScaleBlock|MobileViTMobileNetLayer|Transformer)$")
-"""Classes that match BLOCK_CLASSES but hold the blocks, in torchvision's MaxViT and timm's SHViT, CrossViT, PiT."""
+STAGE_CLASSES = re.compile(
+    r"^(MaxVitBlock|StageBlock|MultiScaleBlock|MobileViTMobileNetLayer|PvtV2EncoderLayer|Transformer)$"
+)
+"""Classes that match BLOCK_CLASSES but hold the blocks: in torchvision's MaxViT, timm's SHViT, CrossViT, PiT, PVTv2."""
 
 BESIDE_BLOCKS = re.compile(r"(^|\.)(stem|conv_stem|downsample|global_block|final_conv)(\.|$)")
 """Parts of a network that are not blocks, although some use the same classes."""

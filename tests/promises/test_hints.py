@@ -208,6 +208,13 @@ def test_models_and_layers_know_the_labels_of_a_file(place, lab, capsys):
     assert (code, "(nearest: LabNet" in err) == (2, True)
 
 
+@pytest.mark.parametrize("command", ["layers", "models"])
+def test_an_unknown_name_says_how_networks_of_ones_own_are_named(command, lab, capsys):
+    code, _, err = run(capsys, command, "LabNet")
+    assert code == 2
+    assert err.rstrip("\n").endswith("; --recipe FILE or --registry FILE names networks of your own")
+
+
 def test_models_tells_a_label_of_a_recipe(lab, capsys):
     code, out, _ = run(capsys, "models", "own code", "--recipe", "my lab/recipe.yml")
     assert (code, out.split("\n")[:3]) == (0, ["label: own code", "source: python", "id: hintlab:make"])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
@@ -23,7 +24,7 @@ from xact.cli.terminal import (
     write_err,
     write_out,
 )
-from xact.errors import RequestError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
@@ -97,7 +98,8 @@ def run_models(options: argparse.Namespace) -> int:
         described = describe_model(registry, options.name)
         write_out(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
         return 0
-    found = list_models(registry, options.name)
+    with hint_places(options):
+        found = list_models(registry, options.name)
     if options.json:
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
@@ -109,18 +111,28 @@ def run_models(options: argparse.Namespace) -> int:
 
 def open_registry(options: argparse.Namespace) -> Registry:
     """Return the registry, with the networks of the recipe or of the registry file that the options name."""
-    from pathlib import Path
-
     from xact.disk.paths import expand_path
     from xact.recipe.load import load_recipe
     from xact.recipe.registry.load import load_registry
     from xact.recipe.resolve import add_labels
 
     if options.recipe is None:
-        return load_registry(Path(options.registry) if options.registry else None)
+        return load_registry(expand_path(options.registry) if options.registry else None)
     loaded = load_recipe(options.recipe)
     own = loaded.recipe.registry
     return add_labels(load_registry(None if own is None else loaded.folder / expand_path(own)), loaded)
+
+
+@contextmanager
+def hint_places(options: argparse.Namespace) -> Iterator[None]:
+    """Say in the hint for an unknown name how networks of the user's own are named."""
+    try:
+        yield
+    except NameNotFoundError as error:
+        if options.recipe or options.registry:
+            raise
+        hint = "; ".join(filter(None, [error.hint, "--recipe FILE or --registry FILE names networks of your own"]))
+        raise NameNotFoundError(str(error), hint=hint) from None
 
 
 def find_spec(options: argparse.Namespace) -> ModelSpec:
@@ -135,7 +147,8 @@ def find_spec(options: argparse.Namespace) -> ModelSpec:
         spec = resolve_named(options.model, load_recipe(options.recipe))
         check_allowed(spec, allow_code=options.allow_code)
         return spec
-    spec = resolve_model(options.model, folder=Path.cwd(), registry=options.registry)
+    with hint_places(options):
+        spec = resolve_model(options.model, folder=Path.cwd(), registry=options.registry)
     check_allowed(spec, allow_code=options.allow_code)
     return resolve_model(options.model, folder=Path.cwd(), registry=options.registry, kind=find_kind(spec))
 

@@ -52,6 +52,19 @@ class ViT(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)[:, 0]
 
+class Tuples(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.pair = Pair()
+
+    def forward(self, x):
+        return self.pair(self.conv(x))[0].mean((2, 3))
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x * 2, None
+
 class Step(nn.Module):  # of a class that no list of blocks knows
     def __init__(self, *args, **options):
         super().__init__()
@@ -65,6 +78,7 @@ def transform(picture):
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()) / 255
 
 def dicts(): return Dicts()
+def tuples(): return Tuples()
 def bare(): return ViT(1)
 def registers(): return ViT(5)
 def steps(): return ViT(5, block=Step)
@@ -81,7 +95,7 @@ def wrong(): return ViT(5)
 
 says.xact_tokens = {"class": 1, "register": 4}
 wrong.xact_tokens = {"klass": 1}
-for make in (dicts, bare, registers, steps, says, module_says, attribute_says, wrong):
+for make in (dicts, tuples, bare, registers, steps, says, module_says, attribute_says, wrong):
     make.xact_transform = transform
 """
 
@@ -203,6 +217,23 @@ def write(lab, tokens="", name="registers", reduce="flatten"):
         f"store: {lab}/s.zarr\nstimuli: {{source: folder, root: stimuli}}\nlayers: [blocks]\nreduce: {reduce}\n{tokens}"
         f"models: [{{source: python, id: 'namelab:{name}', label: M, weights: random}}]\ncompute: {{device: cpu}}\n",
     )
+
+
+def test_a_store_whose_tuples_are_named_by_their_part_goes_on_by_either_name(lab):
+    def build(layers, **limit):
+        recipe = write(lab, name="tuples").read_text().replace("layers: [blocks]", f"layers: {layers}")
+        return xact.build(write_recipe(lab, recipe), allow_code=True, **limit)
+
+    assert build("['pair[0]', conv]", limit=1).n_captured == 1  # as older versions had to name it
+    assert build("[pair, conv]", limit=2).n_captured == 1
+    assert build("['p*', conv]").n_captured == 1
+    layers = xact.load_layers(lab / "s.zarr")["layer"].tolist()
+    assert layers == ["conv", "pair[0]"]
+    stored = xact.open_layer(lab / "s.zarr", "M", "pair[0]").compute()
+    assert xact.build(lab / "recipe.yml", allow_code=True, store=lab / "new.zarr").is_complete
+    assert xact.load_layers(lab / "new.zarr")["layer"].tolist() == ["conv", "pair"]
+    again = xact.open_layer(lab / "new.zarr", "M", "pair").compute()
+    np.testing.assert_allclose(stored.values, again.values, rtol=1e-5, atol=1e-6)
 
 
 def test_tokens_at_the_top_are_part_of_what_a_store_is(lab):

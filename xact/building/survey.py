@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xact.building.plan_layers import plan_layers
+from xact.building.plan_layers import keep_labels, plan_layers
 from xact.building.survey_text import check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
@@ -178,6 +178,8 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
     with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
         surveyed = SURVEYS[spec.kind](spec)
+    if stored is not None:
+        surveyed = replace(surveyed, layers=keep_labels(surveyed.layers, stored.layers))
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size

@@ -518,6 +518,8 @@ def test_a_set_may_stand_in_a_list_beside_names_and_globs():
 
 def test_a_module_that_is_called_as_a_set_is_named_by_its_call_or_where_the_network_lacks_the_set():
     assert select_of_vit(["blocks:0"]) == [("blocks", "blocks:0")]  # timm's `blocks` is a module that is called
+    (listed,) = (o for o in probe_timm("vit_tiny_patch16_224") if o.label == "blocks")
+    assert listed.list_places() == ["blocks:0"]
 
     class Net(nn.Module):
         def __init__(self):

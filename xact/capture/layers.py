@@ -106,8 +106,9 @@ class Output:
         return [*labels, *(f"{name}:{self.call}{part}" for part in parts if name in LAYER_SETS)]
 
     def list_places(self) -> list[str]:
-        """Return the labels of the output under the other names of its module."""
-        return [self.name_as(name)[0] for name in self.other_names] if self.name else []
+        """Return the labels of the output under the other names of its module, and the one that is no set of layers."""
+        places = [self.name_as(name)[0] for name in self.other_names] if self.name else []
+        return [*places, *(self.name_as(self.name)[-1:] if self.name in LAYER_SETS else [])]
 
     def _make_label(self, name: str, part: str) -> str:
         if not name:

@@ -408,6 +408,7 @@ RETURNED = [
         lambda a, m, z: transformers.modeling_outputs.ImageClassifierOutput(logits=z, hidden_states=(a, m)),
         ["output[hidden_states][0]", "output[hidden_states][1]", "logits"],
     ),
+    (lambda a, m, z: {"layer.1:0": a, "x[0]": m}, ["output[layer.1:0]", "output[x[0]]", None]),
     (lambda a, m, z: a, ["output", None, None]),
     (lambda a, m, z: (None, a), ["output", None, None]),
     (lambda a, m, z: {"logits": a}, ["logits", None, None]),
@@ -831,6 +832,9 @@ def test_a_part_is_found_or_is_none():
     assert find_part(value, "[0][3]") == "c"
     assert find_part(value, "[1][0]") == 4
     assert find_part(7, "") == 7
+    odd = {"a": {"b]": 1}, "a][b": 2, "x[0]": 3, "layer.1:0": 4, "": 5}
+    for part, item in {"[a][b]]": 1, "[x[0]]": 3, "[layer.1:0]": 4, "[]": 5}.items():
+        assert find_part(odd, part) == item
     for part in ("[2]", "[0][y]", "[1][0][0]", "[x]", "[-1]"):
         assert find_part(value, part) is None
 

@@ -46,15 +46,13 @@ def find_device(module: nn.Module) -> torch.device:
 
 
 def find_part(value: object, part: str) -> object:
-    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of a module's output, or None."""
-    for key in part.strip("[]").split("][") if part else []:
-        if isinstance(value, Mapping):
-            value = next((item for name, item in value.items() if str(name) == key), None)
-        elif isinstance(value, list | tuple) and key.isdecimal() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
-    return value
+    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of a module's output, or None. A key may be any text."""
+    if not part:
+        return value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    parts = ((item, f"[{key}]") for key, item in items)
+    found = (find_part(item, part.removeprefix(key)) for item, key in parts if part.startswith(key))
+    return next((one for one in found if one is not None), None)
 
 
 class _DeepestReached(BaseException):

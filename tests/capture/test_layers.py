@@ -435,6 +435,10 @@ def test_a_name_of_an_operation_says_that_only_modules_have_names():
             "only modules have names: F.relu(x) or x + y has none; name the module before it, or use nn.ReLU; "
             "xact layers net lists all 3"
         )
+    with pytest.raises(NameNotFoundError) as caught:
+        select(["**.relu*"], outputs)
+    assert caught.value.hint.startswith("only modules have names: ")
+    assert caught.value.hint.endswith("; xact layers net lists them")
     for name in ("cnv", "head"):
         with pytest.raises(NameNotFoundError) as caught:
             select([name], outputs)

@@ -296,8 +296,9 @@ def _match(pattern: str, asked: _Asked) -> dict[int, str]:
     rest = [label for o in usable if o.label not in labels for label in o.other_labels]
     names = [*(o.label for o in usable if o.label in labels), *match_glob(pattern, [*asked.aliases, *rest])]
     if not names:
+        hint = f"{NO_MODULE}; " if _is_operation(pattern, [*asked.by_label]) else ""
         raise NameNotFoundError(
-            f"model {asked.model!r} has no layer that {pattern!r} matches", hint=f"{asked.command} lists them"
+            f"model {asked.model!r} has no layer that {pattern!r} matches", hint=f"{hint}{asked.command} lists them"
         )
     return _take([asked.aliases.get(name, name) for name in names], asked)
 

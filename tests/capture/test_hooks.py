@@ -25,6 +25,7 @@ from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, plan_units
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, RequestError
+from xact.models.base import find_returned_logits
 from xact.store.tasks import Batch, Task
 
 SHAPE = (3, 6, 6)
@@ -362,6 +363,70 @@ def test_a_layer_may_be_reduced_in_several_ways_in_one_pass():
     )
 
 
+class Returning(Toy):
+    """Its block and the network itself return what `wrap` makes of one tensor or of three."""
+
+    def __init__(self, wrap_one, wrap_three):
+        super().__init__()
+        self.block = Wrapping(wrap_one)
+        self.again = self.block
+        self.wrap_three = wrap_three
+
+    def forward(self, x):
+        a = self.a(x)
+        self.block(a)
+        self.again(a * 2)
+        return self.wrap_three(a, a.mean((2, 3)), self.head(a))
+
+    def by_hand(self, x):
+        a = self.conv("a", x)
+        return {"block:0": a * 3, "block:1": a * 6}, (a, a.mean((2, 3)), self.linear(a))
+
+
+class Wrapping(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(x * 3)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x,), lambda x: [None, x], lambda x: ((None, x), 5)])
+def test_a_tensor_in_a_tuple_is_kept_under_every_name_of_its_module(wrap):
+    network = make_network(Returning(wrap, lambda a, mean, logits: logits))
+    expected, _ = network.module.by_hand(make_batch())
+    other = {label.replace("block", "again"): value for label, value in expected.items()}
+    assert_equal(capture(network, make_layers(network, list(expected)), make_batch()), expected)
+    assert_equal(capture(network, make_layers(network, list(other)), make_batch()), other)
+
+
+RETURNED = [
+    (lambda a, m, z: {"map": a, "mean": m, "logits": z}, ["output[map]", "output[mean]", "logits"]),
+    (lambda a, m, z: (a, m, z), ["output[0]", "output[1]", "output[2]"]),
+    (
+        lambda a, m, z: transformers.modeling_outputs.ImageClassifierOutput(logits=z, hidden_states=(a, m)),
+        ["output[hidden_states][0]", "output[hidden_states][1]", "logits"],
+    ),
+    (lambda a, m, z: {"layer.1:0": a, "x[0]": m}, ["output[layer.1:0]", "output[x[0]]", None]),
+    (lambda a, m, z: a, ["output", None, None]),
+    (lambda a, m, z: (None, a), ["output", None, None]),
+    (lambda a, m, z: {"logits": a}, ["logits", None, None]),
+    (lambda a, m, z: [z], [None, None, "logits"]),
+]
+
+
+@pytest.mark.parametrize(("wrap", "labels"), RETURNED)
+def test_what_a_network_returns_is_kept_by_its_key(wrap, labels):
+    network = make_network(Returning(lambda x: (x,), wrap))
+    network.find_logits = find_returned_logits
+    _, values = network.module.by_hand(make_batch())
+    expected = {label: value for label, value in zip(labels, values, strict=True) if label}
+    assert_equal(capture(network, make_layers(network, list(expected)), make_batch()), expected)
+    both = make_layers(network, ["a", *expected])
+    assert_equal(capture(network, both, make_batch()), {"a": network.module.conv("a", make_batch()), **expected})
+
+
 class Attention(nn.Module):
     def __init__(self, *, is_fused):
         super().__init__()
@@ -553,7 +618,7 @@ REFUSED = [
     (BypassesLater, ["b", "logits"], BRIGHT, "layer 'b' did not fire", "the same, without an early stop"),
     (ShapeChanges, ["b"], BRIGHT, r"layer 'b': gave \(3, 4, 3, 6\) where \(3, 4, 6, 6\) was planned", "other units"),
     (PartMissing, ["pair[1]"], BRIGHT, r"layer 'pair\[1\]': gave None", "another part"),
-    (Squeezes, ["logits"], make_batch(1), r"layer 'logits': gave None", "the batch axis is gone"),
+    (Squeezes, ["logits"], make_batch(1), r"layer 'logits': gave \(5,\) where \(1, 5\)", "the batch axis is gone"),
     (DropsInForward, ["logits"], make_batch(), "draws random numbers", "no two passes agree"),
     (TrainsItself, ["logits"], make_batch(), "draws random numbers", "eval() is undone in the forward pass"),
     (StaysInTraining, ["logits"], make_batch(), "is in train mode", "eval() is undone in the forward pass"),
@@ -767,6 +832,9 @@ def test_a_part_is_found_or_is_none():
     assert find_part(value, "[0][3]") == "c"
     assert find_part(value, "[1][0]") == 4
     assert find_part(7, "") == 7
+    odd = {"a": {"b]": 1}, "a][b": 2, "x[0]": 3, "layer.1:0": 4, "": 5}
+    for part, item in {"[a][b]]": 1, "[x[0]]": 3, "[layer.1:0]": 4, "[]": 5}.items():
+        assert find_part(odd, part) == item
     for part in ("[2]", "[0][y]", "[1][0][0]", "[x]", "[-1]"):
         assert find_part(value, part) is None
 

@@ -20,8 +20,9 @@ from xact.capture.layers import (
     resolve_aliases,
     select_layers,
 )
-from xact.capture.probe import probe
+from xact.capture.probe import MOST_NAMES, find_other_names, probe
 from xact.errors import NameNotFoundError, RequestError
+from xact.models.base import find_returned_logits
 from xact.recipe.schema import Depths
 
 
@@ -143,7 +144,9 @@ def test_a_network_without_blocks_says_so_and_where_its_layers_are_listed(name):
     for wanted in ("blocks", Depths(depths=[0, 1])):
         with pytest.raises(RequestError, match="model 'net' has no residual or transformer blocks") as caught:
             select(wanted, outputs)
-        assert caught.value.hint == "name layers: 'xact layers net'"
+        assert (
+            caught.value.hint == f"name layers; xact layers net lists all {sum(o.shape is not None for o in outputs)}"
+        )
 
 
 DEPTHS = [
@@ -215,14 +218,14 @@ ERRORS = [
         "layer4.2.conv9",
         NameNotFoundError,
         "model 'net' has no layer 'layer4.2.conv9' (nearest: layer4.1.conv2, layer4.1.conv1, layer4.0.conv2)",
-        "'xact layers net' lists all 76",
+        "xact layers net lists all 76",
         "a name that is not there",
     ),
     (
         "zzzzzz",
         NameNotFoundError,
         "model 'net' has no layer 'zzzzzz'",
-        "'xact layers net' lists all 76",
+        "xact layers net lists all 76",
         "none is near",
     ),
     (
@@ -244,7 +247,7 @@ ERRORS = [
         "conv9.*",
         NameNotFoundError,
         "model 'net' has no layer that 'conv9.*' matches",
-        "'xact layers net' lists them",
+        "xact layers net lists them",
         "a glob that matches nothing",
     ),
 ]
@@ -267,24 +270,276 @@ def test_a_module_that_never_fires_is_told_from_one_that_is_not_there():
     assert f"{layer}.out_proj" not in select("all", outputs)
 
 
-def test_an_output_of_several_values_needs_a_part():
+class Gives(nn.Module):
+    """Gives `function` of three maps of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x + 1, x + 2, x + 3)
+
+
+class Body(nn.Module):
+    """A block whose return value is looked at, and a head."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.block = Gives(function)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x):
+        self.block(x)
+        return self.head(x.mean((2, 3)))
+
+
+ONE_TENSOR = [
+    lambda a, b, c: (a,),
+    lambda a, b, c: [a],
+    lambda a, b, c: (None, a, None),
+    lambda a, b, c: ((a, None), ()),
+    lambda a, b, c: (a, 7, "text"),
+]
+
+SEVERAL = [
+    (lambda a, b, c: (a, b), ["block[0]", "block[1]"]),
+    (lambda a, b, c: (a, None, [b, c]), ["block[0]", "block[2][0]", "block[2][1]"]),
+    (lambda a, b, c: {"one": a}, ["block[one]"]),
+    (lambda a, b, c: ({"one": a},), ["block[0][one]"]),
+    (lambda a, b, c: transformers.modeling_outputs.BaseModelOutput(last_hidden_state=a), ["block[last_hidden_state]"]),
+]
+
+
+@pytest.mark.parametrize("function", ONE_TENSOR)
+def test_a_tuple_or_list_with_one_tensor_is_that_tensor_by_the_modules_name(function):
+    outputs = probe_module(Body(function), 8)
+    assert select("all", outputs) == ["block", "head", "logits"]
+    assert select(["block"], outputs) == select(["bl*"], outputs) == ["block"]
+    (sole,) = (o for o in outputs if o.is_sole)
+    assert (sole.shape, select_layers([f"block{sole.part}"], outputs, aliases={}, model="net")) == (
+        (3, 8, 8),
+        {outputs.index(sole): f"block{sole.part}"},  # as stores of older versions name it
+    )
+
+
+@pytest.mark.parametrize(("function", "labels"), SEVERAL)
+def test_the_parts_of_several_tensors_and_of_mappings_keep_their_names(function, labels):
+    outputs = probe_module(Body(function), 8)
+    assert select("all", outputs) == [*labels, "head", "logits"]
+    with pytest.raises(RequestError, match="'block' gives several values: name the part") as caught:
+        select(["block"], outputs)
+    assert str(caught.value).endswith(f"({', '.join(labels)})")
+
+
+def test_a_part_that_is_no_tensor_cannot_be_stored():
     outputs = probe_torchvision("vit_b_16")
     layer = "encoder.layers.encoder_layer_0.self_attention"
-    with pytest.raises(RequestError) as caught:
-        select([layer], outputs)
-    assert str(caught.value) == f"model 'net': '{layer}' gives several values: name the part ({layer}[0])"
-    assert select([f"{layer}[0]"], outputs) == [f"{layer}[0]"]
+    assert select([layer], outputs) == [layer]
+    assert select_layers([f"{layer}[0]"], outputs, aliases={}, model="net") == {
+        next(i for i, o in enumerate(outputs) if o.label == layer): f"{layer}[0]"
+    }
     with pytest.raises(RequestError, match="gives no tensor"):
         select([f"{layer}[1]"], outputs)  # the attention weights are not computed
+    with pytest.raises(RequestError, match="two names of one output"):
+        select([layer, f"{layer}[0]"], outputs)
 
 
-def test_blocks_that_return_tuples_ask_for_the_part_and_a_glob_can_name_it():
+def test_blocks_that_return_tuples_are_blocks_and_their_parts_can_still_be_named():
     outputs = probe_transformers("Swinv2", image_size=224, depths=(1, 1, 2, 1))
-    with pytest.raises(RequestError, match=r"name the part \(encoder\.layers\.0\.blocks\.0\[0\]\)"):
-        select("blocks", outputs)
-    assert select(["encoder.layers.*.blocks.*[0]"], outputs) == [
-        f"encoder.layers.{prepared}.blocks.{block}[0]" for prepared, block in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
+    blocks = [
+        f"encoder.layers.{prepared}.blocks.{block}" for prepared, block in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
     ]
+    assert select("blocks", outputs) == blocks
+    chosen = select_layers(["encoder.layers.*.blocks.*[0]"], outputs, aliases={}, model="net")
+    assert list(chosen.values()) == [f"{block}[0]" for block in blocks]
+
+
+class Returns(nn.Module):
+    """Returns `function` of a map, a vector and logits."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.function(y, y.mean((2, 3)), self.fc(y.mean((2, 3))))
+
+
+RETURNED = [
+    # what the network returns, its own labels beside those of modules, whether `logits` is among them
+    (lambda y, v, z: z, [], True),
+    (lambda y, v, z: (z,), ["output"], True),
+    (lambda y, v, z: (z, None), ["output"], True),
+    (lambda y, v, z: y, ["output"], False),
+    (lambda y, v, z: [y], ["output"], False),
+    (lambda y, v, z: (z, y), ["output[0]", "output[1]"], False),
+    (lambda y, v, z: {"embedding": v, "map": y}, ["output[embedding]", "output[map]"], False),
+    (lambda y, v, z: {"embedding": v, "logits": z}, ["output[embedding]", "output[logits]"], True),
+    (lambda y, v, z: {"logits": y}, ["output[logits]"], True),
+    (lambda y, v, z: {"deep": {"one": (v, y)}}, ["output[deep][one][0]", "output[deep][one][1]"], False),
+    (
+        lambda y, v, z: transformers.modeling_outputs.ImageClassifierOutput(logits=z, hidden_states=(y, y)),
+        ["output[logits]", "output[hidden_states][0]", "output[hidden_states][1]"],
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize(("function", "labels", "has_logits"), RETURNED)
+def test_what_a_network_returns_has_names(function, labels, has_logits):
+    outputs = probe_module(Returns(function), 8, find_logits=find_returned_logits)
+    assert [o.label for o in outputs if o.is_result and o.shape] == labels
+    logits = ["logits"] if has_logits else []
+    assert select("all", outputs) == select(["**"], outputs) == ["conv", "fc", *logits]
+    for label in labels:
+        assert select([label], outputs) == [label]
+    if labels:
+        assert select(["output**"], outputs) == labels
+    if not has_logits:
+        with pytest.raises(NameNotFoundError) as caught:
+            select(["logits"], outputs)
+        assert str(caught.value) == f"model 'net' has no layer 'logits' (it returns {', '.join(labels)})"
+
+
+def test_output_is_the_logits_of_a_network_that_returns_nothing_else():
+    outputs = probe_module(Returns(lambda y, v, z: z), 8, find_logits=find_returned_logits)
+    chosen = select_layers(["output"], outputs, aliases={}, model="net")
+    assert list(chosen.values()) == ["output"]
+    assert outputs[next(iter(chosen))].label == "logits"
+
+
+def test_a_module_called_output_keeps_its_name():
+    class Net(Returns):
+        def __init__(self):
+            super().__init__(lambda y, v, z: y)
+            self.output = nn.Identity()
+
+        def forward(self, x):
+            return self.output(super().forward(x)) * 2
+
+    outputs = probe_module(Net(), 8, find_logits=find_returned_logits)
+    (chosen,) = select_layers(["output"], outputs, aliases={}, model="net")
+    assert outputs[chosen].name == "output"
+
+
+def test_a_name_of_an_operation_says_that_only_modules_have_names():
+    outputs = probe_module(Returns(lambda y, v, z: z.relu()), 8)
+    for name in ("relu", "layer1.add", "conv+x"):
+        with pytest.raises(NameNotFoundError) as caught:
+            select([name], outputs)
+        assert caught.value.hint == (
+            "only modules have names: F.relu(x) or x + y has none; name the module before it, or use nn.ReLU; "
+            "xact layers net lists all 3"
+        )
+    with pytest.raises(NameNotFoundError) as caught:
+        select(["**.relu*"], outputs)
+    assert caught.value.hint.startswith("only modules have names: ")
+    assert caught.value.hint.endswith("; xact layers net lists them")
+    for name in ("cnv", "head"):
+        with pytest.raises(NameNotFoundError) as caught:
+            select([name], outputs)
+        assert caught.value.hint == "xact layers net lists all 3"
+    with pytest.raises(NameNotFoundError) as caught:
+        select(["relu9"], probe_torchvision("resnet18"))  # it has modules of that name
+    assert caught.value.hint == "xact layers net lists all 76"
+
+
+class Shared(nn.Module):
+    """One relu at three places, and one head at two, of which one is inside another module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.relu1 = nn.ReLU()
+        self.relu2 = self.relu1
+        self.head = nn.Sequential(nn.Linear(4, 5), self.relu1)
+        self.tower = nn.Module()
+        self.tower.head = self.head
+
+    def forward(self, x):
+        return self.tower.head(self.relu2(self.relu1(self.conv(x))).mean((2, 3)))
+
+
+def test_a_shared_module_is_found_under_each_of_its_names_with_all_its_calls():
+    outputs = probe_module(Shared(), 8)
+    assert select("all", outputs) == ["conv", "relu1:0", "relu1:1", "head.0", "relu1:2", "head", "logits"]
+    for number in range(3):
+        for name in ("relu1", "relu2", "head.1", "tower.head.1"):
+            (at,) = select_layers([f"{name}:{number}"], outputs, aliases={}, model="net")
+            assert (outputs[at].name, outputs[at].call) == ("relu1", number)
+    assert list(select_layers(["tower.**"], outputs, aliases={}, model="net").values()) == [
+        "tower.head.1:0",
+        "tower.head.1:1",
+        "tower.head.0",
+        "tower.head.1:2",
+        "tower.head",
+    ]
+    with pytest.raises(RequestError) as caught:
+        select(["relu2"], outputs)
+    assert str(caught.value) == "model 'net' calls 'relu2' 3 times: name the call (relu2:0, relu2:1, relu2:2)"
+    with pytest.raises(RequestError, match="'relu1:0' and 'relu2:0' are two names of one output"):
+        select_layers(["relu1:0", "relu2:0"], outputs, aliases={}, model="net")
+
+
+def test_a_module_that_holds_itself_has_one_name():
+    module = Shared()
+    module.tower.parent = [module]  # a list is no module
+    module.tower.up = module
+    names = find_other_names(module)
+    assert names["relu1"] == ("relu2", "head.1", "tower.head.1")
+    assert names["head"] == ("tower.head",)
+    assert "" not in names
+
+
+def test_names_of_modules_that_share_modules_in_many_ways_are_bounded():
+    module = nn.Sequential(nn.ReLU())
+    for _ in range(30):
+        module = nn.Sequential(module, module)  # 2 ** 30 names
+    assert len(find_other_names(module)["0." * 30 + "0"]) == MOST_NAMES - 1
+
+
+def select_of_vit(wanted):
+    outputs = probe_timm("vit_tiny_patch16_224")
+    return [(outputs[i].name, label) for i, label in select_layers(wanted, outputs, aliases={}, model="net").items()]
+
+
+def test_a_set_may_stand_in_a_list_beside_names_and_globs():
+    blocks = [f"blocks.{i}" for i in range(12)]
+    assert [label for _, label in select_of_vit(["blocks", "logits"])] == [*blocks, "logits"]
+    assert [label for _, label in select_of_vit(["patch_embed", "blocks", "blocks.3.a*"])] == [
+        "patch_embed",
+        *blocks[:3],
+        "blocks.3.attn",
+        *blocks[3:],
+    ]
+    outputs = probe_timm("vit_tiny_patch16_224")
+    assert select(["all", "logits"], outputs) == select("all", outputs)
+
+
+def test_a_module_that_is_called_as_a_set_is_named_by_its_call_or_where_the_network_lacks_the_set():
+    assert select_of_vit(["blocks:0"]) == [("blocks", "blocks:0")]  # timm's `blocks` is a module that is called
+    (listed,) = (o for o in probe_timm("vit_tiny_patch16_224") if o.label == "blocks")
+    assert listed.list_places() == ["blocks:0"]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.Conv2d(3, 4, 3)
+            self.hidden = nn.Flatten()
+
+        def forward(self, x):
+            return self.hidden(self.blocks(x))
+
+    outputs = probe_module(Net(), 8)
+    assert select(["blocks", "hidden"], outputs) == ["blocks", "hidden"]
+    with pytest.raises(RequestError, match="'net' has no residual or transformer blocks"):
+        select(["blocks"], probe_torchvision("vgg11"))
+    with pytest.raises(RequestError, match="'net' has no set of layers 'panel'"):
+        select(["panel", "conv1"], probe_torchvision("resnet18"))
 
 
 ALIASES = {"maxpool1": "features.2", "maxpool5": "features.20"}

@@ -92,6 +92,27 @@ def test_layers_lists_every_layer_in_forward_order_with_its_shape(capsys):
     assert [line.split()[0] for line in out.splitlines()[1:]] == [f"layer{i}.{b}" for i in range(1, 5) for b in (0, 1)]
 
 
+def test_layers_lists_the_other_names_of_a_module_that_stands_at_two_places(tmp_path, capsys, monkeypatch):
+    (tmp_path / "twolab.py").write_text(
+        "from torch import nn\ndef make():\n    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(2))\n"
+        "    net.act = net[1]\n    return net\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    arguments = ["layers", "python:twolab:make", "--allow-code", "--input", "3x8x6"]
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["layer", "class", "shape", "also"],
+        ["0", "Conv2d", "4", "x", "6", "x", "4"],
+        ["1:0", "ReLU", "4", "x", "6", "x", "4", "act:0"],
+        ["2", "Flatten", "4", "x", "24"],
+        ["1:1", "ReLU", "4", "x", "24", "act:1"],
+        ["output", "Sequential", "4", "x", "24"],
+    ]
+    _, out, _ = run(capsys, *arguments, "--json", "--glob", "act:*")
+    assert [(layer["layer"], layer["also"]) for layer in json.loads(out)] == [("1:0", ["act:0"]), ("1:1", ["act:1"])]
+
+
 def test_info_says_what_is_done_failed_and_missing(recipe, capsys):
     run(capsys, "build", recipe)
     code, out, _ = run(capsys, "info", recipe.parent / "store.zarr", "--json", "--layers")

@@ -25,6 +25,7 @@ SAID = {
     "layers": (PICTURES | {"layers": {"depths": [0, 1]}}, "image"),
     "reduce": (PICTURES | {"reduce": ["mean", {"project": 3}]}, "image"),
     "axes": (PICTURES | {"axes": {"layer4.*": ["channel", "y", "x"]}}, "image"),
+    "tokens": (PICTURES | {"tokens": {"class": 1, "register": 4}}, "image"),
     "transform": (PICTURES | {"transform": {"resize": 8, "mean": [0, 0, 0], "std": [1, 1, 1]}}, "image"),
     "batch_size": (PICTURES | {"batch_size": 3}, "image"),
     "dtype": (PICTURES | {"dtype": "bfloat16"}, "image"),
@@ -43,6 +44,8 @@ NOT_IN_A_SPEC = {
 NOT_IN_A_PLAN = {
     "reduce": "is in every layer of the plan",
     "axes": "are in every layer of the plan",
+    "tokens": "are counted in n_prefix_tokens of the plan",
+    "layers_command": "is for messages",
     "folder": "says where relative paths start",
     "aliases": "are the labels of layers",
     "depth_bins": "are in the layers",

@@ -46,6 +46,7 @@ RANDOM = "models=[{source: python, id: 'tiny_network:make', weights: random, see
 BASE = "models=[{label: one, base: 'python:tiny_network:make', weights: random, seed: 0}]"
 
 RESNET = "models=[{label: one, source: torchvision, id: resnet18, weights: random, layers: [conv1]}]"
+VIT = "{label: one, source: timm, id: test_vit, weights: random, seed: 0, layers: [blocks.1]}"
 
 REFUSED = {
     # leaf: (what the first build had set beside, what is set on resume, what the refusal names)
@@ -69,6 +70,7 @@ REFUSED = {
     "models.layers": ("", "models.0.layers=['0', '2']", r"models\.one\.layers"),
     "models.layers.depths": ("", "models.0.layers={depths: [1]}", "block|layers"),
     "models.axes": ("", "models.0.axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
+    "models.tokens": (f"models.0={VIT}", "models.0.tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
     "models.reduce": ("", "models.0.reduce=mean", r"models\.one\.layers"),
     "models.reduce.project": (f"models.0.{PROJECT}", "models.0.reduce.project=4", r"models\.one\.layers.*k"),
     "models.reduce.seed": (f"models.0.{PROJECT}", "models.0.reduce.seed=1", r"models\.one\.layers.*seed"),
@@ -83,6 +85,7 @@ REFUSED = {
     "layers": ("", "layers=['0', '2']", r"models\.one\.layers"),
     "layers.depths": ("", "layers={depths: [1]}", "block|layers"),
     "axes": ("", "axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
+    "tokens": (f"models.0={VIT}", "tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
     "reduce": ("", "reduce=mean", r"models\.one\.layers"),
     "reduce.project": (PROJECT, "reduce.project=4", r"models\.one\.layers.*k"),
     "reduce.seed": (PROJECT, "reduce.seed=1", r"models\.one\.layers.*seed"),

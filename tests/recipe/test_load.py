@@ -116,6 +116,7 @@ def test_defaults_are_filled_in(tmp_path: Path):
         "layers": None,
         "reduce": None,
         "axes": None,
+        "tokens": None,
         "transform": "weights",
         "compute": {
             "device": "auto",

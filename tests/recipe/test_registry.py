@@ -835,6 +835,15 @@ def test_a_set_of_layers_brings_its_reduction(tmp_path):
     assert (spec.layers, spec.reduce) == (["conv1"], "max")
 
 
+def test_a_set_of_the_registry_may_stand_in_a_list(tmp_path):
+    loaded = write_lab(tmp_path, LAB)
+    (spec,) = resolve_models(replace(loaded, recipe=loaded.recipe.model_copy(update={"layers": ["early", "logits"]})))
+    assert (spec.layers, spec.reduce) == (["conv1", "logits"], "max")
+    (both,) = resolve({"base": "ResNet50", "layers": ["panel", "blocks", "conv1"]})
+    panel = REGISTRY.entries["ResNet50"].layer_sets["panel"]
+    assert (both.layers, both.reduce) == ([*panel.layers, "blocks", "conv1"], panel.reduce)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said", "reason"),
     [

@@ -71,3 +71,14 @@ def _plan_each(
             depth=find_depth(output, i, outputs),
             depth_bin=depth_bins.get(label, 0),
         )
+
+
+def keep_labels(layers: Sequence[PlannedLayer], stored: Sequence[PlannedLayer]) -> tuple[PlannedLayer, ...]:
+    """Return the layers, of which the only tensor of a tuple keeps the label that a store has for it (`block[0]`).
+
+    Older versions named such a tensor by its part.
+    """
+    held = {(one.name, one.call, one.label.replace(one.part, "", 1)): one.label for one in stored if one.part}
+    return tuple(
+        one.model_copy(update={"label": held.get((one.name, one.call, one.label), one.label)}) for one in layers
+    )

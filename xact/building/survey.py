@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from xact.building.plan_layers import plan_layers
+from xact.building.plan_layers import keep_labels, plan_layers
 from xact.building.survey_text import check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
@@ -31,19 +31,26 @@ from xact.models.device import choose_batch_size, get_kind, resolve_device
 from xact.models.global_state import keep_global_state
 from xact.models.load import load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import TokenKind
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
 
 TRIAL_SIZES = ((64, 48), (333, 640))
 """Sizes (width, height) of trial pictures; a transform must give the same shape for all sizes."""
 
+TAKES_SIZE = "set `transform:` to an explicit block with the picture size that the network takes"
 
-def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, int, int]]:
+
+def survey_outputs(
+    spec: ModelSpec, input_shape: tuple[int, int, int] | None = None
+) -> tuple[Network, list[Output], tuple[int, int, int]]:
     """Return the architecture, its outputs in forward order, and the shape of its pictures.
 
+    That shape is `input_shape`, or what the transform gives if that is None.
     The network is made on the meta device if its code allows that, else with random weights. Reads no weights.
     """
-    input_shape = find_input_shape(make_transform(spec), spec.label)
+    hint = "give the shape that the network takes: --input CHANNELSxHEIGHTxWIDTH" if input_shape else TAKES_SIZE
+    input_shape = input_shape or find_input_shape(make_transform(spec), spec.label)
     with undo_globals(spec):
         try:
             with torch.device("meta"):
@@ -52,16 +59,16 @@ def survey_outputs(spec: ModelSpec) -> tuple[Network, list[Output], tuple[int, i
             with tell_failures("the probe", is_meta=True):
                 return network, probe(network, input_shape), input_shape
         except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
-            return (*_survey_for_real(spec, input_shape), input_shape)
+            return (*_survey_for_real(spec, input_shape, hint), input_shape)
 
 
-def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int]) -> tuple[Network, list[Output]]:
+def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int], hint: str) -> tuple[Network, list[Output]]:
     network = load_network(replace(spec, weights="random", seed=0), FoundWeights((), {}))
     network.module.float()  # as a job casts it: the probe's pictures are float32
     with tell_failures(
         f"model {spec.label!r}: a forward pass on pictures of shape {input_shape}",
         error=RequestError if spec.source == "python" else CaptureError,  # the code is part of the request
-        hint="set `transform:` to an explicit block with the picture size that the network takes",
+        hint=hint,
     ):
         return network, probe(network, input_shape)
 
@@ -97,9 +104,9 @@ def survey_pictures(spec: ModelSpec) -> Surveyed:
     """Survey a network whose input is pictures."""
     network, outputs, input_shape = survey_outputs(spec)
     aliases = resolve_aliases(spec.aliases, outputs)
-    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label)
+    selected = select_layers(spec.layers, outputs, aliases=aliases, model=spec.label, command=spec.layers_command)
     outputs = state_axes(spec.axes, selected, outputs, model=spec.label)
-    tokens = find_tokens(network, outputs)
+    tokens = find_tokens(network, outputs, spec.tokens or network.stated_tokens)
     return Surveyed(
         n_parameters=count_parameters(network.module),
         n_prefix_tokens=(tokens.n_prefix if tokens else network.n_prefix_tokens) or 0,
@@ -120,7 +127,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
     """Survey a network whose input is captions."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec)
-    selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
+    selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label, command=spec.layers_command)
     return Surveyed(
         n_parameters=count_parameters(network.module),
         n_prefix_tokens=0,
@@ -141,9 +148,16 @@ SURVEYS = {"image": survey_pictures, "text": survey_captions}
 """{kind of input: function that surveys a network}."""
 
 
-def list_outputs(spec: ModelSpec) -> list[Output]:
-    """Return every output of a network that a recipe can name, in forward order."""
-    return (survey_outputs(spec) if spec.kind == "image" else survey_hidden(spec))[1]
+def list_outputs(spec: ModelSpec, input_shape: tuple[int, int, int] | None = None) -> list[Output]:
+    """Return every output of a network that a recipe can name, in forward order.
+
+    `input_shape` is that of a picture (channel, y, x); None: what the transform of the network gives.
+    """
+    if spec.kind == "image":
+        return survey_outputs(spec, input_shape)[1]
+    if input_shape is not None:
+        raise RequestError(f"model {spec.label!r} is a language model: it takes no pictures", hint="leave --input out")
+    return survey_hidden(spec)[1]
 
 
 def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
@@ -165,6 +179,8 @@ def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
     with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
         surveyed = SURVEYS[spec.kind](spec)
+    if stored is not None:
+        surveyed = replace(surveyed, layers=keep_labels(surveyed.layers, stored.layers))
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size
@@ -200,20 +216,39 @@ def find_input_shape(transform: Transform, model: str) -> tuple[int, int, int]:
     return n_channels, height, width
 
 
-def find_tokens(network: Network, outputs: Sequence[Output]) -> Tokens | None:
+def find_tokens(network: Network, outputs: Sequence[Output], stated: Mapping[TokenKind, int]) -> Tokens | None:
     """Return the tokens of a network's blocks; None if it has no tokens.
 
-    The network says how many tokens precede the patches. If it does not say, the first block's patches tell it.
+    The user says which tokens precede the patches (`stated`, or the code of the network), else the network's own
+    attributes. If neither does, the first block's patches tell it. Where the user says it, a network without known
+    blocks has the tokens of its first output on tokens that agrees.
     """
     blocks = set(find_blocks(outputs))
-    on_tokens = [o for o in outputs if o.name in blocks and o.shape is not None and "token" in o.axes]
+    on_tokens = [o for o in outputs if o.shape is not None and "token" in o.axes]
+    in_blocks = [o for o in on_tokens if o.name in blocks]
+    if stated:
+        return _find_stated_tokens(stated, in_blocks or on_tokens)
+    if not in_blocks:
+        return None
+    first = in_blocks[0]
+    if network.n_prefix_tokens is not None:
+        return Tokens(network.n_prefix_tokens, network.has_cls, _count_tokens(first))
+    return Tokens(first.patches[0], has_cls=False, n_tokens=_count_tokens(first)) if first.patches else None
+
+
+def _find_stated_tokens(stated: Mapping[TokenKind, int], on_tokens: Sequence[Output]) -> Tokens | None:
     if not on_tokens:
         return None
-    first = on_tokens[0]
-    n_tokens = (first.shape or ())[first.axes.index("token")]
-    if network.n_prefix_tokens is not None:
-        return Tokens(network.n_prefix_tokens, network.has_cls, n_tokens)
-    return Tokens(first.patches[0], has_cls=False, n_tokens=n_tokens) if first.patches else None
+    n_prefix = sum(stated.values())
+    agreeing = [o for o in on_tokens if o.patches and o.patches[0] == n_prefix]
+    unknown = [o for o in on_tokens if not o.patches]
+    n_tokens = _count_tokens((agreeing or unknown or on_tokens)[0])
+    return Tokens(n_prefix, has_cls=stated.get("class") == 1, n_tokens=n_tokens, said_by="`tokens`")
+
+
+def _count_tokens(output: Output) -> int:
+    """Return the number of tokens of an output on tokens."""
+    return (output.shape or ())[output.axes.index("token")]
 
 
 def plan_picture_units(reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None) -> dict[str, int]:

@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +35,7 @@ class Runnable(Protocol):
 
     @property
     def find_logits(self) -> Callable[[object], Tensor | None]:
-        """Find the (n, k) logits in what `forward` returned."""
+        """Find the logits in what `forward` returned."""
 
 
 def find_device(module: nn.Module) -> torch.device:
@@ -45,15 +46,13 @@ def find_device(module: nn.Module) -> torch.device:
 
 
 def find_part(value: object, part: str) -> object:
-    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of a module's output, or None."""
-    for key in part.strip("[]").split("][") if part else []:
-        if isinstance(value, Mapping):
-            value = next((item for name, item in value.items() if str(name) == key), None)
-        elif isinstance(value, list | tuple) and key.isdecimal() and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
-    return value
+    """Return the tensor at `part` (`[0]`, `[key]`, `[0][1]`) of a module's output, or None. A key may be any text."""
+    if not part:
+        return value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    parts = ((item, f"[{key}]") for key, item in items)
+    found = (find_part(item, part.removeprefix(key)) for item, key in parts if part.startswith(key))
+    return next((one for one in found if one is not None), None)
 
 
 class _DeepestReached(BaseException):
@@ -105,7 +104,7 @@ class Capture:
                 except _DeepestReached:
                     stopped = True
                 else:
-                    self._keep_all("", 0, self._network.find_logits(result), batch, fired, keep)
+                    self._keep_all("", 0, partial(self._find_in_result, result), batch, fired, keep)
             self._check_firing(calls, fired, stopped=stopped)
         return {}
 
@@ -117,7 +116,7 @@ class Capture:
             def hook(_module: nn.Module, _args: object, output: object) -> None:
                 call = calls[name]
                 calls[name] += 1
-                self._keep_all(name, call, output, batch, fired, keep)
+                self._keep_all(name, call, partial(find_part, output), batch, fired, keep)
                 if self._stop_early and len(fired) == len(self._layers):
                     raise _DeepestReached
 
@@ -131,12 +130,24 @@ class Capture:
             for handle in handles:
                 handle.remove()
 
+    def _find_in_result(self, result: object, part: str) -> object:
+        """Return a part of what the network returned; without a part its logits, or the whole if it has none."""
+        logits = None if part else self._network.find_logits(result)
+        return find_part(result, part) if logits is None else logits
+
     def _keep_all(
-        self, name: str, call: int, output: object, batch: Tensor, fired: set[int], keep: Callable[[int, Tensor], None]
+        self,
+        name: str,
+        call: int,
+        find: Callable[[str], object],
+        batch: Tensor,
+        fired: set[int],
+        keep: Callable[[int, Tensor], None],
     ) -> None:
+        """Keep the layers of one call; `find` returns a part of what the call returned."""
         for i in self._by_call.get((name, call), []):
             layer, reduction = self._layers[i]
-            value = find_part(output, layer.part)
+            value = find(layer.part)
             found = tuple(value.shape) if isinstance(value, Tensor) else None
             planned = (len(batch), *layer.output_shape)
             if not isinstance(value, Tensor) or found != planned:

@@ -38,6 +38,8 @@ class Tokens:
     has_cls: bool
     n_tokens: int
     """Number of tokens of a block's output, including the prefix."""
+    said_by: str = "the network"
+    """Who says what the first tokens are."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def plan_units(
     if reduction.name == "project":
         return {"unit": reduction.k}
     if reduction.name == "cls" and not (tokens and tokens.has_cls):
-        raise RequestError(f"layer {layer!r}: the network has no class token, or several", hint="reduce: mean")
+        raise RequestError(
+            f"layer {layer!r}: the network has no class token, or several",
+            hint="reduce: mean; or say that token 0 is one: tokens: {class: 1}",
+        )
     units = name_units(shape, axes)
     if reduction.name == "flatten" or len(shape) <= 1:
         return units
@@ -136,6 +141,12 @@ def _check_tokens(
             "which are the class and register tokens",
             hint="reduce: mean, or name another layer",
         )
+    if reduction.name == "patch_mean" and tokens.n_prefix >= n_tokens:
+        raise RequestError(
+            f"layer {layer!r} gives {n_tokens} tokens, where {tokens.said_by} says that {tokens.n_prefix} precede the "
+            "patches: there are no patches to average",
+            hint="reduce: mean, or other `tokens`",
+        )
     if patches is None:
         return
     start, stop = patches
@@ -143,8 +154,8 @@ def _check_tokens(
         return
     if reduction.name == "cls" or patches != (tokens.n_prefix, n_tokens):
         raise RequestError(
-            f"layer {layer!r} gives {n_tokens} tokens, of which {start} to {stop - 1} are patches, where the network "
-            f"says {tokens.n_prefix} to {n_tokens - 1}: '{reduction.name}' has no meaning there",
+            f"layer {layer!r} gives {n_tokens} tokens, of which {start} to {stop - 1} are patches, where "
+            f"{tokens.said_by} says {tokens.n_prefix} to {n_tokens - 1}: '{reduction.name}' has no meaning there",
             hint="reduce: mean, or flatten",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -55,9 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     models = add("models", run_models, "List the networks of the registry, or describe one in full.")
     models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
+    add_places(models)
     models.add_argument("--json", action="store_true", help="print JSON")
     layers = add("layers", run_layers, "List every layer of a network that a recipe can name, in forward order.")
-    layers.add_argument("model", metavar="MODEL", help="a label of the registry, or source:id")
+    layers.add_argument("model", metavar="MODEL", help="a label of the registry or the recipe, or source:id")
+    add_places(layers)
+    layers.add_argument("--input", metavar="3x112x112", type=parse_shape, help="shape of a picture; needs no transform")
     layers.add_argument("--glob", metavar="PATTERN", help="`*` within a dotted part, `**` across")
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     layers.add_argument("--json", action="store_true", help="print JSON")
@@ -94,6 +98,22 @@ def make_parser() -> argparse.ArgumentParser:
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Return (channels, height, width) of a text such as 3x112x112."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 3x112x112 (channels, height, width)")
+    n_channels, height, width = map(int, found.groups())
+    return n_channels, height, width
+
+
+def add_places(command: argparse.ArgumentParser) -> None:
+    """Add the flags that say where networks of the user's own are named."""
+    place = command.add_mutually_exclusive_group()
+    place.add_argument("--recipe", metavar="FILE", help="a recipe whose labels and registry count too")
+    place.add_argument("--registry", metavar="FILE", help="a file with networks of your own, as `registry` of a recipe")
 
 
 def add_overrides(command: argparse.ArgumentParser) -> None:

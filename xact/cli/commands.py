@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
@@ -22,10 +24,13 @@ from xact.cli.terminal import (
     write_err,
     write_out,
 )
-from xact.errors import RequestError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
+    from xact.capture.layers import Output
+    from xact.recipe.registry.load import Registry
+    from xact.recipe.resolve import ModelSpec
 
 EXPORT_OPTIONS = (
     "to output_dir prefix models layers conditions replicates names append overwrite dtype per_layer "
@@ -88,14 +93,14 @@ def run_plan(options: argparse.Namespace) -> int:
 def run_models(options: argparse.Namespace) -> int:
     """List the registry, list one of its sets, or describe one network in full."""
     from xact.recipe.registry.listing import describe_model, list_models, make_text_table, show_model
-    from xact.recipe.registry.load import load_registry
 
-    registry = load_registry()
+    registry = open_registry(options)
     if options.name in registry.entries:
         described = describe_model(registry, options.name)
         write_out(json.dumps(described, indent=1) + "\n" if options.json else show_model(described))
         return 0
-    found = list_models(registry, options.name)
+    with hint_places(options):
+        found = list_models(registry, options.name)
     if options.json:
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
@@ -105,50 +110,98 @@ def run_models(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_layers(options: argparse.Namespace) -> int:
-    """List the layers of a network."""
+def open_registry(options: argparse.Namespace) -> Registry:
+    """Return the registry, with the networks of the recipe or of the registry file that the options name."""
+    from xact.disk.paths import expand_path
+    from xact.recipe.load import load_recipe
+    from xact.recipe.registry.load import load_registry
+    from xact.recipe.resolve import add_labels
+
+    if options.recipe is None:
+        return load_registry(expand_path(options.registry) if options.registry else None)
+    loaded = load_recipe(options.recipe)
+    own = loaded.recipe.registry
+    return add_labels(load_registry(None if own is None else loaded.folder / expand_path(own)), loaded)
+
+
+@contextmanager
+def hint_places(options: argparse.Namespace) -> Iterator[None]:
+    """Say in the hint for an unknown name how networks of the user's own are named."""
+    try:
+        yield
+    except NameNotFoundError as error:
+        if options.recipe or options.registry:
+            raise
+        hint = "; ".join(filter(None, [error.hint, "--recipe FILE or --registry FILE names networks of your own"]))
+        raise NameNotFoundError(str(error), hint=hint) from None
+
+
+def find_spec(options: argparse.Namespace) -> ModelSpec:
+    """Return the network that `xact layers` names: of a recipe, of a registry file, or by itself."""
     from pathlib import Path
 
-    from xact.building.survey import list_outputs
-    from xact.capture.layers import find_blocks, match_glob, resolve_aliases
     from xact.models.load import check_allowed, find_kind
-    from xact.recipe.resolve import resolve_model
+    from xact.recipe.load import load_recipe
+    from xact.recipe.resolve import resolve_model, resolve_named
 
-    spec = resolve_model(options.model, folder=Path.cwd())
+    if options.recipe is not None:
+        spec = resolve_named(options.model, load_recipe(options.recipe))
+        check_allowed(spec, allow_code=options.allow_code)
+        return spec
+    with hint_places(options):
+        spec = resolve_model(options.model, folder=Path.cwd(), registry=options.registry)
     check_allowed(spec, allow_code=options.allow_code)
-    spec = resolve_model(options.model, folder=Path.cwd(), kind=find_kind(spec))
-    outputs = list_outputs(spec)
+    return resolve_model(options.model, folder=Path.cwd(), registry=options.registry, kind=find_kind(spec))
+
+
+def choose_outputs(outputs: Sequence[Output], aliases: Mapping[str, str], glob: str, model: str) -> list[Output]:
+    """Return the outputs that a glob matches by any of their labels; `aliases` is {true label: older label}."""
+    from xact.capture.layers import match_glob
+
+    names = {i: [o.label, *o.other_labels, aliases.get(o.label, o.label)] for i, o in enumerate(outputs)}
+    known = [label for labels in names.values() for label in labels]
+    matched = set(match_glob(glob, known))
+    chosen = [o for i, o in enumerate(outputs) if o.shape is not None and not matched.isdisjoint(names[i])]
+    if not chosen:
+        raise RequestError(
+            f"model {model!r} has no layer that {glob!r} matches{make_nearest_text(glob, known)}",
+            hint="`*` matches a part between dots, `**` matches anything",
+        )
+    return chosen
+
+
+def run_layers(options: argparse.Namespace) -> int:
+    """List the layers of a network."""
+    from xact.building.survey import list_outputs
+    from xact.capture.layers import find_blocks, resolve_aliases
+
+    spec = find_spec(options)
+    outputs = list_outputs(spec, options.input)
     blocks = set(find_blocks(outputs))
     usable = [output for output in outputs if output.shape is not None]
     labels = {true: alias for alias, true in resolve_aliases(spec.aliases, outputs).items()}
     if options.glob:
-        names = [*labels.values(), *(output.label for output in outputs)]
-        matched = set(match_glob(options.glob, names))
-        usable = [o for o in usable if not matched.isdisjoint((o.label, labels.get(o.label, o.label)))]
-        if not usable:
-            raise RequestError(
-                f"model {options.model!r} has no layer that {options.glob!r} matches"
-                f"{make_nearest_text(options.glob, names)}",
-                hint="`*` matches a part between dots, `**` matches anything",
-            )
+        usable = choose_outputs(outputs, labels, options.glob, options.model)
+    found = [
+        {
+            "layer": labels.get(output.label, output.label),
+            "module": output.name,
+            "class": output.class_name,
+            "shape": list(output.shape or ()),
+            "axes": list(output.axes),
+            "block": output.name in blocks,
+            "also": output.list_places(),
+        }
+        for output in usable
+    ]
     if options.json:
-        found = [
-            {
-                "layer": labels.get(output.label, output.label),
-                "module": output.name,
-                "class": output.class_name,
-                "shape": list(output.shape or ()),
-                "block": output.name in blocks,
-            }
-            for output in usable
-        ]
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
-    rows = [["layer", "class", "shape"]]
-    for output in usable:
+    rows = [["layer", "class", "shape", "also"]]
+    for output, one in zip(usable, found, strict=True):
         shape = " x ".join(map(str, output.shape or ()))
-        rows.append([labels.get(output.label, output.label), output.class_name, shape])
-    show_table(rows)
+        rows.append([str(one["layer"]), output.class_name, shape, ", ".join(output.list_places())])
+    show_table(rows if any(row[3] for row in rows[1:]) else [row[:3] for row in rows])
     return 0
 
 

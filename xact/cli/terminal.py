@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from xact.errors import WorkError, escape_controls, make_lines
+from xact.errors import WorkError, escape_controls, make_command, make_lines
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
@@ -133,7 +133,8 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
     write_err(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
-    more = "; skip_failed=True and xact export --skip-failed leave failed stimuli out" if n_stimuli else ""
+    export = make_command("export", outcome.store, "--to", "hdf5", "--skip-failed")
+    more = f"; skip_failed=True and {export} leave failed stimuli out" if n_stimuli else ""
     write_err(f"hint: fix them and run the same command again: it retries the failed ones{more}\n")
     return 1
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xact.errors import NameNotFoundError, RequestError, XactError, make_nearest_text
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import TokenKind
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +31,20 @@ def find_matrix(output: object) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.ndim == 2 else None
 
 
+def find_returned_logits(output: object) -> Tensor | None:
+    """Return the logits in what a network returned: the key `logits` of a mapping, else its matrix (picture, class).
+
+    A tuple or list with one tensor is that tensor.
+    """
+    if isinstance(output, Mapping):
+        logits = output.get("logits")
+        return logits if isinstance(logits, Tensor) else None
+    if isinstance(output, tuple | list):
+        tensors = [one for one in output if isinstance(one, Tensor)]
+        return find_matrix(tensors[0]) if len(tensors) == 1 else None
+    return find_matrix(output)
+
+
 @dataclass(frozen=True)
 class Network:
     """A network that is ready to run, and how to call it."""
@@ -38,12 +53,14 @@ class Network:
     """In eval mode; no parameter asks for a gradient."""
     forward: Callable[[nn.Module, Any], object] = show_batch
     """Runs `module`, or a deep copy of it, on a batch: (picture, channel, y, x) or a TextBatch."""
-    find_logits: Callable[[object], Tensor | None] = find_matrix
-    """Returns the logits, (picture, class) or (caption, token, word), in the output of `forward`, or None."""
+    find_logits: Callable[[object], Tensor | None] = find_returned_logits
+    """Returns the logits, as (picture, class) or (caption, token, word), in the output of `forward`, or None."""
     n_prefix_tokens: int | None = None
     """Number of class, register and distillation tokens before the patch tokens; None: the network has no tokens."""
     has_cls: bool = False
     """True if token 0 is a class token."""
+    stated_tokens: Mapping[TokenKind, int] = field(default_factory=dict)
+    """Leading tokens that the user's own code states, as `tokens` of a recipe; they replace the two fields above."""
     is_typed: bool = False
     """True if the tensors already have their number formats. A cast would change more than the weights."""
     is_placed: bool = False

@@ -21,6 +21,9 @@ from xact.recipe.yaml_text import parse_yaml, read_text, set_dotted
 UNTRAINED = "untrained"
 """Override that replaces each model by its untrained twins; its value is the list of seeds."""
 
+NAME_MODELS = (("models",), ("registry",), ("transform",))
+KEPT_BY_LABEL = (("layers",), ("reduce",), ("axes",), ("tokens",))
+"""Where an override of these first keys says the models, unless it is of these keys of a model."""
 
 PYTHON = "xact.build"
 """The name of a recipe from Python data in messages."""
@@ -62,7 +65,8 @@ def load_recipe(
         place = _find_place(complaint.at, name, lines, said)
         raise RecipeError(f"{place}: {complaint.tell('the recipe')}", hint=complaint.hint or hint) from None
     device_said = any(at == ("compute", "device") for at in said)
-    return LoadedRecipe(checked, folder, device_said)
+    models_said = any(at[:1] in NAME_MODELS and at[2:3] not in KEPT_BY_LABEL for at in said)
+    return LoadedRecipe(checked, folder, device_said, file, models_said)
 
 
 def _read(recipe: GivenRecipe) -> tuple[dict[str, Any], Mapping[Location, int], Path | None]:

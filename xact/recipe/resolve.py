@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from xact.complaints import make_complaint
 from xact.disk.paths import expand_path
-from xact.errors import RecipeError, RequestError
+from xact.errors import NameNotFoundError, RecipeError, RequestError, make_command, make_nearest_text
 from xact.labels import Kind, check_label
 from xact.recipe.registry.entry import Entry, ModelSet
 from xact.recipe.registry.load import Registry, load_registry
@@ -28,6 +28,7 @@ from xact.recipe.schema import (
     Recipe,
     ReductionsChoice,
     Resize,
+    TokenKind,
 )
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class ModelSpec:
     training: str = ""
     axes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """{layer or glob: names of its axes}, as the user states them."""
+    tokens: Mapping[TokenKind, int] = field(default_factory=dict)
+    """{class or register: number of these tokens before the patches}, as the user states them."""
     aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """{label of a layer: candidate names of its module}; the first name that the network has is used."""
     depth_bins: Mapping[str, int] = field(default_factory=dict)
@@ -88,6 +91,8 @@ class ModelSpec:
     """True if a user must accept terms before the download of the weights."""
     given: Callable[[], object] | None = None
     """Makes copies of a network that is given as an object; None: `source` and `id` name the network."""
+    layers_command: str = field(default="", compare=False)
+    """Command of xact that lists the layers of the network, for hints."""
 
     @property
     def is_trained(self) -> bool:
@@ -115,16 +120,57 @@ def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[Mo
     return list(specs.values())
 
 
-def resolve_model(name: str, *, folder: Path, kind: Kind | None = None) -> ModelSpec:
-    """Return the network that a registry label or `source:id` names, with its own defaults."""
+def resolve_model(name: str, *, folder: Path, kind: Kind | None = None, registry: str | None = None) -> ModelSpec:
+    """Return the network that a registry label or `source:id` names, with its own defaults.
+
+    `registry` is a file with networks of the user's own, relative to `folder`.
+    """
+    data = {"store": "-", "stimuli": {"source": "folder"}, "models": [name], "registry": registry}
+    return _resolve_one(name, LoadedRecipe(_make_recipe(name, data), folder), kind)
+
+
+def resolve_named(name: str, loaded: LoadedRecipe) -> ModelSpec:
+    """Return the network that a recipe has under a label; else the one that its registry or `source:id` names."""
+    kind = find_kind_of_stimuli(loaded.recipe)
+    specs = resolve_models(loaded, kind=kind)
+    found = next((spec for spec in specs if spec.label == name), None)
+    if found is not None:
+        return found
+    recipe = _make_recipe(name, loaded.recipe.model_dump() | {"models": [name]})
     try:
-        recipe = Recipe.model_validate({"store": "-", "stimuli": {"source": "folder"}, "models": [name]})
+        return _resolve_one(name, replace(loaded, recipe=recipe, models_said=True), kind)
+    except NameNotFoundError as error:
+        nearest = make_nearest_text(name, [spec.label for spec in specs])
+        raise NameNotFoundError(f"{error}, and none in {loaded.file}{nearest}", hint=error.hint) from None
+
+
+def _make_recipe(name: str, data: Mapping[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(data)
     except ValidationError as error:
         raise RequestError(f"model {name!r}: {make_complaint(Recipe, error).problem}") from None
-    specs = resolve_models(LoadedRecipe(recipe, folder), kind=kind)
+
+
+def _resolve_one(name: str, loaded: LoadedRecipe, kind: Kind | None) -> ModelSpec:
+    specs = resolve_models(loaded, kind=kind)
     if len(specs) != 1:
         raise RecipeError(f"{name!r} names {len(specs)} networks; name a single network")
     return specs[0]
+
+
+def find_kind_of_stimuli(recipe: Recipe) -> Kind:
+    """Return the kind of the stimuli of a recipe."""
+    return "text" if recipe.stimuli.source == "captions" else "image"
+
+
+def add_labels(registry: Registry, loaded: LoadedRecipe) -> Registry:
+    """Return the registry with the networks of a recipe under the recipe's own labels."""
+    known = {(entry.source, entry.id): entry for entry in registry.entries.values()}
+    own = {}
+    for spec in resolve_models(loaded, kind=find_kind_of_stimuli(loaded.recipe)):
+        entry = known.get((spec.source, spec.id)) or Entry(label=spec.label, source=spec.source, id=spec.id)
+        own[spec.label] = entry.model_copy(update={"label": spec.label})
+    return replace(registry, entries={**own, **registry.entries})
 
 
 def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Kind) -> ModelSpec:
@@ -143,8 +189,9 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
         return spec
     if spec.transform != "weights":
         raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
-    if spec.axes:
-        raise RequestError(f"model {spec.label!r}: axes are for pictures; the stimuli are captions")
+    for key in ("axes", "tokens"):
+        if getattr(spec, key):
+            raise RequestError(f"model {spec.label!r}: {key} are for pictures; the stimuli are captions")
     is_said = entry.layers is not None or recipe.layers is not None
     return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", **for_text)
 
@@ -183,6 +230,7 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         layers=known.expand_layers(layers),
         reduce=known.expand_reduce(reduce),
         axes=_choose(entry.axes, recipe.axes or {}),
+        tokens=_choose(entry.tokens, recipe.tokens or {}),
         transform=known.expand_transform(_choose(entry.transform, recipe.transform)),
         batch_size=_choose(entry.batch_size, recipe.compute.batch_size),
         dtype=_choose(entry.dtype, recipe.compute.dtype),
@@ -197,13 +245,39 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         declared=known.transform,
         is_gated=known.is_gated,
     )
+    specs = _list_twins(spec, entry, known.label, where=where)
+    return [replace(one, layers_command=_make_layers_command(one, entry, known.label, loaded)) for one in specs]
+
+
+def _list_twins(spec: ModelSpec, entry: ModelEntry, known: str, *, where: str) -> list[ModelSpec]:
+    """Return the network of an entry, or its untrained twins; `known` is the label of the trained network."""
     if entry.weights != "random":
         return [spec]
     if entry.seeds is None and entry.label is not None:
-        return [replace(spec, base=known.label, seed=entry.seed or 0)]
+        return [replace(spec, base=known, seed=entry.seed or 0)]
     seeds = entry.seeds if entry.seeds is not None else [entry.seed or 0]
-    labels = {seed: check_label(f"{label}@random-{seed}", what=f"{where}: the label") for seed in seeds}
-    return [replace(spec, label=labels[seed], base=known.label, seed=seed) for seed in seeds]
+    labels = {seed: check_label(f"{spec.label}@random-{seed}", what=f"{where}: the label") for seed in seeds}
+    return [replace(spec, label=labels[seed], base=known, seed=seed) for seed in seeds]
+
+
+def _make_layers_command(spec: ModelSpec, entry: ModelEntry, known: str, loaded: LoadedRecipe) -> str:
+    """Return the command that lists the layers of a network; `known` is its label in the registry, or `source:id`.
+
+    A label of the recipe's own needs `--recipe`, and so does what the recipe's registry or a path in it names.
+    """
+    recipe = loaded.recipe
+    transform = _choose(entry.transform, recipe.transform)
+    name = known if loaded.file is None or loaded.models_said else spec.label
+    needs_recipe = name != known or spec.source in ("python", "transformers") or transform != "weights"
+    words = ["layers", name]
+    if loaded.file is not None and (needs_recipe or recipe.registry is not None):
+        words += ["--recipe", str(loaded.file)]
+    elif recipe.registry is not None:
+        words += ["--registry", recipe.registry]
+    if isinstance(transform, Resize) and (loaded.file is None or loaded.models_said):
+        side = transform.crop or transform.resize
+        words += ["--input", f"3x{side}x{side}"]
+    return make_command(*words, *(["--allow-code"] if spec.source == "python" else []))
 
 
 def _choose(value: T | None, default: T) -> T:

@@ -143,6 +143,9 @@ AxesChoice = Annotated[
     dict[Text, Annotated[list[AxisName], Field(min_length=1), AfterValidator(_check_axes)]], Field(min_length=1)
 ]
 """{layer or glob: names of the axes of its output for one stimulus}."""
+TokenKind = Literal["class", "register"]
+TokensChoice = Annotated[dict[TokenKind, Annotated[int, Field(ge=0, le=10_000)]], Field(min_length=1)]
+"""{kind of token: how many of them precede the patches}; class tokens come first, then register tokens."""
 TransformChoice = Annotated[
     Annotated[Literal["weights", "panel"], Tag("text")] | Annotated[Resize, Tag("mapping")],
     Discriminator(name_yaml_kind),
@@ -173,6 +176,8 @@ class ModelEntry(Block):
     layers: LayersChoice | None = None
     reduce: ReductionsChoice | None = None
     axes: AxesChoice | None = None
+    tokens: TokensChoice | None = None
+    """Tokens before the patches; default: as the network has them."""
     transform: TransformChoice | None = None
     batch_size: AutoOrCount | None = None
     dtype: Dtype | None = None
@@ -303,6 +308,8 @@ class Recipe(Block):
     """Reduction of every model that does not set its own; default: the model's default."""
     axes: AxesChoice | None = None
     """Axes of chosen layers, for every model that does not set its own; default: as they are found."""
+    tokens: TokensChoice | None = None
+    """Tokens before the patches, of every model that does not set its own; default: as each network has them."""
     transform: TransformChoice = "weights"
     compute: Compute = Compute()
     storage: Storage = Storage()
@@ -334,6 +341,10 @@ class LoadedRecipe:
     """Folder of the recipe file."""
     device_said: bool = False
     """True if the command line chose the device; only then may it differ from the store's device."""
+    file: Path | None = None
+    """The recipe file, as the user named it; None if there is none. It is for messages."""
+    models_said: bool = False
+    """True if the command line chose models, so that the file need not have their labels."""
 
 
 def make_schema() -> dict[str, Any]:

@@ -22,7 +22,7 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         raise _refuse(folder)
     state = _load_state(folder)
     if state.plan is None:
-        raise StoreError(f"the store {str(path)!r} has no plan yet", hint="run xact build")
+        raise StoreError(f"the store {str(path)!r} has no plan yet", hint=RUN_AGAIN)
     plan = state.plan
     check_model(model, [planned.label for planned in plan.models], where=f"the store {str(path)!r}")
     chosen = [planned for planned in plan.models if model in (None, planned.label)]

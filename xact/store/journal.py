@@ -31,7 +31,7 @@ from xact.disk.durable import (
     remove_file,
     write_file,
 )
-from xact.errors import StoreError
+from xact.errors import StoreError, make_command
 from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault, is_former
 from xact.store.check_metadata import is_inside
@@ -43,7 +43,10 @@ FOLDER = ".xact"
 GROWING = ("journal", "replaced")
 """Files of a generation to which lines are added while it is built."""
 
-VERIFY = "xact verify STORE names what is damaged; copy the store again"
+
+def hint_verify(store: Path) -> str:
+    """Return what to do about a store whose own records are damaged."""
+    return f"{make_command('verify', store)} names what is damaged; copy the store again"
 
 
 def parse_written(said: Any) -> Written | None:  # noqa: ANN401
@@ -309,13 +312,14 @@ def load_state(store: Path) -> State:
     newest = max(plans, default=0)
     if newest < state.committed:
         raise StoreError(
-            f"{folder / f'plan-{state.committed}.json'} is missing: the store cannot be resumed", hint=VERIFY
+            f"{folder / f'plan-{state.committed}.json'} is missing: the store cannot be resumed",
+            hint=hint_verify(store),
         )
     if newest > state.committed + 1:
         raise StoreError(
             f"{store / 'zarr.json'} has generation {state.committed}, the newest plan has {newest}: it is damaged or "
             "older than the rest of the store",
-            hint=VERIFY,
+            hint=hint_verify(store),
         )
     state.plan = read_plan(folder / f"plan-{newest}.json")
     if state.committed:
@@ -341,7 +345,9 @@ def _check_plan(store: Path, key: str, lines: Iterable[dict[str, Any]]) -> None:
     said = next((line for line in lines if line.get("file") == key), None)
     found = hash_file(store / key)
     if said is not None and (said.get("nbytes"), said.get("sha256")) != (found.nbytes, found.sha256):
-        raise StoreError(f"{store / key} is damaged: it is not the plan that the manifest names", hint=VERIFY)
+        raise StoreError(
+            f"{store / key} is damaged: it is not the plan that the manifest names", hint=hint_verify(store)
+        )
 
 
 def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Path) -> None:
@@ -350,7 +356,7 @@ def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, fil
     for line in lines:
         fault = find_line_fault(line, plan, keys)
         if fault is not None:
-            raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
+            raise StoreError(f"{file} is damaged: {fault}", hint=hint_verify(file.parent.parent))
         if not is_former(line, plan, keys):
             state.take(line)
 
@@ -387,7 +393,7 @@ def read_plan(file: Path) -> Plan:
         raise StoreError(f"{file} is damaged ({error.error_count()} faults): the store cannot be resumed") from None
     fault = find_plan_fault(plan)
     if fault is not None:
-        raise StoreError(f"{file} is damaged: {fault}", hint=VERIFY)
+        raise StoreError(f"{file} is damaged: {fault}", hint=hint_verify(file.parent.parent))
     return plan
 
 
@@ -414,7 +420,9 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
     try:
         return [dict(parse_json(line)) for line in read_sealed_lines(file)]
     except (ValueError, TypeError):
-        raise StoreError(f"{file} is damaged: a line is not a JSON object", hint=VERIFY) from None
+        raise StoreError(
+            f"{file} is damaged: a line is not a JSON object", hint=hint_verify(file.parent.parent)
+        ) from None
 
 
 def list_files_of(manifest: Path) -> set[str]:

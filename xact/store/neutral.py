@@ -21,7 +21,7 @@ NEUTRAL: Mapping[str, frozenset[str]] = {
 """
 
 RESOLVED: Mapping[str, frozenset[str]] = {
-    "recipe": frozenset("models registry layers reduce axes transform".split()),
+    "recipe": frozenset("models registry layers reduce axes tokens transform".split()),
     "compute": frozenset("device batch_size dtype".split()),
     "storage": frozenset(["layout"]),
 }

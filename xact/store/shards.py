@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
-from xact.errors import StoreError
+from xact.errors import StoreError, make_command
 from xact.store.chunks import BlockShape
 
 ABSENT = 2**64 - 1
@@ -302,4 +302,5 @@ def _read_checked(read: ReadBytes, file: Path, offset: int, nbytes: int, *, what
 
 
 def _refuse(file: Path, found: str) -> StoreError:
-    return StoreError(f"{file}: {found}", hint="xact verify names all that is damaged")
+    store = next((folder for folder in file.parents if (folder / ".xact").is_dir()), file.parent)
+    return StoreError(f"{file}: {found}", hint=f"{make_command('verify', store)} names all that is damaged")

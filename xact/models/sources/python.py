@@ -2,7 +2,8 @@
 
 The factory returns an nn.Module whose forward takes a batch of pictures. The factory or the module may have an
 attribute `xact_transform`: a callable from an RGB picture to a float32 tensor (channel, y, x). The module may have the
-attributes `num_prefix_tokens` (tokens before the patches) and `cls_token`, as networks of timm have.
+attributes `num_prefix_tokens` (tokens before the patches) and `cls_token`, as networks of timm have. The factory or the
+module may have an attribute `xact_tokens`, a mapping as `tokens` of a recipe; it beats the other two.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from xact.errors import RequestError, make_nearest_text
@@ -23,6 +25,9 @@ from xact.models.transforms import make_code_transform, make_explicit_transform
 from xact.models.user_code import check_unchanged, find_files, hash_files, import_module, list_loaded
 from xact.models.user_globals import undo_changes
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.schema import TokenKind, TokensChoice
+
+TOKENS: TypeAdapter[dict[TokenKind, int]] = TypeAdapter(TokensChoice)
 
 
 def make_network(spec: ModelSpec) -> Network:
@@ -41,7 +46,8 @@ def make_transform(spec: ModelSpec) -> Transform:
     if not callable(function):
         raise RequestError(
             f"model {spec.label!r}: {spec.id} declares no transform",
-            hint="give the model an explicit transform block, or its factory an attribute `xact_transform`"
+            hint="give its factory an attribute `xact_transform` (RGB picture -> float32 tensor of channel, y, x), "
+            f"or the model a transform block; {spec.layers_command} --input 3x224x224 needs none"
             if spec.given is None
             else "transform=function, RGB picture of PIL -> float32 tensor (channel, y, x), or an explicit block",
         )
@@ -151,10 +157,26 @@ def _record_code(factory: object) -> dict[str, str]:
 
 def _describe(spec: ModelSpec, module: nn.Module) -> Network:
     n_prefix, has_cls = count_prefix_tokens(module)
+    factory = _find_factory(spec)
+    stated = read_stated_tokens(factory, module, model=spec.label)
     code = {}
     if spec.given is None:
-        code = _record_code(_find_factory(spec)) | {"files_sha256": hash_files(_find_files(spec))}
-    return Network(module, _forward, n_prefix_tokens=n_prefix, has_cls=has_cls, code=code)
+        code = _record_code(factory) | {"files_sha256": hash_files(_find_files(spec))}
+    return Network(module, _forward, n_prefix_tokens=n_prefix, has_cls=has_cls, stated_tokens=stated, code=code)
+
+
+def read_stated_tokens(*holders: object, model: str) -> dict[TokenKind, int]:
+    """Return the attribute `xact_tokens` of the first object that has it; empty if none has it."""
+    stated = next((found for one in holders if (found := getattr(one, "xact_tokens", None)) is not None), None)
+    if stated is None:
+        return {}
+    try:
+        return dict(TOKENS.validate_python(stated))
+    except ValidationError:
+        raise RequestError(
+            f"model {model!r}: xact_tokens is {stated!r}, not a mapping of class and register to numbers of tokens",
+            hint="xact_tokens = {'class': 1, 'register': 4}",
+        ) from None
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, count_tokens, find_matrix
+from xact.models.base import Network, Transform, Weights, count_tokens, find_matrix, find_returned_logits
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.transforms import check_declared, make_outline, outline_block
@@ -297,8 +297,8 @@ def _describe(module: nn.Module) -> Network:
 
 
 def _find_logits(output: object) -> Tensor | None:
-    found = (find_matrix(getattr(output, name, None)) for name in ("logits", "image_embeds"))
-    return next((logits for logits in found if logits is not None), None)
+    logits = find_returned_logits(output)
+    return find_matrix(getattr(output, "image_embeds", None)) if logits is None else logits
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

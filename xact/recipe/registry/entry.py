@@ -27,6 +27,9 @@ GENERAL_SETS = ("all", "blocks", "hidden")
 DEFAULT_SET = "panel"
 """The default set of layers of an entry."""
 
+LAYER_SETS = (DEFAULT_SET, *GENERAL_SETS)
+"""Names that stand for a set of layers in a list of layers too, where the network has that set."""
+
 
 def _expand_layers(patterns: object) -> object:
     return expand_all(map(str, patterns)) if isinstance(patterns, list | tuple) else patterns
@@ -151,15 +154,19 @@ class Entry(Block):
         return "hidden" if self.training == "language" else "blocks"
 
     def find_reduce(self, layers: LayersChoice) -> ReductionsChoice:
-        """Return the default reduction of `layers`: that of the set, else that of the default set, else mean."""
-        one = self.layer_sets.get(layers) if isinstance(layers, str) else None
-        one = one or self.layer_sets.get(DEFAULT_SET)
-        return one.reduce if one else "mean"
+        """Return the default reduction of `layers`: that of the sets in it, else that of the default set, else mean."""
+        names = [layers] if isinstance(layers, str) else layers if isinstance(layers, list) else []
+        said = {self.layer_sets[name].reduce for name in names if name in self.layer_sets}
+        if len(said) == 1:
+            return said.pop()
+        return self.layer_sets[DEFAULT_SET].reduce if DEFAULT_SET in self.layer_sets else "mean"
 
     def expand_layers(self, layers: LayersChoice) -> LayersChoice:
         """Return `layers` with a named set of this entry spelled out."""
         if isinstance(layers, str) and layers in self.layer_sets:
             return list(self.layer_sets[layers].layers)
+        if isinstance(layers, list):  # the other sets are known once the network is
+            return [one for name in layers for one in self._expand_name(name)]
         if isinstance(layers, str) and layers not in GENERAL_SETS:
             sets = [*GENERAL_SETS, *self.layer_sets]
             raise RecipeError(
@@ -167,6 +174,10 @@ class Entry(Block):
                 hint=f"its sets: {', '.join(sets)}; a single layer is a list: [{layers}]",
             )
         return layers
+
+    def _expand_name(self, name: str) -> list[str]:
+        """Return the layers of a set of this entry, or the name itself."""
+        return list(self.layer_sets[name].layers) if name in self.layer_sets else [name]
 
     def expand_reduce(self, reduce: ReductionsChoice) -> ReductionsChoice:
         """Return `reduce` with `panel` spelled out."""

@@ -296,14 +296,14 @@ def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tm
     outcome = xact.build(recipe, allow_code=True)
     said = {stimulus: found.partition(" (hint: ")[0] for stimulus, found in outcome.failed_stimuli.items()}
     assert {stimulus: found.split("'")[2] for stimulus, found in said.items()} == {
-        "a/link": " is a link to a file that is not there",
+        "a/link": " is a link of git-annex to content that is not here",
         "a/pipe": " is a named pipe, not a file",
     }
     assert outcome.n_captured == 7
     acts = xact.open_activations(tmp_path / "store.zarr", allow_incomplete=True)
     assert np.isfinite(acts.isel(layer=0, unit=slice(4)).values).all((0, 2, 3)).sum() == 7
     recipe.write_text(recipe.read_text().replace("on_error: skip", "on_error: stop"))
-    with pytest.raises(StimulusError, match="is a link to a file that is not there"):
+    with pytest.raises(StimulusError, match="is a link of git-annex to content that is not here"):
         xact.build(recipe, allow_code=True)
 
 

@@ -25,7 +25,7 @@ def open_stimuli(block: Stimuli, folder: Path, *, skip: bool = False) -> ChosenS
     listing.check(rows, skip=skip)
     chosen = table.take(rows)
     check_lengths(chosen, location=listing.location)
-    return ChosenStimuli(listing, rows, chosen, notes)
+    return ChosenStimuli(listing, rows, chosen, [*listing.notes, *notes])
 
 
 def open_listing(block: Stimuli, folder: Path) -> ListedStimuli:

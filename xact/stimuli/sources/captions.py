@@ -48,6 +48,7 @@ class CaptionSource:
     location: str
     n_replicates: int
     kind: ClassVar[Kind] = "text"
+    notes: ClassVar[Sequence[str]] = ()
 
     def stamp(self, row: SourceRow) -> FileStamp:
         """Return the size of the text in bytes and, in place of a time, a number from its hash."""
@@ -60,6 +61,9 @@ class CaptionSource:
 
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
+
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> None:
+        """Do nothing: a caption has no header."""
 
     def close(self) -> None:
         """Do nothing: all captions are in memory."""

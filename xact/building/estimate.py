@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xact.building.prepare import PreparedBuild
@@ -58,6 +59,8 @@ class Estimate:
     nbytes: int
     n_files: int
     free_nbytes: int
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """{stimulus: why it cannot be read}."""
 
     @property
     def warnings(self) -> list[str]:
@@ -105,6 +108,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
         nbytes=sum(model.nbytes for model in models),
         n_files=sum(model.n_files for model in models),
         free_nbytes=count_free_nbytes(prepared.store),
+        unreadable={stimulus: error.tell() for stimulus, error in prepared.unreadable.items()},
     )
 
 

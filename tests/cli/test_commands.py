@@ -248,7 +248,7 @@ def test_plan_lists_all_pictures_that_cannot_be_read_and_check_decodes_them(reci
         "unreadable: empty: 'empty.png' is empty (0 bytes) (hint: get the file again, or leave it out)",
         "unreadable: pointer: 'pointer.png' is a pointer of git-annex, not the file itself: its content is not here "
         "(hint: git annex get FILE (or datalad get FILE) brings it)",
-        f"warning: 2 of {n} stimuli cannot be read: a build stops before the first network (on_error: skip goes on)",
+        f"warning: 2 of {n} stimuli cannot be read: a build refuses them (on_error: skip goes on)",
     ]
     code, out, err = run(capsys, "plan", recipe, "--check", "--json")
     assert code == 1

@@ -119,7 +119,8 @@ def test_two_stars_leave_out_folders_without_a_match_and_keep_the_prefix(tmp_pat
     [
         (["x/a.png", "y/b.png"], {}, 'its folders hold such files: stimuli.folders: ["*/"]'),
         (["x/a.png", "y/d/b.png"], {}, 'its folders hold such files: stimuli.folders: ["**/"]'),
-        (["x/d/a.png"], {"folders": ["*/"]}, 'its folders hold such files: stimuli.folders: ["x/*/"]'),
+        (["x/d/a.png"], {"folders": ["x"]}, 'its folders hold such files: stimuli.folders: ["x/*/"]'),
+        (["x/d/a.png", "y/a.png"], {"folders": ["*/"]}, 'its folders hold such files: stimuli.folders: ["**/"]'),
         (["x/a.jpg"], {}, "set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli"),
         (["x.zarr/a.png", "__MACOSX/a.png"], {}, "set stimuli.pattern, for example '*.jpg', or name only the folders"),
     ],

@@ -76,8 +76,8 @@ def run_plan(options: argparse.Namespace) -> int:
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
     with Progress() as progress:
-        watch = {"watch": progress.start} if options.check else {}
-        prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, **watch)
+        watch = progress.start if options.check else lambda _total: lambda _n: None  # headers are read at once
+        prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, watch=watch)
     show_warnings(prepared.source.notes)
     estimated = estimate(prepared)
     if options.json:

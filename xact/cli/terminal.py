@@ -166,7 +166,7 @@ def show_unreadable(estimated: Estimate, *, is_error: bool, on_error: str) -> No
     lines = [f"unreadable: {stimulus}: {reason}" for stimulus, reason in estimated.unreadable.items()]
     more = [f"… and {len(lines) - MOST_SHOWN} more; --json lists all"] if len(lines) > MOST_SHOWN else []
     write_err(make_lines([*lines[:MOST_SHOWN], *more]))
-    what = "records them as failed" if on_error == "skip" else "stops before the first network (on_error: skip goes on)"
+    what = "records them as failed" if on_error == "skip" else "refuses them (on_error: skip goes on)"
     kind = "error" if is_error else "warning"
     found = f"{len(lines)} of {estimated.n_stimuli} stimuli cannot be read: a build {what}"
     write_err(make_lines([f"{kind}: {found}"]))

@@ -16,6 +16,7 @@ Channels = Literal["first", "last"]
 SHAPES = (
     "images are (n, height, width, channel), (n, channel, height, width) or (n, height, width), of 3, 4 or 1 channels"
 )
+"""Hint at the shapes that an array of images may have."""
 
 
 def find_channels(shape: Sequence[int], asked: Channels | None = None) -> Channels | None:
@@ -70,9 +71,8 @@ def make_pixels(
     where = find_channels(array.shape, channels) if array.ndim == 3 else None
     found = f"{name!r} is an array of shape {array.shape} and type {array.dtype}, not a picture"
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and where is None):
-        raise StimulusError(
-            found, hint="a picture is (height, width), (height, width, channel) or (channel, height, width), of 3 or 4"
-        )
+        words = "(height, width), (height, width, channel) or (channel, height, width), of 3, 4 or 1 channels"
+        raise StimulusError(found, hint=f"a picture is {words}")
     most = find_white(array.dtype, white)
     if most is None:
         raise StimulusError(

@@ -39,8 +39,13 @@ class _Folder:
 
     condition: str
     path: Path
-    may_be_empty: bool
-    """True of a folder that `**/` matched: without a matching file it is no condition."""
+    item: str
+    """The name or the glob of the recipe that gave it."""
+
+    @property
+    def may_be_empty(self) -> bool:
+        """True for a folder that `**/` matched: without a matching file it is no condition."""
+        return PurePosixPath(self.item).name == "**"
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[_Folder]
     """Return every folder that a recipe names, with its condition."""
     named = list(asked.items()) if isinstance(asked, dict) else [(None, item) for item in asked]
     found = [
-        _Folder(key or _make_condition(where, root), where, PurePosixPath(item).name == "**")
+        _Folder(key or _make_condition(where, root), where, item)
         for key, item in named
         for where in _expand(item, root)
     ]
@@ -120,7 +125,7 @@ def _expand(item: str, root: Path) -> list[Path]:
     if not any(c in item for c in "*?["):
         raise RequestError(
             f"there is no folder {item!r} under {str(root)!r}{make_nearest_text(item, _list_folders(root))}",
-            hint="stimuli.folders are relative to stimuli.root",
+            hint='stimuli.folders are relative to stimuli.root; "*/" names all folders there',
         )
     start = Path(where.anchor) if Path(item).is_absolute() else root
     found = _glob(start, item.removeprefix(where.anchor) if start is not root else item)
@@ -211,7 +216,7 @@ def _find_files(folder: _Folder, patterns: Iterable[str], root: Path, beside: di
     if not files and not folder.may_be_empty:
         raise RequestError(
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
-            hint=_propose(where, root, list(patterns))
+            hint=_propose(folder, root, list(patterns))
             or "set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
         )
     others: set[Path] = set()
@@ -256,8 +261,9 @@ def _describe_beside(beside: dict[str, Counter[str]], patterns: Sequence[str]) -
     return notes
 
 
-def _propose(where: Path, root: Path, patterns: Sequence[str]) -> str | None:
+def _propose(folder: _Folder, root: Path, patterns: Sequence[str]) -> str | None:
     """Return a hint if the folders below an empty folder hold files that match."""
+    where = folder.path
     children: set[str] = set()
     is_deep = has_empty = False
     for at, folders, names in islice(os.walk(where), N_SEARCHED):
@@ -274,8 +280,9 @@ def _propose(where: Path, root: Path, patterns: Sequence[str]) -> str | None:
         has_empty = has_empty or (not is_matched and len(inside.parts) == 1)
     if not children and not is_deep:
         return None
-    start = "" if where == root else f"{make_file_label(where, root)}/"
-    glob = f'["{start}**/"]' if is_deep or has_empty else f'["{start}*/"]'
+    is_glob = any(c in folder.item for c in "*?[")
+    start = "" if is_glob or where == root else f"{make_file_label(where, root)}/"
+    glob = f'["{start}**/"]' if is_glob or is_deep or has_empty else f'["{start}*/"]'
     return f"its folders hold such files: stimuli.folders: {glob}"
 
 

@@ -309,6 +309,22 @@ def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tm
         xact.build(recipe, allow_code=True)
 
 
+def test_an_array_of_pictures_has_the_values_of_their_files(tmp_path):
+    recipe = write_lab(tmp_path, make_entry())
+    xact.build(recipe, allow_code=True)
+    files = sorted((tmp_path / "stimuli").rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    np.save(tmp_path / "x.npy", pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    asked = {"allow_code": True, "store": tmp_path / "array.zarr"}
+    xact.build(recipe, settings=["stimuli={source: npy, file: x.npy}"], **asked)
+    ours, theirs = (xact.open_activations(tmp_path / name) for name in ("array.zarr", "store.zarr"))
+    assert ours["stimulus"].values.tolist() == [f"{i:05d}" for i in range(7)]
+    first = {"replicate": 0}  # the jitter of the others is drawn from the name of the stimulus
+    np.testing.assert_array_equal(ours.isel(first).values, theirs.isel(first).values)
+    with pytest.raises(MismatchError, match=r"stimuli\.white differs"):
+        xact.build(recipe, settings=["stimuli={source: npy, file: x.npy, white: 2}"], **asked)
+
+
 def test_under_skip_a_network_that_fails_on_a_batch_costs_its_own_model_alone(tmp_path):
     recipe = write_lab(tmp_path, make_entry("odd", module="oddnet"), make_entry("one"))
     write_network(tmp_path, "oddnet", check="if not pictures.is_meta: raise ValueError('odd picture')")

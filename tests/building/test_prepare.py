@@ -1,4 +1,4 @@
-"""Weights that do not fit are found before the first picture of any model."""
+"""Weights that do not fit, and pictures that cannot be read, are found before the first picture of any model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support.lab import make_entry, write_lab
 from support.pictures import write_pictures, write_recipe
 from transformers import ViTConfig, ViTModel
 
 import xact
-from xact.building import run
-from xact.errors import WeightsError
+from xact.building import prepare, run
+from xact.errors import StimulusError, WeightsError
 from xact.models import load as models
+from xact.stimuli.base import FileSource
 
 RECIPE = """
 store: {store}
@@ -85,3 +87,44 @@ def test_weights_that_fit_are_read_once(tmp_path, monkeypatch, write, file):
     monkeypatch.setattr(run, "load_network", note)
     assert xact.build(recipe).is_complete
     assert loaded == ["second on meta", "first on cpu", "second on cpu"]
+
+
+@pytest.fixture
+def headers(monkeypatch) -> list[str]:
+    """Return the names of the files whose headers are read from now on."""
+    seen: list[str] = []
+    true_check = FileSource.check_header
+
+    def check_header(self, row, **keys):
+        seen.append(self.table.files[row])
+        return true_check(self, row, **keys)
+
+    monkeypatch.setattr(FileSource, "check_header", check_header)
+    return seen
+
+
+def test_pictures_that_cannot_be_read_stop_a_build_before_weights_are_sought(tmp_path, monkeypatch):
+    recipe, pictures = write_lab(tmp_path), tmp_path / "stimuli"
+    for name in ("a/p01.png", "b/p00.png", "b/p02.png"):
+        (pictures / name).write_bytes(b"")
+    (pictures / "a/p03.png").unlink()
+    (pictures / "a/p03.png").symlink_to("nowhere.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "find_weights", lambda *_: pytest.fail("weights were sought"))
+        with pytest.raises(StimulusError, match=r"^4 of 7 stimuli cannot be read: 'a/p01.png' is empty") as caught:
+            xact.build(recipe, allow_code=True)
+    assert [name in str(caught.value) for name in ("a/p03.png", "b/p00.png", "b/p02.png")] == [True] * 3
+    assert not (tmp_path / "store.zarr").exists()
+    outcome = xact.build(recipe, allow_code=True, settings=["on_error=skip"])
+    assert sorted(outcome.failed_stimuli) == ["a/p01", "a/p03", "b/p00", "b/p02"]
+    assert outcome.n_captured == 2 * 3
+
+
+def test_only_the_headers_of_pictures_that_are_to_be_captured_are_read(tmp_path, headers):
+    recipe = write_lab(tmp_path, make_entry("one"))
+    for limit, n_read in ((4, 4), (None, 3), (None, 0)):
+        headers.clear()
+        xact.build(recipe, allow_code=True, limit=limit)
+        assert len(headers) == n_read
+    xact.build(recipe, allow_code=True, settings=["on_error=skip"], store=tmp_path / "other.zarr")
+    assert headers == []

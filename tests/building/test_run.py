@@ -211,10 +211,12 @@ def test_a_stimulus_that_changed_is_refused_also_where_all_is_there(tmp_path):
 
 def test_a_store_that_holds_no_value_yet_may_be_deleted(tmp_path):
     recipe = write_lab(tmp_path, make_entry("one"))
-    with Image.open(tmp_path / "stimuli" / "a" / "p00.png") as picture:
-        picture.convert("RGBA").save(tmp_path / "stimuli" / "a" / "p00.png")
-    with pytest.raises(StimulusError, match="has transparency"):
+    picture = tmp_path / "stimuli" / "a" / "p00.png"
+    picture.write_bytes(picture.read_bytes()[:-30])  # its header is good, so that the build begins
+    with pytest.raises(StimulusError, match="cannot be decoded") as caught:
         xact.build(recipe, allow_code=True, settings=["stimuli.mask_alpha=none"])
+    assert "on_error: skip" in caught.value.hint
+    write_pictures(tmp_path / "stimuli" / "a", 4, seed=1, size=(24, 20))
     with pytest.raises(MismatchError, match=r"stimuli\.mask_alpha differs") as caught:
         xact.build(recipe, allow_code=True)
     assert caught.value.hint == f"{tmp_path / 'store.zarr'} holds no value yet: delete it, or give the old value back"
@@ -296,15 +298,31 @@ def test_under_skip_a_link_to_nothing_is_recorded_and_the_others_are_captured(tm
     outcome = xact.build(recipe, allow_code=True)
     said = {stimulus: found.partition(" (hint: ")[0] for stimulus, found in outcome.failed_stimuli.items()}
     assert {stimulus: found.split("'")[2] for stimulus, found in said.items()} == {
-        "a/link": " is a link to a file that is not there",
+        "a/link": " is a link of git-annex to content that is not here",
         "a/pipe": " is a named pipe, not a file",
     }
     assert outcome.n_captured == 7
     acts = xact.open_activations(tmp_path / "store.zarr", allow_incomplete=True)
     assert np.isfinite(acts.isel(layer=0, unit=slice(4)).values).all((0, 2, 3)).sum() == 7
     recipe.write_text(recipe.read_text().replace("on_error: skip", "on_error: stop"))
-    with pytest.raises(StimulusError, match="is a link to a file that is not there"):
+    with pytest.raises(StimulusError, match=r"2 of 9 stimuli cannot be read: .* is a link of git-annex"):
         xact.build(recipe, allow_code=True)
+
+
+def test_an_array_of_pictures_has_the_values_of_their_files(tmp_path):
+    recipe = write_lab(tmp_path, make_entry())
+    xact.build(recipe, allow_code=True)
+    files = sorted((tmp_path / "stimuli").rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    np.save(tmp_path / "x.npy", pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    asked = {"allow_code": True, "store": tmp_path / "array.zarr"}
+    xact.build(recipe, settings=["stimuli={source: npy, file: x.npy}"], **asked)
+    ours, theirs = (xact.open_activations(tmp_path / name) for name in ("array.zarr", "store.zarr"))
+    assert ours["stimulus"].values.tolist() == [f"{i:05d}" for i in range(7)]
+    first = {"replicate": 0}  # the jitter of the others is drawn from the name of the stimulus
+    np.testing.assert_array_equal(ours.isel(first).values, theirs.isel(first).values)
+    with pytest.raises(MismatchError, match=r"stimuli\.white differs"):
+        xact.build(recipe, settings=["stimuli={source: npy, file: x.npy, white: 2}"], **asked)
 
 
 def test_under_skip_a_network_that_fails_on_a_batch_costs_its_own_model_alone(tmp_path):

@@ -303,6 +303,17 @@ def test_a_picture_that_cannot_be_read_stops_the_run_or_is_listed_and_tried_agai
     assert [row["stimulus"] for row in read(tmp_path / "c.csv")] == ["p00", "p02", "p03", "p01"]
 
 
+def test_pictures_that_are_no_pictures_are_all_told_before_the_first_answer(write, tmp_path):
+    folder = tmp_path / "some"
+    write_pictures(folder, 4)
+    for name in ("p02.png", "p03.png"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(StimulusError, match=r"2 of 4 stimuli cannot be read: 'p02.png' is empty .*'p03.png'") as caught:
+        caption(write(stimuli=folder))
+    assert caught.value.hint == "on_error: skip lists them and goes on"
+    assert not (tmp_path / "c.csv").exists()
+
+
 def test_under_skip_a_link_to_nothing_is_listed_and_the_others_are_captioned(capsys, write, tmp_path):
     folder = tmp_path / "some"
     write_pictures(folder, 2)

@@ -254,6 +254,42 @@ def test_a_bad_picture_is_one_line_that_names_it(kind, recipe, capsys):
     assert time.monotonic() - started < 20
 
 
+def test_plan_lists_all_pictures_that_cannot_be_read_and_check_decodes_them(recipe, capsys):
+    stimuli = recipe.parent / "stimuli"
+    good = sorted(stimuli.glob("*.png"))
+    (stimuli / "empty.png").write_bytes(b"")
+    (stimuli / "pointer.png").write_bytes(b"/annex/objects/SHA256E-s1--0.png\n")
+    (stimuli / "cut.png").write_bytes(good[0].read_bytes()[:-30])
+    (stimuli / "other.jpg").write_bytes(b"")
+    n = len(good) + 3
+    code, out, err = run(capsys, "plan", recipe)
+    assert code == 0
+    assert err.splitlines() == [
+        "warning: 1 .jpg in root is not in the pattern (*.png)",
+        "unreadable: empty: 'empty.png' is empty (0 bytes) (hint: get the file again, or leave it out)",
+        "unreadable: pointer: 'pointer.png' is a pointer of git-annex, not the file itself: its content is not here "
+        "(hint: git annex get FILE (or datalad get FILE) brings it)",
+        f"warning: 2 of {n} stimuli cannot be read: a build refuses them (on_error: skip goes on)",
+    ]
+    code, out, err = run(capsys, "plan", recipe, "--check", "--json")
+    assert code == 1
+    assert list(json.loads(out)["unreadable"]) == ["cut", "empty", "pointer"]
+    assert err.splitlines()[-1].startswith(f"error: 3 of {n} stimuli cannot be read")
+    code, _, err = run(capsys, "plan", recipe, "--check", "--set", "on_error=skip")
+    assert (code, err.splitlines()[-1]) == (
+        1,
+        f"error: 3 of {n} stimuli cannot be read: a build records them as failed",
+    )
+    code, _, err = run(capsys, "build", recipe)
+    assert code == 1
+    assert_one_line(err)
+    assert f"error: 2 of {n} stimuli cannot be read: 'empty.png' is empty (0 bytes); 'pointer.png' is" in err
+    assert not (recipe.parent / "store.zarr").exists()
+    for name in ("empty", "pointer", "cut"):
+        (stimuli / f"{name}.png").unlink()
+    assert run(capsys, "plan", recipe, "--check")[0] == 0
+
+
 def test_a_picture_with_alpha_is_refused_under_mask_alpha_none(recipe, capsys):
     Image.new("RGBA", (30, 30), (1, 2, 3, 4)).save(recipe.parent / "stimuli" / "bad.png")
     code, _, err = run(capsys, "build", recipe, "--set", "stimuli.mask_alpha=none")

@@ -287,7 +287,7 @@ def check_image_mutants(warm: Warm, folder: Path, n: int, *, seed: int) -> None:
     """Ten to a build, each recorded as failed, or decoded because it is still a picture."""
     draw = make_draw(seed)
     recipe = write_lab(folder, make_entry())
-    formats = ["PNG", "JPEG", "WEBP", "TIFF", "GIF"]
+    formats = ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "JPEG2000", "AVIF"]
     whole = [save(name) for name in formats]
     for start in range(0, n, 10):
         for i in range(10):

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from support.pictures import encode_picture, frame_png
+from support.pictures import encode_picture, frame_png, make_cmyk_profile
 
 from xact.errors import StimulusError
 from xact.recipe.schema import ColorJitter, NoJitter, ShiftJitter
-from xact.stimuli.decode import MAX_PIXELS, check_size, decode_picture
+from xact.stimuli.decode import MAX_PIXELS, check_header, check_size, decode_picture
 from xact.stimuli.pictures import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
 
 RNG = np.random.default_rng(7)
@@ -97,13 +97,16 @@ def spread(grey: np.ndarray) -> np.ndarray:
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"compression": "tiff_adobe_deflate"}),
         ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"no_jp2": True}),
     ],
 )
 def test_lossless_files_give_their_pixels(format_name, options):
     np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(PIXELS), format_name, **options)), PIXELS)
 
 
-@pytest.mark.parametrize("format_name", ["JPEG", "WEBP"])
+@pytest.mark.parametrize("format_name", ["JPEG", "WEBP", "AVIF"])
 def test_lossy_files_give_what_pillow_decodes(format_name):
     data = encode_picture(Image.fromarray(np.kron(PIXELS, np.ones((8, 8, 1), np.uint8))), format_name)
     np.testing.assert_array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data))))
@@ -111,6 +114,8 @@ def test_lossy_files_give_what_pillow_decodes(format_name):
 
 def test_grey_one_bit_and_palette_files_become_rgb():
     np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(GREY), "PNG")), spread(GREY))
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(GREY), "BMP")), spread(GREY))
+    np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(GREY), "JPEG2000")), spread(GREY))
     bits = GREY > 127
     np.testing.assert_array_equal(decode(encode_picture(Image.fromarray(bits), "PNG")), spread(bits * np.uint8(255)))
     indices = (GREY % 4).astype(np.uint8)
@@ -118,7 +123,7 @@ def test_grey_one_bit_and_palette_files_become_rgb():
     palette = Image.fromarray(indices, "L").convert("P")
     palette.putdata(indices.ravel().tolist())
     palette.putpalette(colors.tobytes())
-    for format_name in ("PNG", "GIF", "TIFF"):
+    for format_name in ("PNG", "GIF", "TIFF", "BMP"):
         np.testing.assert_array_equal(
             decode(encode_picture(palette, format_name)), colors[indices], err_msg=format_name
         )
@@ -137,6 +142,7 @@ def test_the_name_of_a_file_does_not_decide_its_format():
         (encode_picture(Image.fromarray(WIDE), "TIFF", compression="tiff_lzw"), "through libtiff"),
         (make_tiff(WIDE[..., None], order=">"), "big-endian, mode I;16B"),
         (make_tiff(65535 - WIDE[..., None], photometric=0), "white is zero: Pillow gives the negative"),
+        (encode_picture(Image.fromarray(WIDE), "JPEG2000"), "mode I;16"),
     ],
 )
 def test_sixteen_bit_grey_is_scaled_and_rounded(data, reason):
@@ -170,7 +176,7 @@ def test_sixteen_bit_alpha_is_zero_only_where_every_bit_is():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF", "JPEG", "AVIF"])
 def test_exif_orientation_is_applied(orientation, format_name):
     # Exif 2.32, 4.6.4 A: the stored rows and columns are, seen upright, top/left, top/right, bottom/right, ...
     undo = {
@@ -212,6 +218,19 @@ def test_arrays_are_pictures():
     np.testing.assert_array_equal(decode(PIXELS), PIXELS)
     np.testing.assert_array_equal(decode(GREY), spread(GREY))
     np.testing.assert_array_equal(decode(PIXELS[:, ::-1]), PIXELS[:, ::-1])
+    np.testing.assert_array_equal(decode(PIXELS.transpose(2, 0, 1)), PIXELS)
+    np.testing.assert_array_equal(decode(PIXELS / 255), PIXELS)
+
+
+@pytest.mark.parametrize("mask_alpha", ["black", "white", "gray"])
+def test_an_array_with_alpha_is_masked_as_a_file_is(mask_alpha):
+    rgba = np.dstack([PIXELS, ALPHA])
+    expected = decode(encode_picture(Image.fromarray(rgba), "PNG"), mask_alpha)
+    np.testing.assert_array_equal(decode(rgba, mask_alpha), expected)
+    np.testing.assert_array_equal(decode(rgba.transpose(2, 0, 1), mask_alpha), expected)
+    np.testing.assert_array_equal(decode((rgba / 255).astype(np.float32), mask_alpha), expected)
+    with pytest.raises(StimulusError, match=r"'x.png' has transparency, and mask_alpha is none"):
+        decode(rgba, "none")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +256,7 @@ FILLS = {"black": 0, "white": 255, "gray": 128}
 
 
 @pytest.mark.parametrize("mask_alpha", FILLS)
-@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF", "JPEG2000"])
 def test_pixels_of_alpha_zero_take_the_colour_and_others_keep_theirs_unblended(mask_alpha, format_name):
     rgba = Image.fromarray(np.dstack([PIXELS, ALPHA]))
     expected = np.where((ALPHA == 0)[..., None], FILLS[mask_alpha], PIXELS)
@@ -247,6 +266,117 @@ def test_pixels_of_alpha_zero_take_the_colour_and_others_keep_theirs_unblended(m
 def test_webp_alpha_is_masked():
     data = encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "WEBP", lossless=True, exact=True)
     np.testing.assert_array_equal(decode(data, "gray"), np.where((ALPHA == 0)[..., None], 128, PIXELS))
+
+
+def test_avif_alpha_is_masked():
+    data = encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "AVIF", quality=100)
+    seen = np.asarray(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(seen[..., 3] == 0, ALPHA == 0)
+    np.testing.assert_array_equal(decode(data, "gray"), np.where((ALPHA == 0)[..., None], 128, seen[..., :3]))
+
+
+def make_bmp(words: np.ndarray, masks: tuple[int, ...]) -> bytes:
+    """Write a BMP by hand: rows of 16- or 32-bit pixels whose channels lie under these masks."""
+    height, width = words.shape
+    body = b"".join(row.tobytes().ljust(-(-len(row.tobytes()) // 4) * 4, b"\0") for row in words[::-1])
+    info = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 8 * words.itemsize, 3, len(body), 0, 0, 0, 0)
+    info = (info + struct.pack("<4I", *masks)).ljust(108, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + 108 + len(body), 0, 0, 14 + 108) + info + body
+
+
+def test_a_bmp_of_32_bits_has_alpha_if_it_says_so():
+    channels = np.dstack([PIXELS, ALPHA]).astype(np.uint32)
+    words = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2] | channels[..., 3] << 24
+    masks = (0xFF0000, 0xFF00, 0xFF)
+    masked = np.where((ALPHA == 0)[..., None], 255, PIXELS)
+    np.testing.assert_array_equal(decode(make_bmp(words, (*masks, 0xFF000000)), "white"), masked)
+    np.testing.assert_array_equal(decode(make_bmp(words, (*masks, 0)), "white"), PIXELS)
+
+
+def test_a_bmp_of_16_bits_a_pixel_is_widened_to_8_bits_a_channel():
+    red, green, blue = (PIXELS[..., i].astype(np.uint16) >> n for i, n in enumerate((3, 2, 3)))
+    data = make_bmp(red << 11 | green << 5 | blue, (0xF800, 0x7E0, 0x1F, 0))
+    expected = np.stack([red * 255 / 31, green * 255 / 63, blue * 255 / 31], axis=-1)
+    assert np.abs(decode(data) - expected).max() <= 1
+
+
+LAB = {
+    # (cyan, magenta, yellow, black) of 0 and 255: (L, a, b) in the profile, all inside sRGB
+    (0, 0, 0, 0): (100, 0, 0),
+    (255, 0, 0, 0): (60, -20, -30),
+    (0, 255, 0, 0): (50, 50, 0),
+    (0, 0, 255, 0): (85, 0, 60),
+    (255, 255, 0, 0): (30, 20, -40),
+    (0, 255, 255, 0): (50, 55, 40),
+    (255, 0, 255, 0): (50, -40, 20),
+    (0, 0, 0, 255): (10, 0, 0),
+}
+
+
+def convert_lab(lab: np.ndarray) -> np.ndarray:
+    """Return the sRGB of L, a, b under D50 (CIE 15; IEC 61966-2-1; Bradford's adaptation from D50 to D65)."""
+    y = (lab[..., 0] + 16) / 116
+    roots = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
+    xyz = np.where(roots > 6 / 29, roots**3, 3 * (6 / 29) ** 2 * (roots - 4 / 29)) * [0.9642, 1.0, 0.8249]
+    to_linear = [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ]
+    linear = np.clip(xyz @ np.transpose(to_linear), 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(("format_name", "tolerance"), [("TIFF", 1.5), ("JPEG", 4)])
+def test_cmyk_becomes_srgb_through_its_own_profile(format_name, tolerance):
+    inks = np.array(list(LAB), np.uint8)
+    picture = Image.frombytes("CMYK", (16 * len(inks), 16), np.tile(np.repeat(inks, 16, axis=0), (16, 1)).tobytes())
+    options = {"quality": 100} if format_name == "JPEG" else {}
+    data = encode_picture(picture, format_name, icc_profile=make_cmyk_profile(LAB), **options)
+    expected = convert_lab(np.array(list(LAB.values()), float))
+    found = decode(data)[8, 8::16]
+    assert np.abs(found - expected).max() <= tolerance
+    naive = np.asarray(picture.convert("RGB"))[8, 8::16]
+    assert np.abs(naive - expected).max() > 50  # what a conversion without the profile gives
+
+
+PROFILE = make_cmyk_profile(LAB)
+
+
+@pytest.mark.parametrize("profile", [b"", PROFILE[:200], PROFILE.replace(b"CMYK", b"RGB ")])
+def test_cmyk_without_a_profile_of_cmyk_is_refused_with_the_way_to_convert_it(profile):
+    data = encode_picture(Image.new("CMYK", (8, 8)), "TIFF", icc_profile=profile)
+    with pytest.raises(StimulusError, match=r"'x.png' (is a TIFF picture with|has) CMYK pixels,? and") as caught:
+        decode(data)
+    assert caught.value.hint.endswith("magick FILE -profile CMYK.icc -profile sRGB.icc FILE.png")
+
+
+def set_depth(data: bytes, depth: int) -> bytes:
+    """Return a JPEG 2000 file whose header says another number of bits of its samples."""
+    start = data.index(b"\xff\x4f\xff\x51") + 42
+    return data[:start] + bytes([depth]) + data[start + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (set_depth(encode_picture(Image.fromarray(PIXELS), "JPEG2000", no_jp2=True), 11), "samples of 8, 12 bits"),
+        (set_depth(encode_picture(Image.fromarray(GREY), "JPEG2000", no_jp2=True), 0), "samples of 1 bits"),
+        (set_depth(encode_picture(Image.fromarray(WIDE), "JPEG2000", no_jp2=True), 11), "samples of 12 bits"),
+        (set_depth(encode_picture(Image.fromarray(GREY), "JPEG2000", no_jp2=True), 135), "signed samples of 8 bits"),
+    ],
+)
+def test_samples_of_jpeg_2000_that_would_lose_bits_are_refused(data, words):
+    with pytest.raises(StimulusError, match=f"'x.png' is a JPEG 2000 picture with {words}"):
+        decode(data)
+
+
+@pytest.mark.parametrize("format_name", ["JPEG 2000", "AVIF"])
+def test_a_format_that_this_pillow_lacks_is_one_line_that_says_so(monkeypatch, format_name):
+    data = encode_picture(Image.fromarray(PIXELS), format_name.replace(" ", ""))
+    monkeypatch.setattr("xact.stimuli.decode._list_features", frozenset)
+    with pytest.raises(StimulusError, match=f"is an? {format_name} picture, which the installed Pillow cannot read"):
+        decode(data)
 
 
 def test_grey_with_alpha_is_masked():
@@ -381,7 +511,7 @@ def make_bomb(side: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (encode_picture(BIG.convert("CMYK"), "JPEG"), "is a JPEG picture with CMYK pixels"),
+        (encode_picture(BIG.convert("CMYK"), "JPEG"), "is a JPEG picture with CMYK pixels and no ICC profile of CMYK"),
         (encode_picture(BIG.convert("CMYK"), "TIFF"), "is a TIFF picture with CMYK pixels"),
         (encode_picture(BIG.convert("LAB"), "TIFF"), "is a TIFF picture with Lab pixels"),
         (
@@ -416,7 +546,16 @@ def make_bomb(side: int) -> bytes:
         (b"", r"is empty \(0 bytes\)"),
         (b"stimulus,path\na,b\n", "is text, not a PNG"),
         (b"\0" * 100, "is of no known format, not a PNG"),
-        (encode_picture(BIG, "BMP"), "is a BMP file, not a PNG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "is a pointer of Git LFS"),
+        (b"/annex/objects/SHA256E-s1024--0f343b.png\n", "is a pointer of git-annex"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "is a HEIF or MP4 file, not a PNG"),
+        (
+            encode_picture(FRAMES[0], "AVIF", save_all=True, append_images=FRAMES[1:]),
+            "is an AVIF file of more than",
+        ),
+        (encode_picture(BIG, "BMP")[:-20], "is a BMP file that cannot be decoded"),
+        (encode_picture(BIG, "JPEG2000")[:-200], "is a JPEG 2000 file that cannot be decoded"),
+        (encode_picture(BIG, "AVIF")[:-20], "is an AVIF file that cannot be decoded"),
         (encode_picture(BIG, "PPM"), "is of no known format, not a PNG"),
         (make_bomb(9500), "has 9500 x 9500 = 90250000 pixels; 50000000 is the most"),
         (make_bomb(20000), "has 20000 x 20000 = 400000000 pixels; 50000000 is the most"),
@@ -496,7 +635,36 @@ WHOLE = {
     "LZW TIFF": encode_picture(BIG, "TIFF", compression="tiff_lzw"),
     "16-bit TIFF": make_tiff(COLOR_WIDE, order=">"),
     "WebP": encode_picture(BIG, "WEBP"),
+    "BMP": encode_picture(BIG, "BMP"),
+    "JPEG 2000": encode_picture(BIG, "JPEG2000"),
+    "AVIF": encode_picture(BIG, "AVIF"),
 }
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_header_of_a_whole_picture_gives_its_size_and_decodes_nothing(kind, monkeypatch):
+    width, height = decode_picture(WHOLE[kind], name="x", mask_alpha="black").size
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
+    size = check_header(io.BytesIO(WHOLE[kind]), name="x", mask_alpha="black")
+    assert sorted(size) == sorted((width, height))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"text", "is text"),
+        (encode_picture(BIG.convert("CMYK"), "JPEG"), "CMYK pixels"),
+        (make_bomb(9500), "is the most"),
+        (encode_picture(Image.fromarray(np.dstack([PIXELS, ALPHA])), "PNG"), "has transparency"),
+        (encode_picture(BIG, "PNG")[:20], "cannot be decoded"),
+        (make_tiff(COLOR_WIDE, planar=2), "one plane a channel"),
+    ],
+)
+def test_what_a_header_shows_is_refused_as_the_picture_would_be(data, message):
+    for check in (lambda: check_header(io.BytesIO(data), name="x", mask_alpha="none"), lambda: decode(data, "none")):
+        with pytest.raises(StimulusError, match=message):
+            check()
 
 
 @pytest.mark.parametrize("kind", WHOLE)

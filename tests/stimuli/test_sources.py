@@ -20,7 +20,7 @@ from support.pictures import put_pictures
 
 from xact.errors import RequestError, StimulusError
 from xact.labels import StimulusTable
-from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, TableStimuli
+from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, NpyStimuli, TableStimuli
 from xact.stimuli import base as stimuli
 from xact.stimuli.base import check_table, hash_stimulus
 from xact.stimuli.open import open_stimuli
@@ -91,6 +91,10 @@ def test_reading_gives_the_bytes_of_the_row(tmp_path):
         (["[x]"], ["x/a"], "a glob of one"),
         (["*", "y/deep"], ["x/a", "y/a", "y/deep/a"], "a glob beside a name"),
         (["**/deep"], ["y/deep/a"], "a deep glob"),
+        (["**/"], ["root/top", "x/a", "y/a", "y/deep/a"], "every folder that holds a match"),
+        ("**/", ["root/top", "x/a", "y/a", "y/deep/a"], "one glob as a text"),
+        ("x", ["x/a"], "one folder as a text"),
+        (["y/**"], ["y/a", "y/deep/a"], "every one below a folder, and itself"),
         ({"left": "x", "right": "y"}, ["left/a", "right/a"], "the mapping's keys are the conditions"),
         ({"all": "."}, ["all/top"], "a mapping always gives a prefix"),
     ],
@@ -98,6 +102,55 @@ def test_reading_gives_the_bytes_of_the_row(tmp_path):
 def test_folders_become_conditions(tmp_path, folders, ids, reason):
     put_pictures(tmp_path, "s/top.png", "s/x/a.png", "s/y/a.png", "s/y/deep/a.png", "s/.git/a.png")
     assert open_folder(tmp_path, root="s", folders=folders).table.ids == ids, reason
+
+
+def test_two_stars_leave_out_folders_without_a_match_and_keep_the_prefix(tmp_path):
+    put_pictures(tmp_path, "s/top.png", "s/x/y/z.txt", "s/.git/a.png", "s/out.zarr/a.png")
+    assert open_folder(tmp_path, root="s", folders="**/").table.ids == ["root/top"]
+    with pytest.raises(RequestError, match=r"no folder under '.*s/x' holds a file that matches '\*.png'"):
+        open_folder(tmp_path, root="s/x", folders="**/")
+    with pytest.raises(RequestError, match=r"no file in '.*s/x' matches"):
+        open_folder(tmp_path, root="s", folders=["*/"])
+
+
+@pytest.mark.parametrize(
+    ("files", "keys", "hint"),
+    [
+        (["x/a.png", "y/b.png"], {}, 'its folders hold such files: stimuli.folders: ["*/"]'),
+        (["x/a.png", "y/d/b.png"], {}, 'its folders hold such files: stimuli.folders: ["**/"]'),
+        (["x/d/a.png"], {"folders": ["x"]}, 'its folders hold such files: stimuli.folders: ["x/*/"]'),
+        (["x/d/a.png", "y/a.png"], {"folders": ["*/"]}, 'its folders hold such files: stimuli.folders: ["**/"]'),
+        (["x/a.jpg"], {}, "set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli"),
+        (["x.zarr/a.png", "__MACOSX/a.png"], {}, "set stimuli.pattern, for example '*.jpg', or name only the folders"),
+    ],
+)
+def test_the_hint_for_a_folder_without_a_match_says_where_the_pictures_are(tmp_path, files, keys, hint):
+    put_pictures(tmp_path, *files)
+    with pytest.raises(RequestError, match="no file in") as caught:
+        open_folder(tmp_path, **keys)
+    assert caught.value.hint.startswith(hint)
+
+
+def test_other_pictures_beside_the_pattern_are_counted_in_a_note(tmp_path):
+    put_pictures(tmp_path, "intact/a.png", "intact/b.jpg", "intact/.c.jpg", "intact/Thumbs.db", "intact/t.csv")
+    put_pictures(tmp_path, "x/a.png", "x/a.TIF", "x/b.jpg", "x/d/c.jpg", "y/a.png", "__MACOSX/._a.png")
+    notes = open_folder(tmp_path, folders=["intact"]).notes
+    assert notes == ["1 .jpg in intact is not in the pattern (*.png)"]
+    assert open_folder(tmp_path, folders=["*/"]).notes == [
+        "2 .jpg in 2 folders (intact, x) are not in the pattern (*.png)",
+        "1 .tif in x is not in the pattern (*.png)",
+    ]
+    assert open_folder(tmp_path, folders=["x"], pattern="**/*.png").notes[0].startswith("2 .jpg in x are not")
+    assert open_folder(tmp_path, folders=["**/"], limit=1).notes[0].startswith("3 .jpg in 3 folders (intact, x, x/d)")
+    assert open_folder(tmp_path, folders=["intact"], pattern=["*.png", "*.jpg"]).notes == []
+
+
+def test_what_other_programs_leave_beside_pictures_is_never_a_stimulus(tmp_path):
+    put_pictures(tmp_path, "x/a.png", "x/.DS_Store", "x/._a.png", "x/Thumbs.db", "x/desktop.ini")
+    put_pictures(tmp_path, "__MACOSX/x/b.png", "__MACOSX/b.png", "x/__MACOSX/b.png")
+    assert open_folder(tmp_path, folders=["*/"], pattern="*").table.ids == ["x/a"]
+    assert open_folder(tmp_path, folders=["**/"]).table.ids == ["x/a"]
+    assert open_folder(tmp_path, pattern="**/*").table.ids == ["x/a"]
 
 
 def test_a_folder_whose_name_looks_like_a_glob_is_that_folder(tmp_path):
@@ -307,6 +360,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     [
         (os.mkfifo, "'x.png' is a named pipe, not a file"),
         (lambda path: path.symlink_to("nowhere"), "'x.png' is a link to a file that is not there"),
+        (lambda path: path.symlink_to("../.git/annex/objects/x"), "'x.png' is a link of git-annex to content that is"),
         (lambda path: path.symlink_to("/dev/null"), "'x.png' is a device, not a file"),
         (lambda path: path.symlink_to("x.png"), "'x.png' cannot be read"),
         (lambda path: socket.socket(socket.AF_UNIX).bind(str(path)), "'x.png' is a socket, not a file"),
@@ -788,8 +842,9 @@ def test_ids_come_from_a_second_data_set(tmp_path, ids, expected, reason):
         ({"x/imgBrick": IMAGES}, {}, r"the data set 'imgBrick' of .* is missing \(nearest: x/imgBrick\)"),
         ({"q": IMAGES}, {}, r"the data set 'imgBrick' of .* is missing \(it holds q\)"),
         ({"imgBrick/a": IMAGES}, {}, "the data set 'imgBrick' of .* is a group"),
-        ({"imgBrick": IMAGES.astype(np.float32)}, {}, r"has shape \(4, 6, 5, 3\) and type float32"),
-        ({"imgBrick": IMAGES.transpose(0, 3, 1, 2)}, {}, r"has shape \(4, 3, 6, 5\) and type uint8"),
+        ({"imgBrick": IMAGES.astype(np.int32)}, {}, r"has shape \(4, 6, 5, 3\) and type int32"),
+        ({"imgBrick": IMAGES.transpose(0, 3, 1, 2)[..., :3]}, {}, r"has shape \(4, 3, 6, 3\) and type uint8"),
+        ({"imgBrick": IMAGES}, {"channels": "first"}, r"has shape \(4, 6, 5, 3\) and type uint8"),
         ({"imgBrick": IMAGES[0]}, {}, r"has shape \(6, 5, 3\) and type uint8"),
         ({"imgBrick": 3}, {}, r"has shape \(\) and type int64"),
         ({"imgBrick": IMAGES[:0]}, {}, "holds no stimuli"),
@@ -809,6 +864,108 @@ def test_hdf5_files_that_hold_no_clear_stimuli_are_refused(tmp_path, datasets, k
     with pytest.raises(RequestError, match=message) as caught:
         open_hdf5(tmp_path, **keys)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "keys"),
+    [
+        (IMAGES.transpose(0, 3, 1, 2), {}),
+        (IMAGES / 255, {}),
+        ((IMAGES / 255).astype(np.float16), {}),
+        (IMAGES.transpose(0, 3, 1, 2).astype(np.float32) / 255, {"channels": "first"}),
+        (IMAGES.astype(np.float32), {"white": 255}),
+        (IMAGES.astype(np.uint16) * 257, {"white": 65535}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["h5", "npy"])
+def test_images_of_any_order_and_type_have_the_same_pixels(tmp_path, kind, images, keys):
+    source = open_array(tmp_path, kind, images, **keys)
+    for row in range(len(IMAGES)):
+        np.testing.assert_array_equal(source.read(row), IMAGES[row])
+        assert source.stamp(row).nbytes == images[row].nbytes
+
+
+@pytest.mark.parametrize("kind", ["h5", "npy"])
+def test_images_with_alpha_and_grey_ones_keep_their_channels(tmp_path, kind):
+    rgba = np.concatenate([IMAGES, IMAGES[..., :1]], axis=-1)
+    for images, wanted in ((rgba, rgba), (rgba.transpose(0, 3, 1, 2), rgba), (IMAGES[..., :1], IMAGES[..., 0])):
+        np.testing.assert_array_equal(open_array(tmp_path, kind, images).read(2), wanted[2])
+    np.testing.assert_array_equal(open_array(tmp_path, kind, IMAGES[..., 0]).read(2), IMAGES[2, ..., 0])
+
+
+def open_array(tmp_path: Path, kind: str, images: np.ndarray, **keys: object) -> stimuli.StimulusSource:
+    if kind == "h5":
+        (tmp_path / "s.h5").unlink(missing_ok=True)
+        write_hdf5(tmp_path / "s.h5", {"imgBrick": images})
+        return open_hdf5(tmp_path, **keys)
+    np.save(tmp_path / "s.npy", images)
+    return open_npy(tmp_path, **keys)
+
+
+def open_npy(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+    return open_stimuli(NpyStimuli(source="npy", **{"file": "s.npy", **keys}), tmp_path)
+
+
+def test_rows_of_a_npy_file_are_stimuli(tmp_path):
+    np.save(tmp_path / "s.npy", IMAGES)
+    source = open_npy(tmp_path, limit=3)
+    assert source.table == StimulusTable(
+        ids=["00000", "00001", "00002"],
+        conditions=["all"] * 3,
+        stems=["00000", "00001", "00002"],
+        files=["s.npy[0]", "s.npy[1]", "s.npy[2]"],
+        columns={},
+    )
+    source.read(1)
+    np.save(tmp_path / "s.npy", IMAGES[:, :5])
+    os.utime(tmp_path / "s.npy", ns=(1, 1))
+    with pytest.raises(StimulusError, match=r"s\.npy has changed since it was listed"):
+        source.read(1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", r"'.*s\.npy' is no \.npy file"),
+        (b"no", r"'.*s\.npy' is no \.npy file"),
+        (b"\x93NUMPY", r"'.*s\.npy' cannot be read as \.npy"),
+        (b"\x93NUMPY\1\0\xff\xff", r"'.*s\.npy' cannot be read as \.npy"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"'.*s\.npy' is a pointer of Git LFS"),
+        (np.array([IMAGES, None], dtype=object), r"'.*s\.npy' cannot be read as \.npy"),
+        (IMAGES[0], r"the array of '.*s\.npy' has shape \(6, 5, 3\) and type uint8"),
+        (np.asfortranarray(IMAGES), r"the array of '.*s\.npy' is in Fortran order"),
+        (np.array(["a.png"]), r"has shape \(1,\) and type <U5"),
+    ],
+)
+def test_npy_files_that_hold_no_clear_stimuli_are_refused(tmp_path, data, message):
+    if isinstance(data, bytes):
+        (tmp_path / "s.npy").write_bytes(data)
+    else:
+        np.save(tmp_path / "s.npy", data)
+    with pytest.raises(RequestError, match=message) as caught:
+        open_npy(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_archive_of_arrays_is_refused_with_the_way_to_make_one_array(tmp_path):
+    np.savez(tmp_path / "s.npz", images=IMAGES)
+    with pytest.raises(RequestError, match=r"is an \.npz archive") as caught:
+        open_npy(tmp_path, file="s.npz")
+    assert caught.value.hint.startswith("np.save(")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.symlink_to("../.git/annex/objects/x"), "is a link of git-annex to content that is not here"),
+        (lambda path: path.write_bytes(b"/annex/objects/x\n"), "is a pointer of git-annex, not the file itself"),
+    ],
+)
+def test_a_file_of_images_whose_content_is_elsewhere_is_called_so(tmp_path, make, message):
+    make(tmp_path / "s.h5")
+    with pytest.raises(RequestError, match=message) as caught:
+        open_hdf5(tmp_path)
+    assert "git annex get" in caught.value.hint
 
 
 def test_an_hdf5_file_that_is_gone_after_listing_is_refused(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xact.building.prepare import PreparedBuild
@@ -61,6 +62,8 @@ class Estimate:
     free_nbytes: int
     columns: tuple[ColumnType, ...] = ()
     """How each column of the stimuli was read."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """{stimulus: why it cannot be read}."""
 
     @property
     def warnings(self) -> list[str]:
@@ -112,6 +115,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
             describe_column(name, plan.stimuli.column_types[name], cells)
             for name, cells in plan.stimuli.columns.items()
         ),
+        unreadable={stimulus: error.tell() for stimulus, error in prepared.unreadable.items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +12,17 @@ from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
-from xact.errors import MismatchError, RequestError, WeightsError
-from xact.labels import StoreRow
+from xact.errors import MismatchError, RequestError, StimulusError, WeightsError
+from xact.labels import SourceRow, StoreRow
 from xact.models.base import Weights
+from xact.models.device import count_workers
 from xact.models.load import check_allowed, check_fit, check_gate, find_weights
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
+from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
+from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.hold import check_writable
 from xact.store.journal import State, load_state
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
@@ -46,6 +49,8 @@ class PreparedBuild:
     """False if the store is read-only."""
     left_out: frozenset[StoreRow] = frozenset()
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
+    unreadable: Mapping[str, StimulusError] = field(default_factory=dict)
+    """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
 
     @property
     def n_rows_left(self) -> int:
@@ -58,15 +63,27 @@ class PreparedBuild:
         return self.stored.is_committed and self.n_rows_left == 0 and self.plan.generation == self.stored.committed
 
 
-def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
-    """Plan a build without downloads and without reading captions; its devices may be absent."""
+def prepare_plan(
+    loaded: LoadedRecipe,
+    store: Path,
+    *,
+    allow_code: bool,
+    decode: bool = False,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+) -> PreparedBuild:
+    """Plan a build without downloads and without reading captions; its devices may be absent.
+
+    Find the pictures that cannot be read: by their headers, or with `decode` by decoding them; `watch(n)` receives
+    their number and returns a function that receives the number of checked ones.
+    """
     asked = _list_asked(loaded, store, allow_code=allow_code)
     surveyed = _Surveyed()
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
             surveyed.models.append(_plan_model(asked, spec, stored, device=name_device_kind(spec, stored)))
-    return _lay_plan(asked, surveyed, reads_captions=False)
+    prepared = _lay_plan(asked, surveyed, reads_captions=False)
+    return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
 
 
 def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
@@ -77,6 +94,10 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
     asked = _list_asked(loaded, store, allow_code=allow_code)
     if not asked.stored.is_committed:  # before a download
         check_writable(store, may_write=may_write)
+    if loaded.recipe.on_error == "stop":
+        unreadable = _find_unreadable(asked)
+        if unreadable:
+            raise make_unreadable_error(unreadable, len(asked.source.table))
     surveyed = _Surveyed()
     for spec in asked.specs.values():  # report terms that the user must accept before the first download
         if asked.find_stored(spec.label) is None:
@@ -112,6 +133,23 @@ class _Asked:
         """Return the planned model whose values the store has under a label, or None."""
         return None if self.stored.plan is None or model in self.empty.models else self.stored.plan.find_model(model)
 
+    def find_done(self, model: str) -> set[str]:
+        """Return the ids of the stimuli whose values of a model the store has."""
+        plan = self.stored.plan
+        if plan is None or self.find_stored(model) is None:
+            return set()
+        return {
+            one
+            for one, is_there in zip(plan.stimuli.ids, self.stored.find_present(model, plan), strict=True)
+            if is_there
+        }
+
+    def find_rows_left(self) -> list[SourceRow]:
+        """Return the rows of the source that a network of the recipe has still to be shown."""
+        done = [self.find_done(label) for label in self.specs]
+        common = set.intersection(*done) if done else set()
+        return [SourceRow(row) for row, one in enumerate(self.source.table.ids) if one not in common]
+
     def find_left_out(self, ids: Sequence[str]) -> frozenset[StoreRow]:
         """Return the rows of the stimuli that the recipe does not name; `ids` are those of the store."""
         named = set(self.source.table.ids)
@@ -142,7 +180,8 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
     """List the stimuli, read the journals, resolve the networks; refuse settings that differ from the store's."""
     stored = load_state(store)
     held = {} if stored.plan is None else stored.plan.stimuli.column_types
-    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=loaded.recipe.on_error == "skip", held=held)
+    # the headers of pictures are read later
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=True, held=held)
     loaded = adopt_replicates(loaded, source)
     if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early
         _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
@@ -170,12 +209,31 @@ def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
 
     Weights in the user's own file are always checked, because the file may have changed.
     """
-    old = asked.stored.plan
-    if old is None or old.find_model(model.label) is None or spec.weights not in ("pretrained", "random"):
+    if spec.weights not in ("pretrained", "random"):
         return False
-    present = asked.stored.find_present(model.label, old)
-    done = {one for one, is_there in zip(old.stimuli.ids, present, strict=True) if is_there}
-    return done.issuperset(asked.source.table.ids)
+    return asked.find_done(model.label).issuperset(asked.source.table.ids)
+
+
+def _find_unreadable(
+    asked: _Asked,
+    *,
+    decode: bool = False,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+) -> dict[str, StimulusError]:
+    """Return {stimulus: why it cannot be read} of the pictures that are to be captured."""
+    block = asked.loaded.recipe.stimuli
+    if not isinstance(block, PictureBlock):
+        return {}
+    rows = asked.find_rows_left()
+    return find_unreadable(
+        asked.source,
+        rows,
+        mask_alpha=block.mask_alpha,
+        border=block.border,
+        n_threads=count_workers(asked.loaded.recipe.compute.workers),
+        decode=decode,
+        progress=watch(len(rows)),
+    )
 
 
 def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:

@@ -29,12 +29,21 @@ from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import draw_all_amounts
 from xact.capture.values_version import VALUES_VERSION
 from xact.disk.durable import sweep_partial
-from xact.errors import CaptureError, DeviceMemoryError, MismatchError, UnsteadyError, WeightsError, make_command
+from xact.errors import (
+    CaptureError,
+    DeviceMemoryError,
+    MismatchError,
+    StimulusError,
+    UnsteadyError,
+    WeightsError,
+    make_command,
+)
 from xact.models.base import Network
 from xact.models.device import name_hardware
 from xact.models.global_state import keep_global_state
 from xact.models.load import load_network
 from xact.stimuli.base import hash_stimulus
+from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import State, TaskRecord, remove_older
 from xact.store.plan import Plan, PlannedModel
@@ -84,6 +93,8 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
             if prepared.tasks.get(model.label):
                 try:
                     run_model(prepared, model, writer, outcome, progress)
+                except StimulusError as error:  # on_error is `stop`
+                    raise add_hint(error, SKIP_HINT) from None
                 except (CaptureError, WeightsError) as error:
                     if prepared.loaded.recipe.on_error == "stop":
                         raise

@@ -26,7 +26,7 @@ from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError, StimulusError
 from xact.labels import SourceRow
-from xact.models.device import get_kind, resolve_device
+from xact.models.device import count_workers, get_kind, resolve_device
 from xact.recipe.load import load_recipe
 from xact.recipe.schema import CaptionRecipe, LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock, get_pictures
@@ -34,6 +34,7 @@ from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.pictures import make_pictures
 from xact.stimuli.sources.datasets import add_index_columns
+from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.merge import flatten_leaves
 from xact.store.neutral import drop_neutral
 
@@ -137,8 +138,7 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
         temperature=asked.temperature,
     )
     engine.check(settings)
-    skip = recipe.on_error == "skip"
-    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder, skip=skip)
+    source = open_stimuli(recipe.stimuli.model_copy(update={"limit": None}), loaded.folder, skip=True)
     return CaptionJob(
         loaded=loaded,
         prompt=prompt,
@@ -180,6 +180,7 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
         missing = run.find_missing()
         if missing:
             check_writable(job.output)
+            _refuse_unreadable(job, sorted(missing))
             captioner = _load_captioner(job, held)
             tell = watch(len(missing))
             for batch in _make_batches(job.n_stimuli, job.batch_size):
@@ -189,6 +190,22 @@ def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> 
                     tell(len(fresh))
         n_added = len(table.captions) - n_before
         return CaptionOutcome(job.output, job.review_file, n_added, run.find_problems(), job.source.notes)
+
+
+def _refuse_unreadable(job: CaptionJob, rows: Sequence[int]) -> None:
+    """Refuse all pictures whose headers cannot be read at once, unless the recipe skips them."""
+    recipe = job.loaded.recipe
+    if recipe.on_error == "skip":
+        return
+    unreadable = find_unreadable(
+        job.source,
+        [SourceRow(row) for row in rows],
+        mask_alpha=job.pictures.mask_alpha,
+        border=job.pictures.border,
+        n_threads=count_workers(recipe.compute.workers),
+    )
+    if unreadable:
+        raise make_unreadable_error(unreadable, job.n_stimuli, hint="on_error: skip lists them and goes on")
 
 
 @dataclass(frozen=True)

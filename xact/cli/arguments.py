@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     build.add_argument("--yes", action="store_true", help="do not ask before a large build")
     plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)
+    plan.add_argument("--check", action="store_true", help="decode every picture; end with 1 if one cannot be")
     plan.add_argument("--json", action="store_true", help="print JSON")
     models = add("models", run_models, "List the networks of the registry, or describe one in full.")
     models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")

@@ -20,6 +20,7 @@ from xact.cli.terminal import (
     show_note,
     show_outcome,
     show_table,
+    show_unreadable,
     show_warnings,
     write_err,
     write_out,
@@ -68,10 +69,11 @@ def run_build(options: argparse.Namespace) -> int:
 
 
 def run_plan(options: argparse.Namespace) -> int:
-    """Show what build would do."""
+    """Show what build would do; with --check, return 1 if a picture cannot be decoded."""
     from xact.building.api import make_overrides
     from xact.building.estimate import estimate
     from xact.building.prepare import prepare_plan
+    from xact.cli.progress import Progress
     from xact.disk.paths import expand_path
     from xact.recipe.load import load_recipe
     from xact.store.hold import check_store_path
@@ -79,7 +81,9 @@ def run_plan(options: argparse.Namespace) -> int:
     loaded = load_recipe(options.recipe, make_overrides(**get_overrides(options)))
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
-    prepared = prepare_plan(loaded, store, allow_code=options.allow_code)
+    with Progress() as progress:
+        watch = progress.start if options.check else lambda _total: lambda _n: None  # headers are read at once
+        prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, watch=watch)
     show_warnings(prepared.source.notes)
     estimated = estimate(prepared)
     if options.json:
@@ -87,7 +91,9 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         show_estimate(estimated)
     show_warnings(estimated.warnings)
-    return 0
+    if estimated.unreadable:
+        show_unreadable(estimated, is_error=options.check, on_error=loaded.recipe.on_error)
+    return 1 if options.check and estimated.unreadable else 0
 
 
 def run_models(options: argparse.Namespace) -> int:

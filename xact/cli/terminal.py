@@ -162,6 +162,17 @@ MOST_SHOWN = 20
 """Most lines of models and stimuli that a command prints."""
 
 
+def show_unreadable(estimated: Estimate, *, is_error: bool, on_error: str) -> None:
+    """Print the stimuli of a plan that cannot be read, and what a build would do."""
+    lines = [f"unreadable: {stimulus}: {reason}" for stimulus, reason in estimated.unreadable.items()]
+    more = [f"… and {len(lines) - MOST_SHOWN} more; --json lists all"] if len(lines) > MOST_SHOWN else []
+    write_err(make_lines([*lines[:MOST_SHOWN], *more]))
+    what = "records them as failed" if on_error == "skip" else "refuses them (on_error: skip goes on)"
+    kind = "error" if is_error else "warning"
+    found = f"{len(lines)} of {estimated.n_stimuli} stimuli cannot be read: a build {what}"
+    write_err(make_lines([f"{kind}: {found}"]))
+
+
 def show_note(note: str) -> None:
     """Print a note as a line."""
     write_err(make_lines([f"note: {note}"]))

@@ -11,7 +11,8 @@ from xact.errors import RequestError
 from xact.recipe.blocks import Block, FileName, Text, name_yaml_kind
 
 Folders = Annotated[
-    Annotated[list[Text], Field(min_length=1), Tag("list")]
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(min_length=1), Tag("list")]
     | Annotated[dict[Text, Text], Field(min_length=1), Tag("mapping")],
     Discriminator(name_yaml_kind),
 ]
@@ -79,7 +80,7 @@ class FolderStimuli(PictureBlock):
     root: str = "."
     """Root folder, relative to the recipe file."""
     folders: Folders = ["."]
-    """Names or globs of folders, or {condition: folder}."""
+    """Name or glob of folders, a list of these, or {condition: folder}; `**/` is every folder that holds a match."""
     pattern: Patterns = "*.png"
     """Glob of file names inside a folder, or a list of globs."""
     dataset: FileName = "folder"
@@ -106,8 +107,17 @@ class TableStimuli(PictureBlock):
     """Name of the data set in `.pt` exports."""
 
 
-class Hdf5Stimuli(PictureBlock):
-    """An array of images (n, height, width, 3), uint8, in an HDF5 file."""
+class ArrayBlock(PictureBlock):
+    """Keys of every array of images: (n, height, width, channel), (n, channel, height, width) or (n, height, width)."""
+
+    channels: Literal["first", "last"] | None = None
+    """Axis of the 3, 4 (alpha) or 1 channels, where the shape does not tell it."""
+    white: float | None = Field(None, gt=0)
+    """Number that is white (0 is black); default: 255 of uint8, 1 of floats."""
+
+
+class Hdf5Stimuli(ArrayBlock):
+    """An array of images in an HDF5 file."""
 
     source: Literal["hdf5"]
     file: Text
@@ -116,6 +126,16 @@ class Hdf5Stimuli(PictureBlock):
     """Data set with the images."""
     id: str | None = None
     """Data set with the ids; default: the id is the index, in five digits."""
+
+
+class NpyStimuli(ArrayBlock):
+    """An array of images in a NumPy file `.npy`; the id is the index, in five digits."""
+
+    source: Literal["npy"]
+    file: Text
+    """Relative to the recipe file."""
+    dataset: FileName = "npy"
+    """Name of the data set in `.pt` exports."""
 
 
 class NsdStimuli(PictureBlock):
@@ -182,7 +202,14 @@ class CaptionsStimuli(StimuliBlock):
 
 
 Stimuli = Annotated[
-    FolderStimuli | TableStimuli | Hdf5Stimuli | NsdStimuli | Bold5000Stimuli | ThingsStimuli | CaptionsStimuli,
+    FolderStimuli
+    | TableStimuli
+    | Hdf5Stimuli
+    | NpyStimuli
+    | NsdStimuli
+    | Bold5000Stimuli
+    | ThingsStimuli
+    | CaptionsStimuli,
     Field(discriminator="source"),
 ]
 

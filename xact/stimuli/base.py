@@ -11,14 +11,15 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from xact.disk.digest import FileStamp, name_file_kind
 from xact.disk.paths import MAX_NAME_NBYTES
-from xact.errors import RequestError, StimulusError
+from xact.disk.pointers import find_pointer_at
+from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import RESERVED_COLUMNS, Column, Kind, SourceRow, StimulusTable, check_label, fold_label
 from xact.stimuli.written_names import DiskNames, write_path
 from xact.store.check_metadata import count_text_nbytes, find_text_fault
@@ -30,6 +31,7 @@ SOURCES: Mapping[str, str] = {
     "folder": "xact.stimuli.sources.folder",
     "table": "xact.stimuli.sources.table",
     "hdf5": "xact.stimuli.sources.hdf5",
+    "npy": "xact.stimuli.sources.npy",
     "nsd": "xact.stimuli.sources.nsd",
     "bold5000": "xact.stimuli.sources.bold5000",
     "things": "xact.stimuli.sources.things",
@@ -81,15 +83,22 @@ class StimulusSource(Protocol):
 class ListedStimuli(StimulusSource, Protocol):
     """All stimuli of a source, before the recipe's columns, fields, where and limit. Not checked yet."""
 
-    @property
-    def notes(self) -> Sequence[str]:
-        """Notes to the user about the source."""
-        ...
-
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist.
 
         With `skip`, a stimulus that exists and cannot be read is left to the build, which records it.
+        """
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Notes to the user about what was listed."""
+        ...
+
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int] | None:
+        """Return (width, height) of the picture in a file, from its header; None if there is nothing more to check.
+
+        Raise StimulusError if the header shows that the file cannot be decoded.
         """
         ...
 
@@ -104,6 +113,7 @@ class FileSource:
     root: str
     """Root folder of the paths in `table.files`."""
     notes: Sequence[str] = ()
+    """Notes to the user about what was listed."""
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
@@ -135,6 +145,17 @@ class FileSource:
             )
         for row in [] if skip else rows:
             self.stamp(row)
+
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int]:
+        """Return (width, height) of a picture; StimulusError if its header shows that it cannot be decoded."""
+        from xact.stimuli.decode import check_header  # listing needs no Pillow
+
+        name = self.table.files[row]
+        try:
+            with open_file(self.paths[row], name=name) as file:
+                return check_header(file, name=name, mask_alpha=mask_alpha)
+        except OSError as error:
+            raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
 
     def close(self) -> None:
         """Do nothing: each read closes its file."""
@@ -177,6 +198,10 @@ class ChosenStimuli:
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
         self.listing.check([self.rows[row] for row in rows], skip=skip)
+
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int] | None:
+        """Return (width, height) of a picture; StimulusError if its header shows that it cannot be decoded."""
+        return self.listing.check_header(self.rows[row], mask_alpha=mask_alpha)
 
     def close(self) -> None:
         """Close open files. A later read is an error."""
@@ -260,6 +285,21 @@ def resolve_path(path: str, start: Path) -> Path:
     return DiskNames().find(write_path(path, start))
 
 
+def find_file(file: str, folder: Path) -> Path:
+    """Return the path of `stimuli.file`; RequestError if there is no such file, or only a pointer to its content."""
+    path = resolve_path(file, folder)
+    pointer = find_pointer_at(path)
+    if pointer is not None:
+        raise RequestError(f"{str(path)!r} is {pointer[0]}", hint=pointer[1])
+    if not path.is_file():
+        names = [found.name for found in path.parent.glob("*") if found.is_file()]
+        raise RequestError(
+            f"there is no file {str(path)!r}{make_nearest_text(path.name, names)}",
+            hint="stimuli.file is relative to the recipe file",
+        )
+    return path
+
+
 def make_file_label(path: Path, root: Path) -> str:
     """Return the path relative to `root` if it is inside, else the whole path, with `/` between its parts."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
@@ -300,10 +340,8 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
         found = path.stat()
     except FileNotFoundError:
         if path.is_symlink():
-            raise StimulusError(
-                f"{name!r} is a link to a file that is not there",
-                hint="get that file, e.g. datalad get, or leave it out",
-            ) from None
+            what, hint = find_pointer_at(path) or ("a link to a file that is not there", "get that file")
+            raise StimulusError(f"{name!r} is {what}", hint=f"{hint}, or leave it out") from None
         raise StimulusError(f"{name!r} is not there", hint="put it back, or leave it out") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -312,16 +350,25 @@ def stamp_file(path: Path, *, name: str) -> FileStamp:
     return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
-def read_file(path: Path, *, name: str) -> bytes:
-    """Return the bytes of a regular file; raise StimulusError for anything else. Never blocks on a pipe."""
-    nbytes = stamp_file(path, name=name).nbytes
+def open_file(path: Path, *, name: str) -> BinaryIO:
+    """Open a regular file; raise StimulusError for anything else. Never blocks on a pipe."""
+    stamp_file(path, name=name)
     try:
         # a pipe put in the file's place meanwhile would hang an ordinary open
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            data = b"" if nbytes > MAX_FILE_NBYTES else file.read(MAX_FILE_NBYTES + 1)
     except OSError as error:
         raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, *, name: str) -> bytes:
+    """Return the bytes of a regular file; raise StimulusError for anything else. Never blocks on a pipe."""
+    with open_file(path, name=name) as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        try:
+            data = b"" if nbytes > MAX_FILE_NBYTES else file.read(MAX_FILE_NBYTES + 1)
+        except OSError as error:
+            raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
     if max(nbytes, len(data)) > MAX_FILE_NBYTES:
         raise StimulusError(f"{name!r} has {max(nbytes, len(data))} bytes; {MAX_FILE_NBYTES} is the most")
     return data

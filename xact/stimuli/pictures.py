@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision.transforms import functional as F
 
 from xact.recipe.schema import ColorJitter, Jitter, ShiftJitter
-from xact.stimuli.decode import Array, check_size, decode_picture
+from xact.stimuli.arrays import Array
+from xact.stimuli.decode import check_size, decode_picture
 
 
 def make_pictures(
@@ -29,8 +30,13 @@ def make_pictures(
     exactly one complete picture.
     """
     picture = decode_picture(data, name=name, mask_alpha=mask_alpha)
-    check_size(*_add_border_to_size(picture.size, border), name=name, what=f"with its border of {border:g} ")
+    check_border(picture.size, border, name=name)
     return make_replicates(add_border(picture, border), amounts, n_replicates=n_replicates)
+
+
+def check_border(size: tuple[int, int], border: float, *, name: str) -> None:
+    """Refuse a picture of (width, height) that its border would make too large."""
+    check_size(*_add_border_to_size(size, border), name=name, what=f"with its border of {border:g} ")
 
 
 def add_border(picture: Image.Image, border: float) -> Image.Image:

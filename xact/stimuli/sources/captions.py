@@ -62,6 +62,9 @@ class CaptionSource:
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
 
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> None:
+        """Do nothing: a caption has no header."""
+
     def close(self) -> None:
         """Do nothing: all captions are in memory."""
 

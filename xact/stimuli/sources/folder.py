@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
@@ -22,6 +23,30 @@ ROOT_CONDITION = "root"
 
 MAX_STARS = 2
 """Stars in one part of a glob that `pathlib` matches itself."""
+
+EXTENSIONS = frozenset(".png .jpg .jpeg .webp .tif .tiff .gif .bmp .jp2 .j2k .avif".split())
+"""Extensions of pictures, in lower case. A file with one that no pattern matches is noted."""
+
+JUNK = frozenset(["__macosx", "thumbs.db", "desktop.ini"])
+"""Files and folders that other programs leave beside pictures, in lower case. Hidden ones begin with a dot."""
+
+N_SEARCHED = 1000
+"""Folders that are searched for a hint about where the pictures are."""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One folder that a recipe names."""
+
+    condition: str
+    path: Path
+    item: str
+    """The name or the glob of the recipe that gave it."""
+
+    @property
+    def may_be_empty(self) -> bool:
+        """True for a folder that `**/` matched: without a matching file it is no condition."""
+        return PurePosixPath(self.item).name == "**"
 
 
 @dataclass(frozen=True)
@@ -43,43 +68,54 @@ def open_source(block: FolderStimuli, folder: Path) -> FileSource:
             f"the root folder {str(root)!r} {what}{make_nearest_text(root.name, _list_folders(root.parent))}",
             hint="set stimuli.root in the recipe, or --stimuli-root",
         )
-    folders = find_folders(block.folders, root)
+    folders = find_folders([block.folders] if isinstance(block.folders, str) else block.folders, root)
     patterns = [block.pattern] if isinstance(block.pattern, str) else block.pattern
-    found = [one for condition, where in folders for one in _find_files(condition, where, patterns, root)]
+    beside: dict[str, Counter[str]] = defaultdict(Counter)
+    found = [one for folder in folders for one in _find_files(folder, patterns, root, beside)]
+    if not found:
+        raise RequestError(
+            f"no folder under {str(root)!r} holds a file that matches {', '.join(map(repr, patterns))}",
+            hint="set stimuli.pattern, for example '*.jpg'",
+        )
     found.sort(key=lambda one: (one.condition, one.inside))
-    has_prefix = isinstance(block.folders, dict) or [where for _, where in folders] != [root]
-    return FileSource(
-        _make_table(found, root, has_prefix=has_prefix), [one.path for one in found], str(root), str(root)
-    )
+    is_root = [one.path for one in folders] == [root] and not folders[0].may_be_empty
+    has_prefix = isinstance(block.folders, dict) or not is_root
+    table = _make_table(found, root, has_prefix=has_prefix)
+    return FileSource(table, [one.path for one in found], str(root), str(root), _describe_beside(beside, patterns))
 
 
-def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[tuple[str, Path]]:
-    """Return (condition, folder) for every folder that a recipe names."""
+def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[_Folder]:
+    """Return every folder that a recipe names, with its condition."""
     named = list(asked.items()) if isinstance(asked, dict) else [(None, item) for item in asked]
-    folders = [
-        (key or _make_condition(_keep_written(item, where, root), root), where)
+    found = [
+        _Folder(key or _make_condition(_keep_written(item, where, root), root), where, item)
         for key, item in named
         for where in _expand(item, root)
     ]
-    for where, store in find_stores(where for _, where in folders).items():
+    _check_folders(found, has_keys=isinstance(asked, dict))
+    return found
+
+
+def _check_folders(folders: Sequence[_Folder], *, has_keys: bool) -> None:
+    """Refuse a folder in a store, a folder that is named twice, and two folders of one condition without a key."""
+    for where, store in find_stores(one.path for one in folders).items():
         raise RequestError(
             f"the folder {str(where)!r} of stimuli.folders lies in the store {str(store)!r}",
             hint="the files of a store are not stimuli: name the folders that hold stimuli",
         )
     by_path: dict[str, Path] = {}
     by_condition: dict[str, Path] = {}
-    for condition, where in folders:
+    for condition, where in ((one.condition, one.path) for one in folders):
         true_path = os.path.realpath(where)
         if true_path in by_path:
             raise RequestError(f"the folder {str(where)!r} is named twice in stimuli.folders")
         other = by_condition.setdefault(condition, where)
-        if other is not where and not isinstance(asked, dict):
+        if other is not where and not has_keys:
             raise RequestError(
                 f"the folders {str(other)!r} and {str(where)!r} would both be the condition {condition!r}",
                 hint="name the conditions: folders: {condition: folder}",
             )
         by_path[true_path] = where
-    return folders
 
 
 def _expand(item: str, root: Path) -> list[Path]:
@@ -90,7 +126,7 @@ def _expand(item: str, root: Path) -> list[Path]:
     if not any(c in item for c in "*?["):
         raise RequestError(
             f"there is no folder {item!r} under {str(root)!r}{make_nearest_text(item, _list_folders(root))}",
-            hint="stimuli.folders are relative to stimuli.root",
+            hint='stimuli.folders are relative to stimuli.root; "*/" names all folders there',
         )
     start = Path(where.anchor) if Path(item).is_absolute() else root
     found = _glob(start, item.removeprefix(where.anchor) if start is not root else item)
@@ -168,8 +204,13 @@ def _make_condition(where: Path, root: Path) -> str:
     return where.name
 
 
-def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path) -> list[_Found]:
-    """Return the files of one folder that match a pattern."""
+def _find_files(folder: _Folder, patterns: Iterable[str], root: Path, beside: dict[str, Counter[str]]) -> list[_Found]:
+    """Return the files of one folder that match a pattern.
+
+    Add the number of other pictures that differ from a pattern by their extension to `beside`: {extension: {condition:
+    number}}.
+    """
+    where = folder.path
     try:
         next(where.iterdir(), None)  # a glob treats an unreadable folder as empty
     except OSError as error:
@@ -181,32 +222,77 @@ def _find_files(condition: str, where: Path, patterns: Iterable[str], root: Path
         matched.update(path for path in _glob(where, pattern) if not _is_hidden(path, where))
     stores = find_stores(path.parent for path in matched)
     files = sorted(path for path in matched if path.parent not in stores and not path.is_dir())
-    if not files:
+    if not files and not folder.may_be_empty:
         raise RequestError(
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",
-            hint="set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
+            hint=_propose(folder, root, list(patterns))
+            or "set stimuli.pattern, for example '*.jpg', or name only the folders that hold stimuli",
         )
+    others: set[Path] = set()
     for pattern in patterns:
-        near = sorted(path for path in set(_glob(where, _fold_extension(pattern))) - matched if not path.is_dir())
-        stores = find_stores(path.parent for path in near)
-        for path in (path for path in near if path.parent not in stores and not _is_hidden(path, where)):
+        near = _find_near(where, pattern, matched)
+        for path in (path for path in near if path.suffix.lower() == PurePosixPath(pattern).suffix.lower()):
             raise RequestError(
                 f"the file {str(path)!r} would be left out: it differs from {pattern!r} only in upper or lower case",
                 hint=f"add {pattern.rpartition('.')[0] + path.suffix!r} to stimuli.pattern, or rename the file",
             )
+        others.update(near)
+    for path in others:
+        beside[path.suffix.lower()][folder.condition] += 1
     found = []
     for path in files:
         _check_decodable(make_file_label(path, root))
-        found.append(_Found(condition, path.relative_to(where).as_posix(), path))
+        found.append(_Found(folder.condition, path.relative_to(where).as_posix(), path))
     return found
 
 
-def _fold_extension(pattern: str) -> str:
-    """Return the pattern with its extension in upper and lower case: `*.png` -> `*.[pP][nN][gG]`."""
+def _find_near(where: Path, pattern: str, matched: set[Path]) -> list[Path]:
+    """Return the pictures in a folder that a pattern would match if it had their extension."""
     stem, dot, extension = pattern.rpartition(".")
     if not dot or not extension.isalnum():
-        return pattern
-    return f"{stem}.{''.join(f'[{c.lower()}{c.upper()}]' if c.isalpha() else c for c in extension)}"
+        return []
+    wanted = EXTENSIONS | {f".{extension.lower()}"}
+    others = (path for path in set(_glob(where, f"{stem}.*")) - matched if path.suffix.lower() in wanted)
+    near = sorted(path for path in others if not path.is_dir() and not _is_hidden(path, where))
+    stores = find_stores(path.parent for path in near)
+    return [path for path in near if path.parent not in stores]
+
+
+def _describe_beside(beside: dict[str, Counter[str]], patterns: Sequence[str]) -> list[str]:
+    """Return a note for each extension of pictures that no pattern matches."""
+    notes = []
+    for extension, counts in sorted(beside.items()):
+        n = counts.total()
+        names = list(counts)
+        where = names[0] if len(names) == 1 else f"{len(names)} folders ({', '.join(names[:3])})"
+        verb = "is" if n == 1 else "are"
+        notes.append(f"{n} {extension} in {where} {verb} not in the pattern ({', '.join(patterns)})")
+    return notes
+
+
+def _propose(folder: _Folder, root: Path, patterns: Sequence[str]) -> str | None:
+    """Return a hint if the folders below an empty folder hold files that match."""
+    where = folder.path
+    children: set[str] = set()
+    is_deep = has_empty = False
+    for at, folders, names in islice(os.walk(where), N_SEARCHED):
+        here = Path(at)
+        if is_store(here):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        inside = here.relative_to(where)
+        is_matched = any(PurePosixPath(name).match(pattern) for name in names for pattern in patterns)
+        if is_matched and len(inside.parts) == 1:
+            children.add(inside.name)
+        is_deep = is_deep or (is_matched and len(inside.parts) > 1)
+        has_empty = has_empty or (not is_matched and len(inside.parts) == 1)
+    if not children and not is_deep:
+        return None
+    is_glob = any(c in folder.item for c in "*?[")
+    start = "" if is_glob or where == root else f"{make_file_label(where, root)}/"
+    glob = f'["{start}**/"]' if is_glob or is_deep or has_empty else f'["{start}*/"]'
+    return f"its folders hold such files: stimuli.folders: {glob}"
 
 
 def _make_table(found: list[_Found], root: Path, *, has_prefix: bool) -> StimulusTable:
@@ -240,7 +326,11 @@ def _check_decodable(label: str) -> None:
 
 def _is_hidden(path: Path, start: Path) -> bool:
     parts = path.relative_to(start).parts if path.is_relative_to(start) else path.parts[-1:]
-    return any(part.startswith(".") for part in parts)
+    return any(map(_is_junk, parts))
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def _list_folders(where: Path) -> list[str]:
@@ -259,6 +349,6 @@ def _describe(where: Path) -> str:
     """Return the contents of a folder by extension, for example `12 .jpg, 3 folders`."""
     counts: Counter[str] = Counter()
     for path in where.iterdir():
-        if not path.name.startswith("."):
+        if not _is_junk(path.name):
             counts["folders" if path.is_dir() else path.suffix or "without an extension"] += 1
     return ", ".join(f"{n} {word}" for word, n in counts.most_common(5)) or "nothing"

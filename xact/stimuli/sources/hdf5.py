@@ -20,7 +20,8 @@ from xact.disk.hdf5_members import open_path, read_texts
 from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
-from xact.stimuli.base import resolve_path, stamp_file
+from xact.stimuli.arrays import Channels, check_images, make_pixels
+from xact.stimuli.base import find_file, stamp_file
 
 
 class Hdf5Source:
@@ -30,8 +31,19 @@ class Hdf5Source:
     n_replicates: ClassVar[int] = 1
     notes: ClassVar[Sequence[str]] = ()
 
-    def __init__(self, path: Path, dataset: str, table: StimulusTable, *, row_nbytes: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dataset: str,
+        table: StimulusTable,
+        *,
+        row_nbytes: int,
+        channels: Channels | None = None,
+        white: float | None = None,
+    ) -> None:
         self.table = table
+        self._channels: Channels | None = channels
+        self._white = white
         self.location = f"{path}:{dataset}"
         self._path = path
         self._dataset = dataset
@@ -52,18 +64,21 @@ class Hdf5Source:
         return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
     def read(self, row: SourceRow) -> npt.NDArray[np.uint8]:
-        """Return one row, of shape (height, width, 3) or (height, width)."""
+        """Return one picture, of shape (height, width), (height, width, 3) or (height, width, 4)."""
         try:
-            pixels: npt.NDArray[np.uint8] = self._open()[row]
+            pixels = self._open()[row]
         except (OSError, KeyError, ValueError, RuntimeError) as error:  # ValueError: the file was closed meanwhile
             found = str(error).replace(str(self._path), self._path.name)  # the error is recorded: leave the folder out
             raise StimulusError(f"{self.table.files[row]!r} of {self._path.name} cannot be read: {found}") from None
         if stamp_file(self._path, name=self._path.name) != self._opened:  # the stamp would be that of other pixels
             raise StimulusError(f"{self._path.name} has changed since it was opened", hint="run the same command again")
-        return pixels
+        return make_pixels(pixels, name=self.table.files[row], channels=self._channels, white=self._white)
 
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: `open_source` has already found the array."""
+
+    def check_header(self, row: SourceRow, *, mask_alpha: str) -> None:
+        """Do nothing: `open_source` has already checked the shape and the type of all pictures."""
 
     def close(self) -> None:
         """Close the file. A later read is an error."""
@@ -88,24 +103,26 @@ class Hdf5Source:
 
 def open_source(block: Hdf5Stimuli, folder: Path) -> Hdf5Source:
     """List the rows of the data set that a recipe names; their pixels stay on disk."""
-    path = resolve_path(block.file, folder)
-    if not path.is_file():
-        names = [found.name for found in path.parent.glob("*") if found.is_file()]
-        raise RequestError(
-            f"there is no file {str(path)!r}{make_nearest_text(path.name, names)}",
-            hint="stimuli.file is relative to the recipe file",
-        )
-    shape = load_shape(path, block.dataset)
+    path = find_file(block.file, folder)
+    with _open_file(path) as file:
+        found = _find_dataset(file, block.dataset, path)
+        shape: tuple[int, ...] = tuple(found.shape or ())
+        where = f"the data set {block.dataset!r} of {str(path)!r}"
+        check_images(shape, found.dtype, channels=block.channels, white=block.white, where=where)
+        row_nbytes = math.prod(shape[1:]) * found.dtype.itemsize
     ids = [f"{row:05d}" for row in range(shape[0])] if block.id is None else _load_ids(path, block.id, shape[0])
     files = [f"{block.dataset}[{row}]" for row in range(shape[0])]
     table = StimulusTable(ids=ids, conditions=["all"] * len(ids), stems=ids, files=files)
-    return Hdf5Source(path, block.dataset, table, row_nbytes=math.prod(shape[1:]))
+    return Hdf5Source(path, block.dataset, table, row_nbytes=row_nbytes, channels=block.channels, white=block.white)
 
 
 def load_shape(path: Path, dataset: str) -> tuple[int, ...]:
-    """Return the shape (n, height, width, ...) of the images in a file. Refuse any other data set."""
+    """Return the shape (n, height, width, ...) of the images in a file. Refuse a data set without images."""
     with _open_file(path) as file:
-        return _check_images(_find_dataset(file, dataset, path), dataset, path)
+        found = _find_dataset(file, dataset, path)
+        where = f"the data set {dataset!r} of {str(path)!r}"
+        check_images(tuple(found.shape or ()), found.dtype, channels="last", white=None, where=where)
+        return tuple(found.shape)
 
 
 @contextmanager
@@ -126,18 +143,6 @@ def _find_dataset(file: Any, name: str, path: Path) -> Any:  # noqa: ANN401  h5p
         listed = make_nearest_text(name, names) or f" (it holds {', '.join(names[:5]) or 'none'})"
         raise RequestError(f"the data set {name!r} of {str(path)!r} is {what}{listed}")
     return found
-
-
-def _check_images(found: Any, name: str, path: Path) -> tuple[int, ...]:  # noqa: ANN401  as above
-    """Return the shape (n, height, width, ...), or refuse an array that does not hold images."""
-    shape: tuple[int, ...] = tuple(found.shape or ())
-    is_images = (len(shape) == 4 and shape[3] == 3) or (len(shape) == 3 and shape[2] != 3)
-    if not is_images or found.dtype != np.uint8 or 0 in shape[1:]:
-        raise RequestError(
-            f"the data set {name!r} of {str(path)!r} has shape {shape} and type {found.dtype}",
-            hint="images are uint8 of shape (n, height, width, 3) or (n, height, width)",
-        )
-    return shape
 
 
 def _load_ids(path: Path, name: str, n_stimuli: int) -> list[str]:

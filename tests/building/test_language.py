@@ -22,7 +22,8 @@ import pytest
 import torch
 import transformers
 import xarray as xr
-from support.language_models import CAPTIONS, NETWORKS, write_model
+from support.cli import run
+from support.language_models import CAPTIONS, NETWORKS, make_tokenizer, write_model
 from support.pictures import write_pictures
 from support.stores import assert_equal_stores, load_values
 
@@ -287,6 +288,60 @@ def test_a_long_caption_is_cut_as_the_tokenizer_cuts_it_and_said_to_be(folder, t
         assert int(one.n_truncated) == (len(tokenizer(text)["input_ids"]) > 8)
 
 
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory) -> Path:
+    """A network of 34 positions, of which a text takes 32: they begin after the padding id."""
+    root = tmp_path_factory.mktemp("roberta")
+    config = transformers.RobertaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        transformers.RobertaModel(config).save_pretrained(root / "roberta")
+    make_tokenizer(is_bert=True, side="right", model_max_length=512).save_pretrained(root / "roberta")
+    return root
+
+
+def test_a_text_longer_than_a_model_s_table_of_positions_is_cut_and_told_by_plan_and_build(roberta, tmp_path, capsys):
+    texts = [*CAPTIONS, "Snow. " * 30]
+    write_captions(tmp_path / "captions.csv", texts)
+    recipe = write_recipe(tmp_path, describe(roberta, "roberta"))
+    module = transformers.RobertaModel.from_pretrained(roberta / "roberta", attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(roberta / "roberta")
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    n_cut = sum(length > 32 for length in lengths)
+    said = f"can read 32 tokens: {n_cut} of 11 texts are longer and are cut (the longest has {max(lengths)})"
+    for command in ("plan", "build"):
+        code, _, err = run(capsys, command, recipe)
+        assert (code, said in err) == (0, True), command
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    assert data.n_tokens.values[0].tolist() == [min(32, length) for length in lengths]
+    assert data.n_truncated.values[0].tolist() == [int(length > 32) for length in lengths]
+    for row, text in enumerate(texts):
+        batch = tokenizer(text, return_tensors="pt", truncation=True, max_length=32)
+        with torch.inference_mode():
+            states = module(**batch, output_hidden_states=True).hidden_states
+        expected = np.stack([state[0].mean(0).numpy() for state in states])
+        assert_close(data.activations.values[0, row, :, 0], expected, text)
+    plan = json.loads(run(capsys, "plan", recipe, "--store", tmp_path / "other.zarr", "--json")[1])["models"][0]
+    assert (plan["max_tokens"], plan["n_texts"], plan["n_texts_cut"]) == (32, 11, n_cut)
+    with pytest.raises(RequestError, match="max_tokens 33 is more than the 32 that it can read"):
+        xact.build(write_recipe(tmp_path, describe(roberta, "roberta", ", max_tokens: 33"), name="more"))
+
+
+def test_a_plan_reads_no_texts_of_a_model_whose_tokenizer_is_not_here(folder, tmp_path, capsys):
+    write_captions(tmp_path / "captions.csv")
+    code, out, err = run(capsys, "plan", write_recipe(tmp_path, "bigscience/bloomz-560m", describe(folder, "llama")))
+    assert (code, "bigscience/bloomz-560m" in out) == (0, True)
+    assert "note: the texts of bigscience/bloomz-560m were not measured" in err
+
+
 def make_spec(folder: Path, **changes):
     return replace(resolve_model(f"transformers:{folder}", folder=Path()), kind="text", **changes)
 
@@ -451,6 +506,141 @@ def test_a_model_spread_over_devices_is_placed_by_the_library(folder, tmp_path):
         xact.build(write_recipe(tmp_path, describe(folder, "llama", more), name=name))
     one, other = (load_values(tmp_path / f"{name}.zarr")["activations"] for name in ("plain", "spread"))
     assert_close(other, one, "device_map")
+
+
+# texts in their context
+
+STORY = [
+    ("a", "A dog runs over the green grass."),
+    ("b", "Snow."),
+    ("a", "Two people look at it, and one of them sits on a chair."),
+    ("b", "The café at the corner – naïve crème brûlée, 3 €"),
+    ("a", "A kitchen"),
+    ("a", "Some birds sit on a wire over a busy street in the middle of the town."),
+    ("b", "An empty room with a window"),
+    ("a", "Snow."),
+]
+
+
+def write_story(path: Path, story=STORY) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "condition", "caption"], *((f"s{i}", *one) for i, one in enumerate(story))])
+
+
+def run_story(folder: Path, limit: int, *, whole: bool, story=STORY) -> list[dict]:
+    """What transformers gives for each text after those of its condition; its own tokens alone are taken."""
+    module, tokenizer = load_plain(folder)
+    found = []
+    for row, (condition, text) in enumerate(story):
+        before = [one for where, one in story[:row] if where == condition]
+        encoded = tokenizer(" ".join([*before, text]), return_offsets_mapping=True, return_special_tokens_mask=True)
+        special = encoded["special_tokens_mask"]
+        inner = [i for i, one in enumerate(special) if not one]
+        starts = [len(" ".join([*before[:i], ""])) for i in range(len(before) + 1)]
+        firsts = [next(i for i in inner if encoded["offset_mapping"][i][1] > start) for start in starts]
+        n_own = inner[-1] + 1 - firsts[-1]
+        earliest = max(inner[0], len(special) - limit + inner[0])
+        earliest = next(i for i in firsts if i >= earliest) if whole else earliest
+        n_left_out = earliest - inner[0]
+        ids = [one for i, one in enumerate(encoded["input_ids"]) if not inner[0] <= i < earliest]
+        own = slice(firsts[-1] - n_left_out, firsts[-1] - n_left_out + n_own)
+        with torch.inference_mode():
+            output = module(torch.tensor([ids]), output_hidden_states=True)
+        logits = getattr(output, "logits", None)
+        nats = (
+            []
+            if logits is None
+            else [-float(torch.log_softmax(logits[0, i - 1].double(), 0)[ids[i]]) for i in range(own.start, own.stop)]
+        )
+        states = torch.stack(output.hidden_states)[:, 0, own]
+        found.append({"states": states, "nats": nats, "n_tokens": n_own, "n_left_out": n_left_out})
+    return found
+
+
+@pytest.mark.parametrize("context", ["all", "sentences"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_text_in_its_context_has_the_values_of_its_own_tokens_in_an_unbatched_pass(kind, context, folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    limit = 48
+    recipe = write_recipe(
+        tmp_path,
+        describe(folder, kind, f", max_tokens: {limit}, reduce: [mean, last]"),
+        stimuli=f", context: {context}",
+    )
+    assert xact.build(recipe).is_complete
+    data = xr.open_zarr(tmp_path / "store.zarr").load().isel(model=0)
+    expected = run_story(folder / kind, limit, whole=context == "sentences")
+    assert any(one["n_left_out"] for one in expected)
+    for row, one in enumerate(expected):
+        for i, states in enumerate(one["states"]):
+            for pool in ("mean", "last"):
+                found = data.activations.sel(layer=f"hidden.{i}@{pool}").values[row, 0]
+                assert_close(found, POOLS[pool](states).numpy(), f"{STORY[row]}, hidden.{i}@{pool}")
+        assert int(data.n_tokens[row]) == one["n_tokens"]
+        if one["nats"]:
+            total = sum(one["nats"])
+            assert float(data.loss[row]) == pytest.approx(total / len(one["nats"]), rel=1e-5)
+            n_bytes = len(STORY[row][1].encode())
+            assert float(data.bpb[row]) == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
+    assert (data.n_truncated == 0).all()
+
+
+def test_a_text_may_follow_a_stored_story_and_none_may_come_before_stored_ones(folder, tmp_path):
+    write_story(tmp_path / "captions.csv", STORY[:6])
+    recipe = write_recipe(tmp_path, describe(folder, "llama"), stimuli=", context: all")
+    xact.build(recipe)
+    before = load_values(tmp_path / "store.zarr")
+    write_story(tmp_path / "captions.csv")
+    assert xact.build(recipe).n_captured == 2
+    after = load_values(tmp_path / "store.zarr")
+    assert after["activations"][:, :6].tobytes() == before["activations"].tobytes()
+    expected = run_story(folder / "llama", 128, whole=False)
+    for row, one in enumerate(expected):
+        assert_close(after["activations"][0, row, 3, 0], one["states"][3].mean(0).numpy(), STORY[row][1])
+    text = (tmp_path / "captions.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "captions.csv").write_text("".join([text[0], "new,b,Rain.\n", *text[1:]]), encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"stimulus 's1' .* changed after its values were stored") as caught:
+        xact.build(recipe)
+    assert "the texts before it" in caught.value.hint
+    write_story(tmp_path / "captions.csv")
+    with pytest.raises(MismatchError, match=r"stimuli\.context differs: the store was made with 'all'"):
+        xact.build(recipe, settings=["stimuli.context=null"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (", reduce: cls", "'cls' has no meaning for a text in a context"),
+        (", template: 'Say {caption}'", "a template is for texts that stand alone"),
+    ],
+)
+def test_what_has_no_meaning_in_a_context_is_refused(more, message, folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    recipe = write_recipe(tmp_path, describe(folder, "bert", more), stimuli=", context: all")
+    with pytest.raises(RequestError, match=message):
+        xact.build(recipe)
+
+
+def test_captions_of_a_store_of_an_older_xact_with_blanks_are_refused_by_name(folder, tmp_path, monkeypatch):
+    (tmp_path / "captions.csv").write_text("id,captions\nx,A dog. ; A cat.\ny,Snow.;Rain.\n", encoding="utf-8")
+    recipe = write_recipe(tmp_path, describe(folder, "llama"))
+    with monkeypatch.context() as older:
+        older.setattr("xact.stimuli.sources.captions._split", lambda cell, *_, **__: cell.split(";"))
+        xact.build(recipe, limit=1)
+    with pytest.raises(MismatchError, match=r"stimulus 'x' .* changed after its values were stored") as caught:
+        xact.build(recipe)
+    assert "an older xact kept the blanks" in caught.value.hint
+
+
+def test_the_first_of_joined_captions_has_the_values_of_the_text_without_blanks(folder, tmp_path):
+    (tmp_path / "captions.csv").write_text("id,captions\nx, A dog. ; A cat.\n", encoding="utf-8")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama")))
+    found = xr.open_zarr(tmp_path / "store.zarr").activations.sel(layer="hidden.3").values[0, 0, 0]
+    expected, other = (
+        one.hidden_states[3][0].mean(0).numpy() for one in run_alone(folder / "llama", ["A dog.", " A dog. "])
+    )
+    assert_close(found, expected, "A dog.")
+    assert np.abs(other - expected).max() > 0.01 * np.abs(expected).max()
 
 
 # layers by name

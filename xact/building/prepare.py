@@ -11,11 +11,19 @@ from typing import Any
 from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.labels import StoreRow
 from xact.models.base import Weights
-from xact.models.load import check_allowed, check_fit, check_gate, find_weights
+from xact.models.load import (
+    check_allowed,
+    check_fit,
+    check_gate,
+    find_weights,
+    is_tokenizer_here,
+    make_tokenizer,
+)
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
@@ -46,6 +54,8 @@ class PreparedBuild:
     """False if the store is read-only."""
     left_out: frozenset[StoreRow] = frozenset()
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
+    texts: Mapping[str, TextLengths] = field(default_factory=dict)
+    """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
 
     @property
     def n_rows_left(self) -> int:
@@ -59,14 +69,18 @@ class PreparedBuild:
 
 
 def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
-    """Plan a build without downloads and without reading captions; its devices may be absent."""
+    """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here."""
     asked = _list_asked(loaded, store, allow_code=allow_code)
     surveyed = _Surveyed()
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
-            surveyed.models.append(_plan_model(asked, spec, stored, device=name_device_kind(spec, stored)))
-    return _lay_plan(asked, surveyed, reads_captions=False)
+            model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
+            if spec.kind == "text" and is_tokenizer_here(spec):
+                make_tokenizer(spec)  # one that cannot be used is a failure of its model
+                surveyed.readers.add(spec.label)
+            surveyed.models.append(model)
+    return _lay_plan(asked, surveyed)
 
 
 def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
@@ -92,7 +106,8 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
                     check_fit(spec, surveyed.weights[label])
                     model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
                 surveyed.models.append(model)
-    return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)
+                surveyed.readers.add(label)
+    return replace(_lay_plan(asked, surveyed), may_write=may_write)
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,8 @@ class _Surveyed:
     weights: dict[str, Weights] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """{model: why its weights are not available}."""
+    readers: set[str] = field(default_factory=set)
+    """The models whose captions are read: their tokenizer, if they have one, is here."""
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
@@ -177,7 +194,7 @@ def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
     return done.issuperset(asked.source.table.ids)
 
 
-def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:
+def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
     """Merge the plan with the plan of the store, and list the remaining tasks."""
     recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
@@ -190,10 +207,19 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     plan = make_plan(request, stored.plan, is_committed=stored.is_committed, empty=asked.empty)
     stored = stored.forget(model.label for model in surveyed.models if model.label in asked.empty.models)
     left_out = asked.find_left_out(plan.stimuli.ids)
-    stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
+    stimuli = order_stimuli(source, plan.stimuli.ids, {})
     plan = plan.model_copy(update={"models": tuple(_renew(model, surveyed, stored) for model in plan.models)})
+    texts: dict[str, TextLengths] = {}
     tasks = {
-        m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli, left_out=left_out)
+        m.label: list_tasks(
+            plan,
+            m,
+            asked.specs[m.label],
+            stored,
+            stimuli if m.label in surveyed.readers else None,
+            left_out=left_out,
+            measured=texts,
+        )
         for m in plan.models
         if m.label in asked.specs and m.label not in surveyed.failed
     }
@@ -203,7 +229,16 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return PreparedBuild(
-        asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks, left_out=left_out
+        asked.store,
+        asked.loaded,
+        source,
+        asked.specs,
+        surveyed.weights,
+        stored,
+        plan,
+        tasks,
+        left_out=left_out,
+        texts=texts,
     )
 
 
@@ -251,19 +286,21 @@ def list_tasks(
     stimuli: StimuliByRow | None,
     *,
     left_out: frozenset[StoreRow] = frozenset(),
+    measured: dict[str, TextLengths] | None = None,
 ) -> list[Task]:
     """Return the remaining tasks of a model; batches of captions are sorted by length.
 
     Without `stimuli`, captions are not read and stay in the order of their rows. Rows in `left_out` that failed are not
-    tried again.
+    tried again. `measured` takes the lengths of the captions, by the model's label.
     """
     done = {block: (stop, failed - left_out) for block, (stop, failed) in state.find_done(model.label).items()}
     tasks = list(make_tasks(plan, model, done))
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks
-    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    lengths = [captions.count_tokens(row) for row in make_rows(0, plan.n_stimuli)]
-    return list(make_tasks(plan, model, done, lengths=lengths))
+    lengths = make_caption_loader(spec, stimuli, plan.n_replicates).measure(make_rows(0, plan.n_stimuli))
+    if measured is not None:
+        measured[model.label] = lengths
+    return list(make_tasks(plan, model, done, lengths=lengths.batched))
 
 
 def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:

@@ -46,6 +46,14 @@ OLD_MEMORY_FORMATS = {"cpu": CHANNELS_LAST, "cuda": CONTIGUOUS, "mps": CONTIGUOU
 """{kind of device: memory format of pictures in a store whose networks have no record of it}."""
 
 
+CHANGED = {
+    "image": "put the old file back, or build another store",
+    "text": "put the old text back, and the texts before it if it has a context, or build another store (an older xact "
+    "kept the blanks around the `;` of a column `captions`)",
+}
+"""{kind of stimuli: what to do if one of them changed}."""
+
+
 @dataclass
 class Outcome:
     """The result of a build."""
@@ -144,7 +152,7 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
             raise MismatchError(
                 f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
                 "stored",
-                hint="put the old file back, or build another store",
+                hint=CHANGED[source.kind],
             )
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from xact.building.plan_layers import plan_layers
-from xact.building.survey_text import check_logits, describe_reading, plan_hidden_units, survey_hidden
+from xact.building.survey_text import check_context, check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
     find_blocks,
@@ -119,6 +119,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
     """Survey a network whose input is captions."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec)
+    check_context(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label)
     return Surveyed(
         n_parameters=count_parameters(network.module),

@@ -62,7 +62,7 @@ class TextCapture:
                     raise CaptureError(
                         f"model {self._model!r}, layer {layer.label!r}: gave {found} where {planned} was planned"
                     )
-                keep(i, pool_tokens(reduction, states[index], batch.mask.to(states[index].device)))
+                keep(i, pool_tokens(reduction, states[index], batch.pooled.to(states[index].device)))
             losses = measure_losses(self._network.find_logits(output), batch)
         return self._score(batch, losses)
 
@@ -73,7 +73,7 @@ class TextCapture:
         return {
             "loss": [sum(loss for loss, _ in losses[rows]) / n for rows in stimuli],
             "bpb": [sum(bpb for _, bpb in losses[rows]) / n for rows in stimuli],
-            "n_tokens": [float(len(batch.captions[rows.start].ids)) for rows in stimuli],
+            "n_tokens": [float(len(batch.captions[rows.start].pooled)) for rows in stimuli],
             "n_truncated": [float(sum(caption.is_cut for caption in batch.captions[rows])) for rows in stimuli],
         }
 
@@ -89,18 +89,19 @@ def find_index(layer: PlannedLayer) -> int:
 def measure_losses(logits: Tensor | None, batch: TextBatch) -> list[tuple[float, float]]:
     """Return (loss, bits per byte) of each caption; NaN for a caption of fewer than two tokens or without logits.
 
-    Every token except the first is predicted from the tokens before it. The loss is the mean of their cross-entropies
+    Every token except the first is predicted from the tokens before it, those of the context among them; the tokens of
+    the context are not counted. The loss is the mean of their cross-entropies
     in nats. Bits per byte is the sum in bits, divided by the UTF-8 bytes of the text (Huh et al. 2024, "The Platonic
     Representation Hypothesis"); it is NaN for a cut text. Both use float32, one caption at a time.
     """
     losses = []
     for row, caption in enumerate(batch.captions):
-        n_tokens = len(caption.ids)
-        if logits is None or n_tokens < 2:
+        start, stop = max(caption.pooled.start, 1), caption.pooled.stop
+        if logits is None or start >= stop:
             losses.append((math.nan, math.nan))
             continue
-        predicted = logits[row, : n_tokens - 1].float()  # (token, word of the vocabulary)
-        total = float(F.cross_entropy(predicted, batch.ids[row, 1:n_tokens].to(predicted.device), reduction="sum"))
+        predicted = logits[row, start - 1 : stop - 1].float()  # (token, word of the vocabulary)
+        total = float(F.cross_entropy(predicted, batch.ids[row, start:stop].to(predicted.device), reduction="sum"))
         bits = math.nan if caption.is_cut or not caption.nbytes else total / math.log(2) / caption.nbytes
-        losses.append((total / (n_tokens - 1), bits))
+        losses.append((total / (stop - start), bits))
     return losses

@@ -81,6 +81,8 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         show_estimate(estimated)
     show_warnings(estimated.warnings)
+    for note in estimated.notes:
+        show_note(note)
     return 0
 
 
@@ -199,6 +201,7 @@ def run_caption(options: argparse.Namespace) -> int:
             outcome = caption(
                 options.recipe,
                 prompt=options.prompt,
+                answers=options.answers,
                 output=options.output,
                 limit=options.limit,
                 watch=progress.start,

@@ -79,6 +79,8 @@ class ModelSpec:
     """Text around a caption; the caption replaces `{caption}`."""
     max_tokens: int | None = None
     """Largest number of tokens of a text; None: the limit of the network."""
+    context: str = ""
+    """`all` or `sentences`: each text follows the texts before it in its condition; empty: it stands alone."""
     device_map: str = ""
     """`auto`: spread over all available devices."""
     quantize: str = ""
@@ -142,8 +144,14 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
         raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
     if spec.axes:
         raise RequestError(f"model {spec.label!r}: axes are for pictures; the stimuli are captions")
+    context = getattr(recipe.stimuli, "context", None) or ""
+    if context and entry.template is not None:
+        raise RequestError(
+            f"model {spec.label!r}: a template is for texts that stand alone; the stimuli have a context",
+            hint="leave `template` or `stimuli.context` out",
+        )
     is_said = entry.layers is not None or recipe.layers is not None
-    return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", **for_text)
+    return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", context=context, **for_text)
 
 
 def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:

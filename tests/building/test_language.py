@@ -643,6 +643,155 @@ def test_the_first_of_joined_captions_has_the_values_of_the_text_without_blanks(
     assert np.abs(other - expected).max() > 0.01 * np.abs(expected).max()
 
 
+# a vector of each token
+
+
+def find_spans(folder: Path, text: str, limit: int | None = None) -> tuple[list[int], list[tuple[str, int, int]]]:
+    """The token ids of a text, and (text, start, stop) of each; None for a special token."""
+    _, tokenizer = load_plain(folder)
+    more = {"truncation": True, "max_length": limit} if limit else {}
+    found = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **more)
+    spans = [
+        None if special else (text[start:stop], start, stop)
+        for (start, stop), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+    ]
+    return found["input_ids"], spans
+
+
+def check_tokens(store: Path, folder: Path, kind: str, texts, *, layer: str, limit: int | None = None) -> None:
+    """Each row of a token is its hidden state in an unbatched, unpadded pass."""
+    words = xact.open_tokens(store, kind, layer).compute()
+    assert words.dims == ("token", "unit")
+    module, _ = load_plain(folder / kind)
+    i = int(layer.split("@")[0].split(".")[1])
+    at = 0
+    for row, text in enumerate(texts):
+        ids, spans = find_spans(folder / kind, text, limit)
+        with torch.inference_mode():
+            states = module(torch.tensor([ids]), output_hidden_states=True).hidden_states[i][0].numpy()
+        kept = [place for place, span in enumerate(spans) if span is not None]
+        own = words[at : at + len(kept)]
+        assert_close(own.values, states[kept], text)
+        assert own.stimulus.values.tolist() == [f"c{row}"] * len(kept)
+        assert own.token.values.tolist() == list(range(len(kept)))
+        found = zip(own["text"].values.tolist(), own.start.values.tolist(), own.end.values.tolist(), strict=True)
+        assert list(found) == [spans[place] for place in kept]
+        at += len(kept)
+    assert at == words.sizes["token"]
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_each_token_has_the_hidden_state_of_an_unbatched_unpadded_pass(layout, folder, tmp_path, capsys):
+    write_captions(tmp_path / "captions.csv", MANY)
+    models = [describe(folder, kind, ", reduce: [mean, tokens]") for kind in ("llama", "bert")]
+    recipe = write_recipe(tmp_path, *models, extra="layers: [hidden.0, hidden.2]\n")
+    outcome = xact.build(recipe, settings=[f"storage.layout={layout}"])
+    assert (outcome.is_complete, outcome.warnings) == (True, [])  # padding is no value that is not finite
+    store = tmp_path / "store.zarr"
+    for kind in ("llama", "bert"):
+        for layer in ("hidden.0@tokens", "hidden.2@tokens"):
+            check_tokens(store, folder, kind, MANY, layer=layer)
+    alone = run_alone(folder / "llama", MANY)
+    mean = xact.open_layer(store, "llama", "hidden.2@mean").values[:, 0]
+    assert_close(mean, np.stack([one.hidden_states[2][0].mean(0).numpy() for one in alone]), "mean")
+    grid = xact.open_map(store, "llama", "hidden.2@tokens")
+    n_room = max(len(find_spans(folder / "llama", text)[0]) - 1 for text in MANY)
+    assert dict(zip(grid.dims, grid.shape, strict=True)) == {
+        "stimulus": 40,
+        "replicate": 1,
+        "token": n_room,
+        "feature": 32,
+    }
+    assert run(capsys, "verify", store)[0] == 0
+    assert "NaN" not in run(capsys, "info", store)[1]
+    words = xact.open_tokens(store, "llama", "hidden.2@tokens")
+    words.to_netcdf(tmp_path / "words.nc", engine="h5netcdf")
+    xr.testing.assert_equal(xr.open_dataarray(tmp_path / "words.nc", engine="h5netcdf").load(), words.compute())
+    with pytest.raises(RequestError, match=r"'hidden\.2@mean' has no vector of each token"):
+        xact.open_tokens(store, "llama", "hidden.2@mean")
+    for to in ("hdf5", "netcdf", "pt"):
+        code, _, err = run(capsys, "export", store, "--to", to, "--output-dir", tmp_path / to)
+        assert (code, "has a vector of each token" in err) == (2, True)
+    assert run(capsys, "export", store, "--to", "hdf5", "--output-dir", tmp_path / "h", "--layers", "*@mean")[0] == 0
+
+
+def test_texts_are_added_while_there_is_room_for_their_tokens(folder, tmp_path):
+    entry = describe(folder, "llama", ", reduce: tokens, max_tokens: 20")
+    recipe = write_recipe(tmp_path, entry, extra="layers: [hidden.3]\n")
+    write_captions(tmp_path / "captions.csv", CAPTIONS[:4])
+    xact.build(recipe)
+    write_captions(tmp_path / "captions.csv", CAPTIONS)
+    assert xact.build(recipe).n_captured == 6
+    check_tokens(tmp_path / "store.zarr", folder, "llama", CAPTIONS, layer="hidden.3", limit=20)
+
+
+def test_a_text_that_is_longer_than_the_room_of_a_store_is_refused_by_its_length(folder, tmp_path):
+    recipe = write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), extra="layers: [hidden.3]\n")
+    write_captions(tmp_path / "captions.csv", CAPTIONS[:2])
+    xact.build(recipe)
+    before = load_values(tmp_path / "store.zarr")
+    write_captions(tmp_path / "captions.csv", [*CAPTIONS[:2], CAPTIONS[1], CAPTIONS[2]])
+    n_long, n_room = (len(find_spans(folder / "llama", CAPTIONS[i])[0]) - 1 for i in (2, 0))
+    with pytest.raises(MismatchError, match=f"a text has {n_long} tokens, and the store has room for {n_room}"):
+        xact.build(recipe)
+    xact.build(recipe, limit=3)
+    after = load_values(tmp_path / "store.zarr")
+    assert after["activations"][:, :2].tobytes() == before["activations"].tobytes()
+    check_tokens(tmp_path / "store.zarr", folder, "llama", [*CAPTIONS[:2], CAPTIONS[1]], layer="hidden.3")
+
+
+def test_tokens_in_a_context_are_those_of_the_text_itself(folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    recipe = write_recipe(
+        tmp_path, describe(folder, "llama", ", reduce: tokens"), stimuli=", context: all", extra="layers: [hidden.3]\n"
+    )
+    xact.build(recipe)
+    words = xact.open_tokens(tmp_path / "store.zarr", "llama", "hidden.3").compute()
+    expected = run_story(folder / "llama", 128, whole=False)
+    assert_close(words.values, np.concatenate([one["states"][3].numpy() for one in expected]), "tokens")
+    for row, (condition, text) in enumerate(STORY):
+        own = words[words.stimulus.values == f"s{row}"]
+        assert own["text"].values.tolist() == [
+            text[start:stop] for start, stop in zip(own.start.values, own.end.values, strict=True)
+        ]
+        assert (own.start.values[0], own.end.values[-1]) == (0, len(text))
+        assert set(own.condition.values.tolist()) == {condition}
+
+
+def test_tokens_stay_with_their_texts_when_others_are_dropped_and_replicates_have_their_own(folder, tmp_path):
+    texts = [text.replace(",", "") for text in CAPTIONS]
+    rows = [f"c{i},{text};{texts[-1 - i]}" for i, text in enumerate(texts)]
+    (tmp_path / "captions.csv").write_text("\n".join(["id,captions", *rows]), encoding="utf-8")
+    more = {"stimuli": ", captions: replicates", "extra": "layers: [hidden.3]\n"}
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), **more))
+    store = tmp_path / "store.zarr"
+    before = xact.open_tokens(store, "llama", "hidden.3").compute()
+    for i in (0, 7):
+        for k, text in enumerate((texts[i], texts[-1 - i])):
+            own = before[(before.stimulus.values == f"c{i}") & (before.replicate.values == k)]
+            alone = run_alone(folder / "llama", [text])[0].hidden_states[3][0, 1:]
+            assert_close(own.values, alone.numpy(), text)
+    xact.drop(store, stimuli=["c0", "c3"])
+    after = xact.open_tokens(store, "llama", "hidden.3").compute()
+    kept = before[~np.isin(before.stimulus.values, ["c0", "c3"])]
+    np.testing.assert_array_equal(after.values, kept.values)
+    for name in ("stimulus", "replicate", "token", "text", "start", "end"):
+        assert after[name].values.tolist() == kept[name].values.tolist(), name
+
+
+def test_tokens_are_for_texts_in_a_store(folder, tmp_path):
+    write_pictures(tmp_path / "a", 2, seed=0)
+    path = tmp_path / "r.yml"
+    path.write_text(
+        f"store: {tmp_path}/s.zarr\nstimuli: {{source: folder, root: a}}\nreduce: tokens\n"
+        "models: [{label: vit, source: timm, id: test_vit.r160_in1k, weights: random}]\n"
+    )
+    with pytest.raises(RequestError, match="'tokens' keeps a vector of each token of a text"):
+        xact.build(path)
+    with pytest.raises(RequestError, match=r"xact\.extract gives one vector of each text"):
+        xact.extract({"source": "transformers", "id": str(folder / "llama")}, CAPTIONS, reduce="tokens", device="cpu")
+
+
 # layers by name
 
 

@@ -194,6 +194,11 @@ def extract(
     spec = specs[0]
     check_allowed(spec, allow_code=allow_code)
     spec = resolve_models(loaded, kind=find_kind(spec))[0]
+    if spec.keeps_tokens:
+        raise RequestError(
+            "xact.extract gives one vector of each text; 'tokens' keeps several, with labels of their own",
+            hint="xact.build, then xact.open_tokens",
+        )
     source = open_given(stimuli, spec)
     recipe = adopt_replicates(loaded, source).recipe
     check_table(source.table, location=source.location)

@@ -13,6 +13,7 @@ from xact.building.survey import find_device_kind, name_device_kind, survey_mode
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
+from xact.capture.reduce import TOKENS
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.labels import StoreRow
 from xact.models.base import Weights
@@ -28,8 +29,10 @@ from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
+from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
 from xact.store.hold import check_writable
 from xact.store.journal import State, load_state
+from xact.store.layout import LABEL_CHUNKS
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
 from xact.store.plan import Plan, PlannedModel
 from xact.store.tasks import Task, make_rows, make_tasks
@@ -70,7 +73,7 @@ class PreparedBuild:
 
 def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> PreparedBuild:
     """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here."""
-    asked = _list_asked(loaded, store, allow_code=allow_code)
+    asked = replace(_list_asked(loaded, store, allow_code=allow_code), is_plan=True)
     surveyed = _Surveyed()
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
@@ -122,6 +125,13 @@ class _Asked:
 
     empty: Empty
     """What the store has no value of."""
+    is_plan: bool = False
+    """True if nothing may be downloaded."""
+
+    @property
+    def n_replicates(self) -> int:
+        """Number of replicates of each stimulus."""
+        return self.loaded.recipe.replicates.count
 
     def find_stored(self, model: str) -> PlannedModel | None:
         """Return the planned model whose values the store has under a label, or None."""
@@ -170,6 +180,7 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
     """Survey one network; refuse a device kind that differs from the device kind of its stored rows."""
+    spec = _measure_tokens(asked, spec, stored)
     model = survey_model(spec, n_stimuli=len(asked.source.table), stored=stored, device=device)
     if stored is None:
         return model
@@ -179,6 +190,50 @@ def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, 
     if asked.loaded.recipe.compute.on_out_of_memory == "halve":
         batch_size = min(batch_size, stored.batch_size)
     return model.model_copy(update={"batch_size": batch_size, "weights_record": stored.weights_record})
+
+
+def _measure_tokens(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None) -> ModelSpec:
+    """Return a network with the room that `reduce: tokens` has for each text: as the store has it, else `max_tokens`,
+    else the longest text. Refuse a text that is longer than the store's room.
+    """
+    if not spec.keeps_tokens or spec.kind != "text":
+        return spec
+    rooms = [layer.unit_shape[0] for layer in (stored.layers if stored else ()) if layer.reduction == TOKENS]
+    known = set() if asked.stored.plan is None else set(asked.stored.plan.stimuli.ids)
+    ids = asked.source.table.ids
+    if rooms and known.issuperset(ids):
+        return replace(spec, n_tokens=rooms[0])
+    wanted = spec.max_tokens
+    if not asked.is_plan or is_tokenizer_here(spec):
+        captions = make_caption_loader(spec, order_stimuli(asked.source, ids, {}), asked.n_replicates)
+        lengths = captions.measure(make_rows(0, len(ids)))
+        _check_spans(asked, spec, lengths, len(known.union(ids)))
+        wanted = spec.max_tokens or lengths.n_spelled
+    if wanted is None:
+        raise RequestError(
+            f"model {spec.label!r}: reduce: tokens needs the longest text, and its tokenizer is not here",
+            hint="max_tokens: N sets the room for each text; or build, which fetches the tokenizer",
+        )
+    if rooms and wanted > rooms[0]:
+        raise MismatchError(
+            f"model {spec.label!r}: a text has {wanted} tokens, and the store has room for {rooms[0]} of each text",
+            hint="build another store; with max_tokens: N it has room for N tokens of texts that come later",
+        )
+    return replace(spec, n_tokens=rooms[0] if rooms else wanted)
+
+
+def _check_spans(asked: _Asked, spec: ModelSpec, lengths: TextLengths, n_stimuli: int) -> None:
+    """Refuse texts whose tokens, as a label, would be more than readers take."""
+    n_models = len({*asked.specs, *(model.label for model in (asked.stored.plan.models if asked.stored.plan else ()))})
+    n_cells = min(n_stimuli, LABEL_CHUNKS["stimulus"]) * min(n_models, LABEL_CHUNKS["model"])
+    is_wide = 4 * lengths.n_characters * n_cells > MAX_LABEL_NBYTES // 2  # UTF-8 has at most 4 bytes a character
+    fault = find_text_fault(4 * lengths.n_characters * n_stimuli * n_models)
+    if fault is not None or is_wide:
+        raise RequestError(
+            f"model {spec.label!r}: reduce: tokens describes the tokens of a text in up to {lengths.n_characters} "
+            f"characters, too many for {n_stimuli} stimuli and {n_models} models",
+            hint="max_tokens: N cuts the longest texts; or build several stores",
+        )
 
 
 def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:

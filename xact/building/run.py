@@ -216,6 +216,9 @@ def _run_tasks(
 
         def write(result: TaskResult) -> None:
             n_rows = len(result.task.rows) - len(result.failed)
+            if prepared.specs[model.label].keeps_tokens and isinstance(job.loader, CaptionLoader):
+                kept = sorted(result.task.rows - result.failed.keys())
+                result.spans = {row: job.loader.find_spans(row) for row in kept}
             record = write_task(writer, model, result)
             record = replace(record, values_version=VALUES_VERSION, xact={xact_version: n_rows})
             if check is not None and result.task is tasks[-1]:

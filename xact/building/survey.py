@@ -130,7 +130,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
             selected,
             outputs,
             parse_reductions(spec.reduce),
-            partial(plan_hidden_units, has_cls=network.has_cls),
+            partial(plan_hidden_units, has_cls=network.has_cls, n_tokens=spec.n_tokens),
             depth_bins={},
             model=spec.label,
         ),

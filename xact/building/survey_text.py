@@ -109,6 +109,8 @@ def check_context(spec: ModelSpec) -> None:
         )
 
 
-def plan_hidden_units(reduction: Reduction, output: Output, layer: str, *, has_cls: bool) -> dict[str, int]:
-    """Return {axis: length} of the units of a pooled hidden state."""
-    return plan_text_units(reduction, (output.shape or ())[-1], has_cls=has_cls, layer=layer)
+def plan_hidden_units(
+    reduction: Reduction, output: Output, layer: str, *, has_cls: bool, n_tokens: int
+) -> dict[str, int]:
+    """Return {axis: length} of the units of a reduced hidden state."""
+    return plan_text_units(reduction, (output.shape or ())[-1], has_cls=has_cls, layer=layer, n_tokens=n_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ class TextLengths:
     """Number of texts that are longer than `max_tokens`, and are cut."""
     longest: int
     """Tokens of the longest text before the cut."""
+    n_spelled: int
+    """Tokens of the longest text for `reduce: tokens`, after the cut."""
+    n_characters: int
+    """Characters of the longest description of a stimulus's tokens."""
     max_tokens: int | None
     """Largest number of tokens of a text; None: no limit."""
 
@@ -69,8 +74,14 @@ class CaptionLoader:
             n_texts=len(texts),
             n_cut=sum(caption.is_cut for caption in texts),
             longest=max((caption.n_whole for caption in texts), default=0),
+            n_spelled=max((len(caption.spelled) for caption in texts), default=0),
+            n_characters=max((len(dump_spans(captions)) for captions in encoded), default=0),
             max_tokens=self.tokenizer.max_tokens,
         )
+
+    def find_spans(self, row: StoreRow) -> str:
+        """Return the tokens of a stimulus that are kept, as JSON: (text, start, stop) of each, for each replicate."""
+        return dump_spans(self.load(row).content)
 
     def _encode(self, row: StoreRow) -> Sequence[Encoded]:
         try:
@@ -85,6 +96,11 @@ class CaptionLoader:
             [caption for content in contents for caption in content or [FAILED] * self.n_replicates],
             pad_id=self.tokenizer.pad_id,
         )
+
+
+def dump_spans(captions: Sequence[Encoded]) -> str:
+    """Return the tokens of the texts of one stimulus as JSON: (text, start, stop) of each token of each text."""
+    return json.dumps([caption.spans for caption in captions], ensure_ascii=False)
 
 
 def split_captions(found: ReadStimulus, *, n_captions: int | None = None) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xact.errors import StimulusError
-from xact.models.text_batch import Encoded
+from xact.models.text_batch import Encoded, Span
 
 N_TEXTS = 16
 """Texts that are joined first; twice as many follow while the network has room for more."""
@@ -57,8 +57,23 @@ def encode_in_context(
     kept = next(one for one in firsts if one >= earliest) if whole else earliest
     ids = [*found.ids[:start], *found.ids[kept : firsts[-1] + n_own], *found.ids[stop:]]
     first = start + firsts[-1] - kept
-    n_whole = n_special + stop - firsts[-1]
-    return Encoded(ids, len(text.encode()), is_cut=n_left < 0, n_whole=n_whole, own=range(first, first + n_own))
+    own = range(first, first + n_own)
+    offsets = found.offsets[firsts[-1] : firsts[-1] + n_own]
+    return Encoded(
+        ids,
+        len(text.encode()),
+        is_cut=n_left < 0,
+        n_whole=n_special + stop - firsts[-1],
+        own=own,
+        spelled=own,
+        spans=make_spans(text, offsets, start=starts[-1]),
+    )
+
+
+def make_spans(text: str, offsets: Sequence[tuple[int, int]], *, start: int = 0) -> list[Span]:
+    """Return (text, start, stop) of tokens of `text`, which begins at the character `start` of what was tokenised."""
+    inside = [(max(0, first - start), stop - start) for first, stop in offsets]
+    return [(text[first:stop], first, stop) for first, stop in inside]
 
 
 def _find_tokens(found: Tokenized, starts: Sequence[int]) -> tuple[list[int], int]:

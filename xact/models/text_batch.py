@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Span = tuple[str, int, int]
+"""(text, start, stop) of a token; start and stop are characters of the text that it belongs to."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -23,6 +26,10 @@ class Encoded:
     """Number of its tokens before it was cut."""
     own: range | None = None
     """Positions of its own tokens among those of its context and the special ones; None: all are its own."""
+    spelled: range = range(0)
+    """Positions of the tokens that `spans` describes."""
+    spans: Sequence[Span] = ()
+    """Its own tokens without the special ones, if they were asked for."""
 
     @property
     def pooled(self) -> range:

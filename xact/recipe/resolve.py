@@ -79,6 +79,8 @@ class ModelSpec:
     """Text around a caption; the caption replaces `{caption}`."""
     max_tokens: int | None = None
     """Largest number of tokens of a text; None: the limit of the network."""
+    n_tokens: int = 0
+    """Tokens of each text for which `reduce: tokens` has room; 0: not measured."""
     context: str = ""
     """`all` or `sentences`: each text follows the texts before it in its condition; empty: it stands alone."""
     device_map: str = ""
@@ -87,6 +89,11 @@ class ModelSpec:
     """`nf4`: weights of 4 bits."""
     is_gated: bool = False
     """True if a user must accept terms before the download of the weights."""
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """True if a vector of each token is kept (`reduce: tokens`)."""
+        return "tokens" in (self.reduce if isinstance(self.reduce, list) else [self.reduce])
 
     @property
     def is_trained(self) -> bool:

@@ -110,7 +110,7 @@ class Resize(Block):
     """Divisors of red, green and blue after the mean is subtracted."""
 
 
-ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
+ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last", "tokens"]
 
 ReductionChoice = Annotated[
     Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(name_yaml_kind)

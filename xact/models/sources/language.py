@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from xact.errors import RequestError, StimulusError, WeightsError
 from xact.models.base import Network, Tokenizer, Weights
 from xact.models.checkpoints import check_keys, hash_checkpoint
-from xact.models.context import Tokenized, encode_in_context
+from xact.models.context import Tokenized, encode_in_context, make_spans
 from xact.models.device import get_kind, resolve_device
 from xact.models.hub import find_some_on_hub, is_cached
 from xact.models.positions import count_positions
@@ -98,17 +98,31 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
     stated = find_limit(spec, config, tokenizer.model_max_length)
     limit = find_limit(spec, config, tokenizer.model_max_length, _measure_positions(spec, config))
     lock = threading.Lock()  # a tokenizer stores the settings of its last call
+    where = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    if (spec.context or spec.keeps_tokens) and not tokenizer.is_fast:
+        raise RequestError(
+            f"model {spec.label!r}: its tokenizer ({type(tokenizer).__name__}) does not tell where its tokens lie: "
+            f"{'stimuli.context' if spec.context else 'reduce: tokens'} needs that",
+            hint="a folder with a tokenizer.json",
+        )
 
     def encode(text: str) -> Encoded:
+        more = where if spec.keeps_tokens else {}
         with lock:
-            ids = tokenizer(text, verbose=False)["input_ids"]
-            n_whole = len(ids)
+            found = tokenizer(text, verbose=False, **more)
+            n_whole = len(found["input_ids"])
             is_cut = limit is not None and n_whole > limit
             if is_cut:
-                ids = tokenizer(text, truncation=True, max_length=limit, verbose=False)["input_ids"]
+                found = tokenizer(text, truncation=True, max_length=limit, verbose=False, **more)
+        ids = found["input_ids"]
         if not ids:
             raise StimulusError(f"the text {text!r} has no tokens")
-        return Encoded(ids, len(text.encode()), is_cut, n_whole=n_whole)
+        if not spec.keeps_tokens:
+            return Encoded(ids, len(text.encode()), is_cut, n_whole=n_whole)
+        inner = [i for i, is_special in enumerate(found["special_tokens_mask"]) if not is_special]
+        spelled = range(inner[0], inner[-1] + 1) if inner else range(0)
+        spans = make_spans(text, found["offset_mapping"][spelled.start : spelled.stop])
+        return Encoded(ids, len(text.encode()), is_cut, n_whole=n_whole, spelled=spelled, spans=spans)
 
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     settings = {"class": type(tokenizer).__name__, "max_tokens": stated, "pad_id": pad_id, "padding": "right"}
@@ -117,16 +131,10 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
         raise RequestError(f"model {spec.label!r}: its tokenizer puts no class token first", hint="reduce: mean")
     if not spec.context:
         return Tokenizer(encode, pad_id, record | settings, limit)
-    if not tokenizer.is_fast:
-        raise RequestError(
-            f"model {spec.label!r}: its tokenizer ({type(tokenizer).__name__}) does not tell where its tokens lie, "
-            "which stimuli.context needs",
-            hint="a folder with a tokenizer.json",
-        )
 
     def tokenize(text: str) -> Tokenized:
         with lock:
-            found = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+            found = tokenizer(text, verbose=False, **where)
         return Tokenized(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
 
     def encode_after(before: Sequence[str], text: str) -> Encoded:

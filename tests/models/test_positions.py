@@ -25,10 +25,26 @@ LEARNED = [
     (T.BioGptForCausalLM, T.BioGptConfig(**WIDE, **STATED), 34),
     (T.GPT2LMHeadModel, T.GPT2Config(vocab_size=16, n_embd=16, n_layer=1, n_head=2, n_positions=34), 34),
 ]
+
+
+class Adds(torch.nn.Module):
+    """Looks up the distances of its tokens, and tokens of its own, which are as many whatever the text."""
+
+    def __init__(self, _config):
+        super().__init__()
+        self.words, self.own, self.distances = (torch.nn.Embedding(16, 8) for _ in range(3))
+
+    def forward(self, input_ids, attention_mask, output_hidden_states):
+        at = attention_mask[0].cumsum(0)
+        self.distances((at[None] - at[:, None]).abs())
+        return self.words(input_ids) + self.own(torch.arange(12) + 2).sum()
+
+
 UNKNOWN = [
     (T.BertModel, T.BertConfig(**WIDE, **STATED)),  # its rows stand in a buffer
     (T.LlamaForCausalLM, T.LlamaConfig(**WIDE, **STATED)),  # rotary
     (T.BloomForCausalLM, T.BloomConfig(vocab_size=16, hidden_size=16, n_layer=1, n_head=2)),  # ALiBi
+    (Adds, None),
     (T.T5EncoderModel, T.T5Config(vocab_size=16, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),  # relative
 ]
 

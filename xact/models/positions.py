@@ -1,8 +1,8 @@
 """Measure how many tokens the table of positions of a language model takes.
 
 A table may have more rows than a text may have tokens: RoBERTa numbers positions from its padding id + 1, OPT from 2.
-Two short texts run without weights, and the rows that the network asks its embeddings for are watched: a table of
-which token t takes row `offset + t` is a table of positions, and it takes `rows - offset` tokens.
+Two short texts run without weights up to the first block, and the rows that the network asks its embeddings for are
+watched: a table of which token t takes row `offset + t` is a table of positions, and it takes `rows - offset` tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,8 +30,11 @@ def count_positions(network: Network, *, token: int) -> int | None:
     """Return the most tokens that every table of positions of a network on the meta device takes.
 
     Return None if no table shows itself: rotary and relative positions have none, and rows that a buffer without
-    numbers names cannot be watched. `token` is any id that is not special.
+    numbers names cannot be watched. `token` is any id that is not special. The network gets hooks that end its passes.
     """
+    for blocks in network.module.modules():
+        if isinstance(blocks, nn.ModuleList) and len(blocks) and not isinstance(blocks[0], nn.Embedding):
+            blocks[0].register_forward_pre_hook(_end)
     found: list[Mapping[int, int]] = []
     for n_tokens in LENGTHS:
         lookups = _watch(network, token, n_tokens)
@@ -41,7 +44,7 @@ def count_positions(network: Network, *, token: int) -> int | None:
 
 
 def _watch(network: Network, token: int, n_tokens: int) -> Sequence[Lookup]:
-    """Return the lookups of a network for a text of one token, repeated. Code that needs numbers ends the pass."""
+    """Return the lookups of a network for a text of one token, repeated. Code that needs numbers ends it."""
     watch = _LookupWatch()
     batch = pad([Encoded((token,) * n_tokens, n_tokens, is_cut=False)], pad_id=0)
     is_ended = contextlib.suppress(NotImplementedError)
@@ -50,14 +53,20 @@ def _watch(network: Network, token: int, n_tokens: int) -> Sequence[Lookup]:
     return watch.lookups
 
 
+def _end(_module: nn.Module, _inputs: object) -> None:
+    raise NotImplementedError("what comes after the embeddings is not watched")
+
+
 def _find_limit(lookup: Lookup, n_tokens: int) -> int | None:
     """Return the tokens that a table takes if each token of the text asked for the row after the last, else None.
 
-    A network may pad a text to a whole window. Distances, which each pair of tokens has, are no positions.
+    A network may pad a text to a whole window: other rows follow. Distances, which each pair of tokens has, and tokens
+    that a network adds to each text are no positions of the text.
     """
     n_rows, rows = lookup
-    is_counted = len(rows) != n_tokens**2 and rows[:n_tokens] == tuple(range(rows[0], rows[0] + n_tokens))
-    return n_rows - rows[0] if is_counted else None
+    after = rows[0] + n_tokens
+    is_counted = rows[:n_tokens] == tuple(range(rows[0], after)) and rows[n_tokens : n_tokens + 1] != (after,)
+    return n_rows - rows[0] if is_counted and len(rows) != n_tokens**2 else None
 
 
 class _LookupWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -161,7 +161,8 @@ def _measure_positions(spec: ModelSpec, config: Any) -> int | None:  # noqa: ANN
     """Return the most tokens that the network's table of positions takes, or None if none shows itself."""
     key = f"{choose_class(config, spec).__name__} {config.to_json_string(use_diff=False)}"
     if key not in _MEASURED:
-        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls")}
+        stated = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls")]
+        special = {one for some in stated for one in (some if isinstance(some, list) else [some])}
         token = next(i for i in range(len(special) + 1) if i not in special)
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):

@@ -64,9 +64,11 @@ def _find_limit(lookup: Lookup, n_tokens: int) -> int | None:
     that a network adds to each text are no positions of the text.
     """
     n_rows, rows = lookup
+    if len(rows) < n_tokens or len(rows) == n_tokens**2:
+        return None
     after = rows[0] + n_tokens
     is_counted = rows[:n_tokens] == tuple(range(rows[0], after)) and rows[n_tokens : n_tokens + 1] != (after,)
-    return n_rows - rows[0] if is_counted and len(rows) != n_tokens**2 else None
+    return n_rows - rows[0] if is_counted else None
 
 
 class _LookupWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

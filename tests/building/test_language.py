@@ -29,8 +29,9 @@ from support.stores import assert_equal_stores, load_values
 
 import xact
 from xact.building.prepare import prepare_build
+from xact.building.write_task import write_task
 from xact.cli.main import main
-from xact.errors import MismatchError, RequestError, WeightsError
+from xact.errors import MismatchError, RequestError, WeightsError, WorkError
 from xact.models import load as models
 from xact.models.sources import language
 from xact.recipe.load import load_recipe
@@ -723,6 +724,27 @@ def test_texts_are_added_while_there_is_room_for_their_tokens(folder, tmp_path):
     write_captions(tmp_path / "captions.csv", CAPTIONS)
     assert xact.build(recipe).n_captured == 6
     check_tokens(tmp_path / "store.zarr", folder, "llama", CAPTIONS, layer="hidden.3", limit=20)
+
+
+def test_a_build_that_ended_between_tasks_goes_on_to_the_same_tokens(folder, tmp_path, monkeypatch):
+    write_captions(tmp_path / "captions.csv", MANY)
+    recipe = write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), extra="layers: [hidden.3]\n")
+    xact.build(recipe, store=tmp_path / "whole.zarr")
+    written = []
+
+    def write(*arguments):
+        written.append(arguments)
+        if len(written) == 4:
+            raise WorkError("the disk is full")
+        return write_task(*arguments)
+
+    with monkeypatch.context() as short:
+        short.setattr("xact.building.run.write_task", write)
+        with pytest.raises(WorkError, match="the disk is full"):
+            xact.build(recipe)
+    assert 0 < xact.build(recipe).n_captured < 40
+    assert_equal_stores(tmp_path / "store.zarr", tmp_path / "whole.zarr")
+    check_tokens(tmp_path / "store.zarr", folder, "llama", MANY, layer="hidden.3")
 
 
 def test_a_text_that_is_longer_than_the_room_of_a_store_is_refused_by_its_length(folder, tmp_path):

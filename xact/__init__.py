@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         load_lazy_activations,
         load_model_activations_lazy,
     )
-    from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map
+    from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map, open_tokens
     from xact.recipe.schema import Recipe
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "open_activations",
     "open_layer",
     "open_map",
+    "open_tokens",
 ]
 
 _HOMES = {
@@ -59,6 +60,7 @@ _HOMES = {
     "open_activations": "xact.reading.xarray",
     "open_layer": "xact.reading.xarray",
     "open_map": "xact.reading.xarray",
+    "open_tokens": "xact.reading.xarray",
 }
 
 

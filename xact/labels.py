@@ -16,7 +16,7 @@ DIMS = ("model", "stimulus", "layer", "replicate", "unit")
 
 RESERVED_COLUMNS = frozenset(
     "model stimulus layer replicate unit activations condition stem file sha256 present path n_units "
-    "layer_index depth depth_bin stimulus_index loss bpb n_tokens n_truncated "
+    "layer_index depth depth_bin stimulus_index loss bpb n_tokens n_truncated token_spans "
     "base source weights seed trained family training n_parameters unit_axes unit_shape "
     "xact catalog coordinates".split()
 )

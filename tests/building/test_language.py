@@ -22,14 +22,16 @@ import pytest
 import torch
 import transformers
 import xarray as xr
-from support.language_models import CAPTIONS, NETWORKS, write_model
+from support.cli import run
+from support.language_models import CAPTIONS, NETWORKS, make_tokenizer, write_model
 from support.pictures import write_pictures
 from support.stores import assert_equal_stores, load_values
 
 import xact
 from xact.building.prepare import prepare_build
+from xact.building.write_task import write_task
 from xact.cli.main import main
-from xact.errors import MismatchError, RequestError, WeightsError
+from xact.errors import MismatchError, RequestError, WeightsError, WorkError
 from xact.models import load as models
 from xact.models.sources import language
 from xact.recipe.load import load_recipe
@@ -287,6 +289,60 @@ def test_a_long_caption_is_cut_as_the_tokenizer_cuts_it_and_said_to_be(folder, t
         assert int(one.n_truncated) == (len(tokenizer(text)["input_ids"]) > 8)
 
 
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory) -> Path:
+    """A network of 34 positions, of which a text takes 32: they begin after the padding id."""
+    root = tmp_path_factory.mktemp("roberta")
+    config = transformers.RobertaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=34,
+        pad_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        transformers.RobertaModel(config).save_pretrained(root / "roberta")
+    make_tokenizer(is_bert=True, side="right", model_max_length=512).save_pretrained(root / "roberta")
+    return root
+
+
+def test_a_text_longer_than_a_model_s_table_of_positions_is_cut_and_told_by_plan_and_build(roberta, tmp_path, capsys):
+    texts = [*CAPTIONS, "Snow. " * 30]
+    write_captions(tmp_path / "captions.csv", texts)
+    recipe = write_recipe(tmp_path, describe(roberta, "roberta"))
+    module = transformers.RobertaModel.from_pretrained(roberta / "roberta", attn_implementation="eager").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(roberta / "roberta")
+    lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+    n_cut = sum(length > 32 for length in lengths)
+    said = f"can read 32 tokens: {n_cut} of 11 texts are longer and are cut (the longest has {max(lengths)})"
+    for command in ("plan", "build"):
+        code, _, err = run(capsys, command, recipe)
+        assert (code, said in err) == (0, True), command
+    data = xr.open_zarr(tmp_path / "store.zarr").load()
+    assert data.n_tokens.values[0].tolist() == [min(32, length) for length in lengths]
+    assert data.n_truncated.values[0].tolist() == [int(length > 32) for length in lengths]
+    for row, text in enumerate(texts):
+        batch = tokenizer(text, return_tensors="pt", truncation=True, max_length=32)
+        with torch.inference_mode():
+            states = module(**batch, output_hidden_states=True).hidden_states
+        expected = np.stack([state[0].mean(0).numpy() for state in states])
+        assert_close(data.activations.values[0, row, :, 0], expected, text)
+    plan = json.loads(run(capsys, "plan", recipe, "--store", tmp_path / "other.zarr", "--json")[1])["models"][0]
+    assert (plan["max_tokens"], plan["n_texts"], plan["n_texts_cut"]) == (32, 11, n_cut)
+    with pytest.raises(RequestError, match="max_tokens 33 is more than the 32 that it can read"):
+        xact.build(write_recipe(tmp_path, describe(roberta, "roberta", ", max_tokens: 33"), name="more"))
+
+
+def test_a_plan_reads_no_texts_of_a_model_whose_tokenizer_is_not_here(folder, tmp_path, capsys):
+    write_captions(tmp_path / "captions.csv")
+    code, out, err = run(capsys, "plan", write_recipe(tmp_path, "bigscience/bloomz-560m", describe(folder, "llama")))
+    assert (code, "bigscience/bloomz-560m" in out) == (0, True)
+    assert "note: the texts of bigscience/bloomz-560m were not measured" in err
+
+
 def make_spec(folder: Path, **changes):
     return replace(resolve_model(f"transformers:{folder}", folder=Path()), kind="text", **changes)
 
@@ -451,6 +507,311 @@ def test_a_model_spread_over_devices_is_placed_by_the_library(folder, tmp_path):
         xact.build(write_recipe(tmp_path, describe(folder, "llama", more), name=name))
     one, other = (load_values(tmp_path / f"{name}.zarr")["activations"] for name in ("plain", "spread"))
     assert_close(other, one, "device_map")
+
+
+# texts in their context
+
+STORY = [
+    ("a", "A dog runs over the green grass."),
+    ("b", "Snow."),
+    ("a", "Two people look at it, and one of them sits on a chair."),
+    ("b", "The café at the corner – naïve crème brûlée, 3 €"),
+    ("a", "A kitchen"),
+    ("a", "Some birds sit on a wire over a busy street in the middle of the town."),
+    ("b", "An empty room with a window"),
+    ("a", "Snow."),
+]
+
+
+def write_story(path: Path, story=STORY) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "condition", "caption"], *((f"s{i}", *one) for i, one in enumerate(story))])
+
+
+def run_story(folder: Path, limit: int, *, whole: bool, story=STORY) -> list[dict]:
+    """What transformers gives for each text after those of its condition; its own tokens alone are taken."""
+    module, tokenizer = load_plain(folder)
+    found = []
+    for row, (condition, text) in enumerate(story):
+        before = [one for where, one in story[:row] if where == condition]
+        encoded = tokenizer(" ".join([*before, text]), return_offsets_mapping=True, return_special_tokens_mask=True)
+        special = encoded["special_tokens_mask"]
+        inner = [i for i, one in enumerate(special) if not one]
+        starts = [len(" ".join([*before[:i], ""])) for i in range(len(before) + 1)]
+        firsts = [next(i for i in inner if encoded["offset_mapping"][i][1] > start) for start in starts]
+        n_own = inner[-1] + 1 - firsts[-1]
+        earliest = max(inner[0], len(special) - limit + inner[0])
+        earliest = next(i for i in firsts if i >= earliest) if whole else earliest
+        n_left_out = earliest - inner[0]
+        ids = [one for i, one in enumerate(encoded["input_ids"]) if not inner[0] <= i < earliest]
+        own = slice(firsts[-1] - n_left_out, firsts[-1] - n_left_out + n_own)
+        with torch.inference_mode():
+            output = module(torch.tensor([ids]), output_hidden_states=True)
+        logits = getattr(output, "logits", None)
+        nats = (
+            []
+            if logits is None
+            else [-float(torch.log_softmax(logits[0, i - 1].double(), 0)[ids[i]]) for i in range(own.start, own.stop)]
+        )
+        states = torch.stack(output.hidden_states)[:, 0, own]
+        found.append({"states": states, "nats": nats, "n_tokens": n_own, "n_left_out": n_left_out})
+    return found
+
+
+@pytest.mark.parametrize("context", ["all", "sentences"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_a_text_in_its_context_has_the_values_of_its_own_tokens_in_an_unbatched_pass(kind, context, folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    limit = 48
+    recipe = write_recipe(
+        tmp_path,
+        describe(folder, kind, f", max_tokens: {limit}, reduce: [mean, last]"),
+        stimuli=f", context: {context}",
+    )
+    assert xact.build(recipe).is_complete
+    data = xr.open_zarr(tmp_path / "store.zarr").load().isel(model=0)
+    expected = run_story(folder / kind, limit, whole=context == "sentences")
+    assert any(one["n_left_out"] for one in expected)
+    for row, one in enumerate(expected):
+        for i, states in enumerate(one["states"]):
+            for pool in ("mean", "last"):
+                found = data.activations.sel(layer=f"hidden.{i}@{pool}").values[row, 0]
+                assert_close(found, POOLS[pool](states).numpy(), f"{STORY[row]}, hidden.{i}@{pool}")
+        assert int(data.n_tokens[row]) == one["n_tokens"]
+        if one["nats"]:
+            total = sum(one["nats"])
+            assert float(data.loss[row]) == pytest.approx(total / len(one["nats"]), rel=1e-5)
+            n_bytes = len(STORY[row][1].encode())
+            assert float(data.bpb[row]) == pytest.approx(total / math.log(2) / n_bytes, rel=1e-5)
+    assert (data.n_truncated == 0).all()
+
+
+def test_a_text_may_follow_a_stored_story_and_none_may_come_before_stored_ones(folder, tmp_path):
+    write_story(tmp_path / "captions.csv", STORY[:6])
+    recipe = write_recipe(tmp_path, describe(folder, "llama"), stimuli=", context: all")
+    xact.build(recipe)
+    before = load_values(tmp_path / "store.zarr")
+    write_story(tmp_path / "captions.csv")
+    assert xact.build(recipe).n_captured == 2
+    after = load_values(tmp_path / "store.zarr")
+    assert after["activations"][:, :6].tobytes() == before["activations"].tobytes()
+    expected = run_story(folder / "llama", 128, whole=False)
+    for row, one in enumerate(expected):
+        assert_close(after["activations"][0, row, 3, 0], one["states"][3].mean(0).numpy(), STORY[row][1])
+    text = (tmp_path / "captions.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "captions.csv").write_text("".join([text[0], "new,b,Rain.\n", *text[1:]]), encoding="utf-8")
+    with pytest.raises(MismatchError, match=r"stimulus 's1' .* changed after its values were stored") as caught:
+        xact.build(recipe)
+    assert "the texts before it" in caught.value.hint
+    write_story(tmp_path / "captions.csv")
+    with pytest.raises(MismatchError, match=r"stimuli\.context differs: the store was made with 'all'"):
+        xact.build(recipe, settings=["stimuli.context=null"])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (", reduce: cls", "'cls' has no meaning for a text in a context"),
+        (", template: 'Say {caption}'", "a template is for texts that stand alone"),
+    ],
+)
+def test_what_has_no_meaning_in_a_context_is_refused(more, message, folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    recipe = write_recipe(tmp_path, describe(folder, "bert", more), stimuli=", context: all")
+    with pytest.raises(RequestError, match=message):
+        xact.build(recipe)
+
+
+def test_captions_of_a_store_of_an_older_xact_with_blanks_are_refused_by_name(folder, tmp_path, monkeypatch):
+    (tmp_path / "captions.csv").write_text("id,captions\nx,A dog. ; A cat.\ny,Snow.;Rain.\n", encoding="utf-8")
+    recipe = write_recipe(tmp_path, describe(folder, "llama"))
+    with monkeypatch.context() as older:
+        older.setattr("xact.stimuli.sources.captions._split", lambda cell, *_, **__: cell.split(";"))
+        xact.build(recipe, limit=1)
+    with pytest.raises(MismatchError, match=r"stimulus 'x' .* changed after its values were stored") as caught:
+        xact.build(recipe)
+    assert "an older xact kept the blanks" in caught.value.hint
+
+
+def test_the_first_of_joined_captions_has_the_values_of_the_text_without_blanks(folder, tmp_path):
+    (tmp_path / "captions.csv").write_text("id,captions\nx, A dog. ; A cat.\n", encoding="utf-8")
+    xact.build(write_recipe(tmp_path, describe(folder, "llama")))
+    found = xr.open_zarr(tmp_path / "store.zarr").activations.sel(layer="hidden.3").values[0, 0, 0]
+    expected, other = (
+        one.hidden_states[3][0].mean(0).numpy() for one in run_alone(folder / "llama", ["A dog.", " A dog. "])
+    )
+    assert_close(found, expected, "A dog.")
+    assert np.abs(other - expected).max() > 0.01 * np.abs(expected).max()
+
+
+# a vector of each token
+
+
+def find_spans(folder: Path, text: str, limit: int | None = None) -> tuple[list[int], list[tuple[str, int, int]]]:
+    """The token ids of a text, and (text, start, stop) of each; None for a special token."""
+    _, tokenizer = load_plain(folder)
+    more = {"truncation": True, "max_length": limit} if limit else {}
+    found = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, **more)
+    spans = [
+        None if special else (text[start:stop], start, stop)
+        for (start, stop), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+    ]
+    return found["input_ids"], spans
+
+
+def check_tokens(store: Path, folder: Path, kind: str, texts, *, layer: str, limit: int | None = None) -> None:
+    """Each row of a token is its hidden state in an unbatched, unpadded pass."""
+    words = xact.open_tokens(store, kind, layer).compute()
+    assert words.dims == ("token", "unit")
+    module, _ = load_plain(folder / kind)
+    i = int(layer.split("@")[0].split(".")[1])
+    at = 0
+    for row, text in enumerate(texts):
+        ids, spans = find_spans(folder / kind, text, limit)
+        with torch.inference_mode():
+            states = module(torch.tensor([ids]), output_hidden_states=True).hidden_states[i][0].numpy()
+        kept = [place for place, span in enumerate(spans) if span is not None]
+        own = words[at : at + len(kept)]
+        assert_close(own.values, states[kept], text)
+        assert own.stimulus.values.tolist() == [f"c{row}"] * len(kept)
+        assert own.token.values.tolist() == list(range(len(kept)))
+        found = zip(own["text"].values.tolist(), own.start.values.tolist(), own.end.values.tolist(), strict=True)
+        assert list(found) == [spans[place] for place in kept]
+        at += len(kept)
+    assert at == words.sizes["token"]
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_each_token_has_the_hidden_state_of_an_unbatched_unpadded_pass(layout, folder, tmp_path, capsys):
+    write_captions(tmp_path / "captions.csv", MANY)
+    models = [describe(folder, kind, ", reduce: [mean, tokens]") for kind in ("llama", "bert")]
+    recipe = write_recipe(tmp_path, *models, extra="layers: [hidden.0, hidden.2]\n")
+    outcome = xact.build(recipe, settings=[f"storage.layout={layout}"])
+    assert (outcome.is_complete, outcome.warnings) == (True, [])  # padding is no value that is not finite
+    store = tmp_path / "store.zarr"
+    for kind in ("llama", "bert"):
+        for layer in ("hidden.0@tokens", "hidden.2@tokens"):
+            check_tokens(store, folder, kind, MANY, layer=layer)
+    alone = run_alone(folder / "llama", MANY)
+    mean = xact.open_layer(store, "llama", "hidden.2@mean").values[:, 0]
+    assert_close(mean, np.stack([one.hidden_states[2][0].mean(0).numpy() for one in alone]), "mean")
+    grid = xact.open_map(store, "llama", "hidden.2@tokens")
+    n_room = max(len(find_spans(folder / "llama", text)[0]) - 1 for text in MANY)
+    assert dict(zip(grid.dims, grid.shape, strict=True)) == {
+        "stimulus": 40,
+        "replicate": 1,
+        "token": n_room,
+        "feature": 32,
+    }
+    assert run(capsys, "verify", store)[0] == 0
+    assert "NaN" not in run(capsys, "info", store)[1]
+    words = xact.open_tokens(store, "llama", "hidden.2@tokens")
+    words.to_netcdf(tmp_path / "words.nc", engine="h5netcdf")
+    xr.testing.assert_equal(xr.open_dataarray(tmp_path / "words.nc", engine="h5netcdf").load(), words.compute())
+    with pytest.raises(RequestError, match=r"'hidden\.2@mean' has no vector of each token"):
+        xact.open_tokens(store, "llama", "hidden.2@mean")
+    for to in ("hdf5", "netcdf", "pt"):
+        code, _, err = run(capsys, "export", store, "--to", to, "--output-dir", tmp_path / to)
+        assert (code, "has a vector of each token" in err) == (2, True)
+    assert run(capsys, "export", store, "--to", "hdf5", "--output-dir", tmp_path / "h", "--layers", "*@mean")[0] == 0
+
+
+def test_texts_are_added_while_there_is_room_for_their_tokens(folder, tmp_path):
+    entry = describe(folder, "llama", ", reduce: tokens, max_tokens: 20")
+    recipe = write_recipe(tmp_path, entry, extra="layers: [hidden.3]\n")
+    write_captions(tmp_path / "captions.csv", CAPTIONS[:4])
+    xact.build(recipe)
+    write_captions(tmp_path / "captions.csv", CAPTIONS)
+    assert xact.build(recipe).n_captured == 6
+    check_tokens(tmp_path / "store.zarr", folder, "llama", CAPTIONS, layer="hidden.3", limit=20)
+
+
+def test_a_build_that_ended_between_tasks_goes_on_to_the_same_tokens(folder, tmp_path, monkeypatch):
+    write_captions(tmp_path / "captions.csv", MANY)
+    recipe = write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), extra="layers: [hidden.3]\n")
+    xact.build(recipe, store=tmp_path / "whole.zarr")
+    written = []
+
+    def write(*arguments):
+        written.append(arguments)
+        if len(written) == 4:
+            raise WorkError("the disk is full")
+        return write_task(*arguments)
+
+    with monkeypatch.context() as short:
+        short.setattr("xact.building.run.write_task", write)
+        with pytest.raises(WorkError, match="the disk is full"):
+            xact.build(recipe)
+    assert 0 < xact.build(recipe).n_captured < 40
+    assert_equal_stores(tmp_path / "store.zarr", tmp_path / "whole.zarr")
+    check_tokens(tmp_path / "store.zarr", folder, "llama", MANY, layer="hidden.3")
+
+
+def test_a_text_that_is_longer_than_the_room_of_a_store_is_refused_by_its_length(folder, tmp_path):
+    recipe = write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), extra="layers: [hidden.3]\n")
+    write_captions(tmp_path / "captions.csv", CAPTIONS[:2])
+    xact.build(recipe)
+    before = load_values(tmp_path / "store.zarr")
+    write_captions(tmp_path / "captions.csv", [*CAPTIONS[:2], CAPTIONS[1], CAPTIONS[2]])
+    n_long, n_room = (len(find_spans(folder / "llama", CAPTIONS[i])[0]) - 1 for i in (2, 0))
+    with pytest.raises(MismatchError, match=f"a text has {n_long} tokens, and the store has room for {n_room}"):
+        xact.build(recipe)
+    xact.build(recipe, limit=3)
+    after = load_values(tmp_path / "store.zarr")
+    assert after["activations"][:, :2].tobytes() == before["activations"].tobytes()
+    check_tokens(tmp_path / "store.zarr", folder, "llama", [*CAPTIONS[:2], CAPTIONS[1]], layer="hidden.3")
+
+
+def test_tokens_in_a_context_are_those_of_the_text_itself(folder, tmp_path):
+    write_story(tmp_path / "captions.csv")
+    recipe = write_recipe(
+        tmp_path, describe(folder, "llama", ", reduce: tokens"), stimuli=", context: all", extra="layers: [hidden.3]\n"
+    )
+    xact.build(recipe)
+    words = xact.open_tokens(tmp_path / "store.zarr", "llama", "hidden.3").compute()
+    expected = run_story(folder / "llama", 128, whole=False)
+    assert_close(words.values, np.concatenate([one["states"][3].numpy() for one in expected]), "tokens")
+    for row, (condition, text) in enumerate(STORY):
+        own = words[words.stimulus.values == f"s{row}"]
+        assert own["text"].values.tolist() == [
+            text[start:stop] for start, stop in zip(own.start.values, own.end.values, strict=True)
+        ]
+        assert (own.start.values[0], own.end.values[-1]) == (0, len(text))
+        assert set(own.condition.values.tolist()) == {condition}
+
+
+def test_tokens_stay_with_their_texts_when_others_are_dropped_and_replicates_have_their_own(folder, tmp_path):
+    texts = [text.replace(",", "") for text in CAPTIONS]
+    rows = [f"c{i},{text};{texts[-1 - i]}" for i, text in enumerate(texts)]
+    (tmp_path / "captions.csv").write_text("\n".join(["id,captions", *rows]), encoding="utf-8")
+    more = {"stimuli": ", captions: replicates", "extra": "layers: [hidden.3]\n"}
+    xact.build(write_recipe(tmp_path, describe(folder, "llama", ", reduce: tokens"), **more))
+    store = tmp_path / "store.zarr"
+    before = xact.open_tokens(store, "llama", "hidden.3").compute()
+    for i in (0, 7):
+        for k, text in enumerate((texts[i], texts[-1 - i])):
+            own = before[(before.stimulus.values == f"c{i}") & (before.replicate.values == k)]
+            alone = run_alone(folder / "llama", [text])[0].hidden_states[3][0, 1:]
+            assert_close(own.values, alone.numpy(), text)
+    xact.drop(store, stimuli=["c0", "c3"])
+    after = xact.open_tokens(store, "llama", "hidden.3").compute()
+    kept = before[~np.isin(before.stimulus.values, ["c0", "c3"])]
+    np.testing.assert_array_equal(after.values, kept.values)
+    for name in ("stimulus", "replicate", "token", "text", "start", "end"):
+        assert after[name].values.tolist() == kept[name].values.tolist(), name
+
+
+def test_tokens_are_for_texts_in_a_store(folder, tmp_path):
+    write_pictures(tmp_path / "a", 2, seed=0)
+    path = tmp_path / "r.yml"
+    path.write_text(
+        f"store: {tmp_path}/s.zarr\nstimuli: {{source: folder, root: a}}\nreduce: tokens\n"
+        "models: [{label: vit, source: timm, id: test_vit.r160_in1k, weights: random}]\n"
+    )
+    with pytest.raises(RequestError, match="'tokens' keeps a vector of each token of a text"):
+        xact.build(path)
+    with pytest.raises(RequestError, match=r"xact\.extract gives one vector of each text"):
+        xact.extract({"source": "transformers", "id": str(folder / "llama")}, CAPTIONS, reduce="tokens", device="cpu")
 
 
 # layers by name

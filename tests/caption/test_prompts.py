@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xact.caption.prompts import PROMPTS, Judged, find_prompt, judge, make_listable, make_reminder
-from xact.errors import NameNotFoundError
+from xact.errors import NameNotFoundError, RequestError
 
 CLOSED = [
     ("motion", "motion", "motion", "as it stands"),
@@ -85,3 +85,26 @@ def test_a_name_that_is_misspelt_is_no_prompt():
     with pytest.raises(NameNotFoundError, match=r"no prompt 'scenes' \(nearest: scene"):
         find_prompt("scenes", None)
     assert find_prompt("scenes", "mine").text == "scenes"
+
+
+def test_a_text_of_ones_own_may_have_a_closed_set():
+    prompt = find_prompt("Is there a person?", None, ["yes", "Not sure"])
+    assert (prompt.name, prompt.answers) == ("custom", ("yes", "Not sure"))
+    assert judge(prompt, " NOT-SURE.\n", is_cut=False) == Judged("Not sure")
+    assert judge(prompt, "Yes, there is.", is_cut=False) == Judged(None, "not one of yes, Not sure")
+    assert make_reminder(prompt).endswith("Reply with one of these and nothing else: yes, Not sure.")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answers", "message"),
+    [
+        ("motion", ["a", "b"], "'motion' is one of xact's"),
+        ("caption", ["a", "b"], "'caption' is one of xact's"),
+        ("Which?", ["yes", "Yes!"], "the answers 'yes' and 'Yes!' are one"),
+        ("Which?", ["yes", "yes"], "the answers 'yes' and 'yes' are one"),
+        ("Which?", ["yes", "?"], r"the answer '\?' has no letter and no digit"),
+    ],
+)
+def test_answers_that_cannot_be_told_apart_or_have_no_text_of_ones_own_are_refused(asked, answers, message):
+    with pytest.raises(RequestError, match=message):
+        find_prompt(asked, None, answers)

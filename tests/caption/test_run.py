@@ -260,6 +260,28 @@ def test_an_answer_outside_the_set_is_asked_for_once_more_and_then_listed(
     assert "nothing to do" in out
 
 
+def test_a_text_of_ones_own_keeps_a_closed_set(capsys, write, closed_network, stimuli, tmp_path):
+    text = PROMPTS["motion"].text  # of which this network is apt to say either
+    recipe = write(model=closed_network)
+    command = ("caption", recipe, "--prompt", text, "--answers", "motion", "static")
+    code, _, err = run(capsys, *command)
+    files = sorted(stimuli.iterdir())
+    first = ask_by_hand(closed_network, files, text)
+    second = ask_by_hand(closed_network, files, f"{text}\nReply with one of these and nothing else: motion, static.")
+    allowed = {"static": "static", "Motion.": "motion"}
+    expected = {
+        file.stem: allowed.get(one, allowed.get(other)) for file, one, other in zip(files, first, second, strict=True)
+    }
+    rows = read(tmp_path / "c.csv")
+    assert {row["stimulus"]: row["caption"] for row in rows} == {k: v for k, v in expected.items() if v is not None}
+    assert {row["caption_prompt"] for row in rows} == {"custom"}
+    assert 0 < len(rows) < len(files)
+    assert (code, f"{len(files) - len(rows)} answers need a check" in err) == (1, True)
+    (tmp_path / "c.review.csv").unlink()
+    with pytest.raises(MismatchError, match=r"caption\.answers differs: .* was made with \['motion', 'static'\]"):
+        caption(recipe, prompt=text)
+
+
 def test_an_answer_is_stored_in_the_spelling_of_its_set(write, tmp_path):
     says = write_pixtral(tmp_path / "says", seed=2, words={" Motion.": 20})
     assert ask_by_hand(says, [min((tmp_path.parent).rglob("p00.png"))], "x") == ["Motion."]
@@ -460,6 +482,13 @@ def test_a_parquet_file_beside_a_csv_of_the_same_name_is_refused(write):
 def test_a_prompt_of_the_command_line_does_not_take_the_name_of_the_recipes(write, tmp_path):
     caption(write(", prompt: a cat, prompt_name: cats", n_tokens=2), prompt="a dog")
     assert {row["caption_prompt"] for row in read(tmp_path / "c.csv")} == {"custom"}
+
+
+def test_answers_go_with_a_prompt_of_ones_own(capsys, write):
+    recipe = write(", prompt: Say whether it is a dog, answers: [yes dog, no dog]")
+    assert "'scene' is one of xact's" in run(capsys, "caption", recipe, "--prompt", "scene", "--answers", "a", "b")[2]
+    assert "answers" in run(capsys, "caption", recipe, "--answers", "a")[2]
+    assert run(capsys, "caption", recipe, "--prompt", "scene", "--limit", "1")[0] in (0, 1)  # the recipe's go
 
 
 def test_a_recipe_for_captions_needs_no_models_and_a_build_still_does(capsys, write):

@@ -53,6 +53,8 @@ NOT_IN_A_PLAN = {
     "declared": "is compared with the transform",
     "template": "is in the transform",
     "max_tokens": "is in the transform",
+    "n_tokens": "is in every layer of the plan",
+    "context": "is compared as a key of the stimuli",
     "is_gated": "says whether the weights can be had",
 }
 

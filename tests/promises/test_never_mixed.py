@@ -142,6 +142,7 @@ NEUTRAL = {
     "caption.model": ("", "caption.model=other"),
     "caption.prompt": ("", "caption.prompt=scene"),
     "caption.prompt_name": ("", "caption.prompt_name=other"),
+    "caption.answers": ("", "caption.answers=[yes, no]"),
     "caption.output": ("", "caption.output=other.csv"),
     "caption.engine": ("", "caption.engine=vllm"),
     "caption.max_new_tokens": ("", "caption.max_new_tokens=3"),

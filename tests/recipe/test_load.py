@@ -132,6 +132,7 @@ def test_defaults_are_filled_in(tmp_path: Path):
             "model": "mistral-community/pixtral-12b",
             "prompt": "caption",
             "prompt_name": None,
+            "answers": None,
             "output": None,
             "engine": "transformers",
             "max_new_tokens": 128,

@@ -92,13 +92,37 @@ def test_each_caption_may_be_a_stimulus_or_a_replicate(tmp_path):
 def test_a_plain_caption_is_never_split_and_no_text_is_changed(tmp_path):
     source = open_text(tmp_path, 'id,caption\n001,"A cat; a dog. "\nNA," é, 1"\n1e3,2\n')
     assert read_all(source) == {"001": ["A cat; a dog. "], "NA": [" é, 1"], "1e3": ["2"]}
-    joined = open_text(tmp_path, "id,captions\nx,one ; two\n", captions="stimuli")
-    assert read_all(joined) == {"x#0": ["one "], "x#1": [" two"]}
+    joined = open_text(tmp_path, "id,captions\nx,one;two\n", captions="stimuli")
+    assert read_all(joined) == {"x#0": ["one"], "x#1": ["two"]}
     named = open_text(tmp_path, "id,captions,words\nx,a;b,c;d\n", caption="captions")
     assert read_all(named) == {"x": ["a;b"]}
     assert named.table.columns == {"words": ["c;d"]}
     numbers = open_text(tmp_path, "id,caption\nx,1\ny,2\n")
     assert read_all(numbers) == {"x": ["1"], "y": ["2"]}
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        ("first", {"x": ["A  dog."]}),
+        ("stimuli", {"x#0": ["A  dog."], "x#1": ["A cat."]}),
+        ("replicates", {"x": ["A  dog.", "A cat."]}),
+    ],
+)
+def test_joined_captions_lose_the_blanks_around_each_separator_and_keep_those_inside(captions, expected, tmp_path):
+    source = open_text(tmp_path, 'id,captions\nx," A  dog. ;\tA cat.\n"\n', captions=captions)
+    assert read_all(source) == expected
+
+
+def test_a_context_is_the_texts_before_a_text_in_its_condition_whatever_is_chosen(tmp_path):
+    text = "id,condition,caption\na,p,One.\nb,q,Two.\nc,p,Three.\nd,p,Four.\n"
+    source = open_text(tmp_path, text, context="all", where="stimulus != 'a'")
+    assert read_all(source) == {"b": ["Two."], "c": ["One.", "Three."], "d": ["One.", "Three.", "Four."]}
+    stamps = [source.stamp(row) for row in range(3)]
+    other = open_text(tmp_path, text.replace("One", "Uno"), context="sentences", where="stimulus != 'a'")
+    assert [other.stamp(row) == stamps[row] for row in range(3)] == [True, False, False]
+    with pytest.raises(ValueError, match="needs one text a stimulus"):
+        open_captions(tmp_path, file="c.csv", context="all", captions="replicates")
 
 
 def test_a_table_that_was_kept_from_running_in_a_spreadsheet_gives_its_texts_as_they_were(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from xact.building.prepare import PreparedBuild
+from xact.capture.load_captions import TextLengths
 from xact.disk.durable import count_free_nbytes
 from xact.models.device import count_lanes, count_workers, find_device_memory
 from xact.stimuli.column_types import ColumnType, describe_column
@@ -44,6 +45,14 @@ class ModelEstimate:
     device_memory_nbytes: int | None
     """Memory of the device in bytes; None if this machine lacks the device."""
     batch_size: int
+    max_tokens: int | None = None
+    """Largest number of tokens of a text; None for pictures, and if there is no limit or no tokenizer here."""
+    n_texts: int = 0
+    """Texts that were measured: 0 for pictures, and if the tokenizer is not here."""
+    n_texts_cut: int = 0
+    """Texts that are longer than `max_tokens`."""
+    longest_text: int = 0
+    """Tokens of the longest text before the cut."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +73,29 @@ class Estimate:
     """How each column of the stimuli was read."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """{stimulus: why it cannot be read}."""
+    unmeasured: tuple[str, ...] = ()
+    """Language models whose tokenizer is not here, so that their texts were not measured."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What the plan does not know."""
+        if not self.unmeasured:
+            return []
+        return [
+            f"the texts of {', '.join(self.unmeasured)} were not measured: a build fetches the tokenizer, and says how "
+            "many texts are cut"
+        ]
 
     @property
     def warnings(self) -> list[str]:
-        """A message for each model that probably needs more memory than its device has."""
-        return [
+        """A message for each model that cuts texts, or probably needs more memory than its device has."""
+        cut = [
+            f"model {model.model!r} can read {model.max_tokens} tokens: {model.n_texts_cut} of {model.n_texts} texts "
+            f"are longer and are cut (the longest has {model.longest_text})"
+            for model in self.models
+            if model.n_texts_cut
+        ]
+        return cut + [
             f"model {model.model!r} needs about {model.device_nbytes / 1e9:.1f} GB on {model.device}, which has "
             f"{model.device_memory_nbytes / 1e9:.1f} GB: a smaller batch_size or dtype: bfloat16 takes less"
             for model in self.models
@@ -96,6 +123,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
             sum(len(task.rows) for task in prepared.tasks[model.label]),
             workers,
             device_memory=find_device_memory(_name_device(prepared, model)),
+            texts=prepared.texts.get(model.label),
         )
         for model in plan.models
         if model.label in prepared.tasks
@@ -116,6 +144,11 @@ def estimate(prepared: PreparedBuild) -> Estimate:
             for name, cells in plan.stimuli.columns.items()
         ),
         unreadable={stimulus: error.tell() for stimulus, error in prepared.unreadable.items()},
+        unmeasured=tuple(
+            model.label
+            for model in plan.models
+            if model.kind == "text" and prepared.tasks.get(model.label) and model.label not in prepared.texts
+        ),
     )
 
 
@@ -126,7 +159,13 @@ def _name_device(prepared: PreparedBuild, model: PlannedModel) -> str:
 
 
 def estimate_model(
-    plan: Plan, model: PlannedModel, n_left: int, workers: int, *, device_memory: int | None
+    plan: Plan,
+    model: PlannedModel,
+    n_left: int,
+    workers: int,
+    *,
+    device_memory: int | None,
+    texts: TextLengths | None = None,
 ) -> ModelEstimate:
     """Return the cost of `n_left` stimuli of one model; `device_memory` is the memory of its device in bytes."""
     weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
@@ -150,4 +189,8 @@ def estimate_model(
         device=model.device,
         device_memory_nbytes=device_memory,
         batch_size=model.batch_size,
+        max_tokens=texts.max_tokens if texts else None,
+        n_texts=texts.n_texts if texts else 0,
+        n_texts_cut=texts.n_cut if texts else 0,
+        longest_text=texts.longest if texts else 0,
     )

@@ -153,6 +153,11 @@ def extract(
     )
     loaded = LoadedRecipe(recipe, Path.cwd())
     spec = find_spec(loaded, factory=factory, transform=transform, allow_code=allow_code)
+    if spec.keeps_tokens:
+        raise RequestError(
+            "xact.extract gives one vector of each text; 'tokens' keeps several, with labels of their own",
+            hint="xact.build, then xact.open_tokens",
+        )
     source = open_pictures(listed) if spec.kind == "image" else open_captions(listed, model=spec.label)
     recipe = adopt_replicates(loaded, source).recipe
     check_table(source.table, location=source.location)

@@ -11,20 +11,31 @@ from typing import Any
 from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
+from xact.capture.reduce import TOKENS
 from xact.errors import MismatchError, RequestError, StimulusError, WeightsError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Weights
 from xact.models.device import count_workers
-from xact.models.load import check_allowed, check_fit, check_gate, find_weights
+from xact.models.load import (
+    check_allowed,
+    check_fit,
+    check_gate,
+    find_weights,
+    is_tokenizer_here,
+    make_tokenizer,
+)
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
+from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
 from xact.store.hold import check_writable
 from xact.store.journal import State, load_state
+from xact.store.layout import LABEL_CHUNKS
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
 from xact.store.plan import Plan, PlannedModel
 from xact.store.tasks import Task, make_rows, make_tasks
@@ -51,6 +62,8 @@ class PreparedBuild:
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
     unreadable: Mapping[str, StimulusError] = field(default_factory=dict)
     """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
+    texts: Mapping[str, TextLengths] = field(default_factory=dict)
+    """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
 
     @property
     def n_rows_left(self) -> int:
@@ -71,18 +84,22 @@ def prepare_plan(
     decode: bool = False,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> PreparedBuild:
-    """Plan a build without downloads and without reading captions; its devices may be absent.
+    """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here.
 
     Find the pictures that cannot be read: by their headers, or with `decode` by decoding them; `watch(n)` receives
     their number and returns a function that receives the number of checked ones.
     """
-    asked = _list_asked(loaded, store, allow_code=allow_code)
+    asked = replace(_list_asked(loaded, store, allow_code=allow_code), is_plan=True)
     surveyed = _Surveyed()
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
-            surveyed.models.append(_plan_model(asked, spec, stored, device=name_device_kind(spec, stored)))
-    prepared = _lay_plan(asked, surveyed, reads_captions=False)
+            model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
+            if spec.kind == "text" and is_tokenizer_here(spec):
+                make_tokenizer(spec)  # one that cannot be used is a failure of its model
+                surveyed.readers.add(spec.label)
+            surveyed.models.append(model)
+    prepared = _lay_plan(asked, surveyed)
     return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
 
 
@@ -113,7 +130,8 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
                     check_fit(spec, surveyed.weights[label])
                     model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
                 surveyed.models.append(model)
-    return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)
+                surveyed.readers.add(label)
+    return replace(_lay_plan(asked, surveyed), may_write=may_write)
 
 
 @dataclass(frozen=True)
@@ -128,6 +146,13 @@ class _Asked:
 
     empty: Empty
     """What the store has no value of."""
+    is_plan: bool = False
+    """True if nothing may be downloaded."""
+
+    @property
+    def n_replicates(self) -> int:
+        """Number of replicates of each stimulus."""
+        return self.loaded.recipe.replicates.count
 
     def find_stored(self, model: str) -> PlannedModel | None:
         """Return the planned model whose values the store has under a label, or None."""
@@ -164,6 +189,8 @@ class _Surveyed:
     weights: dict[str, Weights] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """{model: why its weights are not available}."""
+    readers: set[str] = field(default_factory=set)
+    """The models whose captions are read: their tokenizer, if they have one, is here."""
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
@@ -193,6 +220,7 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
     """Survey one network; refuse a device kind that differs from the device kind of its stored rows."""
+    spec = _measure_tokens(asked, spec, stored)
     model = survey_model(spec, n_stimuli=len(asked.source.table), stored=stored, device=device)
     if stored is None:
         return model
@@ -202,6 +230,50 @@ def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, 
     if asked.loaded.recipe.compute.on_out_of_memory == "halve":
         batch_size = min(batch_size, stored.batch_size)
     return model.model_copy(update={"batch_size": batch_size, "weights_record": stored.weights_record})
+
+
+def _measure_tokens(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None) -> ModelSpec:
+    """Return a network with the room that `reduce: tokens` has for each text: as the store has it, else `max_tokens`,
+    else the longest text. Refuse a text that is longer than the store's room.
+    """
+    if not spec.keeps_tokens or spec.kind != "text":
+        return spec
+    rooms = [layer.unit_shape[0] for layer in (stored.layers if stored else ()) if layer.reduction == TOKENS]
+    known = set() if asked.stored.plan is None else set(asked.stored.plan.stimuli.ids)
+    ids = asked.source.table.ids
+    if rooms and known.issuperset(ids):
+        return replace(spec, n_tokens=rooms[0])
+    wanted = spec.max_tokens
+    if not asked.is_plan or is_tokenizer_here(spec):
+        captions = make_caption_loader(spec, order_stimuli(asked.source, ids, {}), asked.n_replicates)
+        lengths = captions.measure(make_rows(0, len(ids)))
+        _check_spans(asked, spec, lengths, len(known.union(ids)))
+        wanted = spec.max_tokens or lengths.n_spelled
+    if wanted is None:
+        raise RequestError(
+            f"model {spec.label!r}: reduce: tokens needs the longest text, and its tokenizer is not here",
+            hint="max_tokens: N sets the room for each text; or build, which fetches the tokenizer",
+        )
+    if rooms and wanted > rooms[0]:
+        raise MismatchError(
+            f"model {spec.label!r}: a text has {wanted} tokens, and the store has room for {rooms[0]} of each text",
+            hint="build another store; with max_tokens: N it has room for N tokens of texts that come later",
+        )
+    return replace(spec, n_tokens=rooms[0] if rooms else wanted)
+
+
+def _check_spans(asked: _Asked, spec: ModelSpec, lengths: TextLengths, n_stimuli: int) -> None:
+    """Refuse texts whose tokens, as a label, would be more than readers take."""
+    n_models = len({*asked.specs, *(model.label for model in (asked.stored.plan.models if asked.stored.plan else ()))})
+    n_cells = min(n_stimuli, LABEL_CHUNKS["stimulus"]) * min(n_models, LABEL_CHUNKS["model"])
+    is_wide = 4 * lengths.n_characters * n_cells > MAX_LABEL_NBYTES // 2  # UTF-8 has at most 4 bytes a character
+    fault = find_text_fault(4 * lengths.n_characters * n_stimuli * n_models)
+    if fault is not None or is_wide:
+        raise RequestError(
+            f"model {spec.label!r}: reduce: tokens describes the tokens of a text in up to {lengths.n_characters} "
+            f"characters, too many for {n_stimuli} stimuli and {n_models} models",
+            hint="max_tokens: N cuts the longest texts; or build several stores",
+        )
 
 
 def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
@@ -236,7 +308,7 @@ def _find_unreadable(
     )
 
 
-def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> PreparedBuild:
+def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
     """Merge the plan with the plan of the store, and list the remaining tasks."""
     recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
@@ -249,10 +321,19 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     plan = make_plan(request, stored.plan, is_committed=stored.is_committed, empty=asked.empty)
     stored = stored.forget(model.label for model in surveyed.models if model.label in asked.empty.models)
     left_out = asked.find_left_out(plan.stimuli.ids)
-    stimuli = order_stimuli(source, plan.stimuli.ids, {}) if reads_captions else None
+    stimuli = order_stimuli(source, plan.stimuli.ids, {})
     plan = plan.model_copy(update={"models": tuple(_renew(model, surveyed, stored) for model in plan.models)})
+    texts: dict[str, TextLengths] = {}
     tasks = {
-        m.label: list_tasks(plan, m, asked.specs[m.label], stored, stimuli, left_out=left_out)
+        m.label: list_tasks(
+            plan,
+            m,
+            asked.specs[m.label],
+            stored,
+            stimuli if m.label in surveyed.readers else None,
+            left_out=left_out,
+            measured=texts,
+        )
         for m in plan.models
         if m.label in asked.specs and m.label not in surveyed.failed
     }
@@ -262,7 +343,16 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return PreparedBuild(
-        asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks, left_out=left_out
+        asked.store,
+        asked.loaded,
+        source,
+        asked.specs,
+        surveyed.weights,
+        stored,
+        plan,
+        tasks,
+        left_out=left_out,
+        texts=texts,
     )
 
 
@@ -310,19 +400,21 @@ def list_tasks(
     stimuli: StimuliByRow | None,
     *,
     left_out: frozenset[StoreRow] = frozenset(),
+    measured: dict[str, TextLengths] | None = None,
 ) -> list[Task]:
     """Return the remaining tasks of a model; batches of captions are sorted by length.
 
     Without `stimuli`, captions are not read and stay in the order of their rows. Rows in `left_out` that failed are not
-    tried again.
+    tried again. `measured` takes the lengths of the captions, by the model's label.
     """
     done = {block: (stop, failed - left_out) for block, (stop, failed) in state.find_done(model.label).items()}
     tasks = list(make_tasks(plan, model, done))
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks
-    captions = make_caption_loader(spec, stimuli, plan.n_replicates)
-    lengths = [captions.count_tokens(row) for row in make_rows(0, plan.n_stimuli)]
-    return list(make_tasks(plan, model, done, lengths=lengths))
+    lengths = make_caption_loader(spec, stimuli, plan.n_replicates).measure(make_rows(0, plan.n_stimuli))
+    if measured is not None:
+        measured[model.label] = lengths
+    return list(make_tasks(plan, model, done, lengths=lengths.batched))
 
 
 def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:

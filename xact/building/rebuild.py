@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from xact.store.snapshot import Room, load_label, open_snapshot
 from xact.store.tasks import Task, make_rows
 from xact.store.verify import verify_store
 from xact.store.write import StoreWriter
+
+T = TypeVar("T")
 
 NOT_CAPTURED = "not captured yet when other stimuli were taken out"
 """Recorded as the failure of a row without a value between rows with values; the next build tries it."""
@@ -211,8 +213,9 @@ def _carry_rows(
     task = Task(model.label, block, start, start + n_known, (), kept)
     names = sorted({name for record in state.find_records(model.label) for name in record.scores})
     scores = {name: _move(rebuild, state.find_scores(model.label, name), kept) for name in names}
+    spans = _move(rebuild, state.find_spans(model.label), kept - failed.keys())
     made = [buffer[:n_known] for buffer in buffers]
-    record = write_task(writer, model, TaskResult(task, made, failed, {}, 0, seconds, scores))
+    record = write_task(writer, model, TaskResult(task, made, failed, {}, 0, seconds, scores, spans))
     return replace(record, **_find_makers(state, model.label, {row // size for row in rows}, len(kept) - len(failed)))
 
 
@@ -243,7 +246,7 @@ def _load_block(
     return loaded[record.block]
 
 
-def _move(rebuild: Rebuild, scores: Mapping[StoreRow, float], kept: frozenset[StoreRow]) -> dict[StoreRow, float]:
-    """Return the scores of the rows `kept` of the new store."""
-    moved = {rebuild.new_rows[row]: score for row, score in scores.items() if row in rebuild.new_rows}
-    return {row: score for row, score in moved.items() if row in kept}
+def _move(rebuild: Rebuild, found: Mapping[StoreRow, T], kept: Collection[StoreRow]) -> dict[StoreRow, T]:
+    """Return what was found of the rows `kept` of the new store, e.g. a score."""
+    moved = {rebuild.new_rows[row]: one for row, one in found.items() if row in rebuild.new_rows}
+    return {row: one for row, one in moved.items() if row in kept}

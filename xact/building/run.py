@@ -55,6 +55,14 @@ OLD_MEMORY_FORMATS = {"cpu": CHANNELS_LAST, "cuda": CONTIGUOUS, "mps": CONTIGUOU
 """{kind of device: memory format of pictures in a store whose networks have no record of it}."""
 
 
+CHANGED = {
+    "image": "put the old file back, or build another store",
+    "text": "put the old text back, and the texts before it if it has a context, or build another store (an older xact "
+    "kept the blanks around the `;` of a column `captions`)",
+}
+"""{kind of stimuli: what to do if one of them changed}."""
+
+
 @dataclass
 class Outcome:
     """The result of a build."""
@@ -155,7 +163,7 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
             raise MismatchError(
                 f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
                 "stored",
-                hint="put the old file back, or build another store",
+                hint=CHANGED[source.kind],
             )
 
 
@@ -219,6 +227,9 @@ def _run_tasks(
 
         def write(result: TaskResult) -> None:
             n_rows = len(result.task.rows) - len(result.failed)
+            if prepared.specs[model.label].keeps_tokens and isinstance(job.loader, CaptionLoader):
+                kept = sorted(result.task.rows - result.failed.keys())
+                result.spans = {row: job.loader.find_spans(row) for row in kept}
             record = write_task(writer, model, result)
             record = replace(record, values_version=VALUES_VERSION, xact={xact_version: n_rows})
             if check is not None and result.task is tasks[-1]:

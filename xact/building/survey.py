@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from xact.building.plan_layers import keep_labels, plan_layers
-from xact.building.survey_text import check_logits, describe_reading, plan_hidden_units, survey_hidden
+from xact.building.survey_text import check_context, check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
     find_blocks,
@@ -127,6 +127,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
     """Survey a network whose input is captions."""
     network, outputs, input_shape = survey_hidden(spec)
     check_logits(spec)
+    check_context(spec)
     selected = select_layers(spec.layers, outputs, aliases={}, model=spec.label, command=spec.layers_command)
     return Surveyed(
         n_parameters=count_parameters(network.module),
@@ -137,7 +138,7 @@ def survey_captions(spec: ModelSpec) -> Surveyed:
             selected,
             outputs,
             parse_reductions(spec.reduce),
-            partial(plan_hidden_units, has_cls=network.has_cls),
+            partial(plan_hidden_units, has_cls=network.has_cls, n_tokens=spec.n_tokens),
             depth_bins={},
             model=spec.label,
         ),

@@ -100,6 +100,17 @@ def check_logits(spec: ModelSpec) -> None:
         )
 
 
-def plan_hidden_units(reduction: Reduction, output: Output, layer: str, *, has_cls: bool) -> dict[str, int]:
-    """Return {axis: length} of the units of a pooled hidden state."""
-    return plan_text_units(reduction, (output.shape or ())[-1], has_cls=has_cls, layer=layer)
+def check_context(spec: ModelSpec) -> None:
+    """Refuse the class token of texts that have a context: it is not one of a text's own tokens."""
+    if spec.context and "cls" in (spec.reduce if isinstance(spec.reduce, list) else [spec.reduce]):
+        raise RequestError(
+            f"model {spec.label!r}: 'cls' has no meaning for a text in a context, whose own tokens alone are reduced",
+            hint="reduce: last, or mean",
+        )
+
+
+def plan_hidden_units(
+    reduction: Reduction, output: Output, layer: str, *, has_cls: bool, n_tokens: int
+) -> dict[str, int]:
+    """Return {axis: length} of the units of a reduced hidden state."""
+    return plan_text_units(reduction, (output.shape or ())[-1], has_cls=has_cls, layer=layer, n_tokens=n_tokens)

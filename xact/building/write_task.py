@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,13 @@ import numpy as np
 
 from xact.capture.check_values import RecordedBatch
 from xact.capture.engine import TaskResult
+from xact.capture.reduce import TOKENS
 from xact.errors import CaptureError, StoreError
 from xact.labels import StoreRow
 from xact.store.held import TaskKey, read_recorded
 from xact.store.journal import State, TaskRecord
 from xact.store.layout import make_shard_format
-from xact.store.plan import Plan, PlannedModel
+from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import decode_shard
 from xact.store.tasks import Batch, Task, count_batch_stimuli, make_batches, make_rows
 from xact.store.write import StoreWriter
@@ -34,7 +36,7 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
         with np.errstate(over="ignore", invalid="ignore"):
             total = buffer.sum(dtype=np.float32)
         if not np.isfinite(total):  # a cheap test; the exact count follows only if it fails
-            n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows])))
+            n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows]))) - _count_padding(layer, result)
             if n_bad:
                 n_nonfinite[layer.label] = n_bad
         _round(writer.plan, buffer, layer.label)
@@ -52,7 +54,17 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
         scores={
             name: {row: x for row, x in by_row.items() if math.isfinite(x)} for name, by_row in result.scores.items()
         },
+        spans=result.spans,
     )
+
+
+def _count_padding(layer: PlannedLayer, result: TaskResult) -> int:
+    """Return the units of a task that are NaN because a text has fewer tokens than its layer has room for."""
+    if layer.reduction != TOKENS:
+        return 0
+    n_room, width = layer.unit_shape
+    texts = [text for spans in result.spans.values() for text in json.loads(spans)]
+    return width * sum(n_room - len(text) for text in texts)
 
 
 def round_mantissa(values: np.ndarray, *, layer: str) -> None:
@@ -156,7 +168,7 @@ def clear_rows(writer: StoreWriter, record: TaskRecord) -> None:
     for buffer in buffers:
         buffer[[row - start for row in lost]] = np.nan
     shards = writer.write_shards(model, buffers, record.block, rows=lost)
-    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}, xact={}))
+    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}, xact={}, spans={}))
 
 
 def _read_shards(

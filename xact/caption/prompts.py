@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from xact.errors import NameNotFoundError, find_nearest
+from xact.errors import NameNotFoundError, RequestError, find_nearest
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,18 @@ class Judged:
     """Why a person should check the answer, or None."""
 
 
-def find_prompt(asked: str, name: str | None) -> Prompt:
-    """Return the prompt with the name `asked`, else a prompt with this text. Refuse a misspelt name."""
+def find_prompt(asked: str, name: str | None, answers: Sequence[str] | None = None) -> Prompt:
+    """Return the prompt with the name `asked`, else a prompt with this text and this closed set of `answers`.
+
+    Refuse a misspelt name, answers to a prompt of xact, and answers that differ in case and punctuation only.
+    """
     if asked in PROMPTS:
         known = PROMPTS[asked]
+        if answers is not None:
+            raise RequestError(
+                f"the answers {', '.join(answers)} go with a prompt of your own, {asked!r} is one of xact's",
+                hint="write the question as --prompt TEXT, or leave the answers out",
+            )
         return Prompt(name or known.name, known.text, known.answers)
     nearest = find_nearest(asked, PROMPTS) if re.fullmatch(r"\w+", asked) and name is None else []
     if nearest:
@@ -71,7 +79,22 @@ def find_prompt(asked: str, name: str | None) -> Prompt:
             f"there is no prompt {asked!r} (nearest: {', '.join(nearest)})",
             hint="your own prompt of a single word needs a caption.prompt_name",
         )
-    return Prompt(name or CUSTOM, asked)
+    return Prompt(name or CUSTOM, asked, _check_answers(answers or ()))
+
+
+def _check_answers(answers: Sequence[str]) -> tuple[str, ...]:
+    """Return a closed set of answers; refuse answers that `judge` could not tell from each other."""
+    folded: dict[str, str] = {}
+    for answer in answers:
+        other = folded.setdefault(_fold(answer), answer) if _fold(answer) else None
+        if other is None:
+            raise RequestError(f"the answer {answer!r} has no letter and no digit", hint="write it as a word")
+        if other != answer or answers.count(answer) > 1:
+            raise RequestError(
+                f"the answers {other!r} and {answer!r} are one: case and punctuation do not matter",
+                hint="leave one out",
+            )
+    return tuple(answers)
 
 
 def make_reminder(prompt: Prompt) -> str:

@@ -89,6 +89,8 @@ class CaptionJob:
         """Return the settings that affect an answer, as JSON-able data. Weights and versions are added later."""
         recipe = self.loaded.recipe
         asked = recipe.caption.model_dump(exclude={"output", "prompt", "batch_size"})
+        if asked["answers"] is None:  # as in the records of an xact that had no such key
+            del asked["answers"]
         return {
             "output": self.output.name,
             "caption": asked
@@ -102,6 +104,7 @@ def caption(
     recipe: str | Path,
     *,
     prompt: str | None = None,
+    answers: Sequence[str] | None = None,
     output: str | Path | None = None,
     limit: int | None = None,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
@@ -112,7 +115,7 @@ def caption(
     receives the number of new stimuli of each batch. Raise RequestError, WorkError or StoreError. Finished batches
     stay, and the same call continues after them.
     """
-    job = make_job(load_recipe(recipe, _make_overrides(prompt, output, limit), schema=CaptionRecipe))
+    job = make_job(load_recipe(recipe, _make_overrides(prompt, answers, output, limit), schema=CaptionRecipe))
     try:
         return _ask_all(job, watch)
     finally:
@@ -124,7 +127,7 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
     recipe = loaded.recipe
     asked = recipe.caption
     pictures = get_pictures(recipe.stimuli, asked.model)
-    prompt = find_prompt(asked.prompt, asked.prompt_name)
+    prompt = find_prompt(asked.prompt, asked.prompt_name, asked.answers)
     if asked.output is None:
         raise RequestError("the output is not set", hint="--output FILE.csv, or `output:` under `caption:`")
     output = expand_path(asked.output)
@@ -155,10 +158,15 @@ def make_job(loaded: LoadedRecipe) -> CaptionJob:
     )
 
 
-def _make_overrides(prompt: str | None, output: str | Path | None, limit: int | None) -> list[tuple[str, Any, str]]:
+def _make_overrides(
+    prompt: str | None, answers: Sequence[str] | None, output: str | Path | None, limit: int | None
+) -> list[tuple[str, Any, str]]:
     overrides: list[tuple[str, Any, str]] = []
-    if prompt is not None:  # the recipe's prompt_name belongs to the recipe's prompt
-        overrides += [("caption.prompt", prompt, "--prompt"), ("caption.prompt_name", None, "--prompt")]
+    if prompt is not None:  # the recipe's prompt_name and answers belong to the recipe's prompt
+        replaced = {"prompt": prompt, "prompt_name": None, "answers": None}
+        overrides += [(f"caption.{key}", value, "--prompt") for key, value in replaced.items()]
+    if answers is not None:
+        overrides.append(("caption.answers", list(answers), "--answers"))
     if output is not None:
         overrides.append(("caption.output", str(output), "--output"))
     if limit is not None:

@@ -109,6 +109,8 @@ class TaskResult:
     seconds: float
     scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     """{name: {row: number}}, the scores of the network."""
+    spans: dict[StoreRow, str] = field(default_factory=dict)
+    """{row: its tokens as JSON}, of a model that keeps a vector of each token."""
 
 
 @dataclass

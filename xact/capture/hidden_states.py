@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from xact.capture.hooks import Guard, Runnable, copy_module
 from xact.capture.layers import HIDDEN
-from xact.capture.reduce import make_reduction, pool_tokens
+from xact.capture.reduce import TOKENS, Reduction, make_reduction, pool_tokens, spread_tokens
 from xact.errors import CaptureError
 from xact.models.text_batch import TextBatch
 from xact.store.plan import PlannedLayer
@@ -49,22 +49,34 @@ class TextCapture:
     def run(self, batch: TextBatch, keep: Callable[[int, Tensor], None]) -> dict[str, list[float]]:
         """Forward a batch, call `keep(i, units)` once for each layer i, and return the scores of each stimulus.
 
-        `units` is (caption, feature) float32 on the device of its layer. Raise CaptureError if a hidden state is
-        missing or its width differs from the plan, or if the pass draws random numbers or changes the network.
+        `units` is (caption, feature), or (caption, token x feature), float32 on the device of its layer. Raise
+        CaptureError if a hidden state is missing or its width differs from the plan, or if the pass draws random
+        numbers or changes the network.
         """
         with self._guard.watch(batch.ids.device), torch.inference_mode():
             output = self._network.forward(self._module, batch)
             states = find_hidden_states(output, model=self._model)
             for i, (layer, index, reduction) in enumerate(self._layers):
                 found = tuple(states[index].shape) if index < len(states) else None
-                planned = (*batch.ids.shape, layer.n_units)
+                planned = (*batch.ids.shape, layer.output_shape[-1])
                 if found != planned:
                     raise CaptureError(
                         f"model {self._model!r}, layer {layer.label!r}: gave {found} where {planned} was planned"
                     )
-                keep(i, pool_tokens(reduction, states[index], batch.mask.to(states[index].device)))
+                keep(i, self._reduce(layer, reduction, states[index], batch))
             losses = measure_losses(self._network.find_logits(output), batch)
         return self._score(batch, losses)
+
+    def _reduce(self, layer: PlannedLayer, reduction: Reduction, states: Tensor, batch: TextBatch) -> Tensor:
+        if reduction.name != TOKENS:
+            return pool_tokens(reduction, states, batch.pooled.to(states.device))
+        n_tokens = layer.unit_shape[0]
+        longest = max(len(caption.spelled) for caption in batch.captions)
+        if longest > n_tokens:
+            raise CaptureError(
+                f"model {self._model!r}, layer {layer.label!r}: a text has {longest} tokens, {n_tokens} were planned"
+            )
+        return spread_tokens(states, [caption.spelled for caption in batch.captions], n_tokens)
 
     def _score(self, batch: TextBatch, losses: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
         """Return the scores of each stimulus: mean losses, tokens of its first caption, number of cut captions."""
@@ -73,7 +85,7 @@ class TextCapture:
         return {
             "loss": [sum(loss for loss, _ in losses[rows]) / n for rows in stimuli],
             "bpb": [sum(bpb for _, bpb in losses[rows]) / n for rows in stimuli],
-            "n_tokens": [float(len(batch.captions[rows.start].ids)) for rows in stimuli],
+            "n_tokens": [float(len(batch.captions[rows.start].pooled)) for rows in stimuli],
             "n_truncated": [float(sum(caption.is_cut for caption in batch.captions[rows])) for rows in stimuli],
         }
 
@@ -89,18 +101,19 @@ def find_index(layer: PlannedLayer) -> int:
 def measure_losses(logits: Tensor | None, batch: TextBatch) -> list[tuple[float, float]]:
     """Return (loss, bits per byte) of each caption; NaN for a caption of fewer than two tokens or without logits.
 
-    Every token except the first is predicted from the tokens before it. The loss is the mean of their cross-entropies
-    in nats. Bits per byte is the sum in bits, divided by the UTF-8 bytes of the text (Huh et al. 2024, "The Platonic
-    Representation Hypothesis"); it is NaN for a cut text. Both use float32, one caption at a time.
+    Every token except the first is predicted from the tokens before it, those of its context among them; the tokens of
+    the context are not counted. The loss is the mean of their cross-entropies in nats. Bits per byte is the sum in
+    bits, divided by the UTF-8 bytes of the text (Huh et al. 2024, "The Platonic Representation Hypothesis"); it is NaN
+    for a cut text. Both use float32, one caption at a time.
     """
     losses = []
     for row, caption in enumerate(batch.captions):
-        n_tokens = len(caption.ids)
-        if logits is None or n_tokens < 2:
+        start, stop = max(caption.pooled.start, 1), caption.pooled.stop
+        if logits is None or start >= stop:
             losses.append((math.nan, math.nan))
             continue
-        predicted = logits[row, : n_tokens - 1].float()  # (token, word of the vocabulary)
-        total = float(F.cross_entropy(predicted, batch.ids[row, 1:n_tokens].to(predicted.device), reduction="sum"))
+        predicted = logits[row, start - 1 : stop - 1].float()  # (token, word of the vocabulary)
+        total = float(F.cross_entropy(predicted, batch.ids[row, start:stop].to(predicted.device), reduction="sum"))
         bits = math.nan if caption.is_cut or not caption.nbytes else total / math.log(2) / caption.nbytes
-        losses.append((total / (n_tokens - 1), bits))
+        losses.append((total / (stop - start), bits))
     return losses

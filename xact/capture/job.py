@@ -141,4 +141,4 @@ def make_picture_loader(model: PlannedModel, spec: ModelSpec, recipe: Recipe, st
 
 def make_caption_loader(spec: ModelSpec, stimuli: StimuliByRow, n_replicates: int) -> CaptionLoader:
     """Return the loader of a store's captions for one language model."""
-    return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates)
+    return CaptionLoader(stimuli, make_tokenizer(spec), spec.template, n_replicates, bool(spec.context))

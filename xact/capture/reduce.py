@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from xact.store.plan import PlannedLayer
 
 
-TEXT_REDUCTIONS = ("mean", "max", "last", "cls")
+TOKENS = "tokens"
+"""Name of the reduction that keeps a vector of each token of a caption."""
+
+TEXT_REDUCTIONS = ("mean", "max", "last", "cls", TOKENS)
 """Reductions of hidden states, over the tokens of a caption."""
 
 PROJECTION_SLICE = 2**22
@@ -103,6 +106,8 @@ def plan_units(
     Raise RequestError if the reduction does not fit the output: `cls` without a class token, or a mean over unclear
     axes.
     """
+    if reduction.name == TOKENS:
+        raise RequestError(f"layer {layer!r}: 'tokens' keeps a vector of each token of a text", hint="reduce: flatten")
     if reduction.name == "project":
         return {"unit": reduction.k}
     if reduction.name == "cls" and not (tokens and tokens.has_cls):
@@ -160,11 +165,13 @@ def _check_tokens(
         )
 
 
-def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: str) -> dict[str, int]:
+def plan_text_units(
+    reduction: Reduction, width: int, *, has_cls: bool, layer: str, n_tokens: int = 0
+) -> dict[str, int]:
     """Return {axis: length} of the units that `reduction` makes of a hidden state of `width`.
 
-    Captions differ in their number of tokens: raise RequestError for a reduction that would keep single tokens, and for
-    `cls` without a class token.
+    Captions differ in their number of tokens: `tokens` has room for `n_tokens`. Raise RequestError for another
+    reduction that would keep single tokens, and for `cls` without a class token.
     """
     if reduction.name not in TEXT_REDUCTIONS:
         raise RequestError(
@@ -173,7 +180,18 @@ def plan_text_units(reduction: Reduction, width: int, *, has_cls: bool, layer: s
         )
     if reduction.name == "cls" and not has_cls:
         raise RequestError(f"layer {layer!r}: a model that predicts the next word has no class token", hint="last")
-    return {"feature": width}
+    return {"token": n_tokens, "feature": width} if reduction.name == TOKENS else {"feature": width}
+
+
+def spread_tokens(states: Tensor, chosen: Sequence[range], n_tokens: int) -> Tensor:
+    """Return the hidden states (caption, token, feature) of the chosen tokens of each caption as (caption, unit).
+
+    Each caption has room for `n_tokens`; NaN follows its last token.
+    """
+    spread = states.float().new_full((len(states), n_tokens, states.shape[2]), math.nan)
+    for row, tokens in enumerate(chosen):
+        spread[row, : len(tokens)] = states[row, tokens.start : tokens.stop]
+    return spread.flatten(1)
 
 
 def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:

@@ -74,6 +74,13 @@ def make_parser() -> argparse.ArgumentParser:
     caption = add("caption", run_caption, "Write a table of captions for a recipe's pictures, or its missing rows.")
     caption.add_argument("recipe", metavar="RECIPE", help="a YAML file with `stimuli` and `caption`")
     caption.add_argument("--prompt", metavar="NAME|TEXT", help="caption, motion, indoor, scene, or your own text")
+    caption.add_argument(
+        "--answers",
+        metavar="A",
+        nargs="+",
+        action="extend",
+        help="the only answers to your own text; others are listed",
+    )
     caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")

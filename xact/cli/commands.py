@@ -91,6 +91,8 @@ def run_plan(options: argparse.Namespace) -> int:
     else:
         show_estimate(estimated)
     show_warnings(estimated.warnings)
+    for note in estimated.notes:
+        show_note(note)
     if estimated.unreadable:
         show_unreadable(estimated, is_error=options.check, on_error=loaded.recipe.on_error)
     return 1 if options.check and estimated.unreadable else 0
@@ -259,6 +261,7 @@ def run_caption(options: argparse.Namespace) -> int:
             outcome = caption(
                 options.recipe,
                 prompt=options.prompt,
+                answers=options.answers,
                 output=options.output,
                 limit=options.limit,
                 watch=progress.start,

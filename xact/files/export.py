@@ -223,6 +223,7 @@ def export(
     replicates = check_choice("--replicates", replicates or form.OPTIONS["replicates"], REPLICATES)
     catalog = open_catalog(store)
     chosen = choose(catalog, models, layers, conditions, replicates, skip_failed=skip_failed)
+    check_reductions(chosen)
     if chosen.left_out:
         note(describe_left_out(catalog, chosen))
     planned = form.plan_files(chosen, options)
@@ -301,6 +302,19 @@ def choose(
             raise RequestError(f"model {label!r} has none of the layers asked for", hint="leave it out (--models)")
         chosen.append(SelectedModel(label, m, tuple(found)))
     return Selection(catalog, tuple(chosen), rows, replicates, tuple(np.setdiff1d(asked, rows).tolist()))
+
+
+def check_reductions(chosen: Selection) -> None:
+    """Refuse layers with a vector of each token: the texts differ in their number of tokens."""
+    models = chosen.load_provenance()["models"]
+    for model in chosen.models:
+        reductions = {one["label"]: one["reduction"] for one in models.get(model.label, {}).get("layers", ())}
+        label = next((layer.label for layer in model.layers if reductions.get(layer.label) == "tokens"), None)
+        if label is not None:
+            raise RequestError(
+                f"model {model.label!r}, layer {label!r} has a vector of each token: no file has a place for them",
+                hint="--layers chooses others; xact.open_tokens(STORE, MODEL, LAYER).to_netcdf(FILE) writes one layer",
+            )
 
 
 MOST_NAMED = 5

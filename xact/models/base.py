@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,10 @@ class Tokenizer:
     """Token id that fills a shorter text up to the length of its batch."""
     record: dict[str, Any]
     """All settings that change a value, as JSON-able data."""
+    max_tokens: int | None = None
+    """Largest number of tokens of a text; None: no limit."""
+    encode_after: Callable[[Sequence[str], str], Encoded] | None = None
+    """(texts before a text, the text) -> its token ids after those of its context; None: texts stand alone."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,10 @@ class TextSource(NetworkSource, Protocol):
 
     def make_tokenizer(self, spec: ModelSpec) -> Tokenizer:
         """Return the tokenizer of the weights; raise WeightsError if it cannot be found or used."""
+        ...
+
+    def is_tokenizer_here(self, spec: ModelSpec) -> bool:
+        """Return True if the tokenizer needs no download."""
         ...
 
 

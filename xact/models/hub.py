@@ -71,6 +71,11 @@ def find_some_on_hub(repo: str, names: Sequence[str], *, label: str, revision: s
     return found
 
 
+def is_cached(repo: str, names: Sequence[str], *, label: str, revision: str | None) -> bool:
+    """Return True if the cache holds all these files of a repository, so that none of them needs a download."""
+    return all(_find_in_cache(repo, name, label=label, revision=revision) is not None for name in names)
+
+
 def can_be_fetched(repo: str) -> bool:
     """Return True if a gated repository is in the cache, or a user is logged in, who may have access."""
     from huggingface_hub import get_token, try_to_load_from_cache

@@ -89,6 +89,11 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
     return cast(TextSource, _open_network_source(spec)).make_tokenizer(spec)
 
 
+def is_tokenizer_here(spec: ModelSpec) -> bool:
+    """Return True if the tokenizer of a language model needs no download."""
+    return cast(TextSource, _open_network_source(spec)).is_tokenizer_here(spec)
+
+
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network on the CPU with its weights. The state of the global random generator does not change.
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Span = tuple[str, int, int]
+"""(text, start, stop) of a token; start and stop are characters of the text that it belongs to."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -19,6 +22,19 @@ class Encoded:
     """Number of bytes of its text in UTF-8."""
     is_cut: bool
     """True if it was cut, because it was longer than the network or the recipe allows."""
+    n_whole: int = 0
+    """Number of its tokens before it was cut."""
+    own: range | None = None
+    """Positions of its own tokens among those of its context and the special ones; None: all are its own."""
+    spelled: range = range(0)
+    """Positions of the tokens that `spans` describes."""
+    spans: Sequence[Span] = ()
+    """Its own tokens without the special ones, if they were asked for."""
+
+    @property
+    def pooled(self) -> range:
+        """Positions of the tokens that a reduction takes."""
+        return range(len(self.ids)) if self.own is None else self.own
 
 
 @dataclass(frozen=True)
@@ -30,6 +46,8 @@ class TextBatch:
     mask: Tensor
     """(caption, token) int64: 1 for a token, 0 for padding."""
     captions: Sequence[Encoded]
+    pooled: Tensor
+    """(caption, token) int64: 1 for a token that a reduction takes."""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -37,7 +55,7 @@ class TextBatch:
     def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> TextBatch:
         """Return the batch on a device. `dtype` is ignored: ids stay int64."""
         del dtype
-        return TextBatch(self.ids.to(device), self.mask.to(device), self.captions)
+        return TextBatch(self.ids.to(device), self.mask.to(device), self.captions, self.pooled.to(device))
 
 
 def pad(captions: Sequence[Encoded], *, pad_id: int) -> TextBatch:
@@ -48,4 +66,9 @@ def pad(captions: Sequence[Encoded], *, pad_id: int) -> TextBatch:
     for row, caption in enumerate(captions):
         ids[row, : len(caption.ids)] = torch.tensor(caption.ids, dtype=torch.int64)
         mask[row, : len(caption.ids)] = 1
-    return TextBatch(ids, mask, captions)
+    if all(caption.own is None for caption in captions):
+        return TextBatch(ids, mask, captions, mask)
+    pooled = torch.zeros_like(mask)
+    for row, caption in enumerate(captions):
+        pooled[row, caption.pooled.start : caption.pooled.stop] = 1
+    return TextBatch(ids, mask, captions, pooled)

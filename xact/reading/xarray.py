@@ -5,12 +5,15 @@ Does not import the code that writes a store, so torch and pydantic stay unloade
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from xact.errors import RequestError
 from xact.labels import DIMS
 from xact.reading.catalog import Names, open_catalog
 from xact.reading.dask import open_lazy
@@ -174,6 +177,77 @@ def open_map(
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     dims = ("stimulus", "replicate", *one.unit_axes)
     return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_axes, dims, name="activations"), one.kept)
+
+
+def open_tokens(
+    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+) -> xr.DataArray:
+    """Open the vectors of the tokens of all texts, one row a token, as a lazy array.
+
+    Parameters
+    ----------
+    store : str or Path
+        Folder of the store.
+    model, layer : str
+        Labels of the model and of a layer with `reduce: tokens`; globs are not allowed.
+    allow_incomplete : bool, optional
+        If True, texts without values have no rows. If False, an unfinished row of the model raises StoreError.
+    skip_failed : bool, optional
+        If True, texts whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them.
+
+    Returns
+    -------
+    xarray.DataArray
+        Activations, float32, with dask blocks and dimensions (token, unit), in the order of the texts. Coordinates on
+        `token`: `stimulus` and the other labels of the stimuli, `replicate`, `token` (its number in its text, from 0),
+        `text` (its characters), `start` and `end` (its place in the text as it was shown, in characters). A label of
+        the stimuli that has one of these names is called `stimulus_NAME`. Special tokens have no rows.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    NameNotFoundError
+        If the model or the layer is unknown.
+    RequestError
+        If the layer does not keep tokens.
+
+    Examples
+    --------
+    >>> words = xact.open_tokens("story.zarr", "gpt2", "hidden.6@tokens")
+    >>> last = words.sel(token=words.stimulus == "s17")[-1].compute()  # (unit,)
+    """
+    grid = open_map(store, model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed)
+    axes = [str(name).removeprefix("unit_") for name in grid.dims[2:]]
+    if "token_spans" not in grid.coords or axes != ["token", "feature"]:
+        raise RequestError(
+            f"model {model!r}, layer {layer!r} has no vector of each token", hint="reduce: tokens keeps them"
+        )
+    _, n_replicates, n_tokens, width = grid.shape
+    rows = [
+        (i, k, t, *span)
+        for i, text in enumerate(grid["token_spans"].values.tolist())
+        for k, spans in enumerate(json.loads(text or "[]"))
+        for t, span in enumerate(spans)
+    ]
+    i, k, t = np.array([row[:3] for row in rows], dtype=np.intp).reshape(-1, 3).T
+    own = {
+        "replicate": grid["replicate"].values[k],
+        "token": t,
+        "text": np.array([row[3] for row in rows], dtype=str),
+        "start": np.array([row[4] for row in rows], dtype=np.int64),
+        "end": np.array([row[5] for row in rows], dtype=np.int64),
+    }
+    coords: dict[str, Any] = {name: ("token", values) for name, values in own.items()}
+    for label, one in grid.drop_vars("token_spans").coords.items():
+        name = f"stimulus_{label}" if label in own else str(label)
+        if not one.dims:
+            coords[name] = one.variable
+        elif one.dims == ("stimulus",):
+            coords[name] = ("token", one.values[i])
+    flat = grid.data.reshape(-1, width)  # (stimulus x replicate x token, feature)
+    chosen = flat[(i * n_replicates + k) * n_tokens + t]
+    return xr.DataArray(chosen, coords, ("token", "unit"), name="activations", attrs=grid.attrs)
 
 
 def load_stimuli(store: str | Path) -> pd.DataFrame:

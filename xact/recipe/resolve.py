@@ -83,6 +83,10 @@ class ModelSpec:
     """Text around a caption; the caption replaces `{caption}`."""
     max_tokens: int | None = None
     """Largest number of tokens of a text; None: the limit of the network."""
+    n_tokens: int = 0
+    """Tokens of each text for which `reduce: tokens` has room; 0: not measured."""
+    context: str = ""
+    """`all` or `sentences`: each text follows the texts before it in its condition; empty: it stands alone."""
     device_map: str = ""
     """`auto`: spread over all available devices."""
     quantize: str = ""
@@ -93,6 +97,11 @@ class ModelSpec:
     """Makes copies of a network that is given as an object; None: `source` and `id` name the network."""
     layers_command: str = field(default="", compare=False)
     """Command of xact that lists the layers of the network, for hints."""
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """True if a vector of each token is kept (`reduce: tokens`)."""
+        return "tokens" in (self.reduce if isinstance(self.reduce, list) else [self.reduce])
 
     @property
     def is_trained(self) -> bool:
@@ -192,8 +201,14 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
     for key in ("axes", "tokens"):
         if getattr(spec, key):
             raise RequestError(f"model {spec.label!r}: {key} are for pictures; the stimuli are captions")
+    context = getattr(recipe.stimuli, "context", None) or ""
+    if context and entry.template is not None:
+        raise RequestError(
+            f"model {spec.label!r}: a template is for texts that stand alone; the stimuli have a context",
+            hint="leave `template` or `stimuli.context` out",
+        )
     is_said = entry.layers is not None or recipe.layers is not None
-    return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", **for_text)
+    return replace(spec, kind="text", layers=spec.layers if is_said else "hidden", context=context, **for_text)
 
 
 def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[ModelEntry]:

@@ -113,7 +113,7 @@ class Resize(Block):
     """Divisors of red, green and blue after the mean is subtracted."""
 
 
-ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last"]
+ReductionName = Literal["panel", "flatten", "mean", "patch_mean", "max", "cls", "last", "tokens"]
 
 ReductionChoice = Annotated[
     Annotated[ReductionName, Tag("text")] | Annotated[Projection, Tag("mapping")], Discriminator(name_yaml_kind)
@@ -270,6 +270,8 @@ class Caption(Block):
     """`caption`, `motion`, `indoor`, `scene`, or any other text, which is used unchanged."""
     prompt_name: Text | None = None
     """Value of the column `caption_prompt`; default: the prompt's name, or `custom`."""
+    answers: Annotated[list[Text], Field(min_length=2)] | None = None
+    """The closed set of answers to a prompt of your own; the named prompts have their own sets. Default: any text."""
     output: Text | None = None
     """A .csv or .parquet file, relative to the working folder; `--output` overrides it."""
     engine: Literal["transformers", "vllm"] = "transformers"

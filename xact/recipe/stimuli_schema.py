@@ -189,8 +189,17 @@ class CaptionsStimuli(StimuliBlock):
     captions: Literal["first", "stimuli", "replicates"] = "first"
     """Use of several captions, joined by `;` in a column `captions`, or in several rows of one id: the first, each as a
     stimulus, or each as a replicate."""
+    context: Literal["all", "sentences"] | None = None
+    """Show each text after the texts before it in its condition: `all` of their tokens that the model has room for, or
+    whole texts (`sentences`) only. The reductions go over the tokens of the text itself."""
     rename: dict[str, str] = {}
     """{column: its name in the store}; the keys above name columns as renamed."""
+
+    @model_validator(mode="after")
+    def _check_context(self) -> CaptionsStimuli:
+        if self.context is not None and self.captions == "replicates":
+            raise ValueError("`context` needs one text a stimulus: captions: first, or captions: stimuli")
+        return self
 
     @model_validator(mode="before")
     @classmethod

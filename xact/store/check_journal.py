@@ -46,6 +46,7 @@ class _TaskLine(BaseModel):
     scores: dict[str, list[tuple[Count, float]]] = {}
     values_version: Count | None = None
     xact: dict[str, Count] = {}
+    spans: list[tuple[Count, str]] = []
 
 
 class _StimuliLine(BaseModel):

@@ -79,6 +79,8 @@ class TaskRecord:
     """Version of what decides values; None for rows of other programs, and of an xact that recorded none."""
     xact: dict[str, int] = field(default_factory=dict)
     """{version of xact: number of values rows that it wrote}."""
+    spans: dict[StoreRow, str] = field(default_factory=dict)
+    """{row: its tokens as JSON}, of a model that keeps a vector of each token."""
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -93,6 +95,7 @@ class TaskRecord:
             "seconds": round(self.seconds, 3),
             "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
             **made_by,
+            **({"spans": list(self.spans.items())} if self.spans else {}),
         }
 
 
@@ -166,6 +169,10 @@ class State:
         """Return {row: number} of every row that has this score."""
         return {row: x for record in self.find_records(model) for row, x in record.scores.get(name, {}).items()}
 
+    def find_spans(self, model: str) -> dict[StoreRow, str]:
+        """Return {row: its tokens as JSON} of a model that keeps a vector of each token."""
+        return {row: text for record in self.find_records(model) for row, text in record.spans.items()}
+
     def count_writers(self, model: str) -> dict[str, int]:
         """Return {version of xact: number of rows that it wrote} of one model, as far as it is recorded."""
         return dict(sum((Counter(record.xact) for record in self.find_records(model)), Counter[str]()))
@@ -212,11 +219,13 @@ class State:
             scores = {
                 name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
             }
+            spans = {StoreRow(int(row)): text for row, text in line.get("spans", [])}
             n_nonfinite = Counter(line["n_nonfinite"])
             xact = Counter(line.get("xact", {}))
             if (model, block) in self.tasks:  # of an earlier run: the shards still hold its rows
                 older = self.tasks[model, block]
                 scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
+                spans = older.spans | spans
                 n_nonfinite += Counter(older.n_nonfinite)
                 xact += Counter(older.xact)
             self.grown.discard((model, block))
@@ -231,6 +240,7 @@ class State:
                 scores,
                 line.get("values_version"),
                 dict(xact),
+                spans,
             )
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256

@@ -109,6 +109,12 @@ def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
     found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
     if any(model.kind == "text" for model in plan.models):
         found |= {name: _make_scores(plan, state, name, kind) for name, kind in SCORES.items()}
+    if any(layer.reduction == "tokens" for model in plan.models for layer in model.layers):
+        spans = np.full((len(plan.models), plan.n_stimuli), "", dtype=object)
+        for m, model in enumerate(plan.models):
+            for row, text in state.find_spans(model.label).items():
+                spans[m, row] = text
+        found["token_spans"] = (("model", "stimulus"), spans)
     return on_stimulus, found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from transformers.models.auto.modeling_auto import (
 from xact.errors import RequestError, StimulusError, WeightsError
 from xact.models.base import Network, Tokenizer, Weights
 from xact.models.checkpoints import check_keys, hash_checkpoint
+from xact.models.context import Tokenized, encode_in_context, make_spans
 from xact.models.device import get_kind, resolve_device
-from xact.models.hub import find_some_on_hub
+from xact.models.hub import find_some_on_hub, is_cached
+from xact.models.positions import count_positions
 from xact.models.sources import transformers as shared
 from xact.models.text_batch import Encoded, TextBatch
 from xact.recipe.resolve import ModelSpec
@@ -91,30 +94,98 @@ def make_tokenizer(spec: ModelSpec) -> Tokenizer:
             tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         raise WeightsError(f"model {spec.label!r}: the tokenizer in {folder} cannot be used: {error}") from error
-    limit = find_limit(spec, _load_config(spec), tokenizer.model_max_length)
+    config = _load_config(spec)
+    stated = find_limit(spec, config, tokenizer.model_max_length)
+    limit = find_limit(spec, config, tokenizer.model_max_length, _measure_positions(spec, config))
     lock = threading.Lock()  # a tokenizer stores the settings of its last call
+    where = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+    if (spec.context or spec.keeps_tokens) and not tokenizer.is_fast:
+        raise RequestError(
+            f"model {spec.label!r}: its tokenizer ({type(tokenizer).__name__}) does not tell where its tokens lie: "
+            f"{'stimuli.context' if spec.context else 'reduce: tokens'} needs that",
+            hint="a folder with a tokenizer.json",
+        )
 
     def encode(text: str) -> Encoded:
+        more = where if spec.keeps_tokens else {}
         with lock:
-            ids = tokenizer(text, verbose=False)["input_ids"]
-            is_cut = limit is not None and len(ids) > limit
+            found = tokenizer(text, verbose=False, **more)
+            n_whole = len(found["input_ids"])
+            is_cut = limit is not None and n_whole > limit
             if is_cut:
-                ids = tokenizer(text, truncation=True, max_length=limit, verbose=False)["input_ids"]
+                found = tokenizer(text, truncation=True, max_length=limit, verbose=False, **more)
+        ids = found["input_ids"]
         if not ids:
             raise StimulusError(f"the text {text!r} has no tokens")
-        return Encoded(ids, len(text.encode()), is_cut)
+        if not spec.keeps_tokens:
+            return Encoded(ids, len(text.encode()), is_cut, n_whole=n_whole)
+        inner = [i for i, is_special in enumerate(found["special_tokens_mask"]) if not is_special]
+        spelled = range(inner[0], inner[-1] + 1) if inner else range(0)
+        spans = make_spans(text, found["offset_mapping"][spelled.start : spelled.stop])
+        return Encoded(ids, len(text.encode()), is_cut, n_whole=n_whole, spelled=spelled, spans=spans)
 
     pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    settings = {"class": type(tokenizer).__name__, "max_tokens": limit, "pad_id": pad_id, "padding": "right"}
+    settings = {"class": type(tokenizer).__name__, "max_tokens": stated, "pad_id": pad_id, "padding": "right"}
     reductions = spec.reduce if isinstance(spec.reduce, list) else [spec.reduce]
     if "cls" in reductions and encode("a").ids[0] != tokenizer.cls_token_id:
         raise RequestError(f"model {spec.label!r}: its tokenizer puts no class token first", hint="reduce: mean")
-    return Tokenizer(encode, pad_id, record | settings)
+    if not spec.context:
+        return Tokenizer(encode, pad_id, record | settings, limit)
+
+    def tokenize(text: str) -> Tokenized:
+        with lock:
+            found = tokenizer(text, verbose=False, **where)
+        return Tokenized(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
+
+    def encode_after(before: Sequence[str], text: str) -> Encoded:
+        return encode_in_context(tokenize, before, text, limit=limit, whole=spec.context == "sentences")
+
+    return Tokenizer(encode, pad_id, record | settings, limit, encode_after)
 
 
-def find_limit(spec: ModelSpec, config: Any, model_max_length: int) -> int | None:  # noqa: ANN401  untyped library
-    """Return the maximum number of tokens in a text: `max_tokens`, else the smaller limit of network and tokenizer."""
-    stated = [getattr(config, "max_position_embeddings", None), model_max_length]
+def is_tokenizer_here(spec: ModelSpec) -> bool:
+    """Return True if the tokenizer needs no download."""
+    folders = _list_tokenizer_folders(spec)
+    if any((folder / name).is_file() for folder in folders for name in TOKENIZER_NAMES):
+        return True
+    return not shared.locate(spec).is_dir() and is_cached(
+        spec.id, ("config.json", TOKENIZER_NAMES[-1]), label=spec.label, revision=spec.revision
+    )
+
+
+_MEASURED: dict[str, int | None] = {}
+"""{class and configuration of a network: its positions}."""
+
+
+def _measure_positions(spec: ModelSpec, config: Any) -> int | None:  # noqa: ANN401  the library does not type its classes
+    """Return the most tokens that the network's table of positions takes, or None if none shows itself."""
+    key = f"{choose_class(config, spec).__name__} {config.to_json_string(use_diff=False)}"
+    if key not in _MEASURED:
+        stated = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls")]
+        special = {one for some in stated for one in (some if isinstance(some, list) else [some])}
+        token = next(i for i in range(len(special) + 1) if i not in special)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                network = make_network(spec)
+        except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
+            _MEASURED[key] = None
+        else:
+            network.module.to("meta").eval()
+            _MEASURED[key] = count_positions(network, token=token)
+    return _MEASURED[key]
+
+
+def find_limit(
+    spec: ModelSpec,
+    config: Any,  # noqa: ANN401  the library does not type its classes
+    model_max_length: int,
+    n_positions: int | None = None,
+) -> int | None:
+    """Return the maximum number of tokens in a text: `max_tokens`, else the smaller limit of network and tokenizer.
+
+    `n_positions` is what the network's table of positions takes, which its configuration may state too high.
+    """
+    stated = [getattr(config, "max_position_embeddings", None), model_max_length, n_positions]
     limits = [int(limit) for limit in stated if limit is not None and 0 < limit < NO_LIMIT]
     if spec.max_tokens is None:
         return min(limits, default=None)
@@ -165,8 +236,7 @@ def find_dtype(spec: ModelSpec) -> torch.dtype:
 
 def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the tokenizer's files, and their hashes. Look beside local weights, then at `id`."""
-    own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
-    for folder in (*own, shared.locate(spec)):
+    for folder in _list_tokenizer_folders(spec):
         files = {name: hash_checkpoint(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
         if files:
             return folder, {"files": files}
@@ -178,6 +248,12 @@ def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
     folder = shared.find_folder(spec)
     found = find_some_on_hub(spec.id, TOKENIZER_NAMES, label=spec.label, revision=folder.name)
     return folder, {"files": {file.name: file.sha256 for file in found}}
+
+
+def _list_tokenizer_folders(spec: ModelSpec) -> list[Path]:
+    """Return the local folders that may hold the tokenizer: beside local weights, then `id`."""
+    own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
+    return [*own, shared.locate(spec)]
 
 
 def _make_placing(spec: ModelSpec) -> dict[str, Any]:

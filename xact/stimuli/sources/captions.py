@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -48,6 +48,8 @@ class CaptionSource:
     location: str
     n_replicates: int
     notes: Sequence[str] = ()
+    stories: Mapping[SourceRow, tuple[Sequence[SourceRow], int]] = field(default_factory=dict)
+    """{row: (rows of its condition, its place among them)}, if each text has the texts before it as context."""
     kind: ClassVar[Kind] = "text"
 
     def stamp(self, row: SourceRow) -> FileStamp:
@@ -56,8 +58,10 @@ class CaptionSource:
         return FileStamp(len(data), int.from_bytes(hashlib.sha256(data).digest()[:7], "big"))
 
     def read(self, row: SourceRow) -> bytes:
-        """Return the captions of one stimulus as UTF-8, joined by NUL."""
-        return "\0".join(self.captions[row]).encode()
+        """Return the captions of one stimulus as UTF-8, joined by NUL, after the texts that are its context."""
+        rows, place = self.stories.get(row, ((), 0))
+        before = [self.captions[one][0] for one in rows[:place]]
+        return "\0".join([*before, *self.captions[row]]).encode()
 
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
@@ -113,7 +117,8 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     if block.captions == "replicates" and n_several:
         kept = _drop_differing(kept, rows, file, notes)
     source = _make_source(sorted(rows, key=lambda row: row.rank), kept, block.captions, file)
-    return replace(source, notes=notes)
+    stories = {} if block.context is None else _find_stories(source.table.conditions)
+    return replace(source, notes=notes, stories=stories)
 
 
 def _gather(
@@ -229,12 +234,12 @@ def _parse_number(text: str, row: int, key: str, file: Path) -> int:
 
 
 def _split(cell: object, row: int, name: str, file: Path, *, is_joined: bool) -> list[str]:
-    """Return the captions of one cell, unchanged."""
+    """Return the captions of one cell. One caption is unchanged; joined ones lose the blanks around the separators."""
     if not isinstance(cell, str):
         raise RequestError(f"the column {name!r} of {str(file)!r} is not text")
     if "\0" in cell:
         raise RequestError(f"the column {name!r} of {str(file)!r} holds a NUL character in row {row + 1}")
-    return cell.split(SEPARATOR) if is_joined else [cell]
+    return [part.strip() for part in cell.split(SEPARATOR)] if is_joined else [cell]
 
 
 def _check_captions(rows: Sequence[_Row], name: str, file: Path) -> None:
@@ -295,3 +300,14 @@ def _make_source(rows: Sequence[_Row], columns: Mapping[str, Column], mode: str,
         columns={**labels, **extra},
     )
     return CaptionSource(table, captions, str(file), n_replicates if mode == "replicates" else 1)
+
+
+def _find_stories(conditions: Sequence[str]) -> dict[SourceRow, tuple[Sequence[SourceRow], int]]:
+    """Return {row: (rows of its condition in order, its place among them)}."""
+    rows_of: dict[str, list[SourceRow]] = {}
+    stories: dict[SourceRow, tuple[Sequence[SourceRow], int]] = {}
+    for row, condition in enumerate(conditions):
+        rows = rows_of.setdefault(condition, [])
+        stories[SourceRow(row)] = rows, len(rows)
+        rows.append(SourceRow(row))
+    return stories

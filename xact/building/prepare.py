@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xact.building.fit_weights import fit_weights
 from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
@@ -15,8 +16,9 @@ from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.errors import MismatchError, RequestError, WeightsError
 from xact.labels import StoreRow
 from xact.models.base import Weights
-from xact.models.load import check_allowed, check_fit, check_gate, find_weights
-from xact.recipe.resolve import ModelSpec, resolve_models
+from xact.models.checkpoints import list_some
+from xact.models.load import check_allowed, check_gate, find_weights, find_weights_here
+from xact.recipe.resolve import ModelSpec, pair_twins, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
@@ -46,6 +48,8 @@ class PreparedBuild:
     """False if the store is read-only."""
     left_out: frozenset[StoreRow] = frozenset()
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the weights, and of models that the recipe leaves behind."""
 
     @property
     def n_rows_left(self) -> int:
@@ -65,7 +69,10 @@ def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Prep
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
-            surveyed.models.append(_plan_model(asked, spec, stored, device=name_device_kind(spec, stored)))
+            model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
+            if (weights := find_weights_here(spec)) is not None:
+                surveyed.notes += fit_weights(spec, weights, model)[1]
+            surveyed.models.append(model)
     return _lay_plan(asked, surveyed, reads_captions=False)
 
 
@@ -88,9 +95,10 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
             with surveyed.note_failure(label, asked.loaded.recipe.on_error):
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
-                    surveyed.weights[label] = find_weights(spec)
-                    check_fit(spec, surveyed.weights[label])
-                    model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
+                    weights, notes = fit_weights(spec, find_weights(spec), model)
+                    surveyed.weights[label] = weights
+                    surveyed.notes += notes
+                    model = model.model_copy(update={"weights_record": weights.record})
                 surveyed.models.append(model)
     return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)
 
@@ -126,6 +134,7 @@ class _Surveyed:
     weights: dict[str, Weights] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """{model: why its weights are not available}."""
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
@@ -145,10 +154,19 @@ def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Aske
     stored = load_state(store)
     if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early
         _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
-    specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
+    held = () if stored.plan is None else stored.plan.models
+    specs = {spec.label: spec for spec in _resolve(loaded, source, held)}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
     return _Asked(loaded, source, specs, store, stored, find_empty(stored))
+
+
+def _resolve(loaded: LoadedRecipe, source: StimulusSource, held: Sequence[PlannedModel]) -> list[ModelSpec]:
+    """Return the networks of a recipe; those of the store, `held`, keep their labels and have their twins."""
+    specs = resolve_models(loaded, kind=source.kind, stored=[model.label for model in held])
+    trained = [((spec.source, spec.id), spec.label) for spec in specs if spec.is_trained]
+    trained += [((model.source, model.id), model.label) for model in held if model.trained]
+    return pair_twins(specs, trained)
 
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
@@ -203,8 +221,32 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed, *, reads_captions: bool) -> Pr
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
     return PreparedBuild(
-        asked.store, asked.loaded, source, asked.specs, surveyed.weights, stored, plan, tasks, left_out=left_out
+        asked.store,
+        asked.loaded,
+        source,
+        asked.specs,
+        surveyed.weights,
+        stored,
+        plan,
+        tasks,
+        left_out=left_out,
+        notes=(*surveyed.notes, *describe_left_behind(plan, asked.specs)),
     )
+
+
+def describe_left_behind(plan: Plan, named: Collection[str]) -> list[str]:
+    """Return a line about the models of the store that the recipe does not name and that will lack stimuli."""
+    behind = [model for model in plan.models if model.label not in named and model.n_stimuli < plan.n_stimuli]
+    if not behind:
+        return []
+    lacking = plan.n_stimuli - min(model.n_stimuli for model in behind)
+    models = f"{len(behind)} other model{'s' if len(behind) > 1 else ''} of the store"
+    stimuli = "1 stimulus" if lacking == 1 else f"{lacking} stimuli"
+    labels = list_some([model.label for model in behind])
+    return [
+        f"{models} will lack {stimuli}: add them to `models` ({labels}), else reading the whole store needs "
+        "complete_only or allow_incomplete"
+    ]
 
 
 def _renew(model: PlannedModel, surveyed: _Surveyed, stored: State) -> PlannedModel:

@@ -74,7 +74,7 @@ def run_plan(options: argparse.Namespace) -> int:
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
     prepared = prepare_plan(loaded, store, allow_code=options.allow_code)
-    show_warnings(prepared.source.notes)
+    show_warnings([*prepared.source.notes, *prepared.notes])
     estimated = estimate(prepared)
     if options.json:
         write_out(json.dumps(estimated.to_json(), indent=1) + "\n")

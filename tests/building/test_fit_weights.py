@@ -137,6 +137,16 @@ def test_a_tensor_of_the_body_is_never_a_head(tmp_path):
         xact.build(write(tmp_path, keys=", head: drop"))
 
 
+def test_a_file_without_later_blocks_is_another_network_unless_the_recipe_drops_them(tmp_path):
+    whole = make_state()
+    torch.save({name: x for name, x in whole.items() if not name.startswith(("layer4", "fc"))}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"missing \(layer4"):
+        xact.build(write(tmp_path, layers="layer1"))
+    (said,) = xact.build(write(tmp_path, layers="layer1", keys=", head: drop")).warnings
+    assert "are left out (fc.bias" in said
+    assert_values(tmp_path, whole, "layer1")
+
+
 def test_head_keep_wants_every_tensor(tmp_path):
     state = make_state()
     del state["fc.bias"]

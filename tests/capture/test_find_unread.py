@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -42,8 +40,7 @@ class Head(nn.Module):
 def find(layers, use=""):
     with torch.device("meta"):
         network = Network(Head(use).eval())
-    planned = [SimpleNamespace(name=name, call=0) for name in layers]
-    return find_unread(network, (3, 8, 8), planned)
+    return find_unread(network, (3, 8, 8), [(name, 0) for name in layers])
 
 
 NEVER = {"never.weight", "never.bias", "body.1.num_batches_tracked"}
@@ -83,4 +80,4 @@ class Gives(nn.Module):
 def test_a_tensor_that_is_itself_the_output_of_a_layer_is_read():
     with torch.device("meta"):
         network = Network(nn.Sequential(Gives(), nn.Linear(4, 2)).eval())
-    assert find_unread(network, (3, 8, 8), [SimpleNamespace(name="0", call=0)]) == {"1.weight", "1.bias"}
+    assert find_unread(network, (3, 8, 8), [("0", 0)]) == {"1.weight", "1.bias"}

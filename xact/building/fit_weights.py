@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from xact.capture.find_unread import find_unread
+from xact.capture.layers import find_blocks
+from xact.capture.probe import probe
 from xact.errors import WeightsError
 from xact.models.base import Weights, tell_failures
 from xact.models.checkpoints import list_some
@@ -20,8 +22,8 @@ from xact.store.plan import PlannedModel
 def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple[Weights, list[str]]:
     """Return the weights with the tensors that they may lack, and notes for the user; WeightsError if they do not fit.
 
-    A file of the user's own may lack tensors that no chosen layer of the plan reads, or have them in another size,
-    unless the recipe says `head: keep`.
+    A local file may lack the tensors of a head, or have them in another size, unless the recipe says `head: keep`. A
+    head is what neither a chosen layer nor a block of the network reads; with `head: drop`, what no chosen layer reads.
     """
     try:
         found = check_fit(spec, weights)
@@ -36,14 +38,19 @@ def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple
 
 
 def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str]:
-    """Return the tensors of a network that no planned layer reads; none if that cannot be seen without numbers."""
+    """Return the tensors that a file may lack; none if what reads them cannot be seen without numbers."""
     with undo_globals(spec):
         try:
             with torch.device("meta"):
                 network = make_architecture(spec)
             network = replace(network, module=network.module.to("meta"))
             with tell_failures("the probe", is_meta=True):
-                return find_unread(network, model.input_shape, model.layers)
+                read = {(layer.name, layer.call) for layer in model.layers}
+                if spec.head != "drop":  # a file of another network has other blocks
+                    outputs = probe(network, model.input_shape)
+                    blocks = set(find_blocks(outputs))
+                    read |= {(output.name, output.call) for output in outputs if output.name in blocks}
+                return find_unread(network, model.input_shape, read)
         except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
             return frozenset()
 

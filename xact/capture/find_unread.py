@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xact.capture.follow_axes import list_tensors
 from xact.capture.hooks import Runnable, find_device
 from xact.capture.probe import PROBE_BATCH
-from xact.store.plan import PlannedLayer
 
 
 class ReadNoter(TorchDispatchMode):
@@ -49,14 +48,15 @@ def _find_storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def find_unread(network: Runnable, input_shape: Sequence[int], layers: Sequence[PlannedLayer]) -> frozenset[str]:
-    """Return the names in the state dict of the tensors that no operation takes before the last of `layers` is there.
+def find_unread(network: Runnable, input_shape: Sequence[int], outputs: Collection[tuple[str, int]]) -> frozenset[str]:
+    """Return the names in the state dict of the tensors that no operation takes before the last of `outputs` is there.
 
-    One batch of zeros of `input_shape` runs through the network. What an operation takes later cannot change a layer.
+    An output is (name of a module, number of its call); the name of the network itself is empty. One batch of zeros of
+    `input_shape` runs through the network. What an operation takes later cannot change an output.
     """
     module = network.module
     tensors = {name: x for name, x in module.state_dict(keep_vars=True).items() if isinstance(x, Tensor)}
-    waiting = {(layer.name, layer.call) for layer in layers}
+    waiting = set(outputs)
     calls: Counter[str] = Counter()
     noter = ReadNoter()
 

@@ -86,7 +86,7 @@ class Weights:
     record: dict[str, Any]
     """Kind, file names, sha256 or hub revision, seed, as JSON-able data."""
     unread: frozenset[str] = frozenset()
-    """Tensors of the network that no chosen layer reads. A local file may lack them, or have them in another size."""
+    """Tensors of a head that no chosen layer reads. A local file may lack them, or have them in another size."""
 
 
 class NetworkSource(Protocol):

@@ -89,7 +89,7 @@ class ModelSpec:
     checkpoint_key: str | None = None
     """Which part of a local file holds the weights, where several fit: keys or prefixes, joined by dots."""
     head: Literal["keep", "drop"] | None = None
-    """What of a local file may not fit; None: tensors that no chosen layer reads."""
+    """What of a local file may not fit; None: a head that no chosen layer reads."""
     num_classes: int | None = None
     """Classes of the classifier; None: those that the library has."""
 

@@ -166,8 +166,8 @@ class ModelEntry(Block):
     checkpoint_key: Text | None = None
     """Which part of a local file is loaded, where several fit the network, e.g. `teacher`."""
     head: Literal["keep", "drop"] | None = None
-    """`keep`: every tensor of a local file must fit. `drop`: the file may also have tensors outside the network's
-    modules that the chosen layers need. Default: only tensors that no chosen layer reads may not fit."""
+    """What of a local file may not fit. Default: a head, after the last block, that no chosen layer reads. `drop`: all
+    that no chosen layer reads, and tensors beside it that the network does not have. `keep`: nothing."""
     num_classes: int | None = Field(None, ge=1, le=1_000_000)
     """Classes of the classifier, for `weights: random` or a local file. Default: those that the library has."""
     seed: Seed | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from pydantic import ValidationError
 
-from xact.building.fit_weights import fit_weights
+from xact.building.fit_weights import describe_checkpoint, fit_weights
 from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.check_values import ValueCheck
@@ -259,8 +259,8 @@ def collect_blocks(
     with keep_global_state(model.label, partial(warnings.warn, stacklevel=5)):
         weights = find_weights(spec)
         if spec.is_local:
-            weights, notes = fit_weights(spec, weights, model)
-            for note in notes:
+            weights, found = fit_weights(spec, weights, model)
+            for note in describe_checkpoint(spec, found):
                 warnings.warn(note, stacklevel=4)
         network = load_network(spec, weights)
         stimuli = order_stimuli(source, source.table.ids, {})

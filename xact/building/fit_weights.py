@@ -11,7 +11,7 @@ import torch
 from xact.capture.find_unread import find_unread
 from xact.capture.layers import find_blocks
 from xact.capture.probe import probe
-from xact.errors import WeightsError
+from xact.errors import MismatchError, WeightsError
 from xact.models.base import Weights, tell_failures
 from xact.models.checkpoints import list_some
 from xact.models.load import check_fit, make_architecture, undo_globals
@@ -19,8 +19,8 @@ from xact.recipe.resolve import ModelSpec
 from xact.store.plan import PlannedModel
 
 
-def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple[Weights, list[str]]:
-    """Return the weights with the tensors that they may lack, and notes for the user; WeightsError if they do not fit.
+def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple[Weights, Mapping[str, Any]]:
+    """Return the weights with the tensors that they may lack, and what was taken apart; raise WeightsError on a misfit.
 
     A local file may lack the tensors of a head, or have them in another size, unless the recipe says `head: keep`. A
     head is what neither a chosen layer nor a block of the network reads; with `head: drop`, what no chosen layer reads.
@@ -34,7 +34,7 @@ def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple
             raise
         weights = replace(weights, unread=unread)
         found = check_fit(spec, weights)
-    return weights, describe_checkpoint(spec, found)
+    return weights, found
 
 
 def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str]:
@@ -53,6 +53,21 @@ def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str]:
                 return find_unread(network, model.input_shape, read)
         except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
             return frozenset()
+
+
+def check_part(model: str, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuse another part of a file than the rows of the store come from, before anything is written.
+
+    `held` are the facts of the network that made them; an older xact recorded no part.
+    """
+    old = held.get("checkpoint", found)
+    places = [".".join(filter(None, (one.get("container"), one.get("prefix")))) for one in (old, found)]
+    if places[0] != places[1]:
+        raise MismatchError(
+            f"models.{model}.weights differ: the store was made with {places[0]!r} of the file, this run would take "
+            f"{places[1]!r}",
+            hint="give the old checkpoint_key or file back, or build another store",
+        )
 
 
 def describe_checkpoint(spec: ModelSpec, found: Mapping[str, Any]) -> list[str]:

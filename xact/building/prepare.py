@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xact.building.fit_weights import fit_weights
+from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
 from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
@@ -71,7 +71,7 @@ def prepare_plan(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> Prep
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
             model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
             if (weights := find_weights_here(spec)) is not None:
-                surveyed.notes += fit_weights(spec, weights, model)[1]
+                surveyed.notes += describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
             surveyed.models.append(model)
     return _lay_plan(asked, surveyed, reads_captions=False)
 
@@ -95,9 +95,11 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
             with surveyed.note_failure(label, asked.loaded.recipe.on_error):
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
-                    weights, notes = fit_weights(spec, find_weights(spec), model)
+                    weights, found = fit_weights(spec, find_weights(spec), model)
+                    if stored is not None:
+                        check_part(label, asked.stored.networks.get(label, {}), found)
                     surveyed.weights[label] = weights
-                    surveyed.notes += notes
+                    surveyed.notes += describe_checkpoint(spec, found)
                     model = model.model_copy(update={"weights_record": weights.record})
                 surveyed.models.append(model)
     return replace(_lay_plan(asked, surveyed, reads_captions=True), may_write=may_write)

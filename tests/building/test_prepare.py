@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support.cli import run as run_command
+from support.lab import RECIPE as RECIPE_OF_LAB
 from support.lab import make_entry, write_lab
 from support.pictures import write_pictures, write_recipe
 from transformers import ViTConfig, ViTModel
@@ -128,3 +130,53 @@ def test_only_the_headers_of_pictures_that_are_to_be_captured_are_read(tmp_path,
         assert len(headers) == n_read
     xact.build(recipe, allow_code=True, settings=["on_error=skip"], store=tmp_path / "other.zarr")
     assert headers == []
+
+
+def test_models_that_a_recipe_leaves_behind_are_told_by_plan_and_build(tmp_path, capsys):
+    models = [make_entry("one"), make_entry("two", seed=1), make_entry("three", seed=2)]
+    xact.build(write_lab(tmp_path, *models), allow_code=True)
+    write_pictures(tmp_path / "stimuli" / "b", 4, seed=2, size=(24, 20))
+    few = write_recipe(tmp_path, RECIPE_OF_LAB.format(store=tmp_path / "store.zarr", models=models[0]))
+    said = "2 other models of the store will lack 1 stimulus: add them to `models` (two, three)"
+    code, _, err = run_command(capsys, "plan", few, "--allow-code")
+    assert (code, said in err) == (0, True)
+    outcome = xact.build(few, allow_code=True)
+    assert any(said in warning for warning in outcome.warnings)
+    whole = write_lab(tmp_path, *models)
+    write_pictures(tmp_path / "stimuli" / "b", 4, seed=2, size=(24, 20))
+    assert not any("will lack" in warning for warning in xact.build(whole, allow_code=True).warnings)
+
+
+def test_twins_that_are_added_later_have_the_trained_network_of_the_store_as_their_base(tmp_path):
+    write_pictures(tmp_path / "stimuli", 1)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
+    text = "store: {store}\nstimuli: {{source: folder, root: stimuli}}\nmodels: [{model}]\ncompute: {{device: cpu}}\n"
+    more = "layers: [layer1], reduce: mean"
+    entries = [
+        f"{{label: Mine, source: timm, id: test_resnet, weights: w.pt, {more}}}",
+        f"{{base: 'timm:test_resnet', weights: random, seeds: [0], {more}}}",
+    ]
+    for entry in entries:
+        xact.build(write_recipe(tmp_path, text.format(store=tmp_path / "s.zarr", model=entry)))
+    acts = xact.open_activations(tmp_path / "s.zarr")
+    assert dict(zip(acts.model.values.tolist(), acts.base.values.tolist(), strict=True)) == {
+        "Mine": "Mine",
+        "timm:test_resnet@random-0": "Mine",
+    }
+
+
+def test_a_store_whose_twins_have_another_base_keeps_it_and_takes_stimuli(tmp_path):
+    """Older versions named twins of one's own label after `source:id`."""
+    write_pictures(tmp_path / "stimuli", 1)
+    text = "store: {store}\nstimuli: {{source: folder, root: stimuli}}\nmodels: [{model}]\ncompute: {{device: cpu}}\n"
+    twin = "{{{}, weights: random, seeds: [0], layers: [layer1], reduce: mean}}"
+    before = text.format(store=tmp_path / "s.zarr", model=twin.format("label: Mine, source: timm, id: test_resnet"))
+    xact.build(write_recipe(tmp_path, before))
+    write_pictures(tmp_path / "stimuli", 2)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
+    trained = "{label: Mine, source: timm, id: test_resnet, weights: w.pt, layers: [layer1], reduce: mean}"
+    both = f"{trained}, {{base: Mine, weights: random, seeds: [0]}}"
+    xact.build(write_recipe(tmp_path, text.format(store=tmp_path / "s.zarr", model=both)))
+    acts = xact.open_activations(tmp_path / "s.zarr")
+    assert acts.base.sel(model="Mine@random-0").item() == "timm:test_resnet"
+    assert acts.sizes["stimulus"] == 2

@@ -34,6 +34,9 @@ SAID = {
     "max_tokens": (TEXTS | {"max_tokens": 7}, "text"),
     "device_map": (TEXTS | {"device_map": "auto"}, "text"),
     "quantize": (TEXTS | {"quantize": "nf4"}, "text"),
+    "checkpoint_key": (PICTURES | {"weights": "w.pt", "checkpoint_key": "teacher"}, "image"),
+    "head": (PICTURES | {"weights": "w.pt", "head": "drop"}, "image"),
+    "num_classes": (PICTURES | {"weights": "w.pt", "num_classes": 10}, "image"),
 }
 
 NOT_IN_A_SPEC = {
@@ -56,6 +59,8 @@ NOT_IN_A_PLAN = {
     "n_tokens": "is in every layer of the plan",
     "context": "is compared as a key of the stimuli",
     "is_gated": "says whether the weights can be had",
+    "checkpoint_key": "chooses tensors, which are compared one by one",
+    "head": "leaves tensors out, which no layer of the plan reads",
 }
 
 ONLY_IN_A_PLAN = {
@@ -125,13 +130,14 @@ def test_a_plan_on_disk_keeps_the_order_of_its_keys():
         == (
             "label source id weights base weights_record seed trained family training n_parameters n_prefix_tokens "
             "input_shape transform dtype kind quantize device_map device batch_size versions values_version config "
-            "layers n_stimuli segments"
+            "num_classes layers n_stimuli segments"
         ).split()
     )
 
 
 def test_a_plan_of_an_older_store_lacks_the_later_keys_and_still_loads():
     later = {"kind": "image", "quantize": "", "device_map": "", "config": None, "segments": (0,), "values_version": 1}
+    later |= {"num_classes": None}
     with_defaults = {name for name, field in PlannedModel.model_fields.items() if not field.is_required()}
     assert with_defaults == set(later)
     assert all(PlannedModel.model_fields[name].default == value for name, value in later.items())

@@ -44,6 +44,7 @@ PROJECT = "reduce={project: 3, seed: 0}"
 FIELDS = "fields={regex: 'p(?P<number>.+)'}"
 RANDOM = "models=[{source: python, id: 'tiny_network:make', weights: random, seeds: [0]}]"
 BASE = "models=[{label: one, base: 'python:tiny_network:make', weights: random, seed: 0}]"
+TWO_SETS = "models=[{label: one, source: python, id: 'tiny_network:make', weights: two.pt, checkpoint_key: teacher}]"
 
 RESNET = "models=[{label: one, source: torchvision, id: resnet18, weights: random, layers: [conv1]}]"
 VIT = "{label: one, source: timm, id: test_vit, weights: random, seed: 0, layers: [blocks.1]}"
@@ -81,6 +82,9 @@ REFUSED = {
     "models.max_tokens": ("", "models.0.max_tokens=4", f"max_tokens {PANEL}"),
     "models.device_map": ("", "models.0.device_map=auto", f"device_map {PANEL}"),
     "models.quantize": ("", "models.0.quantize=nf4", f"quantize {PANEL}"),
+    "models.checkpoint_key": (TWO_SETS, "models.0.checkpoint_key=student", r"models\.one\.weights"),
+    "models.head": ("", "models.0.head=drop", "head goes with a local file"),
+    "models.num_classes": ("", "models.0.num_classes=3", "python takes no num_classes"),
     "registry": ("", "registry=none.yml", r"none\.yml"),
     "layers": ("", "layers=['0', '2']", r"models\.one\.layers"),
     "layers.depths": ("", "layers={depths: [1]}", "block|layers"),
@@ -226,6 +230,8 @@ class Site:
         faults.load_heavy()
         torch.manual_seed(0)
         torch.save(load_make(folder)().state_dict(), folder / "w.pt")
+        teacher, student = load_make(folder)().state_dict(), load_make(folder)().state_dict()
+        torch.save({"teacher": teacher, "student": student}, folder / "two.pt")
         self.made: dict[str, tuple[Path, str]] = {}
 
     def find_killed(self, before: str) -> tuple[Path, str]:

@@ -15,6 +15,7 @@ import xarray as xr
 from pydantic import ValidationError
 from torch import nn
 
+from xact.building.fit_weights import describe_checkpoint, fit_weights
 from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.check_values import ValueCheck
@@ -232,7 +233,12 @@ def collect_blocks(
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
 
     with keep_global_state(model.label, partial(warnings.warn, stacklevel=5)):
-        network = load_network(spec, find_weights(spec))
+        weights = find_weights(spec)
+        if spec.is_local:
+            weights, found = fit_weights(spec, weights, model)
+            for note in describe_checkpoint(spec, found):
+                warnings.warn(note, stacklevel=4)
+        network = load_network(spec, weights)
         stimuli = order_stimuli(source, source.table.ids, {})
         job = prepare_job(plan, model, spec, network, recipe, stimuli)
         tasks = list_tasks(plan, model, spec, State(), stimuli)

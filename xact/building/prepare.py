@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
 from xact.building.provenance import check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
@@ -17,16 +18,17 @@ from xact.capture.reduce import TOKENS
 from xact.errors import MismatchError, RequestError, StimulusError, WeightsError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Weights
+from xact.models.checkpoints import list_some
 from xact.models.device import count_workers
 from xact.models.load import (
     check_allowed,
-    check_fit,
     check_gate,
     find_weights,
+    find_weights_here,
     is_tokenizer_here,
     make_tokenizer,
 )
-from xact.recipe.resolve import ModelSpec, resolve_models
+from xact.recipe.resolve import ModelSpec, pair_twins, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.base import ChosenStimuli, StimulusSource
@@ -64,6 +66,8 @@ class PreparedBuild:
     """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
     texts: Mapping[str, TextLengths] = field(default_factory=dict)
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the weights, and of models that the recipe leaves behind."""
 
     @property
     def n_rows_left(self) -> int:
@@ -95,6 +99,8 @@ def prepare_plan(
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
             model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
+            if (weights := find_weights_here(spec)) is not None:
+                surveyed.notes += describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
             if spec.kind == "text" and is_tokenizer_here(spec):
                 make_tokenizer(spec)  # one that cannot be used is a failure of its model
                 surveyed.readers.add(spec.label)
@@ -126,9 +132,12 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
             with surveyed.note_failure(label, asked.loaded.recipe.on_error):
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
-                    surveyed.weights[label] = find_weights(spec)
-                    check_fit(spec, surveyed.weights[label])
-                    model = model.model_copy(update={"weights_record": surveyed.weights[label].record})
+                    weights, found = fit_weights(spec, find_weights(spec), model)
+                    if stored is not None:
+                        check_part(label, asked.stored.networks.get(label, {}), found)
+                    surveyed.weights[label] = weights
+                    surveyed.notes += describe_checkpoint(spec, found)
+                    model = model.model_copy(update={"weights_record": weights.record})
                 surveyed.models.append(model)
                 surveyed.readers.add(label)
     return replace(_lay_plan(asked, surveyed), may_write=may_write)
@@ -191,6 +200,7 @@ class _Surveyed:
     """{model: why its weights are not available}."""
     readers: set[str] = field(default_factory=set)
     """The models whose captions are read: their tokenizer, if they have one, is here."""
+    notes: list[str] = field(default_factory=list)
 
     @contextmanager
     def note_failure(self, model: str, on_error: str) -> Iterator[None]:
@@ -206,16 +216,25 @@ class _Surveyed:
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
     """List the stimuli, read the journals, resolve the networks; refuse settings that differ from the store's."""
     stored = load_state(store)
-    held = {} if stored.plan is None else stored.plan.stimuli.column_types
+    types = {} if stored.plan is None else stored.plan.stimuli.column_types
     # the headers of pictures are read later
-    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=True, held=held)
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=True, held=types)
     loaded = adopt_replicates(loaded, source)
     if stored.plan is not None:  # this comes before the networks, so that an imported store is refused early
         _compare_settings(loaded.recipe.model_dump(), stored, stored.plan, store)
-    specs = {spec.label: spec for spec in resolve_models(loaded, kind=source.kind)}
+    held = () if stored.plan is None else stored.plan.models
+    specs = {spec.label: spec for spec in _resolve(loaded, source, held)}
     for spec in specs.values():
         check_allowed(spec, allow_code=allow_code)
     return _Asked(loaded, source, specs, store, stored, find_empty(stored))
+
+
+def _resolve(loaded: LoadedRecipe, source: StimulusSource, held: Sequence[PlannedModel]) -> list[ModelSpec]:
+    """Return the networks of a recipe; those of the store, `held`, keep their labels and have their twins."""
+    specs = resolve_models(loaded, kind=source.kind, stored=[model.label for model in held])
+    trained = [((spec.source, spec.id), spec.label) for spec in specs if spec.is_trained]
+    trained += [((model.source, model.id), model.label) for model in held if model.trained]
+    return pair_twins(specs, trained)
 
 
 def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
@@ -353,7 +372,23 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
         tasks,
         left_out=left_out,
         texts=texts,
+        notes=(*surveyed.notes, *describe_left_behind(plan, asked.specs)),
     )
+
+
+def describe_left_behind(plan: Plan, named: Collection[str]) -> list[str]:
+    """Return a line about the models of the store that the recipe does not name and that will lack stimuli."""
+    behind = [model for model in plan.models if model.label not in named and model.n_stimuli < plan.n_stimuli]
+    if not behind:
+        return []
+    lacking = plan.n_stimuli - min(model.n_stimuli for model in behind)
+    models = f"{len(behind)} other model{'s' if len(behind) > 1 else ''} of the store"
+    stimuli = "1 stimulus" if lacking == 1 else f"{lacking} stimuli"
+    labels = list_some([model.label for model in behind])
+    return [
+        f"{models} will lack {stimuli}: add them to `models` ({labels}), else reading the whole store needs "
+        "complete_only or allow_incomplete"
+    ]
 
 
 def _renew(model: PlannedModel, surveyed: _Surveyed, stored: State) -> PlannedModel:

@@ -22,8 +22,12 @@ from xact.store.plan import Plan, PlannedModel
 
 
 def describe_network(network: Network) -> dict[str, Any]:
-    """Return what identifies a loaded network: the hashes of its tensors and of its code."""
-    return {
+    """Return what identifies a loaded network: the hashes of its tensors and of its code.
+
+    `checkpoint` says what was taken apart or left out to find its tensors in a local file, if anything was.
+    """
+    checkpoint = {"checkpoint": dict(network.checkpoint)} if network.checkpoint else {}
+    return checkpoint | {
         "tensors_sha256": hash_tensors(network),
         "unsaved_sha256": hash_unsaved(network),
         "code": dict(network.code),

@@ -84,7 +84,7 @@ class Outcome:
 def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> Outcome:
     """Run the remaining tasks and publish the store; the caller holds the store's lock."""
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
-    outcome.warnings += prepared.source.notes
+    outcome.warnings += [*prepared.source.notes, *prepared.notes]
     if prepared.left_out:
         outcome.warnings.append(describe_left_out(prepared))
     check_finished_stimuli(prepared)

@@ -84,7 +84,7 @@ def run_plan(options: argparse.Namespace) -> int:
     with Progress() as progress:
         watch = progress.start if options.check else lambda _total: lambda _n: None  # headers are read at once
         prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, watch=watch)
-    show_warnings(prepared.source.notes)
+    show_warnings([*prepared.source.notes, *prepared.notes])
     estimated = estimate(prepared)
     if options.json:
         write_out(json.dumps(estimated.to_json(), indent=1) + "\n")

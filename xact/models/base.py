@@ -67,6 +67,8 @@ class Network:
     """True if the tensors are already on their devices. They are never moved."""
     code: Mapping[str, str] = field(default_factory=dict)
     """Name and sha256 of the user's own file that makes the network; empty for a network of a library."""
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    """What was taken apart or left out to find the tensors in a local file; empty if nothing was."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Weights:
     """Empty for random weights."""
     record: dict[str, Any]
     """Kind, file names, sha256 or hub revision, seed, as JSON-able data."""
+    unread: frozenset[str] = frozenset()
+    """Tensors of a head that no chosen layer reads. A local file may lack them, or have them in another size."""
 
 
 class NetworkSource(Protocol):

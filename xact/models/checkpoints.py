@@ -19,9 +19,11 @@ from xact.errors import WeightsError
 N_SHOWN = 3
 """Number of keys that an error lists."""
 
-WRAPPERS = ("state_dict", "model")
-"""Keys under which training scripts store the state dict."""
+MOST_NESTED = 3
+"""Most mappings, one within another, around a state dict."""
 
+PARALLEL = "module."
+"""Prefix that DataParallel gives all names."""
 
 DAMAGES = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError),
@@ -50,12 +52,17 @@ def find_local_weights(path: Path, *, label: str) -> tuple[tuple[Path, ...], dic
             f"model {label!r}: there are no weights {path.name!r} in {path.parent}",
             hint="`weights:` is a file or folder relative to the recipe file",
         )
-    files = list_folder_weights(path, label=label) if path.is_dir() else [path]
+    files = list_local_weights(path, label=label)
     try:
         hashes = {file.name: hash_checkpoint(file) for file in files}
     except OSError as error:
         raise WeightsError(f"model {label!r}: {path} cannot be read: {error.strerror}") from error
     return tuple(files), {"kind": "local", "name": path.name, "files": hashes}
+
+
+def list_local_weights(path: Path, *, label: str) -> list[Path]:
+    """Return the files of local weights: the file itself, or those of a folder that transformers wrote."""
+    return list_folder_weights(path, label=label) if path.is_dir() else [path]
 
 
 def list_folder_weights(folder: Path, *, label: str) -> list[Path]:
@@ -68,7 +75,7 @@ def list_folder_weights(folder: Path, *, label: str) -> list[Path]:
         shards = sorted(set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values()))
         absent = [shard for shard in shards if not (folder / shard).is_file()]
         if absent:
-            raise WeightsError(f"model {label!r}: {folder} lacks {_list_some(absent)}, which {name} names")
+            raise WeightsError(f"model {label!r}: {folder} lacks {list_some(absent)}, which {name} names")
         return [folder / shard for shard in shards]
     raise WeightsError(
         f"model {label!r}: there are no weights in {folder}", hint=f"it needs one of {', '.join(WEIGHT_NAMES)}"
@@ -79,28 +86,34 @@ def take_one_file(files: Sequence[Path], *, label: str) -> Path:
     """Return the only file of `files`; raise WeightsError if there are several."""
     if len(files) != 1:
         raise WeightsError(
-            f"model {label!r}: its weights are one file, not {len(files)} ({_list_some([f.name for f in files])})",
+            f"model {label!r}: its weights are one file, not {len(files)} ({list_some([f.name for f in files])})",
             hint="name the file itself in `weights:`",
         )
     return files[0]
 
 
-def read_one_file(files: Sequence[Path], *, label: str, ignored: Sequence[str] = ()) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict in the only file of `files`, and the text that errors use for these weights."""
-    path = take_one_file(files, label=label)
-    return load_state_dict(path, ignored=ignored), f"model {label!r}: the weights in {path.name}"
-
-
 def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the state dict in a file, on the CPU. Code in the file is never run.
+    """Return the only state dict in a file, on the CPU, without the prefix of DataParallel. Its code is never run."""
+    content = read_content(path, ignored=ignored)
+    states = list_states(content)
+    if len(states) != 1:
+        raise make_no_state_error(content, path)
+    (state,) = states.values()
+    if all(name.startswith(PARALLEL) for name in state):
+        return {name.removeprefix(PARALLEL): tensor for name, tensor in state.items()}
+    return state
 
-    Remove a wrapper key (`state_dict`, `model`) and a prefix `module.` if they are unambiguous. `ignored` lists the
-    full names of classes that the file may hold beside tensors: an empty stand-in replaces their objects.
+
+def read_content(path: Path, *, ignored: Sequence[str] = ()) -> object:
+    """Return what a file of weights holds, its tensors on the CPU. Code in the file is never run.
+
+    `ignored` lists the full names of classes that the file may hold beside tensors: an empty stand-in replaces their
+    objects.
     """
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        content = _load_pickle(path, ignored)
+        return _load_pickle(path, ignored)
     except pickle.UnpicklingError as error:
         if not str(error).startswith("Weights only load failed"):
             raise WeightsError(f"{path.name} in {path.parent} is damaged or not a weight file: {error}") from error
@@ -112,30 +125,57 @@ def load_state_dict(path: Path, *, ignored: Sequence[str] = ()) -> dict[str, Ten
         raise WeightsError(
             f"{path.name} in {path.parent} cannot be read as a state dict: {_first_line(error)}"
         ) from error
-    return _unwrap(content, path)
+
+
+def list_states(content: object, depth: int = MOST_NESTED) -> dict[str, dict[str, Tensor]]:
+    """Return {keys around it, joined by dots: state dict} of each state dict in what a file holds.
+
+    A state dict is a mapping from texts to tensors. Its key is empty if it is the whole content.
+    """
+    if not isinstance(content, dict) or depth < 0:
+        return {}
+    if _is_state_dict(content):
+        return {"": content}
+    return {
+        f"{key}.{at}".rstrip("."): state
+        for key, value in content.items()
+        if isinstance(key, str)
+        for at, state in list_states(value, depth - 1).items()
+    }
+
+
+def make_no_state_error(content: object, path: Path) -> WeightsError:
+    """Return the error for a file that does not hold one state dict."""
+    held = list_some(list(map(str, content))) if isinstance(content, dict) else type(content).__name__
+    return WeightsError(
+        f"{path.name} in {path.parent} is not a state dict: it holds {held or 'nothing'}",
+        hint="save its state_dict() alone, best as .safetensors",
+    )
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
     """Load every tensor of `module` from `state`; raise WeightsError if a tensor is missing, left over or misshapen."""
+    check_keys(*load_fitting(module, state, what), what)
+
+
+def load_fitting(
+    module: nn.Module, state: Mapping[str, Any], what: str, *, hint: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Load `state`; return the names that it lacks, and those that only it has. Refuse a tensor of another size."""
     try:
         keys = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("size mismatch")]
-        raise WeightsError(f"{what} do not fit: {_list_some(lines or [_first_line(error)])}") from error
-    check_keys(keys.missing_keys, keys.unexpected_keys, what)
+        raise WeightsError(f"{what} do not fit: {list_some(lines or [_first_line(error)])}", hint=hint) from error
+    return keys.missing_keys, keys.unexpected_keys
 
 
-def check_keys(missing: Iterable[str], unexpected: Iterable[str], what: str) -> None:
+def check_keys(missing: Iterable[str], unexpected: Iterable[str], what: str, *, hint: str | None = None) -> None:
     """Raise WeightsError if a key is missing or unexpected. The error lists the first keys."""
     found = {"missing": sorted(missing), "unexpected": sorted(unexpected)}
     if found["missing"] or found["unexpected"]:
-        parts = [f"{len(keys)} {kind} ({_list_some(keys)})" for kind, keys in found.items() if keys]
-        raise WeightsError(f"{what} do not fit the architecture: {', '.join(parts)}")
-
-
-def select_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose keys begin with `prefix`. The prefix is removed from the keys."""
-    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        parts = [f"{len(keys)} {kind} ({list_some(keys)})" for kind, keys in found.items() if keys]
+        raise WeightsError(f"{what} do not fit the architecture: {', '.join(parts)}", hint=hint)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -174,28 +214,12 @@ def _load_pickle(path: Path, ignored: Sequence[str]) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    if isinstance(content, dict) and not _is_state_dict(content):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), dict) and content[key]]
-        if len(inner) != 1:
-            keys = _list_some([str(key) for key in content])
-            raise WeightsError(
-                f"{path.name} in {path.parent} is not a state dict: it holds {keys}",
-                hint="save its state_dict() alone, best as .safetensors",
-            )
-        content = inner[0]
-    if not isinstance(content, dict) or not _is_state_dict(content):
-        raise WeightsError(f"{path.name} in {path.parent} is not a state dict but holds {type(content).__name__}")
-    if all(key.startswith("module.") for key in content):
-        return select_prefix(content, "module.")
-    return content  # not a copy: its `_metadata` tells modules which version wrote it
-
-
 def _is_state_dict(content: Mapping[Any, object]) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
 
 
-def _list_some(items: list[str]) -> str:
+def list_some(items: list[str]) -> str:
+    """Return the first few names as text, and how many more there are."""
     rest = f" and {len(items) - N_SHOWN} more" if len(items) > N_SHOWN else ""
     return ", ".join(items[:N_SHOWN]) + rest
 

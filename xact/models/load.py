@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from xact.models.base import (
     make_name_error,
     tell_failures,
 )
-from xact.models.checkpoints import find_local_weights
+from xact.models.checkpoints import find_local_weights, list_local_weights
 from xact.models.transforms import check_declared, make_code_transform, make_explicit_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
@@ -84,6 +85,14 @@ def _find_tensors(spec: ModelSpec) -> Weights:
     return Weights(files, record)
 
 
+def find_weights_here(spec: ModelSpec) -> Weights | None:
+    """Return local weight files without their hashes; None for other weights, and for files that are not here."""
+    path = Path(spec.weights)
+    if not spec.is_local or not path.exists():
+        return None
+    return Weights(tuple(list_local_weights(path, label=spec.label)), {})
+
+
 def make_tokenizer(spec: ModelSpec) -> Tokenizer:
     """Return the tokenizer of a language model; raise WeightsError if it cannot be found or used."""
     return cast(TextSource, _open_network_source(spec)).make_tokenizer(spec)
@@ -109,21 +118,21 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         return _freeze(source.load_network(spec, weights), spec)
 
 
-def check_fit(spec: ModelSpec, weights: Weights) -> None:
-    """Raise WeightsError if the tensors of a network's files do not fit it. Keep nothing.
+def check_fit(spec: ModelSpec, weights: Weights) -> Mapping[str, Any]:
+    """Raise WeightsError if the tensors of a network's files do not fit it. Return what was taken apart to find them.
 
     The network is loaded on the meta device: names and shapes are compared, no number is copied. A loader that fails
     there is asked again with real numbers.
     """
     if not weights.files:
-        return
+        return {}
     with undo_globals(spec):
         try:
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*meta parameter.*no-op", UserWarning)
-                load_network(spec, weights)
+                return load_network(spec, weights).checkpoint
         except (XactError, RuntimeError):
-            load_network(spec, weights)
+            return load_network(spec, weights).checkpoint
 
 
 def undo_globals(spec: ModelSpec) -> AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from xact.errors import RecipeError, RequestError
 from xact.recipe.plain_data import make_plain
 from xact.recipe.registry.entry import ModelSet
 from xact.recipe.registry.load import load_registry
+from xact.recipe.resolve import FILE_KEYS, find_labelled, inherit, shorten_label
 from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.recipe.yaml_text import parse_yaml, read_text, set_dotted
 
@@ -95,7 +96,12 @@ def _choose_models(listed: object, names: Sequence[Any], sets: Mapping[str, Mode
     entries = [entry for item in items for entry in (*_expand_set(item, sets), item)]
     by_label = {label: entry for item in reversed(entries) for label, entry in _label_entries(item)}
     by_base = {base: item for item in reversed(entries) if isinstance(item, dict) for base in _find_bases(item)}
-    return [by_label.get(name, by_base.get(name, name)) for name in names]
+    labelled = find_labelled(item for item in items if isinstance(item, dict))
+    chosen = [by_label.get(name, by_base.get(name, name)) for name in names]
+    try:  # the entry that a base names is perhaps not chosen
+        return [inherit(one, labelled) if isinstance(one, dict) else one for one in chosen]
+    except ValueError as error:
+        raise RecipeError(f"--models: {error}") from None
 
 
 def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, Any]]:
@@ -112,7 +118,7 @@ def _expand_set(item: object, sets: Mapping[str, ModelSet]) -> list[dict[str, An
 def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
     """Yield (label in the store, entry) for each network of one raw entry."""
     if isinstance(item, str):
-        yield item, item
+        yield from ((name, item) for name in (shorten_label(item), item))
     if not isinstance(item, dict):
         return
     bases = _find_bases(item)
@@ -127,7 +133,9 @@ def _label_entries(item: object) -> Iterator[tuple[str, Any]]:
 def _find_bases(item: Mapping[str, Any]) -> list[str]:
     """Return the names of a raw entry; its label is made from the first name."""
     named = f"{item['source']}:{item['id']}" if "source" in item and "id" in item else None
-    return [name for name in (item.get("label"), item.get("base"), named) if isinstance(name, str)]
+    wholes = [name for name in (item.get("base"), named) if isinstance(name, str)]
+    label = [item["label"]] if isinstance(item.get("label"), str) else []
+    return [*label, *(name for whole in wholes for name in dict.fromkeys((shorten_label(whole), whole)))]
 
 
 def make_untrained(models: object, seeds: Sequence[int]) -> object:
@@ -138,7 +146,7 @@ def make_untrained(models: object, seeds: Sequence[int]) -> object:
     for model in models:
         entry = {"base": model} if isinstance(model, str) else model
         if isinstance(entry, dict):
-            rest = {key: value for key, value in entry.items() if key != "seed"}
+            rest = {key: value for key, value in entry.items() if key not in ("seed", *FILE_KEYS)}
             entry = {**rest, "weights": "random", "seeds": list(seeds)}
         twins.append(entry)
     return twins

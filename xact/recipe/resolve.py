@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,6 +30,7 @@ from xact.recipe.schema import (
     Resize,
     TokenKind,
 )
+from xact.recipe.sources import CLASSIFIERS
 
 T = TypeVar("T")
 
@@ -97,6 +98,12 @@ class ModelSpec:
     """Makes copies of a network that is given as an object; None: `source` and `id` name the network."""
     layers_command: str = field(default="", compare=False)
     """Command of xact that lists the layers of the network, for hints."""
+    checkpoint_key: str | None = None
+    """Which part of a local file holds the weights, where several fit: keys or prefixes, joined by dots."""
+    head: Literal["keep", "drop"] | None = None
+    """What of a local file may not fit; None: a head that no chosen layer reads."""
+    num_classes: int | None = None
+    """Classes of the classifier; None: those that the library has."""
 
     @property
     def keeps_tokens(self) -> bool:
@@ -108,25 +115,106 @@ class ModelSpec:
         """True if the weights come from training."""
         return self.weights != "random"
 
+    @property
+    def is_local(self) -> bool:
+        """True if the weights are a local file or folder."""
+        return self.weights not in ("pretrained", "random")
 
-def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None) -> list[ModelSpec]:
+
+def resolve_models(loaded: LoadedRecipe, *, kind: Kind | None = None, stored: Collection[str] = ()) -> list[ModelSpec]:
     """Return every network of a recipe: look up labels, expand sets and twins, fill in defaults.
 
     `kind` is the kind of the stimuli; a network for another kind is refused. None: use the kind in the registry.
+    `stored` are the labels of the store: a network keeps the label that an older version gave it.
     """
-    own = loaded.recipe.registry
-    registry = load_registry(None if own is None else loaded.folder / expand_path(own))
+    own_file = loaded.recipe.registry
+    registry = load_registry(None if own_file is None else loaded.folder / expand_path(own_file))
+    entries = [ModelEntry(base=item) if isinstance(item, str) else item for item in loaded.recipe.models]
+    labelled = find_labelled([entry.model_dump(exclude_unset=True) for entry in entries])
     specs: dict[str, ModelSpec] = {}
-    for number, item in enumerate(loaded.recipe.models):
-        entry = ModelEntry(base=item) if isinstance(item, str) else item
-        for one in _expand_set(entry, registry.sets.get(entry.base or ""), where=f"models.{number}"):
-            for spec in _resolve_entry(one, loaded, registry, where=f"models.{number}"):
+    for number, said in enumerate(entries):
+        where = f"models.{number}"
+        entry = _follow_base(said, labelled, where=where)
+        for one in _expand_set(entry, registry.sets.get(entry.base or ""), where=where):
+            for spec in _resolve_entry(one, loaded, registry, stored, where=where):
                 own_kind: Kind = "text" if spec.training == "language" else "image"
                 spec = _fit_to_stimuli(spec, one, loaded.recipe, kind or own_kind)
                 if spec.label in specs and specs[spec.label] != spec:
-                    raise RecipeError(f"models.{number}: the label {spec.label!r} names two different networks")
+                    raise RecipeError(
+                        f"{where}: the label {spec.label!r} names two different networks", hint="give each a `label`"
+                    )
                 specs[spec.label] = spec
-    return list(specs.values())
+    trained = [((spec.source, spec.id), spec.label) for spec in specs.values() if spec.is_trained]
+    return pair_twins(specs.values(), trained)
+
+
+def pair_twins(specs: Iterable[ModelSpec], trained: Sequence[tuple[tuple[str, str], str]]) -> list[ModelSpec]:
+    """Return the networks; the base of an untrained twin is the label of its trained network, if there is one.
+
+    `trained` are ((source, id), label) of trained networks. A base that is one of these labels stays.
+    """
+    labels = {label for _, label in trained}
+    by_id = dict(reversed(trained))
+    return [
+        spec
+        if spec.is_trained or spec.base in labels
+        else replace(spec, base=by_id.get((spec.source, spec.id), spec.base))
+        for spec in specs
+    ]
+
+
+def find_labelled(entries: Iterable[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return {label: entry} of the entries that give their network a label of its own; the first of each label."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        label = entry.get("label")
+        if isinstance(label, str) and label != entry.get("base"):
+            found.setdefault(label, entry)
+    return found
+
+
+def inherit(said: Mapping[str, Any], labelled: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return an entry whose `base` is the label of another entry with all that the other one says and it does not.
+
+    Raise ValueError if an entry is its own base.
+    """
+    entry, seen = dict(said), set()
+    while isinstance(base := entry.get("base"), str) and base in labelled:
+        if base in seen:
+            raise ValueError(f"the model {base!r} is its own base")
+        seen.add(base)
+        of = {key: value for key, value in labelled[base].items() if key not in ("seed", "seeds")}
+        has_label = "label" in entry
+        entry = of | {key: value for key, value in entry.items() if key != "base"}
+        if entry.get("weights") == "random":
+            entry = {key: value for key, value in entry.items() if key not in FILE_KEYS}
+            if not has_label and "seeds" not in entry:
+                entry["seeds"] = [entry.pop("seed", 0)]
+    return entry
+
+
+FILE_KEYS = ("checkpoint_key", "head")
+"""Keys of a model entry that apply only to a local file of weights."""
+
+
+def _follow_base(entry: ModelEntry, labelled: Mapping[str, Mapping[str, Any]], *, where: str) -> ModelEntry:
+    """Return an entry with what the entry of the recipe says that its `base` names."""
+    if entry.base not in labelled:
+        return entry
+    try:
+        return ModelEntry.model_validate(inherit(entry.model_dump(exclude_unset=True), labelled))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {make_complaint(ModelEntry, error).problem}") from None
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def shorten_label(name: str) -> str:
+    """Return the name of the folder for a network of transformers that is given by a path; other names unchanged."""
+    source, _, model_id = name.partition(":")
+    is_path = model_id.startswith(("/", "~", "./", "../")) or model_id.count("/") > 1
+    folder = os.path.basename(os.path.normpath(model_id))  # noqa: PTH119  the path is not looked up
+    return folder if source == "transformers" and is_path and folder not in ("", ".", "..") else name
 
 
 def resolve_model(name: str, *, folder: Path, kind: Kind | None = None, registry: str | None = None) -> ModelSpec:
@@ -201,6 +289,9 @@ def _fit_to_stimuli(spec: ModelSpec, entry: ModelEntry, recipe: Recipe, kind: Ki
     for key in ("axes", "tokens"):
         if getattr(spec, key):
             raise RequestError(f"model {spec.label!r}: {key} are for pictures; the stimuli are captions")
+    for key in ("head", "num_classes"):
+        if getattr(spec, key) is not None:
+            raise RequestError(f"model {spec.label!r}: {key} is for pictures; the stimuli are captions")
     context = getattr(recipe.stimuli, "context", None) or ""
     if context and entry.template is not None:
         raise RequestError(
@@ -226,12 +317,17 @@ def _expand_set(entry: ModelEntry, of: ModelSet | None, *, where: str) -> list[M
     return [entry.model_copy(update={**settings, "base": label}) for label in of.models]
 
 
-def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, *, where: str) -> list[ModelSpec]:
+def _resolve_entry(
+    entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, stored: Collection[str], *, where: str
+) -> list[ModelSpec]:
     if entry.base is not None:
         known = registry.find_entry(entry.base)
     else:
         known = Entry(label=f"{entry.source}:{entry.id}", source=str(entry.source), id=str(entry.id))
-    label = check_label(entry.label or known.label, what=f"{where}: the label")
+    _check_keys(entry, known.source, where=where)
+    is_stored = any(label.partition("@random-")[0] == known.label for label in stored)
+    name = known.label if is_stored else shorten_label(known.label)
+    label = check_label(entry.label or name, what=f"{where}: the label")
     recipe = loaded.recipe
     layers = _choose(entry.layers, _choose(recipe.layers, known.default_layers))
     reduce = _choose(entry.reduce, _choose(recipe.reduce, known.find_reduce(layers)))
@@ -259,8 +355,11 @@ def _resolve_entry(entry: ModelEntry, loaded: LoadedRecipe, registry: Registry, 
         revision=known.weights.revision if known.weights else None,
         declared=known.transform,
         is_gated=known.is_gated,
+        checkpoint_key=entry.checkpoint_key,
+        head=entry.head,
+        num_classes=entry.num_classes,
     )
-    specs = _list_twins(spec, entry, known.label, where=where)
+    specs = _list_twins(spec, entry, name, where=where)
     return [replace(one, layers_command=_make_layers_command(one, entry, known.label, loaded)) for one in specs]
 
 
@@ -293,6 +392,23 @@ def _make_layers_command(spec: ModelSpec, entry: ModelEntry, known: str, loaded:
         side = transform.crop or transform.resize
         words += ["--input", f"3x{side}x{side}"]
     return make_command(*words, *(["--allow-code"] if spec.source == "python" else []))
+
+
+def _check_keys(entry: ModelEntry, source: str, *, where: str) -> None:
+    """Refuse keys about a file where the weights are no file, and a number of classes that no library can make."""
+    is_file = entry.weights not in ("pretrained", "random")
+    for key in FILE_KEYS:
+        if getattr(entry, key) is not None and not is_file:
+            raise RecipeError(f"{where}: {key} goes with a local file in `weights`")
+    if entry.num_classes is not None and entry.weights == "pretrained":
+        raise RecipeError(
+            f"{where}: pretrained weights have their own number of classes",
+            hint="num_classes goes with `weights: random` or a local file",
+        )
+    if entry.num_classes is not None and source not in CLASSIFIERS:
+        raise RecipeError(
+            f"{where}: a network of {source} takes no num_classes", hint=f"only networks of {', '.join(CLASSIFIERS)} do"
+        )
 
 
 def _choose(value: T | None, default: T) -> T:

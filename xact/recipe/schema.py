@@ -169,6 +169,13 @@ class ModelEntry(Block):
     """The library's name of the network; with the name of the weights if the library has several."""
     weights: Text = "pretrained"
     """`pretrained`, `random`, or a local file or folder relative to the recipe file."""
+    checkpoint_key: Text | None = None
+    """Which part of a local file is loaded, where several fit the network, e.g. `teacher`."""
+    head: Literal["keep", "drop"] | None = None
+    """What of a local file may not fit. Default: a head, after the last block, that no chosen layer reads. `drop`: all
+    that no chosen layer reads, and tensors beside it that the network does not have. `keep`: nothing."""
+    num_classes: int | None = Field(None, ge=1, le=1_000_000)
+    """Classes of the classifier, for `weights: random` or a local file. Default: those that the library has."""
     seed: Seed | None = None
     """Seed of random weights."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None

@@ -16,6 +16,9 @@ DISTRIBUTIONS: Mapping[str, str] = {
 }
 """{source: distribution that defines its networks}; empty if only torch is needed."""
 
+CLASSIFIERS = ("torchvision", "timm", "transformers")
+"""Sources whose classifiers can be made with another number of classes."""
+
 if TYPE_CHECKING:
     SourceName = str
 else:

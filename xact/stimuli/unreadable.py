@@ -17,8 +17,8 @@ MOST_NAMED = 20
 """Most pictures that a message names."""
 
 SKIP_HINT = (
-    "on_error: skip (--set on_error=skip) goes on without them; --check of xact plan decodes every picture, --json lists "
-    "all"
+    "on_error: skip (--set on_error=skip) goes on without them; --check of xact plan decodes every picture, --json "
+    "lists all"
 )
 
 

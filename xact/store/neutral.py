@@ -9,7 +9,7 @@ NEUTRAL: Mapping[str, frozenset[str]] = {
     "recipe": frozenset("store on_error caption".split()),
     "stimuli": frozenset("root file folders pattern columns fields where limit ids subject unique".split()),
     "compute": frozenset("workers on_out_of_memory check".split()),
-    "model": frozenset("n_stimuli segments versions values_version device device_map".split()),
+    "model": frozenset("n_stimuli segments versions values_version device device_map base".split()),
 }
 """{block: its keys that may differ}. `recipe` is the top level, `model` is a model in the plan.
 
@@ -18,6 +18,7 @@ NEUTRAL: Mapping[str, frozenset[str]] = {
   `check` refuses values or lets them pass; the facts of each network record it.
 - model: `n_stimuli` and `segments` grow. `versions` and `values_version` are compared when rows are added. The kind of
   `device` is compared earlier, because `--device` may choose another. `device_map` says where a network runs.
+  `base` pairs a twin with its trained network.
 """
 
 RESOLVED: Mapping[str, frozenset[str]] = {

@@ -103,6 +103,8 @@ class PlannedModel(PlanRecord):
     """Version of what decides values (`xact/capture/values_version.py`)."""
     config: dict[str, Any] | None = None
     """Configuration of the architecture, if the registry states it."""
+    num_classes: int | None = None
+    """Classes of the classifier, if the recipe states them."""
     layers: tuple[PlannedLayer, ...]
     n_stimuli: int
     """Number of stimuli requested from this model so far."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xact.models.base import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
 from xact.models.transforms import declare_transform
+from xact.models.unwrap import load_file
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
@@ -57,9 +57,8 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its one file."""
     _check_name(spec)
     module = CORnetS()
-    state, what = read_one_file(weights.files, label=spec.label)
-    load_strictly(module, state, what)
-    return Network(module)
+    checkpoint, _ = load_file(module, spec, weights)
+    return Network(module, checkpoint=checkpoint)
 
 
 class CORnetS(nn.Module):

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ find_pretrained = shared.find_pretrained
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained network as its class initialises it. Its weights, not its buffers, are in `spec.dtype`."""
     config = _load_config(spec)
-    module = choose_class(config, spec)._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    module = _make_untrained(choose_class(config, spec), config)
     for parameter in module.parameters():
         parameter.data = parameter.data.to(find_dtype(spec))
     return _describe(module)
+
+
+def _make_untrained(make: Any, config: Any) -> Any:  # noqa: ANN401  the library does not type its classes
+    return make._from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
 
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
@@ -63,10 +68,12 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
     shared.refuse_code(weights)
     placing = _make_placing(spec)
+    make = choose_class(config, spec)
+    tensors, checkpoint = shared.find_tensors(spec, weights, lambda: _make_untrained(make, config))
     try:
         module, report = shared.call_loader(
-            choose_class(config, spec),
-            **shared.find_tensors(spec, weights),
+            make,
+            **tensors,
             **placing,
             config=config,
             dtype=find_dtype(spec),
@@ -83,7 +90,7 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
             f"model {spec.label!r} does not fit on the devices of this machine: a part of it would stay on disk",
             hint="more or larger devices, dtype: bfloat16, or quantize: nf4",
         )
-    return _describe(module, is_placed=bool(placing))
+    return replace(_describe(module, is_placed=bool(placing)), checkpoint=checkpoint)
 
 
 def make_tokenizer(spec: ModelSpec) -> Tokenizer:

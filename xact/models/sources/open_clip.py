@@ -5,7 +5,7 @@ Only the image tower is built and loaded. Its output, the image embedding, takes
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
 from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
-from xact.models.checkpoints import load_strictly, read_one_file, select_prefix
 from xact.models.hub import find_on_hub
 from xact.models.transforms import make_outline
+from xact.models.unwrap import load_file
 from xact.recipe.resolve import ModelSpec
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -83,9 +83,8 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the image tower with its tensors from a file of the whole network or of the tower alone."""
     module = _make_tower(spec)
-    state, what = read_one_file(weights.files, label=spec.label)
-    load_strictly(module, select_prefix(state, "visual.") or state, what)
-    return _describe(module)
+    checkpoint, _ = load_file(module, spec, weights, tower="visual.")
+    return replace(_describe(module), checkpoint=checkpoint)
 
 
 def _split_id(spec: ModelSpec) -> tuple[str, str]:

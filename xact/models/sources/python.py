@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from xact.errors import RequestError, make_nearest_text
 from xact.models.base import Network, Transform, Weights, count_prefix_tokens, tell_failures
-from xact.models.checkpoints import hash_checkpoint, load_strictly, read_one_file
+from xact.models.checkpoints import hash_checkpoint
 from xact.models.transforms import make_code_transform, make_explicit_transform
+from xact.models.unwrap import load_file
 from xact.models.user_code import check_unchanged, find_files, hash_files, import_module, list_loaded
 from xact.models.user_globals import undo_changes
 from xact.recipe.resolve import ModelSpec
@@ -72,9 +73,8 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         return make_network(spec)
     with _look_in(spec.folder):
         module = _make_module(spec)
-    state, what = read_one_file(weights.files, label=spec.label)
-    load_strictly(module, state, what)
-    return _describe(spec, module)
+    checkpoint, _ = load_file(module, spec, weights)
+    return replace(_describe(spec, module), checkpoint=checkpoint)
 
 
 def _make_module(spec: ModelSpec) -> nn.Module:

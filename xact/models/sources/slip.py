@@ -6,15 +6,17 @@ logits. The projection into the space shared with captions belongs to the heads 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from timm.models import vision_transformer
 from torch import nn
 
 from xact.models.base import Network, Transform, Weights, count_prefix_tokens, make_name_error
-from xact.models.checkpoints import check_keys, load_strictly, read_one_file, select_prefix
+from xact.models.checkpoints import check_keys
 from xact.models.hub import find_at_url
 from xact.models.transforms import declare_transform
+from xact.models.unwrap import load_file
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
@@ -69,13 +71,10 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the tower with its tensors from a file of the whole network or of the tower alone."""
     module = _make_tower(spec)
-    state, what = read_one_file(weights.files, label=spec.label, ignored=TRAINING_STATE)
-    tower = select_prefix(state, TOWER)
-    if tower:
-        beside = [key for key in state if not key.startswith(TOWER)]
-        check_keys([], [key for key in beside if key.split(".")[0] not in BESIDE_TOWER], what)
-    load_strictly(module, tower or state, what)
-    return _describe(module)
+    checkpoint, part = load_file(module, spec, weights, tower=TOWER, ignored=TRAINING_STATE)
+    beside = [key for key in part.beside if key.split(".")[0] not in BESIDE_TOWER]
+    check_keys([], beside, f"model {spec.label!r}: the weights in {weights.files[0].name}")
+    return replace(_describe(module), checkpoint=checkpoint)
 
 
 def _check_name(spec: ModelSpec) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -15,9 +16,10 @@ from torch import nn
 
 from xact.errors import WeightsError
 from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
-from xact.models.checkpoints import check_keys, load_strictly, read_one_file
+from xact.models.checkpoints import check_keys, read_content, take_one_file
 from xact.models.hub import find_at_url, find_on_hub
 from xact.models.transforms import make_outline
+from xact.models.unwrap import load_file
 from xact.recipe.resolve import ModelSpec
 
 library: Any = timm  # the library types only a part of itself
@@ -32,7 +34,7 @@ QUOTED = re.compile(r'"([^"]+)"')
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained network as timm initialises it."""
     _check_name(spec)
-    return _describe(library.create_model(spec.id, pretrained=False))
+    return _describe(_make_untrained(spec))
 
 
 def make_transform(spec: ModelSpec) -> Transform:
@@ -90,12 +92,14 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     without conversion.
     """
     _check_name(spec)
-    state, what = read_one_file(weights.files, label=spec.label)  # refuses code before timm opens the file
     if spec.weights != "pretrained":
-        module: nn.Module = library.create_model(spec.id, pretrained=False)
-        load_strictly(module, state, what)
-        return _describe(module)
-    overlay = {"file": str(weights.files[0]), "custom_load": False}
+        module = _make_untrained(spec)
+        checkpoint, _ = load_file(module, spec, weights)
+        return replace(_describe(module), checkpoint=checkpoint)
+    path = take_one_file(weights.files, label=spec.label)
+    what = f"model {spec.label!r}: the weights in {path.name}"
+    read_content(path)  # refuses code before timm opens the file
+    overlay = {"file": str(path), "custom_load": False}
     try:
         with _load_strictly():
             return _describe(library.create_model(spec.id, pretrained=True, pretrained_cfg_overlay=overlay))
@@ -104,6 +108,12 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
         check_keys(missing, unexpected, what)
         text = "; ".join(line.strip()[:200] for line in str(error).splitlines()[:3])
         raise WeightsError(f"{what} do not fit the architecture: {text}") from error
+
+
+def _make_untrained(spec: ModelSpec) -> nn.Module:
+    options = {} if spec.num_classes is None else {"num_classes": spec.num_classes}
+    module: nn.Module = library.create_model(spec.id, pretrained=False, **options)
+    return module
 
 
 def _find_line(error: Exception, start: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ import torchvision.models as library
 from torch import nn
 
 from xact.models.base import Network, Transform, Weights, make_name_error
-from xact.models.checkpoints import load_strictly, read_one_file
 from xact.models.hub import find_at_url
 from xact.models.transforms import make_outline
+from xact.models.unwrap import load_file
 from xact.recipe.resolve import ModelSpec
 
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -67,11 +67,13 @@ def find_pretrained(spec: ModelSpec) -> Weights:
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of one file."""
     module = _make_module(spec, is_trained=True)
-    state, what = read_one_file(weights.files, label=spec.label)
-    if spec.weights == "pretrained" and isinstance(module, library.DenseNet):
-        state = {OLD_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in state.items()}
-    load_strictly(module, state, what)
-    return _describe(_drop_auxiliary(module))
+    is_old = spec.weights == "pretrained" and isinstance(module, library.DenseNet)
+    checkpoint, _ = load_file(module, spec, weights, rename=_rename_old_densenet if is_old else None)
+    return replace(_describe(_drop_auxiliary(module)), checkpoint=checkpoint)
+
+
+def _rename_old_densenet(key: str) -> str:
+    return OLD_DENSENET_KEY.sub(r"\1\2", key)
 
 
 def _find_entry(spec: ModelSpec) -> _Name:
@@ -90,6 +92,8 @@ def _make_module(spec: ModelSpec, *, is_trained: bool) -> nn.Module:
     name = _find_entry(spec)
     meta = name.entry.meta
     options: dict[str, Any] = {"num_classes": len(meta["categories"])}
+    if spec.num_classes is not None:
+        options["num_classes"] = spec.num_classes
     if name.architecture.startswith("vit_"):
         options["image_size"] = meta["min_size"][0]
     if name.architecture == "maxvit_t":

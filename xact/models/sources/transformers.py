@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +22,19 @@ from torch import Tensor, nn
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, count_tokens, find_matrix, find_returned_logits
+from xact.models.base import (
+    Network,
+    Transform,
+    Weights,
+    count_tokens,
+    find_matrix,
+    find_returned_logits,
+    tell_failures,
+)
 from xact.models.checkpoints import WEIGHT_NAMES, check_keys, hash_checkpoint, list_folder_weights, load_state_dict
 from xact.models.hub import HubFile, find_on_hub
 from xact.models.transforms import check_declared, make_outline, outline_block
+from xact.models.unwrap import HEAD_HINT, find_fit, find_in_heads, list_shapes, make_zero, read_states
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
 
@@ -48,8 +58,8 @@ POSITIONS = re.compile(r"(^|\.)embeddings\.position_embeddings?(\.weight)?$")
 
 def make_network(spec: ModelSpec) -> Network:
     """Return the untrained network as its class initialises it, in float32."""
-    config, make = _choose_class(spec)
-    return _describe(make(config))
+    chosen = _choose_class(spec)
+    return _describe(_take_parts(chosen.make(chosen.config), chosen), chosen)
 
 
 def make_transform(spec: ModelSpec) -> Transform:
@@ -158,18 +168,33 @@ def find_files(name: str, folder: Path, *, is_local: bool, label: str) -> Weight
 
 def load_network(spec: ModelSpec, weights: Weights) -> Network:
     """Return the network with the tensors of its files, in float32."""
-    config, make = _choose_class(spec)
+    chosen = _choose_class(spec)
     what = f"model {spec.label!r}: the weights in {weights.files[0].parent}"
     refuse_code(weights)
+    tensors, checkpoint = find_tensors(spec, weights, lambda: chosen.make(chosen.config))
+    options = {"config": chosen.config, "dtype": torch.float32, "ignore_mismatched_sizes": bool(weights.unread)}
     try:
-        module, report = call_loader(make, **find_tensors(spec, weights), config=config, dtype=torch.float32)
+        module, report = call_loader(chosen.make, **tensors, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{what} do not fit: {error}") from error
-    is_clip = isinstance(config, library.CLIPVisionConfig)
+    missing = {*report["missing_keys"], *map(_name_mismatch, report["mismatched_keys"])}
+    is_clip = isinstance(chosen.config, library.CLIPVisionConfig)
     unexpected = [key for key in report["unexpected_keys"] if not (is_clip and CLIP_TEXT_KEYS.match(key))]
-    mismatched = [str(key) for key in report["mismatched_keys"]]
-    check_keys([*report["missing_keys"], *mismatched], unexpected, what)
-    return _describe(module)
+    left_out = missing & weights.unread
+    if weights.unread:
+        shapes = list_shapes(module)
+        left_out |= find_in_heads(unexpected, shapes, weights.unread, drops_head=spec.head == "drop")
+    hint = HEAD_HINT if weights.unread else None
+    check_keys(missing - left_out, set(unexpected) - left_out, what, hint=hint)
+    make_zero(module, left_out)
+    if left_out:
+        checkpoint = checkpoint | {"left_out": sorted({*checkpoint.get("left_out", ()), *left_out})}
+    return replace(_describe(_take_parts(module, chosen), chosen), checkpoint=checkpoint)
+
+
+def _name_mismatch(key: object) -> str:
+    """Return the name of a tensor that the library reports with its two sizes."""
+    return str(key[0] if isinstance(key, tuple) else key)
 
 
 def call_loader(make: Any, **options: Any) -> Any:  # noqa: ANN401  the library does not type its classes
@@ -195,14 +220,24 @@ def refuse_code(weights: Weights) -> None:
             load_state_dict(file)
 
 
-def find_tensors(spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that say where the tensors are."""
+def find_tensors(
+    spec: ModelSpec, weights: Weights, make: Callable[[], nn.Module]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of `from_pretrained` that say where the tensors are, and what was taken apart for them.
+
+    `make` makes the network, whose names are compared with those of a file.
+    """
     if spec.weights == "pretrained" or not Path(spec.weights).is_file():
-        return {"pretrained_model_name_or_path": weights.files[0].parent}
+        return {"pretrained_model_name_or_path": weights.files[0].parent}, {}
+    path = weights.files[0]
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        shapes = list_shapes(make())
+    what = f"model {spec.label!r}: the weights in {path.name}"
+    fit = find_fit(read_states(path), shapes, spec, weights.unread, what)
     # copies: the library keeps these tensors, and a change of the mapped file would change them
-    loaded = load_state_dict(weights.files[0])
-    state = {key: tensor.to("meta") if is_on_meta() else tensor.clone() for key, tensor in loaded.items()}
-    return {"pretrained_model_name_or_path": None, "state_dict": state}
+    kept = {key: tensor for key, tensor in fit.part.state.items() if key not in fit.left_out}
+    state = {key: tensor.to("meta") if is_on_meta() else tensor.clone() for key, tensor in kept.items()}
+    return {"pretrained_model_name_or_path": None, "state_dict": state}, fit.describe(tower="")
 
 
 def locate(spec: ModelSpec) -> Path:
@@ -246,8 +281,18 @@ def find_shards(index: HubFile, *, label: str) -> list[HubFile]:
     return [find_on_hub(index.repo, (name,), label=label, revision=index.revision) for name in names]
 
 
-def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
-    """Return the configuration and its class: the class that it names, else the library's choice."""
+@dataclass(frozen=True)
+class _Choice:
+    """The class of a network and its configuration."""
+
+    config: Any
+    make: Any
+    parts: frozenset[str] = frozenset()
+    """Of a network of texts and pictures: its parts that pictures run through. Empty for a network of pictures."""
+
+
+def _choose_class(spec: ModelSpec) -> _Choice:
+    """Return the class of a network: the class that its configuration names, else the library's choice."""
     config = load_config(spec, None if spec.config is not None else find_folder(spec))
     if config.model_type in RANDOM_FORWARD:
         raise RequestError(
@@ -255,15 +300,63 @@ def _choose_class(spec: ModelSpec) -> tuple[Any, Any]:
             hint="timm has the same weights without it, for instance timm:vit_base_patch16_224.mae",
         )
     if isinstance(config, library.CLIPConfig | library.CLIPVisionConfig):
-        return getattr(config, "vision_config", config), library.CLIPVisionModelWithProjection
+        chosen = _Choice(getattr(config, "vision_config", config), library.CLIPVisionModelWithProjection)
+        return _set_classes(chosen, spec)
     named = getattr(library, (config.architectures or [""])[0], None)
     for candidate in (named, _find_base_class(config)):
         if isinstance(candidate, type) and getattr(candidate, "main_input_name", None) == "pixel_values":
-            return config, candidate
+            return _set_classes(_Choice(config, candidate), spec)
+    tower = _find_tower(config)
+    if tower is not None:
+        return _set_classes(tower, spec)
     raise RequestError(
         f"model {spec.label!r}: {spec.id} ({config.model_type}) does not take pictures alone",
         hint="a language model takes captions (stimuli.source: captions); open_clip or timm may have an image tower",
     )
+
+
+def _set_classes(chosen: _Choice, spec: ModelSpec) -> _Choice:
+    """Give a classifier the number of classes that the recipe asks for; refuse it for another network."""
+    if spec.num_classes is None:
+        return chosen
+    if not chosen.make.__name__.endswith("ForImageClassification"):
+        raise RequestError(
+            f"model {spec.label!r}: {chosen.make.__name__} has no classifier, so it takes no num_classes",
+            hint="leave num_classes out",
+        )
+    chosen.config.num_labels = spec.num_classes
+    return chosen
+
+
+def _find_tower(config: Any) -> _Choice | None:  # noqa: ANN401  the library does not type its classes
+    """Return a network that takes texts and pictures, and its parts that pictures run through; None for another one.
+
+    Such a network has a part `vision_model` and gives features of pictures alone (`get_image_features`).
+    """
+    whole, own = _find_base_class(config), getattr(config, "vision_config", None)
+    size = getattr(own, "image_size", None)
+    if own is None or not isinstance(size, int) or not hasattr(whole, "get_image_features"):
+        return None
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        module = whole(config).eval()
+        pictures = torch.zeros(1, getattr(own, "num_channels", 3), size, size)
+    used: set[str] = set()
+    for name, part in module.named_children():
+        part.register_forward_hook(lambda *_, name=name: used.add(name))
+    try:
+        with torch.no_grad(), tell_failures("a picture alone"):
+            _show_pictures(module, pictures)
+    except RequestError:  # it wants more than pictures
+        return None
+    return _Choice(config, whole, frozenset(used)) if "vision_model" in used else None
+
+
+def _take_parts(module: nn.Module, chosen: _Choice) -> nn.Module:
+    """Remove the parts of a network of texts and pictures that pictures do not run through."""
+    for name, _ in list(module.named_children()):
+        if chosen.parts and name not in chosen.parts:
+            delattr(module, name)
+    return module
 
 
 def load_config(spec: ModelSpec, folder: Path | None) -> Any:  # noqa: ANN401  the library does not type its classes
@@ -283,7 +376,7 @@ def _find_base_class(config: object) -> Any:  # noqa: ANN401  the library does n
     return found[0] if isinstance(found, tuple) else found
 
 
-def _describe(module: nn.Module) -> Network:
+def _describe(module: nn.Module, chosen: _Choice) -> Network:
     tokens: dict[str, int] = {}
     has_positions = False
     for name, parameter in module.named_parameters():
@@ -293,12 +386,21 @@ def _describe(module: nn.Module) -> Network:
         has_positions |= POSITIONS.search(name) is not None
     n_prefix = sum(tokens.values()) if tokens or has_positions else None
     has_cls = 1 in (tokens.get("cls_token"), tokens.get("class_embedding"))
-    return Network(module, _forward, _find_logits, n_prefix, has_cls)
+    forward, find_logits = (_show_pictures, _find_features) if chosen.parts else (_forward, _find_logits)
+    return Network(module, forward, find_logits, n_prefix, has_cls)
 
 
 def _find_logits(output: object) -> Tensor | None:
     logits = find_returned_logits(output)
     return find_matrix(getattr(output, "image_embeds", None)) if logits is None else logits
+
+
+def _show_pictures(module: Any, pictures: Tensor) -> object:  # noqa: ANN401  the library does not type its classes
+    return module.get_image_features(pixel_values=pictures)
+
+
+def _find_features(output: object) -> Tensor | None:
+    return find_matrix(getattr(output, "pooler_output", output))
 
 
 def _forward(module: nn.Module, pictures: Tensor) -> object:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xact.errors import NameNotFoundError, make_lines, make_nearest_text
+from xact.errors import NameNotFoundError, make_lines
 from xact.recipe.registry.entry import Entry, WeightsLocation
+from xact.recipe.registry.libraries import make_suggestion
 from xact.recipe.registry.load import Registry
 
 WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
@@ -37,7 +38,7 @@ def list_models(registry: Registry, name: str | None) -> list[dict[str, Any]]:
     sets = registry.sets
     if name is not None and name not in sets:
         raise NameNotFoundError(
-            f"the registry has no model {name!r}{make_nearest_text(name, [*registry.entries, *sets])}",
+            f"the registry has no model {name!r}{make_suggestion(name, [*registry.entries, *sets])}",
             hint=f"'xact models' lists all; sets: {', '.join(sets)}",
         )
     labels = list(registry.entries) if name is None else sets[name].models

@@ -18,6 +18,7 @@ from xact.complaints import Complaint, Location, find_line, make_complaint
 from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
 from xact.recipe.blocks import Block
 from xact.recipe.registry.entry import Entry, ModelSet
+from xact.recipe.registry.libraries import make_suggestion
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.recipe.yaml_text import parse_yaml, read_text
 
@@ -59,7 +60,7 @@ class Registry:
                 hint=", ".join(sets[name].models),
             )
         raise NameNotFoundError(
-            f"there is no model {name!r}{make_nearest_text(name, [*self.entries, *sets])}",
+            f"there is no model {name!r}{make_suggestion(name, [*self.entries, *sets])}",
             hint=f"a label ('xact models' lists them), a set ({', '.join(sets)}), or source:id with source one of "
             f"{', '.join(DISTRIBUTIONS)}",
         )

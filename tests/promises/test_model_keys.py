@@ -58,6 +58,7 @@ NOT_IN_A_PLAN = {
     "max_tokens": "is in the transform",
     "n_tokens": "is in every layer of the plan",
     "context": "is compared as a key of the stimuli",
+    "given": "is only in xact.extract, which makes no store",
     "is_gated": "says whether the weights can be had",
     "checkpoint_key": "chooses tensors, which are compared one by one",
     "head": "leaves tensors out, which no layer of the plan reads",

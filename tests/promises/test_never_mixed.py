@@ -46,8 +46,30 @@ RANDOM = "models=[{source: python, id: 'tiny_network:make', weights: random, see
 BASE = "models=[{label: one, base: 'python:tiny_network:make', weights: random, seed: 0}]"
 TWO_SETS = "models=[{label: one, source: python, id: 'tiny_network:make', weights: two.pt, checkpoint_key: teacher}]"
 
+TOKENS = "models.0.id=tiny_network:make_tokens;models.0.layers=[block]"
+"""A network with tokens; not a library's, whose threads do not survive the fork of a killed build."""
+
+NETWORKS = """
+
+make_other = make
+
+
+class Patches(nn.Sequential):
+    def forward(self, pictures):
+        embed, block = self.embed, self.block
+        return block(embed(pictures).flatten(2).transpose(1, 2))
+
+
+def make_tokens():
+    network = Patches()
+    network.embed, network.block = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 4)
+    return network
+
+
+make_tokens.xact_transform = make.xact_transform
+"""
+
 RESNET = "models=[{label: one, source: torchvision, id: resnet18, weights: random, layers: [conv1]}]"
-VIT = "{label: one, source: timm, id: test_vit, weights: random, seed: 0, layers: [blocks.1]}"
 
 REFUSED = {
     # leaf: (what the first build had set beside, what is set on resume, what the refusal names)
@@ -71,7 +93,7 @@ REFUSED = {
     "models.layers": ("", "models.0.layers=['0', '2']", r"models\.one\.layers"),
     "models.layers.depths": ("", "models.0.layers={depths: [1]}", "block|layers"),
     "models.axes": ("", "models.0.axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
-    "models.tokens": (f"models.0={VIT}", "models.0.tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
+    "models.tokens": (TOKENS, "models.0.tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
     "models.reduce": ("", "models.0.reduce=mean", r"models\.one\.layers"),
     "models.reduce.project": (f"models.0.{PROJECT}", "models.0.reduce.project=4", r"models\.one\.layers.*k"),
     "models.reduce.seed": (f"models.0.{PROJECT}", "models.0.reduce.seed=1", r"models\.one\.layers.*seed"),
@@ -89,7 +111,7 @@ REFUSED = {
     "layers": ("", "layers=['0', '2']", r"models\.one\.layers"),
     "layers.depths": ("", "layers={depths: [1]}", "block|layers"),
     "axes": ("", "axes={'0': [channel, x, y]}", r"models\.one\.layers.*axes"),
-    "tokens": (f"models.0={VIT}", "tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
+    "tokens": (TOKENS, "tokens={register: 4}", r"models\.one\.n_prefix_tokens"),
     "reduce": ("", "reduce=mean", r"models\.one\.layers"),
     "reduce.project": (PROJECT, "reduce.project=4", r"models\.one\.layers.*k"),
     "reduce.seed": (PROJECT, "reduce.seed=1", r"models\.one\.layers.*seed"),
@@ -224,7 +246,7 @@ class Site:
         text = RECIPE.format(store=folder / "out" / "store.zarr", root=folder / "stimuli")
         self.recipe = folder / "recipe.yml"
         self.text = text
-        (folder / "tiny_network.py").write_text(faults.NETWORK + "\n\nmake_other = make\n")
+        (folder / "tiny_network.py").write_text(faults.NETWORK + NETWORKS)
         (folder / "t.csv").write_text("stem,age\np00,1\np01,2\np02,3\n")
         shutil.copytree(folder / "stimuli", folder / "moved")
         faults.load_heavy()

@@ -38,6 +38,7 @@ CALLED = {
     "drop": {"store": "store.zarr", "stimuli": "*0"},
     "open_layer": {"store": "store.zarr", "model": "one", "layer": "0"},
     "open_map": {"store": "store.zarr", "model": "one", "layer": "0"},
+    "open_tokens": {"store": "store.zarr", "model": "one", "layer": "0"},
     "get_activation_shape": {"path": "store.zarr", "model": "one"},
     "get_available_images": {"path": "store.zarr", "model": "one"},
     "get_available_layers": {"path": "store.zarr", "model": "one"},

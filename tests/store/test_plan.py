@@ -324,7 +324,6 @@ def test_a_setting_that_is_new_or_gone_is_a_difference_too():
 MODEL_CHANGES = {
     "source": "timm",
     "id": "other",
-    "base": "other",
     "weights": "pretrained",
     "weights_record": {"sha256": "0"},
     "seed": 1,
@@ -354,6 +353,7 @@ def test_a_model_that_differs_is_refused_by_its_key(key):
 
 def test_every_field_of_a_model_is_compared_or_neutral_for_a_reason():
     neutral = {
+        "base": "pairs a twin with its trained network, and decides no value",
         "n_stimuli": "grows",
         "segments": "follow from it",
         "versions": "compared only where rows are added",

@@ -91,6 +91,24 @@ def test_weights_that_fit_are_read_once(tmp_path, monkeypatch, write, file):
     assert loaded == ["second on meta", "first on cpu", "second on cpu"]
 
 
+def test_the_weights_of_all_models_that_are_missing_are_told_at_once(tmp_path):
+    write_pictures(tmp_path / "stimuli", 1)
+    torch.save({"head.weight": torch.ones(2)}, tmp_path / "other.pt")
+    entries = [
+        "{label: one, source: timm, id: test_vit, weights: none.pt}",
+        "{label: two, source: timm, id: test_vit, weights: random}",
+        "{label: three, source: timm, id: test_resnet, weights: other.pt}",
+        "{label: four, source: timm, id: test_vit, weights: gone.pt}",
+    ]
+    text = "store: {store}\nstimuli: {{source: folder, root: stimuli}}\nmodels: [{models}]\ncompute: {{device: cpu}}\n"
+    recipe = write_recipe(tmp_path, text.format(store=tmp_path / "s.zarr", models=", ".join(entries)))
+    said = r"model 'one': there are no weights 'none.pt' .*; the weights of 2 other models .*: three, four"
+    with pytest.raises(WeightsError, match=said) as caught:
+        xact.build(recipe)
+    assert caught.value.hint == "`weights:` is a file or folder relative to the recipe file"
+    assert not (tmp_path / "s.zarr").exists()
+
+
 @pytest.fixture
 def headers(monkeypatch) -> list[str]:
     """Return the names of the files whose headers are read from now on."""

@@ -97,7 +97,7 @@ def prepare_plan(
     surveyed = _Surveyed()
     for spec in asked.specs.values():
         stored = asked.find_stored(spec.label)
-        with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
+        with surveyed.note_failure(spec.label):
             model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
             if (weights := find_weights_here(spec)) is not None:
                 surveyed.notes += describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
@@ -105,6 +105,7 @@ def prepare_plan(
                 make_tokenizer(spec)  # one that cannot be used is a failure of its model
                 surveyed.readers.add(spec.label)
             surveyed.models.append(model)
+    surveyed.check(loaded.recipe.on_error)
     prepared = _lay_plan(asked, surveyed)
     return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
 
@@ -112,7 +113,8 @@ def prepare_plan(
 def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
 
-    Missing weights are reported before the first forward pass. The store does not change.
+    Missing weights are reported before the first forward pass, those of all models in one error. The store does not
+    change.
     """
     asked = _list_asked(loaded, store, allow_code=allow_code)
     if not asked.stored.is_committed:  # before a download
@@ -124,12 +126,13 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
     surveyed = _Surveyed()
     for spec in asked.specs.values():  # report terms that the user must accept before the first download
         if asked.find_stored(spec.label) is None:
-            with surveyed.note_failure(spec.label, asked.loaded.recipe.on_error):
+            with surveyed.note_failure(spec.label):
                 check_gate(spec)
+    surveyed.check(loaded.recipe.on_error)
     for label, spec in asked.specs.items():
-        if label not in surveyed.failed:
+        if label not in surveyed.errors:
             stored = asked.find_stored(label)
-            with surveyed.note_failure(label, asked.loaded.recipe.on_error):
+            with surveyed.note_failure(label):
                 model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
                 if not _is_finished(asked, spec, model):
                     weights, found = fit_weights(spec, find_weights(spec), model)
@@ -140,6 +143,7 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
                     model = model.model_copy(update={"weights_record": weights.record})
                 surveyed.models.append(model)
                 surveyed.readers.add(label)
+    surveyed.check(loaded.recipe.on_error)
     return replace(_lay_plan(asked, surveyed), may_write=may_write)
 
 
@@ -196,21 +200,32 @@ class _Surveyed:
 
     models: list[PlannedModel] = field(default_factory=list)
     weights: dict[str, Weights] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, WeightsError] = field(default_factory=dict)
     """{model: why its weights are not available}."""
     readers: set[str] = field(default_factory=set)
     """The models whose captions are read: their tokenizer, if they have one, is here."""
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
-    def note_failure(self, model: str, on_error: str) -> Iterator[None]:
-        """Record a WeightsError as the failure of `model`; raise it if `on_error` is `stop`."""
+    def note_failure(self, model: str) -> Iterator[None]:
+        """Record a WeightsError as the failure of `model`."""
         try:
             yield
         except WeightsError as error:
-            if on_error == "stop":
-                raise
-            self.failed[model] = error.tell()
+            self.errors[model] = error
+
+    def check(self, on_error: str) -> None:
+        """Raise one error that names all models that failed, if `on_error` is `stop`."""
+        if on_error != "stop" or not self.errors:
+            return
+        first, *others = self.errors
+        error = self.errors[first]
+        if not others:
+            raise error
+        models = f"{len(others)} other model{'s' if len(others) > 1 else ''}"
+        raise WeightsError(
+            f"{error}; the weights of {models} cannot be used either: {', '.join(others)}", hint=error.hint
+        ) from error
 
 
 def _list_asked(loaded: LoadedRecipe, store: Path, *, allow_code: bool) -> _Asked:
@@ -335,7 +350,7 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
         table=source.table,
         models=tuple(surveyed.models),
         jitter_names=tuple(draw_amounts(recipe.replicates, "")),
-        failed_models=surveyed.failed,
+        failed_models={model: error.tell() for model, error in surveyed.errors.items()},
     )
     plan = make_plan(request, stored.plan, is_committed=stored.is_committed, empty=asked.empty)
     stored = stored.forget(model.label for model in surveyed.models if model.label in asked.empty.models)
@@ -354,7 +369,7 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
             measured=texts,
         )
         for m in plan.models
-        if m.label in asked.specs and m.label not in surveyed.failed
+        if m.label in asked.specs and m.label not in surveyed.errors
     }
     for model in plan.models:
         if tasks.get(model.label) and stored.find_done(model.label):

@@ -339,6 +339,7 @@ MODEL_CHANGES = {
     "kind": "text",
     "quantize": "nf4",
     "config": {"model_type": "other"},
+    "num_classes": 10,
 }
 
 

@@ -192,3 +192,76 @@ def test_published_files_of_libraries_are_read_without_a_word(tmp_path):
     module = timm.create_model("test_resnet")
     spec = get_published(NAME)
     assert load_file(module, spec, Weights((tmp_path / "w.pt",), {}))[0] == {}
+
+
+def fill(value: float, *names: str) -> dict[str, torch.Tensor]:
+    """The tensors of a small network, all of one value; SHAPES without names."""
+    return {name: torch.full(SHAPES[name], value) for name in names or SHAPES}
+
+
+def make_small() -> nn.Module:
+    return nn.ModuleDict({"body": nn.Linear(2, 2, bias=False), "fc": nn.Linear(2, 3)})
+
+
+def load_small(path, content, *, module: nn.Module | None = None, unread=frozenset(), **changes):
+    torch.save(content, path / "w.pt")
+    module = module or make_small()
+    spec = get_published(NAME, path / "w.pt", **changes)
+    load_file(module, spec, Weights((path / "w.pt",), {}, unread=unread))
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("inner", ["ema.", "module."])
+@pytest.mark.parametrize("outer", ["", "net."])
+def test_a_set_within_another_set_is_a_choice_too(tmp_path, outer, inner):
+    content = {**add(outer, fill(1)), **add(f"{outer}{inner}", fill(2))}
+    with pytest.raises(WeightsError, match="not one set but 2"):
+        load_small(tmp_path, content)
+    chosen = load_small(tmp_path, content, checkpoint_key=f"{outer}{inner}".rstrip("."))
+    assert bool((chosen["body.weight"] == 2).all())
+
+
+def test_two_tensors_never_get_one_name(tmp_path):
+    """A wrapper's part of a name is not taken out where the name without it is there, too."""
+    content = {**fill(1), "body.module.weight": torch.full((2, 2), 2.0)}
+    with pytest.raises(WeightsError, match=r"1 unexpected \(body\.module\.weight\)"):
+        load_small(tmp_path, content)
+
+
+@pytest.mark.parametrize("head", [None, "drop"])
+def test_a_tensor_of_the_network_itself_is_not_beside_it(tmp_path, head):
+    with pytest.raises(WeightsError, match=r"1 unexpected \(register_tokens\)"):
+        load_small(tmp_path, {**fill(1), "register_tokens": torch.ones(4)}, unread=UNREAD, head=head)
+
+
+class Versioned(nn.Linear):
+    """Reads tensors of its first version as a tenth of what they are now."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *others):
+        if metadata.get("version", 1) < 2:
+            state[f"{prefix}weight"] = state[f"{prefix}weight"] * 10
+        super()._load_from_state_dict(state, prefix, metadata, *others)
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, nn.DataParallel, lambda m: nn.Sequential(m, nn.Linear(1, 1))])
+@pytest.mark.parametrize("has_head", [True, False])
+def test_modules_get_the_version_of_their_tensors(tmp_path, wrap, has_head):
+    def make():
+        return nn.ModuleDict({"body": Versioned(2, 2, bias=False), "fc": nn.Linear(2, 3)})
+
+    network = make()
+    content = wrap(network).state_dict()
+    assert content._metadata
+    for name in [name for name in content if ("fc" in name and not has_head)]:
+        del content[name]
+    loaded = load_small(tmp_path, content, module=make(), unread=frozenset() if has_head else UNREAD)
+    assert torch.equal(loaded["body.weight"], network["body"].weight)
+
+
+def test_a_tensor_that_is_tied_to_one_that_is_read_is_not_left_out(tmp_path):
+    module = nn.ModuleDict({"body": nn.Linear(2, 2, bias=False), "fc": nn.Linear(2, 2)})
+    module["fc"].weight = module["body"].weight
+    with pytest.raises(WeightsError, match=r"fc\.weight is tied to body\.weight"):
+        load_small(tmp_path, fill(1, "body.weight"), module=module, unread=UNREAD)

@@ -6,9 +6,11 @@ A wrapping is taken off only where the rest fits: names and shapes are compared,
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,8 @@ class Fit:
     """Tensors that are missing, of another size, or more than the network has, where no chosen layer reads them."""
     n_faults: int
     """Number of all other tensors that are missing, have another size or are more than the network has."""
+    lacks_some: bool = False
+    """True if some of these are missing or have another size."""
 
     @property
     def badness(self) -> tuple[int, int]:
@@ -142,14 +146,21 @@ def find_fit(
         names = list_some([at for at in states if at]) or "its tensors stand under no key"
         raise WeightsError(f"{what} have no part {spec.checkpoint_key!r}", hint=f"checkpoint_key: {names}")
     best = min(fits, key=lambda fit: fit.badness)
-    rivals = [fit for fit in fits if (not fit.n_faults if not best.n_faults else fit.badness == best.badness)]
+    rivals = [fit for fit in fits if (_is_rival(fit, best) if not best.n_faults else fit.badness == best.badness)]
     places = sorted({fit.part.place for fit in rivals})
     if len(places) > 1:
+        shown = [place or "the one without a prefix" for place in places]
         raise WeightsError(
-            f"{what} are not one set but {len(places)}: {list_some(places)}",
+            f"{what} are not one set but {len(places)}: {list_some(shown)}",
             hint=f"choose one in the entry of the model, e.g. `checkpoint_key: {places[-1]}`",
         )
     return best
+
+
+def _is_rival(fit: Fit, best: Fit) -> bool:
+    """Return True if a part fits as well as the best one, or has all tensors of the network around the best one."""
+    is_around = fit.part.container == best.part.container and best.part.prefix.startswith(fit.part.prefix)
+    return not fit.n_faults or (is_around and not fit.lacks_some)
 
 
 def list_parts(states: Mapping[str, Mapping[str, Tensor]], shapes: Shapes, *, is_renamed: bool) -> Iterator[Part]:
@@ -159,20 +170,34 @@ def list_parts(states: Mapping[str, Mapping[str, Tensor]], shapes: Shapes, *, is
     `is_renamed`, the parts of names that torch's wrappers add are taken out first.
     """
     for container, held in states.items():
-        state = {INNER.sub("", name): x for name, x in held.items()} if is_renamed else held
-        if is_renamed and state.keys() == held.keys():
-            continue
+        state = _rename(held, partial(INNER.sub, "")) if is_renamed else held
+        if is_renamed and (state.keys() == held.keys() or len(state) < len(held)):
+            continue  # no name changes, or two tensors would have one name
         common = PARALLEL if all(name.startswith(PARALLEL) for name in state) else ""
         if any(name.startswith(PARALLEL) for name in shapes):
             common = ""
         counts = Counter(prefix for name in state for prefix in _list_prefixes(name) if name[len(prefix) :] in shapes)
         for prefix in dict.fromkeys([common, *(prefix for prefix, _ in counts.most_common(N_TRIED))]):
             if not prefix:
-                yield Part(container, "", state, (), is_renamed)  # no copy: `_metadata` has versions of modules
+                yield Part(container, "", state, (), is_renamed)
                 continue
-            inside = {name[len(prefix) :]: x for name, x in state.items() if name.startswith(prefix)}
+            inside = _rename(state, itemgetter(slice(len(prefix), None)), prefix=prefix)
             beside = tuple(name.removeprefix(common) for name in state if not name.startswith(prefix))
             yield Part(container, prefix, inside, beside, is_renamed)
+
+
+def _rename(state: Mapping[str, Tensor], rename: Callable[[str], str], *, prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, under new names, with the versions of their modules.
+
+    torch keeps the versions in `_metadata`: a module with a newer version converts the tensors of an older one.
+    """
+    renamed = OrderedDict((rename(name), x) for name, x in state.items() if name.startswith(prefix))
+    versions = getattr(state, "_metadata", None)
+    if isinstance(versions, Mapping):
+        found = {f"{module}." if module else "": version for module, version in versions.items()}
+        found = {rename(at).rstrip("."): version for at, version in found.items() if at.startswith(prefix)}
+        renamed._metadata = found  # type: ignore[attr-defined]
+    return renamed
 
 
 def _list_prefixes(name: str) -> Iterator[str]:
@@ -191,7 +216,8 @@ def compare(part: Part, shapes: Shapes, unread: Collection[str], *, drops_head: 
     """Compare the names and shapes of a part with those of a network.
 
     Tensors in `unread` may be missing or have another size. Tensors that the network does not have may stand in
-    modules of which no chosen layer reads anything, with `drops_head` also outside all modules that are read.
+    modules of which no chosen layer reads anything, with `drops_head` also outside all modules that are read. One
+    outside all modules (`register_tokens`) belongs to the network itself, which is read.
     """
     state = part.state
     missing = shapes.keys() - state.keys()
@@ -201,7 +227,7 @@ def compare(part: Part, shapes: Shapes, unread: Collection[str], *, drops_head: 
     if unread:
         left_out |= find_in_heads(more, shapes, unread, drops_head=drops_head)
     n_faults = len(missing) + len(reshaped) + len(more) - len(left_out)
-    return Fit(part, tuple(sorted(left_out)), n_faults)
+    return Fit(part, tuple(sorted(left_out)), n_faults, lacks_some=not missing | reshaped <= left_out)
 
 
 def find_in_heads(
@@ -213,16 +239,16 @@ def find_in_heads(
     found = set()
     for name in more:
         holders = [holder for holder in _list_prefixes(name) if holder]
-        if any(holder in heads for holder in holders) or (drops_head and read.isdisjoint(holders)):
+        if any(holder in heads for holder in holders) or (drops_head and holders and read.isdisjoint(holders)):
             found.add(name)
     return found
 
 
 def load_part(module: nn.Module, fit: Fit, what: str, *, can_drop: bool) -> None:
     """Load a part strictly, without what is left out; the network's own tensors of these names become zero."""
-    state = fit.part.state
-    if fit.left_out:
-        state = {name: tensor for name, tensor in state.items() if name not in fit.left_out}
+    state = _rename(fit.part.state, str)
+    for name in state.keys() & set(fit.left_out):
+        del state[name]
     hint = HEAD_HINT if can_drop else None
     missing, unexpected = load_fitting(module, state, what, hint=hint)
     check_keys(set(missing) - set(fit.left_out), unexpected, what, hint=hint)
@@ -234,8 +260,16 @@ HEAD_HINT = "a chosen layer reads them: choose other layers, or `num_classes: N`
 
 
 def make_zero(module: nn.Module, names: Collection[str]) -> None:
-    """Set tensors of a network to zero, so that it is the same network in every run."""
+    """Set tensors of a network to zero, so that it is the same network in every run.
+
+    Raise WeightsError if one shares its memory with a tensor that is not among them (tied weights).
+    """
+    tensors = {name: x for name, x in module.state_dict(keep_vars=True).items() if isinstance(x, Tensor)}
+    kept = {x.untyped_storage()._cdata: name for name, x in tensors.items() if name not in names}
+    for name in sorted(tensors.keys() & set(names)):
+        other = kept.get(tensors[name].untyped_storage()._cdata)
+        if other is not None:
+            raise WeightsError(f"the weights do not fit: {name} is tied to {other}, which is loaded", hint=HEAD_HINT)
     with torch.no_grad():
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if name in names:
-                tensor.zero_()
+        for name in tensors.keys() & set(names):
+            tensors[name].zero_()

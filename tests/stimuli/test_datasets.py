@@ -451,3 +451,11 @@ def test_a_column_of_an_index_that_a_store_holds_as_text_stays_text(source, tmp_
     assert (sum(map(np.isnan, new["rating"])), max(new["crop_loss"])) == (1, 1)
     old = open_stimuli(block, tmp_path, held={"rating": "string", "crop_loss": "string"}).table.columns
     assert (set(old["rating"]), set(old["crop_loss"])) == ({"n/a", "1"}, {" 1"})
+
+
+def test_an_index_with_a_column_and_its_new_name_is_refused(tmp_path):
+    make_nsd(tmp_path)
+    file = tmp_path / "nsd_stim_info_merged.csv"
+    pd.read_csv(file).assign(loss=1, crop_loss=2).to_csv(file, index=False)
+    with pytest.raises(RequestError, match="would have two columns 'crop_loss'"):
+        open_dataset("nsd", tmp_path)

@@ -85,7 +85,11 @@ def load_index(
     """
 
     def rename(columns: Mapping[str, Column]) -> Mapping[str, Column]:
-        return {_rename(name, dataset): cells for name, cells in columns.items()}
+        renamed = [_rename(name, dataset) for name in columns]
+        twice = next((name for name in renamed if renamed.count(name) > 1), None)
+        if twice is not None:
+            raise RequestError(f"{str(file)!r} would have two columns {twice!r}", hint="rename one of the two")
+        return dict(zip(renamed, columns.values(), strict=True))
 
     as_written = (*as_written, "condition")
     columns = load_columns(file, as_written=as_written, drop=("", "Unnamed: 0"), held=held, select=rename)

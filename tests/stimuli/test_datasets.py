@@ -433,3 +433,29 @@ def test_a_build_gives_the_network_s_own_values_of_the_pixels(source, is_unrolle
     values = store["activations"].sel(model="r18", layer="layer4").values[:, 0, :512]
     np.testing.assert_allclose(values, expected, atol=1e-5 * np.abs(expected).max())
     assert np.abs(np.diff(expected, axis=0)).max(1).min() > 1e-3 * np.abs(expected).max()  # rows can be told apart
+
+
+# an index whose columns a store holds as text
+
+
+@pytest.mark.parametrize("source", BLOCKS)
+def test_a_column_of_an_index_that_a_store_holds_as_text_stays_text(source, tmp_path):
+    make = MAKERS[source]
+    make(tmp_path, **({} if source == "nsd" else {"has_index": True}))
+    file = tmp_path / ("nsd_stim_info_merged.csv" if source == "nsd" else "preprocessed/images.csv")
+    index = pd.read_csv(file)
+    index["rating"], index["loss"] = ["n/a"] + [1] * (len(index) - 1), [" 1"] * len(index)
+    index.to_csv(file, index=False)
+    block = BLOCKS[source](source=source, root=".")
+    new = open_stimuli(block, tmp_path).table.columns
+    assert (sum(map(np.isnan, new["rating"])), max(new["crop_loss"])) == (1, 1)
+    old = open_stimuli(block, tmp_path, held={"rating": "string", "crop_loss": "string"}).table.columns
+    assert (set(old["rating"]), set(old["crop_loss"])) == ({"n/a", "1"}, {" 1"})
+
+
+def test_an_index_with_a_column_and_its_new_name_is_refused(tmp_path):
+    make_nsd(tmp_path)
+    file = tmp_path / "nsd_stim_info_merged.csv"
+    pd.read_csv(file).assign(loss=1, crop_loss=2).to_csv(file, index=False)
+    with pytest.raises(RequestError, match="would have two columns 'crop_loss'"):
+        open_dataset("nsd", tmp_path)

@@ -17,8 +17,8 @@ import numpy as np
 from xact.errors import RequestError, StoreError, WorkError
 from xact.files.formats import list_endings
 from xact.labels import Column, StimulusTable
-from xact.stimuli.columns import load_columns
-from xact.stimuli.sources.captions import NAMES, NUMBERS
+from xact.stimuli.columns import SEPARATORS, load_columns
+from xact.stimuli.sources.captions import NAMES, NUMBERS, unescape_columns
 from xact.stimuli.sources.datasets import N_IMAGES, rename_columns, strip_extension
 from xact.stimuli.sources.nsd import make_id
 
@@ -118,6 +118,8 @@ def load_table(file: Path) -> tuple[StimulusTable, list[str]]:
     notes: list[str] = []
     columns = load_columns(file, notes=notes, as_written=as_written)
     is_index = any(number in columns for number in NUMBERS)
+    if is_index and file.suffix.lower() in SEPARATORS:
+        columns = unescape_columns(columns)  # a table of captions, as a build reads it
     ids = _find_ids(columns, file, is_index=is_index)
     place = "image_path" if is_index and "path" not in columns else "path"
     files = _to_text(columns[place], place, file) if place in columns else [""] * len(ids)

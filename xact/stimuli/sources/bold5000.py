@@ -41,7 +41,9 @@ def open_source(block: Bold5000Stimuli, folder: Path) -> FileSource:
     columns: dict[str, Column]
     index = find_index(root)
     if index is not None:
-        columns = load_index(index, "bold5000", number="bold_id", as_written=("image_name", "stim_source"))
+        columns = load_index(
+            index, "bold5000", number="bold_id", as_written=("image_name", "stim_source"), held=block.held
+        )
         return make_source(take_index(index, columns, "bold_id", images, root), columns, root)
     if not images:
         raise RequestError(

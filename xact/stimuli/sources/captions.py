@@ -92,7 +92,7 @@ def open_source(block: CaptionsStimuli, folder: Path) -> CaptionSource:
     notes: list[str] = []
     columns = load_columns(file, notes=notes, as_written=as_written, rename=block.rename, held=block.held)
     if file.suffix.lower() in SEPARATORS:
-        columns = _unescape(columns)
+        columns = unescape_columns(columns)
     columns = rename_columns(columns, file, notes=notes, keep=(block.id or "", block.caption or ""))
     key = _find_key(columns, block, file)
     word = _find_caption_column(columns, block, file)
@@ -134,7 +134,7 @@ def _gather(
     return list(rows.values())
 
 
-def _unescape(columns: Mapping[str, Column]) -> dict[str, Column]:
+def unescape_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
     """Return the original texts of a table: `xact caption` escapes texts that a spreadsheet would run."""
     return {
         unescape_cell(name): [unescape_cell(cell) if isinstance(cell, str) else cell for cell in cells]  # type: ignore[misc]

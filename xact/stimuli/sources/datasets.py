@@ -74,13 +74,25 @@ def find_index(root: Path) -> Path | None:
     return next((file for file in files if file.exists()), None)
 
 
-def load_index(file: Path, dataset: str, *, number: str, as_written: Collection[str] = ()) -> dict[str, Column]:
+def load_index(
+    file: Path, dataset: str, *, number: str, as_written: Collection[str] = (), held: Mapping[str, str] = {}
+) -> dict[str, Column]:
     """Return the columns of a data set's index, sorted by the column `number`, without reserved names.
 
     `loss` becomes `crop_loss`; any other reserved name gets the name of the data set as a prefix. The unnamed index of
-    pandas is dropped. Raise RequestError if `number` does not give each row an integer of its own.
+    pandas is dropped. `held` is {column: its type in the store}: what is text there stays text. Raise RequestError if
+    `number` does not give each row an integer of its own.
     """
-    columns = load_columns(file, as_written=(*as_written, "condition"), drop=("", "Unnamed: 0"))
+
+    def rename(columns: Mapping[str, Column]) -> Mapping[str, Column]:
+        renamed = [_rename(name, dataset) for name in columns]
+        twice = next((name for name in renamed if renamed.count(name) > 1), None)
+        if twice is not None:
+            raise RequestError(f"{str(file)!r} would have two columns {twice!r}", hint="rename one of the two")
+        return dict(zip(renamed, columns.values(), strict=True))
+
+    as_written = (*as_written, "condition")
+    columns = load_columns(file, as_written=as_written, drop=("", "Unnamed: 0"), held=held, select=rename)
     numbers = find_column(columns, number, file, hint=f"it gives the order of {dataset}")
     integers = [cell for cell in numbers if isinstance(cell, int) and not isinstance(cell, bool)]
     if len(set(integers)) != len(numbers):
@@ -88,7 +100,7 @@ def load_index(file: Path, dataset: str, *, number: str, as_written: Collection[
     order = sorted(range(len(integers)), key=integers.__getitem__)
     taken: dict[str, Column] = {}
     for name, cells in columns.items():
-        taken[_rename(name, dataset)] = [cells[row] for row in order]  # type: ignore[assignment]
+        taken[name] = [cells[row] for row in order]  # type: ignore[assignment]
     return taken
 
 

@@ -35,7 +35,7 @@ def open_source(block: NsdStimuli, folder: Path) -> ListedStimuli:
     root = find_root(block.root, "nsd", folder)
     path = find_under(root, (*FILES, UNROLLED), what="the brick of images of NSD")
     file = find_under(root, TABLES, what="the table of NSD's images")
-    columns = load_index(file, "nsd", number="nsdId")
+    columns = load_index(file, "nsd", number="nsdId", held=block.held)
     is_unrolled = path.name == UNROLLED
     n_images, *shape = (len(columns["nsdId"]),) if is_unrolled else load_shape(path, BRICK)
     if list(columns["nsdId"]) != list(range(n_images)):

@@ -25,7 +25,9 @@ def open_source(block: ThingsStimuli, folder: Path) -> FileSource:
     columns: dict[str, Column]
     index = find_index(root)
     if index is not None:
-        columns = load_index(index, "things", number="things_id", as_written=("image_name", "category"))
+        columns = load_index(
+            index, "things", number="things_id", as_written=("image_name", "category"), held=block.held
+        )
         return make_source(take_index(index, columns, "things_id", images, root), columns, root)
     if not images:
         raise RequestError(

@@ -11,7 +11,8 @@ from torch import nn
 
 from xact.errors import WeightsError
 from xact.models.base import Weights
-from xact.models.unwrap import compare, find_fit, list_parts, load_file
+from xact.models.checkpoints import load_fitting
+from xact.models.unwrap import HEAD_HINT, compare, find_fit, list_parts, load_file
 
 NAME = "timm:test_resnet"
 
@@ -192,3 +193,15 @@ def test_published_files_of_libraries_are_read_without_a_word(tmp_path):
     module = timm.create_model("test_resnet")
     spec = get_published(NAME)
     assert load_file(module, spec, Weights((tmp_path / "w.pt",), {}))[0] == {}
+
+
+def test_sizes_that_do_not_fit_are_one_list_without_full_stops_in_it():
+    state = {"weight": torch.zeros(5, 4), "bias": torch.zeros(5)}
+    with pytest.raises(WeightsError) as caught:
+        load_fitting(nn.Linear(4, 3), state, "the weights")
+    assert "Size([3, 4]), size mismatch" in str(caught.value)
+    assert not str(caught.value).endswith(".")
+
+
+def test_the_hint_on_a_head_says_which_networks_take_another_number_of_classes():
+    assert "a network of torchvision, timm, transformers takes `num_classes: N`" in HEAD_HINT

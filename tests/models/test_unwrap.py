@@ -11,7 +11,8 @@ from torch import nn
 
 from xact.errors import WeightsError
 from xact.models.base import Weights
-from xact.models.unwrap import compare, find_fit, list_parts, load_file
+from xact.models.checkpoints import load_fitting
+from xact.models.unwrap import HEAD_HINT, compare, find_fit, list_parts, load_file
 
 NAME = "timm:test_resnet"
 
@@ -265,3 +266,15 @@ def test_a_tensor_that_is_tied_to_one_that_is_read_is_not_left_out(tmp_path):
     module["fc"].weight = module["body"].weight
     with pytest.raises(WeightsError, match=r"fc\.weight is tied to body\.weight"):
         load_small(tmp_path, fill(1, "body.weight"), module=module, unread=UNREAD)
+
+
+def test_sizes_that_do_not_fit_are_one_list_without_full_stops_in_it():
+    state = {"weight": torch.zeros(5, 4), "bias": torch.zeros(5)}
+    with pytest.raises(WeightsError) as caught:
+        load_fitting(nn.Linear(4, 3), state, "the weights")
+    assert "Size([3, 4]), size mismatch" in str(caught.value)
+    assert not str(caught.value).endswith(".")
+
+
+def test_the_hint_on_a_head_says_which_networks_take_another_number_of_classes():
+    assert "a network of torchvision, timm, transformers takes `num_classes: N`" in HEAD_HINT

@@ -165,7 +165,9 @@ def load_fitting(
     try:
         keys = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip().startswith("size mismatch")]
+        lines = [
+            line.strip().rstrip(".") for line in str(error).splitlines() if line.strip().startswith("size mismatch")
+        ]
         raise WeightsError(f"{what} do not fit: {list_some(lines or [_first_line(error)])}", hint=hint) from error
     return keys.missing_keys, keys.unexpected_keys
 

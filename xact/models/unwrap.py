@@ -30,6 +30,7 @@ from xact.models.checkpoints import (
     take_one_file,
 )
 from xact.recipe.resolve import ModelSpec
+from xact.recipe.sources import CLASSIFIERS
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{name of a tensor of the network: its shape}."""
@@ -255,7 +256,10 @@ def load_part(module: nn.Module, fit: Fit, what: str, *, can_drop: bool) -> None
     make_zero(module, fit.left_out)
 
 
-HEAD_HINT = "a chosen layer reads them: choose other layers, or `num_classes: N` for the N classes of the file"
+HEAD_HINT = (
+    "a chosen layer reads them: choose other layers; where only the classes differ, a network of "
+    f"{', '.join(CLASSIFIERS)} takes `num_classes: N`, another is made with as many classes as the file has"
+)
 """Hint for tensors that do not fit although those that no chosen layer reads may be left out."""
 
 

@@ -39,10 +39,11 @@ def remembered_surveys() -> Iterator[None]:
 
     look, seen = survey.survey_outputs, {}
 
-    def remember(spec):
-        key = json.dumps([spec.source, spec.id, spec.weights, spec.transform, dict(spec.config or {})], default=repr)
+    def remember(spec, *shape):
+        what = [spec.source, spec.id, spec.weights, spec.transform, dict(spec.config or {}), *shape]
+        key = json.dumps(what, default=repr)
         if key not in seen:
-            seen[key] = look(spec)
+            seen[key] = look(spec, *shape)
         return seen[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -282,7 +282,7 @@ def _propose(folder: _Folder, root: Path, patterns: Sequence[str]) -> str | None
             continue
         folders[:] = [name for name in folders if not _is_junk(name)]
         inside = here.relative_to(where)
-        is_matched = any(PurePosixPath(name).match(pattern) for name in names for pattern in patterns)
+        is_matched = any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
         if is_matched and len(inside.parts) == 1:
             children.add(inside.name)
         is_deep = is_deep or (is_matched and len(inside.parts) > 1)

@@ -162,7 +162,7 @@ def extract(
     source = open_pictures(listed) if spec.kind == "image" else open_captions(listed, model=spec.label)
     recipe = adopt_replicates(loaded, source).recipe
     check_table(source.table, location=source.location)
-    surveyed = survey_given(spec, n_stimuli=len(source.table))
+    surveyed = survey_model(spec, n_stimuli=len(source.table), stored=None, device=find_device_kind(spec, None))
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
     blocks = collect_blocks(plan, surveyed, spec, recipe, source)
@@ -210,17 +210,9 @@ def find_spec(
         if spec.kind == "text":
             raise RequestError(f"model {spec.label!r}: a transform is for pictures; the stimuli are captions")
         spec = replace(spec, transform=transform)
-    return replace(spec, given=factory)
-
-
-def survey_given(spec: ModelSpec, *, n_stimuli: int) -> PlannedModel:
-    """Return the plan of a network; a hint never names a command that cannot know a network given as an object."""
-    try:
-        return survey_model(spec, n_stimuli=n_stimuli, stored=None, device=find_device_kind(spec, None))
-    except RequestError as error:
-        if spec.given is None or "xact layers" not in (error.hint or ""):
-            raise
-        raise type(error)(str(error), hint="layers='all' gives every layer that has a name") from None
+    if factory is not None:  # no command can know a network that is given as an object
+        spec = replace(spec, given=factory, layers_command="xact.extract with layers='all'")
+    return spec
 
 
 def collect_blocks(

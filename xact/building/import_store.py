@@ -8,7 +8,6 @@ from pathlib import Path
 from xact.building.rebuild import Rebuild, write_rebuilt
 from xact.building.run import Outcome
 from xact.errors import MismatchError, RequestError, StoreError
-from xact.store.chunks import MEGABYTE, choose_layers_per_shard
 from xact.store.hold import check_writable, hold_store
 from xact.store.journal import load_state
 from xact.store.plan import Plan
@@ -45,13 +44,5 @@ def import_store(old: Path, store: Path) -> Outcome:
 
 
 def _make_plan(old: Plan) -> Plan:
-    layers_per_shard = 1
-    if old.layout == "cube":
-        layers_per_shard = choose_layers_per_shard(
-            stimuli_per_task=old.stimuli_per_task,
-            n_replicates=old.n_replicates,
-            widest_units=old.n_units,
-            shard_nbytes=old.shard_mb * MEGABYTE,
-        )
-    changes = {"xact_format": 2, "layers_per_shard": layers_per_shard, "generation": 1, "store_id": uuid.uuid4().hex}
-    return old.model_copy(update=changes)
+    changes = {"xact_format": 2, "layers_per_shard": old.choose_layers_per_shard(), "generation": 1}
+    return old.model_copy(update=changes | {"store_id": uuid.uuid4().hex})

@@ -18,7 +18,6 @@ from xact.store.chunks import (
     CUBE_MAX_UNITS,
     FLOAT32_NBYTES,
     MEGABYTE,
-    choose_layers_per_shard,
     choose_stimuli_per_task,
 )
 from xact.store.journal import State
@@ -132,12 +131,6 @@ def _make_first_plan(request: Request) -> Plan:
         buffer_nbytes=int(storage["buffer_mb"] * MEGABYTE),
         shard_nbytes=storage["shard_mb"] * MEGABYTE,
     )
-    n_layers = choose_layers_per_shard(
-        stimuli_per_task=size,
-        n_replicates=n_replicates,
-        widest_units=widest,
-        shard_nbytes=storage["shard_mb"] * MEGABYTE,
-    )
     reserved = (*request.table.columns, *request.jitter_names)
     model_paths, layer_paths = _make_paths(request.models, layout, {}, {}, reserved)
     plan = Plan(
@@ -148,7 +141,6 @@ def _make_first_plan(request: Request) -> Plan:
         precision=storage["precision"],
         shard_mb=storage["shard_mb"],
         stimuli_per_task=size,
-        layers_per_shard=n_layers if layout == "cube" else 1,
         n_replicates=n_replicates,
         jitter_names=request.jitter_names,
         recipe=request.recipe,
@@ -159,6 +151,7 @@ def _make_first_plan(request: Request) -> Plan:
         stimuli=_make_stimuli(request.table),
         failed_models=dict(request.failed_models),
     )
+    plan = plan.model_copy(update={"layers_per_shard": plan.choose_layers_per_shard()})
     _check_bounds(plan, None)
     return plan
 

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from xact.store.chunks import FLOAT32_NBYTES, MEGABYTE, BlockShape, make_cube_shape, make_group_shape, name_chunk
+from xact.store.chunks import (
+    FLOAT32_NBYTES,
+    MEGABYTE,
+    BlockShape,
+    choose_layers_per_shard,
+    make_cube_shape,
+    make_group_shape,
+    name_chunk,
+)
 
 
 class PlanRecord(BaseModel):
@@ -211,6 +219,17 @@ class Plan(PlanRecord):
         """Return the bytes that one lane needs: two buffers of a task plus the outputs of one batch."""
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
+
+    def choose_layers_per_shard(self) -> int:
+        """Return the number of layers that a shard of a new store with these models has."""
+        if self.layout == "groups":
+            return 1
+        return choose_layers_per_shard(
+            stimuli_per_task=self.stimuli_per_task,
+            n_replicates=self.n_replicates,
+            widest_units=self.n_units,
+            shard_nbytes=self.shard_mb * MEGABYTE,
+        )
 
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""

@@ -197,6 +197,10 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBu
     with hold_store(store) as may_write:
         # torch and its kin: only now, so that a second builder is refused at once
         from xact.building.prepare import prepare_build
+        from xact.store.adopt import adopt_left
+
+        if may_write:
+            adopt_left(store)
 
         prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write)
         if not prepared.nothing_to_do:

@@ -248,6 +248,9 @@ class Compute(Block):
     on_out_of_memory: Literal["stop", "halve"] = "stop"
     """`halve`: if the device lacks memory for a batch, the model starts again with half the batch size, unless one of
     its tasks is done. The store records the final batch size."""
+    device_name: Literal["same", "any"] = "same"
+    """`same`: all rows of a model are made on GPUs of one name, because others differ in the last bits. `any` allows
+    several; the store records them."""
     check: Switch = "on"
     """`on`: measure that each value depends on its stimulus, the weights and the recipe alone: some inputs run again. A
     model of which this is not true fails. `off` is recorded in the store."""

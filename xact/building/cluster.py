@@ -41,6 +41,9 @@ LOOK_SECONDS = 1.0
 ANSWER_SECONDS = 20.0
 """Seconds in which a scheduler must answer."""
 
+SILENT_SECONDS = 120.0
+"""Seconds after which a worker from which nothing is heard is lost, e.g. when its machine has no power."""
+
 MAX_FALSE_STARTS = 3
 """Processes on this machine that may end before they join. Then something is wrong with all of them."""
 
@@ -330,6 +333,7 @@ def _open_waiting(prepared: PreparedBuild, job: Job, tell: Tell) -> Iterator[Das
 def _run_scheduler(host: str) -> Iterator[tuple[LocalCluster, Client]]:
     """Run a scheduler in a thread of this process, without workers."""
     options: dict[str, Any] = {"n_workers": 0, "processes": False, "protocol": "tcp://", "dashboard_address": None}
+    options["scheduler_kwargs"] = {"worker_ttl": SILENT_SECONDS}
     with (
         LocalCluster(host=host, scheduler_port=0, silence_logs=logging.CRITICAL, **options) as scheduler,
         Client(scheduler, set_as_default=False) as client,

@@ -110,8 +110,10 @@ def is_published(store: Path, contact: Contact) -> bool:
 
 async def _run_worker(contact: Contact, name: str | None, joined: list[bool]) -> None:
     """Be one worker of dask, without a nanny, until the scheduler ends; append to `joined` once it has joined."""
+    import dask
     from distributed import Status, Worker
 
+    dask.config.set({"distributed.worker.profile.enabled": False})  # it looks at every thread a hundred times a second
     worker = Worker(contact.address, nthreads=1, name=name, memory_limit=0, death_timeout=15, dashboard=False)
     try:
         await worker

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from xact.errors import StimulusError
-from xact.models.text_batch import Encoded, Span
+from xact.models.text_batch import Encoded, TextSpan
 
 N_TEXTS = 16
 """Texts that are joined first; twice as many follow while the network has room for more."""
@@ -70,7 +70,7 @@ def encode_in_context(
     )
 
 
-def make_spans(text: str, offsets: Sequence[tuple[int, int]], *, start: int = 0) -> list[Span]:
+def make_spans(text: str, offsets: Sequence[tuple[int, int]], *, start: int = 0) -> list[TextSpan]:
     """Return (text, start, stop) of tokens of `text`, which begins at the character `start` of what was tokenised."""
     inside = [(max(0, first - start), stop - start) for first, stop in offsets]
     return [(text[first:stop], first, stop) for first, stop in inside]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Span = tuple[str, int, int]
+TextSpan = tuple[str, int, int]
 """(text, start, stop) of a token; start and stop are characters of the text that it belongs to."""
 
 
@@ -28,7 +28,7 @@ class Encoded:
     """Positions of its own tokens among those of its context and the special ones; None: all are its own."""
     spelled: range = range(0)
     """Positions of the tokens that `spans` describes."""
-    spans: Sequence[Span] = ()
+    spans: Sequence[TextSpan] = ()
     """Its own tokens without the special ones, if they were asked for."""
 
     @property

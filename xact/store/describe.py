@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.disk.durable import parse_json, read_whole
+from xact.disk.durable import parse_json, read_lines, read_whole
 from xact.disk.exchange import hint_missing
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
+from xact.store.adopt import list_boxes
 from xact.store.journal import FOLDER, State, load_state
 from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import stamp_root
+from xact.store.tasks import find_stop
 
 
 def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -38,9 +41,37 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
         "failed_models": plan.failed_models | _read_failed_models(folder),
+        "under_way": None if state.is_committed else _describe_work(folder, state, plan),
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
+
+
+def _describe_work(folder: Path, state: State, plan: Plan) -> dict[str, Any]:
+    """Return how far a generation is that is not published: tasks, workers, speed of the last tasks, time left."""
+    stops = {
+        (model.label, block): find_stop(plan, model, block)
+        for model in plan.models
+        for block in range(-(-model.n_stimuli // plan.stimuli_per_task))
+    }
+    n_done = sum(task in state.tasks and state.tasks[task].stop >= stop for task, stop in stops.items())
+    lines = [line for line in read_lines(folder / FOLDER / f"journal-{plan.generation}.jsonl") if "at" in line]
+    recent = [(line["at"], sum(line.get("xact", {}).values())) for line in lines[-RECENT:]]
+    seconds = recent[-1][0] - recent[0][0] if recent else 0
+    speed = sum(n for _, n in recent[1:]) / seconds if seconds > 0 else None
+    n_rows_left = sum(state.find_present(model.label, plan)[: model.n_stimuli].count(False) for model in plan.models)
+    return {
+        "n_tasks": len(stops),
+        "n_tasks_done": n_done,
+        "n_workers": len(list_boxes(folder)),
+        "rows_per_second": None if speed is None else round(speed, 2),
+        "seconds_left": None if not speed else round(n_rows_left / speed),
+        "last_task_at": recent[-1][0] if recent else None,
+    }
+
+
+RECENT = 50
+"""Tasks whose times give the speed of a build."""
 
 
 def _load_state(folder: Path) -> State:
@@ -119,10 +150,26 @@ def show(description: dict[str, Any]) -> str:
         f"{d['n_stimuli']} stimuli in {len(d['conditions'])} conditions ({', '.join(d['conditions'][:8])}"
         f"{', …' if len(d['conditions']) > 8 else ''}) x {d['n_replicates']} replicates, {d['nbytes']:,} bytes",
     ]
+    if d["under_way"] is not None:
+        lines.append(_show_work(d["under_way"]))
     for model in d["models"]:
         lines += _show_model(model)
     lines += [f"failed {model}: {error}" for model, error in d["failed_models"].items()]
     return make_lines(lines)
+
+
+def _show_work(work: dict[str, Any]) -> str:
+    n_workers, speed, left = work["n_workers"], work["rows_per_second"], work["seconds_left"]
+    said = [f"{work['n_tasks_done']} of {work['n_tasks']} tasks are done"]
+    if n_workers:
+        said.append(f"{n_workers} worker{'s' if n_workers > 1 else ''}")
+    if speed is not None:
+        said.append(f"{speed} rows/s in the last tasks")
+    if left is not None:
+        said.append(f"{datetime.timedelta(seconds=left)} left at this speed")
+    if work["last_task_at"] is not None:
+        said.append(f"the last task ended at {datetime.datetime.fromtimestamp(work['last_task_at']):%Y-%m-%d %H:%M:%S}")
+    return ", ".join(said)
 
 
 def _show_model(model: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from xact.disk.exchange import hint_missing
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
-from xact.store.journal import FOLDER, State, list_files_of, read_manifest, read_plan, take_lines
+from xact.store.journal import FOLDER, INBOX, State, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
@@ -80,6 +80,8 @@ class Expected:
     def owns(self, key: str) -> bool:
         """Return True for a working file of a build: lock, holder, half-written file, or the files of a generation."""
         if key.endswith(PARTIAL) or key in self.left or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
+            return True
+        if key.startswith(f"{FOLDER}/{INBOX}/"):  # of workers: the next build adopts or removes it
             return True
         match = _GENERATION_FILE.fullmatch(key)
         newest = self.under_way.generation if self.under_way else self.generation

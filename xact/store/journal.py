@@ -40,6 +40,9 @@ from xact.store.plan import Plan
 FOLDER = ".xact"
 """Folder of a store that zarr ignores."""
 
+INBOX = "inbox"
+"""Folder in `.xact` with one folder for each worker of a build."""
+
 GROWING = ("journal", "replaced")
 """Files of a generation to which lines are added while it is built."""
 

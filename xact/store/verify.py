@@ -14,6 +14,7 @@ from xact.disk.durable import PARTIAL, Written
 from xact.errors import StoreError
 from xact.store.expected import ROOT, Expected, UnderWay, find_expected, list_generation_files
 from xact.store.findings import EXTRA, Fault, Findings
+from xact.store.journal import FOLDER, INBOX
 from xact.store.shards import read_shard
 
 MAX_LOOKS = 50
@@ -218,4 +219,7 @@ def _make_notes(listing: FolderListing, expected: Expected) -> list[str]:
     n_partial = sum(key.endswith(PARTIAL) for key in listing.files)
     if n_partial:
         notes.append(f"{n_partial} files are half written ({PARTIAL}); the next build removes them")
+    n_left = sum(key.startswith(f"{FOLDER}/{INBOX}/") for key in listing.files)
+    if n_left:
+        notes.append(f"{n_left} files are of workers; the next build adopts what they finished, and removes the rest")
     return notes

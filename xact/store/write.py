@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,7 +197,7 @@ class StoreWriter:
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Add a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
         with self._lock:
-            line = record.to_line()
+            line = record.to_line() | {"at": int(time.time())}
             if stamps is not None:
                 fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
                 line |= make_stimuli_line(fresh)

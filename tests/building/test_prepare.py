@@ -15,7 +15,7 @@ from support.pictures import write_pictures, write_recipe
 from transformers import ViTConfig, ViTModel
 
 import xact
-from xact.building import prepare, run
+from xact.building import prepare, run_tasks
 from xact.errors import StimulusError, WeightsError
 from xact.models import load as models
 from xact.stimuli.base import FileSource
@@ -61,7 +61,7 @@ def test_weights_that_do_not_fit_are_found_before_the_first_picture(tmp_path, mo
     second = write(tmp_path, change).replace("FILE", file)
     text = RECIPE.format(store=tmp_path / "s.zarr", second=second, on_error="stop")
     recipe = write_recipe(tmp_path, text)
-    monkeypatch.setattr(run, "load_network", lambda *_: pytest.fail("a network was loaded to run"))
+    monkeypatch.setattr(run_tasks, "load_network", lambda *_: pytest.fail("a network was loaded to run"))
     with pytest.raises(WeightsError, match=r"do(es)? not fit"):
         xact.build(recipe)
     assert not (tmp_path / "s.zarr").exists()
@@ -86,7 +86,7 @@ def test_weights_that_fit_are_read_once(tmp_path, monkeypatch, write, file):
         return load(spec, weights)
 
     monkeypatch.setattr(models, "load_network", note)
-    monkeypatch.setattr(run, "load_network", note)
+    monkeypatch.setattr(run_tasks, "load_network", note)
     assert xact.build(recipe).is_complete
     assert loaded == ["second on meta", "first on cpu", "second on cpu"]
 

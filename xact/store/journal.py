@@ -31,6 +31,7 @@ from xact.disk.durable import (
     remove_file,
     write_file,
 )
+from xact.disk.locks import check_held
 from xact.errors import StoreError, make_command
 from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault, is_former
@@ -294,6 +295,7 @@ class Journal:
 
 
 def _add_line(file: Path, line: dict[str, Any]) -> None:
+    check_held(file.parent)
     _leave_links(file)
     append_line(file, line)
 
@@ -409,6 +411,7 @@ def read_plan(file: Path) -> Plan:
 
 def write_plan(store: Path, plan: Plan) -> None:
     """Write a plan and sync it."""
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"plan-{plan.generation}.json", [plan.model_dump_json().encode()])
 
 
@@ -420,6 +423,7 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     own = [f"{FOLDER}/plan-{generation}.json", *(f"{FOLDER}/{kind}-{generation}.jsonl" for kind in GROWING)]
     files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 

@@ -21,10 +21,11 @@ from xact.disk.durable import (
     write_file,
     write_partial,
 )
+from xact.disk.locks import check_held
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.held import check_presence, check_shards, read_recorded
-from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
+from xact.store.journal import FOLDER, Journal, State, TaskRecord, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
@@ -171,8 +172,9 @@ class StoreWriter:
         """Publish the generation. `provenance` is {name: text} for the group `/xact`.
 
         Shards that a killed build wrote without a record are removed. Raise StoreError if a shard is missing or has
-        another size than its record says.
+        another size than its record says, or if another machine holds the store by now.
         """
+        check_held(self.store / FOLDER)
         for model in self.plan.models:
             self._remove_unrecorded(model)
         check_presence(self.store, self.state)
@@ -182,6 +184,7 @@ class StoreWriter:
         files = {key: _written(data) for key, data in made.items()}
         root = make_root(self.plan, metadata, tree, complete=complete)
         write_manifest(self.store, self.state, {**files, "zarr.json": _written(root)})
+        check_held(self.store / FOLDER)
         write_file(self.store / "zarr.json", [root])
         remove_older(self.store, self.plan.generation)
 

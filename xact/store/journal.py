@@ -133,7 +133,10 @@ class State:
 
     def find_records(self, model: str) -> list[TaskRecord]:
         """Return the finished tasks of one model."""
-        return [record for (label, _), record in self.tasks.items() if label == model]
+        if self.plan is None:
+            return [record for (label, _), record in self.tasks.items() if label == model]
+        n_blocks = -(-self.plan.n_stimuli // self.plan.stimuli_per_task)  # of all tasks of a store these are few
+        return [self.tasks[model, block] for block in range(n_blocks) if (model, block) in self.tasks]
 
     def find_done(self, model: str) -> dict[int, tuple[int, frozenset[StoreRow]]]:
         """Return {block: (row after the last finished one, rows that failed)}."""
@@ -143,8 +146,11 @@ class State:
         """Return, for each row of `plan`, True if it is finished and safe."""
         present = [False] * plan.n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
-            for row in range(block * plan.stimuli_per_task, min(stop, plan.n_stimuli)):
-                present[row] = row not in failed
+            start, end = block * plan.stimuli_per_task, min(stop, plan.n_stimuli)
+            present[start:end] = [True] * max(0, end - start)
+            for row in failed:
+                if start <= row < end:
+                    present[row] = False
         return present
 
     def find_failed(self, model: str) -> dict[StoreRow, str]:

@@ -235,3 +235,34 @@ def test_each_file_of_a_source_is_looked_at_once_when_a_build_begins(layout, tmp
     with open_build(load_recipe(recipe, [("store", str(tmp_path / "new.zarr"), "--store")]), allow_code=True):
         assert sum(n for (name, *_), n in counts.items() if name in ("stat", "lstat")) == 7
         assert sum(n for (name, *_), n in counts.items() if name == "open") == 7  # the header
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_what_a_store_holds_is_looked_at_as_seldom_as_can_be(layout, tmp_path, monkeypatch):
+    recipe = write_lab(tmp_path, make_entry())
+    settings = [f"storage.layout={layout}"]
+    xact.build(recipe, allow_code=True, limit=4, settings=settings)
+    store, counts = tmp_path / "store.zarr", Counter()
+    n_files = sum(file.is_file() for file in store.rglob("*"))
+
+    def count(owner: object, name: str) -> None:
+        true = getattr(owner, name)
+
+        def counting(path=".", *arguments, **named):
+            if str(path).startswith(str(store)) and ".xact" not in str(path):
+                counts[name, os.path.relpath(path, store)] += 1
+            return true(path, *arguments, **named)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(os, "scandir")
+    count(os, "open")
+    count(Path, "read_bytes")
+    assert xact.build(recipe, allow_code=True, limit=4, settings=settings).n_captured == 0
+    assert {at for name, at in counts if name == "scandir"} == {"."}  # no folder is walked
+    assert sum(counts.values()) < 10
+    counts.clear()
+    assert xact.build(recipe, allow_code=True, limit=7, settings=settings).n_captured == 3
+    small = {at: n for (name, at), n in counts.items() if name == "read_bytes"}
+    assert len(small) > n_files / 2
+    assert {*small.values()} == {1}  # labels and metadata are read back once

@@ -90,7 +90,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None]) -> 
     check_finished_stimuli(prepared)
     if prepared.nothing_to_do:
         if prepared.may_write:
-            sweep_partial(prepared.store)
+            sweep_partial(prepared.store, ())  # what is published is whole
             remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))

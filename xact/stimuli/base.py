@@ -168,7 +168,7 @@ class FileSource:
     """Root folder of the paths in `table.files`."""
     notes: Sequence[str] = ()
     """Notes to the user about what was listed."""
-    looks: FileLooks = field(default_factory=FileLooks)
+    looks: FileLooks = field(default_factory=FileLooks, repr=False, compare=False)
     """What was found at the paths when they were listed."""
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +195,8 @@ def _list(given: object, argument: str) -> list[Any]:
 def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBuild]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
     store = expand_path(loaded.recipe.store)
-    with hold_store(store) as may_write:
+    notes: list[str] = []
+    with hold_store(store, note=notes.append) as may_write:
         # torch and its kin: only now, so that a second builder is refused at once
         from xact.building.prepare import prepare_build
         from xact.store.adopt import adopt_left
@@ -205,4 +207,4 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBu
         prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write)
         if not prepared.nothing_to_do:
             check_writable(store, may_write=may_write)
-        yield prepared
+        yield replace(prepared, notes=(*notes, *prepared.notes))

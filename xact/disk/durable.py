@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,14 +284,16 @@ def read_sealed_lines(path: Path) -> list[bytes]:
     return [line for line in body.split(b"\n") if line]
 
 
-def sweep_partial(folder: Path) -> int:
+def sweep_partial(store: Path, places: Iterable[str] | None = None) -> int:
     """Remove the files that a killed build left half written. Return their number.
 
-    Raise StoreError if a folder, or a file in `.xact`, is a link: xact would write outside the store.
+    Look in the store's own folder, in `.xact`, and in those of its folders that `places` names; None: in all. Raise
+    StoreError if such a folder, a folder in it, or a file in `.xact`, is a link: xact would write outside the store.
     """
-    own, left = str(folder / ".xact"), []
-    with _disk_errors(folder):
-        for entry in _walk(str(folder)) if folder.is_dir() else ():
+    own, left = str(store / ".xact"), []
+    with _disk_errors(store):
+        entries = _walk(str(store)) if places is None else _list_places(store, places)
+        for entry in entries if store.is_dir() else ():
             if entry.is_symlink() and (entry.is_dir() or os.path.split(entry.path)[0] == own):
                 _refuse_link(Path(entry))
             if entry.name.endswith(PARTIAL) and not entry.is_dir():
@@ -307,6 +310,20 @@ def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path)
+
+
+def _list_places(store: Path, places: Iterable[str]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files and folders in a store's own folder, in `.xact` and in `places`. A link to a folder ends it.
+
+    Each place comes after the folders above it, which are listed too.
+    """
+    above = {at for place in places for at in itertools.accumulate(place.split("/"), "{}/{}".format)}
+    for place in ["", ".xact", *sorted(above)]:
+        try:
+            with os.scandir(store / place) as entries:
+                yield from entries
+        except (FileNotFoundError, NotADirectoryError):
+            continue
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -31,6 +31,7 @@ from xact.disk.durable import (
     remove_file,
     write_file,
 )
+from xact.disk.locks import check_held
 from xact.errors import StoreError, make_command
 from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault, is_former
@@ -170,7 +171,10 @@ class State:
 
     def find_records(self, model: str) -> list[TaskRecord]:
         """Return the finished tasks of one model."""
-        return [record for (label, _), record in self.tasks.items() if label == model]
+        if self.plan is None:
+            return [record for (label, _), record in self.tasks.items() if label == model]
+        n_blocks = -(-self.plan.n_stimuli // self.plan.stimuli_per_task)  # of all tasks of a store these are few
+        return [self.tasks[model, block] for block in range(n_blocks) if (model, block) in self.tasks]
 
     def find_done(self, model: str) -> dict[int, tuple[int, frozenset[StoreRow]]]:
         """Return {block: (row after the last finished one, rows that failed)}."""
@@ -180,8 +184,11 @@ class State:
         """Return, for each row of `plan`, True if it is finished and safe."""
         present = [False] * plan.n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
-            for row in range(block * plan.stimuli_per_task, min(stop, plan.n_stimuli)):
-                present[row] = row not in failed
+            start, end = block * plan.stimuli_per_task, min(stop, plan.n_stimuli)
+            present[start:end] = [True] * max(0, end - start)
+            for row in failed:
+                if start <= row < end:
+                    present[row] = False
         return present
 
     def find_failed(self, model: str) -> dict[StoreRow, str]:
@@ -308,6 +315,7 @@ class Journal:
 
 
 def _add_line(file: Path, line: dict[str, Any]) -> None:
+    check_held(file.parent)
     _leave_links(file)
     append_line(file, line)
 
@@ -423,6 +431,7 @@ def read_plan(file: Path) -> Plan:
 
 def write_plan(store: Path, plan: Plan) -> None:
     """Write a plan and sync it."""
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"plan-{plan.generation}.json", [plan.model_dump_json().encode()])
 
 
@@ -434,6 +443,7 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     own = [f"{FOLDER}/plan-{generation}.json", *(f"{FOLDER}/{kind}-{generation}.jsonl" for kind in GROWING)]
     files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 

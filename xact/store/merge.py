@@ -211,6 +211,8 @@ def _refuse_difference(key: str, held: object, asked: object) -> MismatchError:
 
 
 def _compare_leaves(held: object, asked: object, prefix: str) -> None:
+    if held == asked:
+        return
     old, new = dict(flatten_leaves(held, prefix)), dict(flatten_leaves(asked, prefix))
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key):

@@ -66,6 +66,10 @@ class CaptionSource:
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
 
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows."""
+        return [self.stamp(row) for row in rows]
+
     def check_header(self, row: SourceRow, *, mask_alpha: str) -> None:
         """Do nothing: a caption has no header."""
 

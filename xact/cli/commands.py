@@ -17,6 +17,7 @@ from xact.cli.terminal import (
     show_drop,
     show_estimate,
     show_file,
+    show_not_dropped,
     show_note,
     show_outcome,
     show_table,
@@ -25,7 +26,7 @@ from xact.cli.terminal import (
     write_err,
     write_out,
 )
-from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
@@ -296,11 +297,20 @@ def run_drop(options: argparse.Namespace) -> int:
     with stop_on_signals("drop", safe="the store is as it was, or done", hint="run the same command again"):
         from xact.building.drop import drop
 
+        shown: list[PlannedDrop] = []
+
         def confirm(planned: PlannedDrop) -> bool:
             show_drop(planned)
+            shown.append(planned)
             return bool(options.yes)
 
-        dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+        try:
+            dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+        except WorkError:
+            if options.yes or not shown:
+                raise
+            show_not_dropped(options)
+            return 1
     write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -156,6 +157,15 @@ def show_drop(planned: PlannedDrop) -> None:
         f"{format_nbytes(planned.needed_nbytes)} beside it meanwhile\n"
     )
     sys.stdout.flush()
+
+
+def show_not_dropped(options: argparse.Namespace) -> None:
+    """Say that nothing was dropped because --yes is missing, and the command that drops it."""
+    models = ["--models", *options.models] if options.models else []
+    stimuli = ["--stimuli", *options.stimuli] if options.stimuli else []
+    command = make_command("drop", options.store, *models, *stimuli, "--yes")
+    said = "nothing was dropped: without --yes the command only says what would go"
+    write_err(make_lines([said, f"hint: {command}"]))
 
 
 MOST_SHOWN = 20

@@ -151,7 +151,8 @@ def _make_first_plan(request: Request) -> Plan:
         stimuli=_make_stimuli(request.table),
         failed_models=dict(request.failed_models),
     )
-    plan = plan.model_copy(update={"layers_per_shard": plan.choose_layers_per_shard()})
+    is_trial = request.recipe["stimuli"].get("limit") is not None
+    plan = plan.model_copy(update=plan.choose_shards(is_trial=is_trial))
     _check_bounds(plan, None)
     return plan
 

@@ -15,8 +15,10 @@ from xact.store.chunks import (
     MEGABYTE,
     BlockShape,
     choose_layers_per_shard,
+    choose_small_chunk,
     make_cube_shape,
     make_group_shape,
+    make_small_shape,
     name_chunk,
 )
 
@@ -188,6 +190,8 @@ class Plan(PlanRecord):
     stimuli_per_task: int
     layers_per_shard: int = 1
     """Layers in one shard of a cube."""
+    chunk_units: int | None = None
+    """Units in a chunk of a cube that was small when it was planned first; None if it was not."""
     n_replicates: int
     jitter_names: tuple[str, ...]
     recipe: dict[str, Any]
@@ -222,19 +226,32 @@ class Plan(PlanRecord):
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
 
-    def choose_layers_per_shard(self) -> int:
-        """Return the number of layers that a shard of a new store with these models has."""
+    def choose_shards(self, *, is_trial: bool) -> dict[str, int | None]:
+        """Return the fields that determine the shards of a new store of this content.
+
+        A trial has the shards of the full run: it is not small.
+        """
         if self.layout == "groups":
-            return 1
-        return choose_layers_per_shard(
-            stimuli_per_task=self.stimuli_per_task,
-            n_replicates=self.n_replicates,
-            widest_units=self.n_units,
-            shard_nbytes=self.shard_mb * MEGABYTE,
-        )
+            return {"chunk_units": None, "layers_per_shard": 1}
+        sizes = {
+            "stimuli_per_task": self.stimuli_per_task,
+            "n_replicates": self.n_replicates,
+            "widest_units": self.n_units,
+            "shard_nbytes": self.shard_mb * MEGABYTE,
+        }
+        n_layers = sum(len(model.layers) for model in self.models)
+        if not is_trial:
+            chunk_units = choose_small_chunk(n_stimuli=self.n_stimuli, n_layers=n_layers, **sizes)
+            if chunk_units is not None:
+                return {"chunk_units": chunk_units, "layers_per_shard": 1}
+        return {"chunk_units": None, "layers_per_shard": choose_layers_per_shard(**sizes)}
 
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""
+        if self.chunk_units is not None:
+            return make_small_shape(
+                stimuli_per_task=self.stimuli_per_task, n_replicates=self.n_replicates, chunk_units=self.chunk_units
+            )
         if self.layout == "cube":
             return make_cube_shape(
                 stimuli_per_task=self.stimuli_per_task,

@@ -19,6 +19,7 @@ from xact.cli.terminal import (
     show_file,
     show_note,
     show_outcome,
+    show_push,
     show_table,
     show_unreadable,
     show_warnings,
@@ -302,6 +303,28 @@ def run_drop(options: argparse.Namespace) -> int:
 
         dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
     write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
+    return 0
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Copy a finished store to a bucket."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("push", safe="nothing is published, and what was sent need not be sent again"):
+        from xact.cli.progress import Progress
+        from xact.store.push import PlannedPush, push
+
+        def tell(planned: PlannedPush) -> None:
+            if options.json:
+                write_out(json.dumps(planned.to_json(), indent=1) + "\n")
+            else:
+                show_push(planned)
+            sys.stdout.flush()
+
+        with Progress("objects") as progress:
+            pushed = push(options.store, options.url, tell=tell, watch=progress.start)
+    if not options.json:
+        write_out(f"{pushed.url}: done, generation {pushed.generation}\n")
     return 0
 
 

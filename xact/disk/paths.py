@@ -19,6 +19,12 @@ _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]+):/")
 """The beginning of a URL. In a `Path` it has lost a slash: `https:/host`. One letter may be a drive of Windows."""
 
 
+def find_scheme(text: str) -> str:
+    """Return the scheme of a whole URL, in small letters; an empty text for anything else."""
+    found = _URL.match(text)
+    return found[1].lower() if found is not None and text.startswith("/", found.end()) else ""
+
+
 def refuse_url(path: str | Path) -> None:
     """Raise RequestError if `path` is a URL, whose scheme and host alone are in the message, or no path at all."""
     if not isinstance(path, str | os.PathLike):

@@ -34,7 +34,7 @@ def open_activations(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     models, layers : str, iterable of str, or None
         Labels or globs (`*` matches any text, `?` one character); None selects all. Models come in the order given,
         layers in forward order (`layer_index`). Layers that none of these models has are left out.
@@ -99,7 +99,7 @@ def open_layer(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
@@ -143,7 +143,7 @@ def open_map(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
@@ -187,7 +187,7 @@ def open_tokens(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and of a layer with `reduce: tokens`; globs are not allowed.
     allow_incomplete : bool, optional
@@ -256,7 +256,7 @@ def load_stimuli(store: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
 
     Returns
     -------
@@ -286,7 +286,7 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
 
     Returns
     -------

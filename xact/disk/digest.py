@@ -84,17 +84,15 @@ def open_regular(file: Path) -> int:
     return fd
 
 
-def hash_bytes(data: bytes) -> Written:
-    """Return the length and the sha256 of bytes."""
-    return Written(len(data), hashlib.sha256(data).hexdigest())
-
-
 def hash_file(file: Place) -> Written:
     """Return the length and the sha256 of a regular file or of an object."""
-    if isinstance(file, RemotePath):
-        return hash_bytes(file.read_whole())
     digest = hashlib.sha256()
     nbytes = 0
+    if isinstance(file, RemotePath):
+        for piece in file.read_pieces():
+            digest.update(piece)
+            nbytes += len(piece)
+        return Written(nbytes, digest.hexdigest())
     with os.fdopen(open_regular(file), "rb", buffering=0) as raw:
         buffer = memoryview(bytearray(min(READ_NBYTES, os.fstat(raw.fileno()).st_size + 1)))
         while n := raw.readinto(buffer):

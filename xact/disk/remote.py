@@ -26,6 +26,9 @@ SCHEMES = ("https", "http", "s3", "gs")
 N_REQUESTS = 16
 """Requests that are sent at once: they wait for the network, not for a processor."""
 
+PIECE_NBYTES = 4 * 2**20
+"""Bytes of a piece of an object that is read piece by piece."""
+
 RETRIES = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 
 CREDENTIALS = {
@@ -93,6 +96,11 @@ class RemotePath:
         """Return the bytes of the object. Raise FileNotFoundError if there is none."""
         with _remote_errors(self):
             return bytes(_load().get(_connect(self), self.key).bytes())
+
+    def read_pieces(self) -> Iterator[bytes]:
+        """Yield the bytes of the object piece by piece."""
+        with _remote_errors(self):
+            yield from _load().get(_connect(self), self.key).stream(min_chunk_size=PIECE_NBYTES)
 
     @contextmanager
     def open_parts(self, *, n_last: int) -> Iterator[RemoteParts]:

@@ -104,6 +104,9 @@ class NoStoreError(StoreError):
 class RemoteError(WorkError):
     """Raised when what is at a URL cannot be reached, read or written."""
 
+    is_refusal = False
+    """True if the server refuses it: one that may not be asked what it has refuses what it does not have, too."""
+
 
 class InterruptedBuildError(XactError):
     """Raised when a signal stops a build. The same command resumes it."""

@@ -310,7 +310,7 @@ def run_push(options: argparse.Namespace) -> int:
     """Copy a finished store to a bucket."""
     from xact.cli.signals import stop_on_signals
 
-    with stop_on_signals("push", safe="nothing is published, and what was sent need not be sent again"):
+    with stop_on_signals("push", safe="readers see the old generation or the new one"):
         from xact.cli.progress import Progress
         from xact.store.push import PlannedPush, push
 

@@ -294,7 +294,9 @@ def _remote_errors(path: RemotePath, do: Literal["read", "written", "removed"] =
         raise FileNotFoundError(errno.ENOENT, "there is no such object") from None
     except (errors.BaseError, OSError, ValueError, RuntimeError) as error:
         found, hint = _describe(path, error)
-        raise RemoteError(f"{path} cannot be {do}: {found}", hint=hint) from None
+        told = RemoteError(f"{path} cannot be {do}: {found}", hint=hint)
+        told.is_refusal = "the server refuses" in found
+        raise told from None
 
 
 def _describe(path: RemotePath, error: Exception) -> tuple[str, str]:

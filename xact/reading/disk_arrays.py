@@ -146,7 +146,9 @@ class LayerArray:
             self._check_absent(key)
             out[...] = np.nan
         except RemoteError as error:
-            raise RemoteError(self._say(str(error)), hint=error.hint) from None
+            if not (error.is_refusal and key in find_absent_shards(self.store)):
+                raise RemoteError(self._say(str(error)), hint=error.hint) from None
+            out[...] = np.nan
         except StoreError as error:
             raise self._refuse(str(error)) from None
         except OSError as error:

@@ -168,5 +168,6 @@ def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path)
         xact.extract("ResNet50", [url])
     for read in (xact.open_activations, xact.load_lazy_activations):
         for given in (Path(url), url.replace("https", "ftp")):  # a URL that can be read is given as text
-            with pytest.raises(RequestError, match="is a URL, not a path on this machine"):
+            with pytest.raises(RequestError, match="is a URL, not a path on this machine") as caught:
                 read(given)
+            assert caught.value.hint == "give the URL of a store as text; https, http, s3, gs are read"

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import xarray as xr
 from support.cli import assert_one_line, run
@@ -308,8 +307,19 @@ def test_the_command_prints_its_plan_and_no_credentials(tmp_path, bucket, capsys
         assert SECRET.encode() not in (locate(url) / key).read_whole()
 
 
-def test_what_was_pushed_is_served_over_http_as_a_folder_is(tmp_path):
+def test_a_name_of_any_kind_is_the_name_of_an_object(tmp_path, bucket):
+    names = ("é #1 %?", "100%41", "q?x=1&y", "[x]{y}^~|", "a:b;c,d+e", "日本")
+    plan = make_store_plan((FIRST,), make_table(6, **{name: list(range(6)) for name in names}), layout="cube")
+    write_store(tmp_path / "s.zarr", plan, draw_values)
+    push(tmp_path / "s.zarr", f"{bucket}/a b/é")
+    assert_pushed(tmp_path / "s.zarr", f"{bucket}/a b/é")
+    with serve(tmp_path) as files:
+        there = xact.open_activations(f"{files.url}/s.zarr").compute()
+    xr.testing.assert_identical(there, xact.open_activations(tmp_path / "s.zarr").compute())
+
+
+def test_a_store_is_pushed_to_buckets_only(tmp_path):
     store = write(tmp_path / "s.zarr")
-    with serve(tmp_path) as files, pytest.raises(RequestError, match="is pushed to s3:// or gs://"):
-        push(store, f"{files.url}/s.zarr")
-    assert np.isfinite(xact.open_activations(store).sizes["unit"])
+    for url in ("https://host/s.zarr", "s.zarr", "/s.zarr", "file:///s.zarr"):
+        with pytest.raises(RequestError, match="is pushed to s3:// or gs://"):
+            push(store, url)

@@ -25,7 +25,10 @@ def find_scheme(text: str) -> str:
     return found[1].lower() if found is not None and text.startswith("/", found.end()) else ""
 
 
-def refuse_url(path: str | Path) -> None:
+COPY = "copy what the URL names to this machine, and give the path of the copy"
+
+
+def refuse_url(path: str | Path, *, hint: str = COPY) -> None:
     """Raise RequestError if `path` is a URL, whose scheme and host alone are in the message, or no path at all."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"a path is wanted, found {path!r:.60}", hint="give it as text or as a Path")
@@ -36,7 +39,7 @@ def refuse_url(path: str | Path) -> None:
         host = str(path)[found.end() :].lstrip("/").rpartition("@")[2].partition("?")[0].partition("/")[0]
         raise RequestError(
             f"'{found[1]}://{host[:60]}/…' is a URL, not a path on this machine",
-            hint="copy what the URL names to this machine, and give the path of the copy",
+            hint=hint,
         )
 
 

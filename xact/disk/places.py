@@ -134,5 +134,5 @@ def locate(given: str | Path | RemotePath) -> Place:
         return given
     if isinstance(given, str) and find_scheme(given) in SCHEMES:
         return parse_url(given)
-    refuse_url(given)
+    refuse_url(given, hint=f"give the URL of a store as text; {', '.join(SCHEMES)} are read")
     return Path(given)

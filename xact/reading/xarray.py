@@ -59,6 +59,8 @@ def open_activations(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If a label or glob has no match.
     RequestError
@@ -119,6 +121,8 @@ def open_layer(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
 
@@ -163,6 +167,8 @@ def open_map(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
 
@@ -207,6 +213,8 @@ def open_tokens(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
     RequestError
@@ -268,6 +276,8 @@ def load_stimuli(store: str | Path) -> pd.DataFrame:
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished.
+    RemoteError
+        If what is at a URL cannot be reached.
 
     Examples
     --------
@@ -298,6 +308,8 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished.
+    RemoteError
+        If what is at a URL cannot be reached.
 
     Examples
     --------

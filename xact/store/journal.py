@@ -320,7 +320,8 @@ def load_state(store: Place) -> State:
     """
     folder = store / FOLDER
     state = State(committed=read_generation(store))
-    plans = find_generations(folder, "plan") if isinstance(folder, Path) else [state.committed][: state.committed]
+    published = [state.committed] if state.committed else []
+    plans = find_generations(folder, "plan") if isinstance(folder, Path) else published
     if not plans and not state.committed:
         return state
     newest = max(plans, default=0)

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
+from support.servers import serve
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +35,12 @@ def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def run_blocks(
-    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, server: str = ""
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names."""
+    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names.
+
+    `server` is the URL that stands for the page's example.org.
+    """
     monkeypatch.chdir(folder)
     namespace: dict[str, Any] = {}
     shown: list[tuple[str, str]] = []
@@ -45,7 +49,7 @@ def run_blocks(
         if word == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                exec(compile(content, f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
+                exec(compile(content.replace("https://example.org", server), f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
         else:
             shown.append((content, printed.getvalue()))
     return shown, namespace
@@ -90,7 +94,8 @@ def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monk
 
 
 def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch)
+    with serve(quickstart) as files:
+        _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch, server=files.url)
     assert (namespace["values"].shape, namespace["shape"]) == ((3, 64), (3, 64))
     assert (quickstart / "trial.zarr").is_dir()
 

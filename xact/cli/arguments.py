@@ -19,6 +19,7 @@ from xact.cli.commands import (
     run_layers,
     run_models,
     run_plan,
+    run_push,
     run_schema,
     run_verify,
 )
@@ -67,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     layers.add_argument("--json", action="store_true", help="print JSON")
     info = add("info", run_info, "Show the contents of a store or of an HDF5, netCDF or .pt file.")
-    info.add_argument("path", metavar="STORE|FILE", help="a store or a file")
+    info.add_argument("path", metavar="STORE|FILE", help="a store, its URL, or a file")
     info.add_argument("--model", metavar="M", help="show this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -93,8 +94,12 @@ def make_parser() -> argparse.ArgumentParser:
     verify = add(
         "verify", run_verify, "Compare every byte of a store with its manifest, or of an export with its side file."
     )
-    verify.add_argument("path", metavar="STORE|FILE", help="a store or a file")
+    verify.add_argument("path", metavar="STORE|FILE", help="a store, its URL, or a file")
     verify.add_argument("--json", action="store_true", help="print JSON")
+    push = add("push", run_push, "Copy a finished store to a bucket (s3://, gs://), or what of it is missing there.")
+    push.add_argument("store", metavar="STORE", help="folder of a store")
+    push.add_argument("url", metavar="URL", help="where it goes, e.g. s3://bucket/objects.zarr")
+    push.add_argument("--json", action="store_true", help="print JSON")
     imports = add("import", run_import, "Make a store from files of older programs or of xact export.")
     imports.add_argument(
         "files",
@@ -148,7 +153,7 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
 
 def add_export_options(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `xact export`."""
-    command.add_argument("store", metavar="STORE", help="folder of a store")
+    command.add_argument("store", metavar="STORE", help="folder of a store, or its URL")
     command.add_argument("--to", required=True, choices=["hdf5", "netcdf", "pt"], help="format of the files")
     command.add_argument("--output-dir", metavar="DIR", help="default: here; for pt `features`")
     command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: prefix of file names; default model_activations")

@@ -20,6 +20,7 @@ from xact.cli.terminal import (
     show_not_dropped,
     show_note,
     show_outcome,
+    show_push,
     show_table,
     show_unreadable,
     show_warnings,
@@ -312,6 +313,28 @@ def run_drop(options: argparse.Namespace) -> int:
             show_not_dropped(options)
             return 1
     write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
+    return 0
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Copy a finished store to a bucket."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("push", safe="readers see the old generation or the new one"):
+        from xact.cli.progress import Progress
+        from xact.store.push import PlannedPush, push
+
+        def tell(planned: PlannedPush) -> None:
+            if options.json:
+                write_out(json.dumps(planned.to_json(), indent=1) + "\n")
+            else:
+                show_push(planned)
+            sys.stdout.flush()
+
+        with Progress("objects") as progress:
+            pushed = push(options.store, options.url, tell=tell, watch=progress.start)
+    if not options.json:
+        write_out(f"{pushed.url}: done, generation {pushed.generation}\n")
     return 0
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
+    from xact.store.push import PlannedPush
 
 
 class StreamBytes(io.RawIOBase):
@@ -166,6 +167,20 @@ def show_not_dropped(options: argparse.Namespace) -> None:
     command = make_command("drop", options.store, *models, *stimuli, "--yes")
     said = "nothing was dropped: without --yes the command only says what would go"
     write_err(make_lines([said, f"hint: {command}"]))
+
+
+def show_push(planned: PlannedPush) -> None:
+    """Print what a push does."""
+    place = f" in place of {planned.old_generation}" if 0 < planned.old_generation < planned.generation else ""
+    lines = [
+        f"{planned.url}: generation {planned.generation}{place}, {planned.n_objects} objects, "
+        f"{format_nbytes(planned.nbytes)}; {planned.n_to_send}, {format_nbytes(planned.nbytes_to_send)}, are to be sent"
+    ]
+    if planned.to_remove:
+        lines.append(f"{len(planned.to_remove)} objects of older generations are removed at the end")
+    if planned.others:
+        lines.append(f"{len(planned.others)} objects there are not of the store and stay, e.g. {planned.others[0]}")
+    write_out(make_lines(lines))
 
 
 MOST_SHOWN = 20

@@ -11,13 +11,14 @@ import hashlib
 import itertools
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xact.disk.places import Place
+from xact.disk.places import read_whole as read_whole
 from xact.errors import StoreError
 
 PARTIAL = ".partial"
@@ -225,14 +226,6 @@ class OpenFolder:
             raise
 
 
-def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file. Raise OSError at once for any other kind of file."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return file.read()
-
-
 def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
     """Return the data in a JSON text. Raise ValueError if the text is not JSON or is nested too deeply."""
     try:
@@ -241,7 +234,7 @@ def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
         raise ValueError("nested too deeply") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Place) -> list[dict[str, Any]]:
     """Return the complete JSON lines of a file. Incomplete lines are left out; a missing file has no lines."""
     try:
         data = read_whole(path)
@@ -271,7 +264,7 @@ def _make_seal(body: bytes) -> bytes:
     return json.dumps(said).encode() + b"\n"
 
 
-def read_sealed_lines(path: Path) -> list[bytes]:
+def read_sealed_lines(path: Place) -> list[bytes]:
     """Return all lines but the last, not parsed. Raise StoreError if they do not match the hash in the last line."""
     try:
         data = read_whole(path)

@@ -234,7 +234,7 @@ def export(
     for one in lost:
         note(f"not written: {one.problem}")
     targets = [(file.whose, file.path) for file in files]
-    check_targets(Path(store), options.output_dir, targets, may_exist=overwrite or options.append)
+    check_targets(catalog.snapshot.path, options.output_dir, targets, may_exist=overwrite or options.append)
     check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
     for file in files:
         with write_beside(file.path, nbytes=file.nbytes) as beside:

@@ -10,6 +10,7 @@ from typing import Any
 
 from xact.disk.durable import parse_json, read_lines, read_whole
 from xact.disk.exchange import hint_missing
+from xact.disk.places import Place, locate
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
 from xact.store.adopt import list_boxes
 from xact.store.journal import FOLDER, State, load_state
@@ -18,19 +19,21 @@ from xact.store.snapshot import stamp_root
 from xact.store.tasks import find_stop
 
 
-def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+def describe(path: str | Place, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return the content of a store as JSON-able data: models, sizes, provenance; finished, failed and missing rows."""
-    folder = Path(path)
-    if not (folder / FOLDER).is_dir():
+    folder = locate(path)
+    if isinstance(folder, Path) and not (folder / FOLDER).is_dir():
         raise _refuse(folder)
     state = _load_state(folder)
     if state.plan is None:
-        raise StoreError(f"the store {str(path)!r} has no plan yet", hint=RUN_AGAIN)
+        if not isinstance(folder, Path):
+            raise _refuse(folder)
+        raise StoreError(f"the store {str(folder)!r} has no plan yet", hint=RUN_AGAIN)
     plan = state.plan
-    check_model(model, [planned.label for planned in plan.models], where=f"the store {str(path)!r}")
+    check_model(model, [planned.label for planned in plan.models], where=f"the store {str(folder)!r}")
     chosen = [planned for planned in plan.models if model in (None, planned.label)]
     return {
-        "store": str(path),
+        "store": str(folder),
         "layout": plan.layout,
         "generation": state.committed,
         "finished": state.is_committed,
@@ -41,14 +44,18 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
         "failed_models": plan.failed_models | _read_failed_models(folder),
-        "under_way": None if state.is_committed else _describe_work(folder, state, plan),
+        "under_way": _describe_work(folder, state, plan)
+        if isinstance(folder, Path) and not state.is_committed
+        else None,
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
 
 
-def _describe_work(folder: Path, state: State, plan: Plan) -> dict[str, Any]:
+def _describe_work(folder: Place, state: State, plan: Plan) -> dict[str, Any] | None:
     """Return how far a generation is that is not published: tasks, workers, speed of the last tasks, time left."""
+    if not isinstance(folder, Path):  # only finished stores are at URLs
+        return None
     stops = {
         (model.label, block): find_stop(plan, model, block)
         for model in plan.models
@@ -74,7 +81,7 @@ RECENT = 50
 """Tasks whose times give the speed of a build."""
 
 
-def _load_state(folder: Path) -> State:
+def _load_state(folder: Place) -> State:
     """Read the journals. Read them again if a build has published the store meanwhile and removed the older ones."""
     while True:
         stamp = stamp_root(folder)
@@ -85,8 +92,8 @@ def _load_state(folder: Path) -> State:
                 raise
 
 
-def _refuse(folder: Path) -> StoreError:
-    if (folder / "zarr.json").is_file():
+def _refuse(folder: Place) -> StoreError:
+    if isinstance(folder, Path) and (folder / "zarr.json").is_file():
         return StoreError(
             f"{str(folder)!r} has no folder {FOLDER}: the plan and the journals of the store are missing",
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
@@ -94,7 +101,7 @@ def _refuse(folder: Path) -> StoreError:
     return NoStoreError(f"there is no xact store at {str(folder)!r}", hint=hint_missing(folder))
 
 
-def _read_failed_models(folder: Path) -> dict[str, str]:
+def _read_failed_models(folder: Place) -> dict[str, str]:
     """Return {model: error} of the networks that failed while the published generation was built."""
     try:
         provenance = parse_json(parse_json(read_whole(folder / "xact" / "zarr.json"))["attributes"]["provenance"])

@@ -110,8 +110,12 @@ def prepare_plan(
     return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
 
 
-def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
+def prepare_build(
+    loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True, is_alone: bool = True
+) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
+
+    Without `is_alone` other processes run the networks: only their devices must be present.
 
     Missing weights are reported before the first forward pass, those of all models in one error. The store does not
     change.
@@ -133,7 +137,8 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
         if label not in surveyed.errors:
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
-                model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
+                device = find_device_kind(spec, stored) if is_alone else name_device_kind(spec, stored)
+                model = _plan_model(asked, spec, stored, device=device)
                 if not _is_finished(asked, spec, model):
                     weights, found = fit_weights(spec, find_weights(spec), model)
                     if stored is not None:
@@ -380,7 +385,7 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
     """Merge the plan with the plan of the store, and list the remaining tasks."""
     recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
-        recipe=recipe.model_dump(),
+        recipe=recipe.model_dump(exclude={"compute": {"cluster"}}),
         table=source.table,
         models=tuple(surveyed.models),
         jitter_names=tuple(draw_amounts(recipe.replicates, "")),

@@ -51,9 +51,7 @@ def evaluate_by_toolbox(vectors, method, factor, monkeypatch):
 def score(vectors, method, factor):
     layers, reference = vectors
     scorer = (
-        ProductScorer(METHODS[method], reference, kept=None)
-        if method in METHODS
-        else ToolboxScorer(method, reference, N_STIMULI)
+        ProductScorer(METHODS[method], reference) if method in METHODS else ToolboxScorer(method, reference, N_STIMULI)
     )
     asked = Inference(factor, N_SAMPLES, seed=7)
     sizes = {"n_stimuli": N_STIMULI, "n_subjects": N_SUBJECTS}
@@ -95,7 +93,7 @@ def test_a_layer_has_the_same_samples_in_any_group(vectors):
 def test_a_sample_of_two_stimuli_is_left_out():
     rng = np.random.default_rng(0)
     asked = Inference("stimuli", 60, seed=0)
-    scorer = ProductScorer(METHODS["corr"], rng.random((1, 6)), kept=None)
+    scorer = ProductScorer(METHODS["corr"], rng.random((1, 6)))
     found = score_layers(scorer, rng.random((2, 6)), asked, n_stimuli=4, n_subjects=1)
     usable = [draw_sample(0, i, n_stimuli=4, n_subjects=1).is_usable for i in range(60)]
     assert 0 < sum(usable) < 60

@@ -28,7 +28,7 @@ def find_ceiling(scorer, n_subjects):
 @pytest.mark.parametrize("method", METHODS)
 def test_bounds_are_those_of_rsatoolbox(method, ties):
     subjects = make_subjects(6, ties=ties)
-    found = find_ceiling(ProductScorer(METHODS[method], subjects, kept=None), 6)
+    found = find_ceiling(ProductScorer(METHODS[method], subjects), 6)
     np.testing.assert_allclose(found, boot_noise_ceiling(rsatoolbox.rdm.RDMs(subjects), method), rtol=0, atol=1e-12)
 
 
@@ -41,7 +41,7 @@ def test_bounds_of_the_other_methods(method):
 
 
 def test_one_subject_has_no_ceiling():
-    assert np.isnan(find_ceiling(ProductScorer(METHODS["corr"], make_subjects(1, ties=False), kept=None), 1)).all()
+    assert np.isnan(find_ceiling(ProductScorer(METHODS["corr"], make_subjects(1, ties=False)), 1)).all()
 
 
 def test_bures_has_no_ceiling():

@@ -27,7 +27,7 @@ def compare_by_toolbox(x: np.ndarray, y: np.ndarray, method: str) -> np.ndarray:
 
 def score(x: np.ndarray, y: np.ndarray, method: str, weights: np.ndarray | None = None) -> np.ndarray:
     method = METHODS[method]
-    a, b = (center(rank(prepare(v, method), method, weights), method, weights) for v in (x, y))
+    a, b = (center(rank(prepare(v, method), weights), method, weights) for v in (x, y))
     return correlate(a, b, method, weights)
 
 
@@ -65,7 +65,7 @@ def test_a_constant_vector_with_an_offset_scores_zero(method):
 
 def partial(x, y, controls, method, weights=None):
     method = METHODS[method]
-    vectors = [center(rank(prepare(v, method), method, weights), method, weights) for v in (x, y, controls)]
+    vectors = [center(rank(prepare(v, method), weights), method, weights) for v in (x, y, controls)]
     return correlate_without(*vectors, weights)
 
 

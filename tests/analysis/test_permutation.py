@@ -30,23 +30,19 @@ def permute_by_hand(layers, reference, method, n_permutations):
 @pytest.mark.parametrize("method", [*METHODS, "tau-a"])
 def test_the_reference_is_permuted_by_rows_and_columns_together(method):
     layers, reference = make_vectors(0, 3), make_vectors(1, 2)
-    scorer = (
-        ProductScorer(METHODS[method], reference, kept=None)
-        if method in METHODS
-        else ToolboxScorer(method, reference, 8)
-    )
+    scorer = ProductScorer(METHODS[method], reference) if method in METHODS else ToolboxScorer(method, reference, 8)
     found = score_layers(scorer, layers, Inference(n_permutations=6, seed=5), n_stimuli=8, n_subjects=2)
     np.testing.assert_allclose(found.null, permute_by_hand(layers, reference, method, 6), rtol=0, atol=1e-12)
 
 
 def test_the_controls_stay_while_the_reference_is_permuted():
     layers, reference, control = make_vectors(0, 3), make_vectors(1, 2), make_vectors(2, 1)
-    scorer = ProductScorer(METHODS["corr"], reference, controls=control, kept=None)
+    scorer = ProductScorer(METHODS["corr"], reference, controls=control)
     found = score_layers(scorer, layers, Inference(n_permutations=4, seed=5), n_stimuli=8, n_subjects=2)
     for number, null in enumerate(found.null):
         order = draw_order(5, number, 8)
         permuted = np.stack([take_pairs(make_square(one, 8), order) for one in reference])
-        other = ProductScorer(METHODS["corr"], permuted, controls=control, kept=None)
+        other = ProductScorer(METHODS["corr"], permuted, controls=control)
         np.testing.assert_allclose(null, other.score(other.prepare(layers)).mean(axis=1), rtol=0, atol=1e-12)
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-Factor = Literal["none", "stimuli", "subjects", "both"]
+BootstrapFactor = Literal["none", "stimuli", "subjects", "both"]
 """What is drawn again."""
 
 DRAWN = ("both", "subjects", "stimuli")
@@ -63,7 +63,7 @@ def average(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return mean
 
 
-def find_variance(evaluations: np.ndarray, factor: Factor, *, n_stimuli: int, n_subjects: int) -> np.ndarray:
+def find_variance(evaluations: np.ndarray, factor: BootstrapFactor, *, n_stimuli: int, n_subjects: int) -> np.ndarray:
     """Return the variance of each score: `evaluations` are (sample, ..., 3), in the order of DRAWN.
 
     Both factors: n_s/(n_s-1) V_s + n_p/(n_p-1) V_p - n_s n_p/((n_s-1)(n_p-1)) (V_sp - V_s - V_p), at least each of the
@@ -81,7 +81,7 @@ def find_variance(evaluations: np.ndarray, factor: Factor, *, n_stimuli: int, n_
     return np.asarray(np.minimum(np.maximum(np.maximum(mixed, of_subjects), of_stimuli), variances[..., 0]))
 
 
-def drop_unusable(evaluations: np.ndarray, factor: Factor) -> np.ndarray:
+def drop_unusable(evaluations: np.ndarray, factor: BootstrapFactor) -> np.ndarray:
     """Return the samples that hold enough different stimuli; in the others all evaluations are NaN."""
     wanted = list(WANTED[factor])
     axes = tuple(range(1, evaluations.ndim))
@@ -90,7 +90,7 @@ def drop_unusable(evaluations: np.ndarray, factor: Factor) -> np.ndarray:
 
 
 def find_interval(
-    evaluations: np.ndarray, factor: Factor, *, n_stimuli: int, n_subjects: int
+    evaluations: np.ndarray, factor: BootstrapFactor, *, n_stimuli: int, n_subjects: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of the t interval of each score: the mean of the evaluations, and t(min(n) - 1) times sd."""
     sizes = {"stimuli": [n_stimuli], "subjects": [n_subjects], "both": [n_stimuli, n_subjects]}[factor]

@@ -52,8 +52,8 @@ def find_ceiling(
     there = slice(None) if weights is None else weights > 0
     inside = None if weights is None else weights[there]
     pooled = prepare(pool(ranked, pools, method, weights)[:, there], method)
-    pooled_vectors = center(rank(pooled, method, inside), method, inside)
-    whole = np.zeros((len(pooled), ranked.shape[1]))
+    pooled_vectors = center(rank(pooled, inside), method, inside)
+    whole = np.zeros((len(pools), ranked.shape[1]))
     whole[:, there] = pooled_vectors
     scores = correlate(whole, center(ranked, method, weights)[held])
     lower = scores[np.arange(1, 1 + len(held)), np.arange(len(held))]

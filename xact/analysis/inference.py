@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xact.analysis.bootstrap import WANTED, Factor, average, draw_samples
+from xact.analysis.bootstrap import WANTED, BootstrapFactor, average, draw_samples
 from xact.analysis.permutation import draw_order
 from xact.analysis.scorer import Scorer
 
@@ -16,7 +16,7 @@ from xact.analysis.scorer import Scorer
 class Inference:
     """What is drawn: samples of a bootstrap, permutations."""
 
-    bootstrap: Factor = "none"
+    bootstrap: BootstrapFactor = "none"
     n_samples: int = 1000
     n_permutations: int = 0
     seed: int = 0

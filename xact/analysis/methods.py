@@ -44,25 +44,22 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Vectors:
-    """RDMs as vectors (rdm, pair), and their order where a method ranks them."""
+    """RDMs as vectors (rdm, pair); where a method ranks them, their order alone."""
 
-    values: np.ndarray
+    values: np.ndarray | None = None
     sorted_rows: Sequence[SortedRow] = ()
-
-    def __len__(self) -> int:
-        return len(self.values)
 
 
 def prepare(values: np.ndarray, method: CompareMethod) -> Vectors:
     """Sort vectors (rdm, pair) once, where the method ranks them."""
-    return Vectors(values, [sort_row(row) for row in values] if method.is_ranked else ())
+    return Vectors(sorted_rows=[sort_row(row) for row in values]) if method.is_ranked else Vectors(values)
 
 
-def rank(vectors: Vectors, method: CompareMethod, weights: np.ndarray | None = None) -> np.ndarray:
+def rank(vectors: Vectors, weights: np.ndarray | None = None) -> np.ndarray:
     """Return ranks (rdm, pair) in the sample that holds each pair `weights` times, or the values themselves."""
-    if not method.is_ranked:
+    if vectors.values is not None:
         return vectors.values
-    ranks = np.empty(vectors.values.shape)
+    ranks = np.empty((len(vectors.sorted_rows), len(vectors.sorted_rows[0].order)))
     for i, row in enumerate(vectors.sorted_rows):
         ranks[i] = rank_row(row, weights)
     return ranks
@@ -100,7 +97,21 @@ def correlate(x: np.ndarray, y: np.ndarray, method: CompareMethod, weights: np.n
         products *= 12 / (n**3 - n)
         return products
     norms = np.sqrt(np.outer(_square(x, weights), np.einsum("ij,ij->i", y, weighted)))
-    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return np.asarray(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
+
+
+def scale_product(x: np.ndarray, y: np.ndarray, method: CompareMethod) -> tuple[np.ndarray, np.ndarray]:
+    """Return both so that x @ y.T are their scores."""
+    if method.is_expected:
+        n = float(x.shape[1])
+        return x, y * (12 / (n**3 - n))
+    return scale_rows(x), scale_rows(y)
+
+
+def scale_rows(x: np.ndarray) -> np.ndarray:
+    """Return rows of unit length; a row of zeros stays."""
+    norms = np.sqrt(_square(x, None))[:, None]
+    return np.asarray(np.divide(x, norms, out=np.zeros_like(x), where=norms > 0))
 
 
 def correlate_without(

@@ -18,7 +18,7 @@ class SortedRow:
 
 def sort_row(values: np.ndarray) -> SortedRow:
     """Sort a vector once. `first` and `last` are None where no two values are equal."""
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     ascending = values[order]
     starts = np.concatenate([[True], ascending[1:] != ascending[:-1]])
     if starts.all():

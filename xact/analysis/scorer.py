@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from xact.analysis.methods import (
     correlate_without,
     prepare,
     rank,
+    scale_product,
 )
 from xact.analysis.pairs import make_square, take_pairs, weigh_pairs
 
@@ -45,11 +47,9 @@ class ProductScorer:
         reference: np.ndarray,
         *,
         controls: np.ndarray | None = None,
-        kept: np.ndarray | None,
     ) -> None:
-        """Take vectors (subject, pair) and (control, pair). `kept` are the pairs left of all pairs; None is all."""
+        """Take vectors (subject, pair) and (control, pair)."""
         self._method = method
-        self._kept = kept
         self._reference = prepare(reference, method)
         self._controls = None if controls is None else prepare(controls, method)
 
@@ -59,48 +59,40 @@ class ProductScorer:
 
     def score(self, layers: Vectors, stimuli: np.ndarray | None = None) -> np.ndarray:
         """Return the score (layer, subject) of each layer against each subject."""
-        weights = self._weigh(stimuli)
-        return self._correlate(self._center(layers, weights), self._center(self._reference, weights), weights)
+        weights = None if stimuli is None else weigh_pairs(stimuli)
+        reference = self._whole_reference if weights is None else self._center(self._reference, weights)
+        return self._correlate(self._center(layers, weights), reference, weights)
 
     def find_ceiling(self, subjects: np.ndarray, stimuli: np.ndarray | None = None) -> tuple[float, float]:
         """Return the bounds of the noise ceiling for a sample of `subjects`."""
-        weights = self._weigh(stimuli)
-        ranked = rank(self._reference, self._method, weights)
+        weights = None if stimuli is None else weigh_pairs(stimuli)
+        ranked = rank(self._reference, weights)
         return find_ceiling(ranked, subjects, self._method, lambda x, y: self._correlate(x, y, weights), weights)
 
     def permute(self, layers: Vectors, orders: Iterable[np.ndarray]) -> np.ndarray:
         """Return the mean score over subjects (permutation, layer) for each order of the reference's stimuli."""
-        x = self._center(layers, None)
-        y = self._center(self._reference, None)
-        if self._controls is None and self._method.is_expected:
-            y = y.mean(axis=0, keepdims=True)  # the score is linear in the reference
-        elif self._controls is None:
-            norms = np.sqrt(np.einsum("ij,ij->i", y, y))[:, None]
-            y = np.divide(y, norms, out=np.zeros_like(y), where=norms > 0)
-            x_norms = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-            x = np.divide(x, x_norms, out=np.zeros_like(x), where=x_norms > 0)
+        x, y = self._center(layers, None), self._whole_reference
+        is_product = self._controls is None
+        if is_product:  # the score is linear in the reference, so its mean over subjects is
+            x, y = scale_product(x, y, self._method)
             y = y.mean(axis=0, keepdims=True)
-        null = []
         squares: list[np.ndarray] = []
+        null = []
         for order in orders:
             squares = squares or [make_square(one, len(order)) for one in y]
             permuted = np.stack([take_pairs(square, order) for square in squares])
-            if self._controls is None and not self._method.is_expected:
-                null.append((x @ permuted.T)[:, 0])
-            else:
-                null.append(self._correlate(x, permuted, None).mean(axis=1))
+            scores = x @ permuted.T if is_product else self._correlate(x, permuted, None)
+            null.append(scores.mean(axis=1))
         return np.stack(null)
 
+    @cached_property
+    def _whole_reference(self) -> np.ndarray:
+        return self._center(self._reference, None)
+
     def _center(self, vectors: Vectors, weights: np.ndarray | None) -> np.ndarray:
-        return center(rank(vectors, self._method, weights), self._method, weights)
+        return center(rank(vectors, weights), self._method, weights)
 
     def _correlate(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         if self._controls is None:
             return correlate(x, y, self._method, weights)
         return correlate_without(x, y, self._center(self._controls, weights), weights)
-
-    def _weigh(self, stimuli: np.ndarray | None) -> np.ndarray | None:
-        if stimuli is None:
-            return None
-        weights = weigh_pairs(stimuli)
-        return weights if self._kept is None else weights[self._kept]

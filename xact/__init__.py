@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact.analysis.label_rdm import label_rdm
+    from xact.analysis.references.open_rdms import open_rdms
+    from xact.analysis.rsatoolbox_objects import from_rsatoolbox, to_rsatoolbox
     from xact.building.api import build
     from xact.building.drop import drop
     from xact.building.extract import extract
@@ -30,10 +33,12 @@ __all__ = [
     "build",
     "drop",
     "extract",
+    "from_rsatoolbox",
     "get_activation_shape",
     "get_available_images",
     "get_available_layers",
     "get_available_models",
+    "label_rdm",
     "load_layers",
     "load_lazy_activations",
     "load_model_activations_lazy",
@@ -41,7 +46,9 @@ __all__ = [
     "open_activations",
     "open_layer",
     "open_map",
+    "open_rdms",
     "open_tokens",
+    "to_rsatoolbox",
 ]
 
 _HOMES = {
@@ -49,10 +56,12 @@ _HOMES = {
     "build": "xact.building.api",
     "drop": "xact.building.drop",
     "extract": "xact.building.extract",
+    "from_rsatoolbox": "xact.analysis.rsatoolbox_objects",
     "get_activation_shape": "xact.reading.mappings",
     "get_available_images": "xact.reading.mappings",
     "get_available_layers": "xact.reading.mappings",
     "get_available_models": "xact.reading.mappings",
+    "label_rdm": "xact.analysis.label_rdm",
     "load_layers": "xact.reading.xarray",
     "load_lazy_activations": "xact.reading.mappings",
     "load_model_activations_lazy": "xact.reading.mappings",
@@ -60,7 +69,9 @@ _HOMES = {
     "open_activations": "xact.reading.xarray",
     "open_layer": "xact.reading.xarray",
     "open_map": "xact.reading.xarray",
+    "open_rdms": "xact.analysis.references.open_rdms",
     "open_tokens": "xact.reading.xarray",
+    "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 
 

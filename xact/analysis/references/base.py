@@ -40,17 +40,18 @@ NO_COLUMNS: Columns = MappingProxyType({})
 
 def make_rdms(
     values: np.ndarray,
-    file: Path,
+    file: Path | str,
     *,
     on_stimulus: Columns = NO_COLUMNS,
     on_rdm: Columns = NO_COLUMNS,
     attrs: Columns = NO_COLUMNS,
+    is_checked: bool = True,
 ) -> xr.DataArray:
-    """Return checked dissimilarities as an array (rdm, stimulus, stimulus_).
+    """Return dissimilarities, checked, as an array (rdm, stimulus, stimulus_).
 
     `values` are (pair), (rdm, pair), (stimulus, stimulus_) or (rdm, stimulus, stimulus_). Labels of the stimuli lie on
     `stimulus`, and again on `stimulus_` with `_` at the end of their names. Without a label that tells the stimuli
-    apart there is no coordinate `stimulus`.
+    apart there is no coordinate `stimulus`. `file` names them in messages.
     """
     square = _make_square(_check_numbers(values, file), file)
     n_rdms, n_stimuli, _ = square.shape
@@ -60,8 +61,26 @@ def make_rdms(
     found = xr.DataArray(square, coords, ("rdm", "stimulus", "stimulus_"), name="dissimilarity")
     source = find_label(on_stimulus, n_stimuli, STIMULUS_LABELS)
     found.attrs = {**attrs, **more, **({} if source in (None, "stimulus") else {"stimulus_from": source})}
-    check_rdms(found, file)
+    if is_checked:
+        check_rdms(found, file)
     return found
+
+
+def stack_rdms(found: xr.DataArray) -> xr.DataArray:
+    """Return (rdm, stimulus, stimulus_) with one RDM for each combination of the other dimensions.
+
+    `rdm` is the text of their labels with a space between them, such as `ResNet50 layer4.2`.
+    """
+    others = [str(dim) for dim in found.dims if dim not in ("stimulus", "stimulus_")]
+    if others == ["rdm"]:
+        names = make_texts(found["rdm"].values) if "rdm" in found.coords else make_texts(range(found.sizes["rdm"]))
+        return found.transpose("rdm", "stimulus", "stimulus_").assign_coords(rdm=names)
+    if not others:
+        return found.expand_dims("rdm").assign_coords(rdm=["0"])
+    named = found.assign_coords({dim: np.arange(found.sizes[dim]) for dim in others if dim not in found.coords})
+    stacked = named.stack(rdm=others, create_index=False).transpose("rdm", "stimulus", "stimulus_")
+    rows = zip(*(make_texts(stacked[dim].values).tolist() for dim in others), strict=True)
+    return stacked.assign_coords(rdm=np.array([" ".join(row) for row in rows], dtype=str))
 
 
 def add_labels(columns: Columns, n_stimuli: int) -> dict[str, Any]:
@@ -143,12 +162,12 @@ def choose_array(arrays: Mapping[str, Any], file: Path) -> xr.DataArray:
 # ---- numbers
 
 
-def refuse_large(nbytes: int, file: Path, *, stored: int | None = None) -> None:
+def refuse_large(nbytes: int, file: Path | str, *, stored: int | None = None) -> None:
     """Raise RequestError before memory is taken for more than a file should hold.
 
     `nbytes` are those of the values in memory, `stored` those on disk; None for the size of the file.
     """
-    stored = file.stat().st_size if stored is None else stored
+    stored = Path(file).stat().st_size if stored is None else stored
     if nbytes > 2**20 and nbytes > MAX_EXPANSION * stored:
         raise RequestError(f"{file}: it declares {nbytes} bytes of values, but {stored} are stored")
     if nbytes > MAX_NBYTES:
@@ -164,7 +183,7 @@ def count_side(n_pairs: int) -> int | None:
     return n if n * (n - 1) // 2 == n_pairs else None
 
 
-def _check_numbers(values: np.ndarray, file: Path) -> np.ndarray:
+def _check_numbers(values: np.ndarray, file: Path | str) -> np.ndarray:
     if values.dtype.kind not in "fiub":
         raise RequestError(f"{file}: numbers are wanted, found values of type {values.dtype}")
     if not 1 <= values.ndim <= 3:
@@ -172,7 +191,7 @@ def _check_numbers(values: np.ndarray, file: Path) -> np.ndarray:
     return values
 
 
-def _make_square(values: np.ndarray, file: Path) -> np.ndarray:
+def _make_square(values: np.ndarray, file: Path | str) -> np.ndarray:
     """Return (rdm, stimulus, stimulus_) in float64, whatever the shape."""
     shape = values.shape
     if values.ndim >= 2 and shape[-1] == shape[-2]:
@@ -192,7 +211,7 @@ def _make_square(values: np.ndarray, file: Path) -> np.ndarray:
 # ---- checks
 
 
-def check_rdms(rdms: xr.DataArray, file: Path, *, has_constant: bool = False) -> None:
+def check_rdms(rdms: xr.DataArray, file: Path | str, *, has_constant: bool = False) -> None:
     """Raise RequestError unless the values (rdm, stimulus, stimulus_) are dissimilarities.
 
     With `has_constant`, a stimulus may have NaN to all others, as a constant pattern has.

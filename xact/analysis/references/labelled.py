@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xact.analysis.references.base import check_rdms, make_texts, read_safely, refuse_large
+from xact.analysis.references.base import check_rdms, make_texts, read_safely, refuse_large, stack_rdms
 from xact.disk.hdf5_members import check_whole
 from xact.errors import RequestError
 
@@ -100,23 +100,6 @@ def _make_rdms(found: xr.DataArray, path: Path, *, is_xact: bool, attrs: Any) ->
         raise RequestError(f"{path}: 'stimulus' and 'stimulus_' have different labels")
     check_rdms(rdms, path, has_constant=is_xact)
     return rdms
-
-
-def stack_rdms(found: xr.DataArray) -> xr.DataArray:
-    """Return (rdm, stimulus, stimulus_) with one RDM for each combination of the other dimensions.
-
-    `rdm` is the text of their labels with a space between them, such as `ResNet50 layer4.2`.
-    """
-    others = [str(dim) for dim in found.dims if dim not in ("stimulus", "stimulus_")]
-    if others == ["rdm"]:
-        names = make_texts(found["rdm"].values) if "rdm" in found.coords else make_texts(range(found.sizes["rdm"]))
-        return found.transpose("rdm", "stimulus", "stimulus_").assign_coords(rdm=names)
-    if not others:
-        return found.expand_dims("rdm").assign_coords(rdm=["0"])
-    named = found.assign_coords({dim: np.arange(found.sizes[dim]) for dim in others if dim not in found.coords})
-    stacked = named.stack(rdm=others, create_index=False).transpose("rdm", "stimulus", "stimulus_")
-    rows = zip(*(make_texts(stacked[dim].values).tolist() for dim in others), strict=True)
-    return stacked.assign_coords(rdm=np.array([" ".join(row) for row in rows], dtype=str))
 
 
 def _make_responses(found: xr.DataArray, path: Path) -> xr.DataArray:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, compose_label
-from xact.stimuli.column_types import describe_column
+from xact.tables.column_types import describe_column
 
 MAX_LENGTH = 100_000
 """Most characters of an expression, enough for a list of some ten thousand ids."""

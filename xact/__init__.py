@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact.analysis.rdm import rdm
     from xact.building.api import build
     from xact.building.drop import drop
     from xact.building.extract import extract
@@ -42,6 +43,7 @@ __all__ = [
     "open_layer",
     "open_map",
     "open_tokens",
+    "rdm",
 ]
 
 _HOMES = {
@@ -61,6 +63,7 @@ _HOMES = {
     "open_layer": "xact.reading.xarray",
     "open_map": "xact.reading.xarray",
     "open_tokens": "xact.reading.xarray",
+    "rdm": "xact.analysis.rdm",
 }
 
 

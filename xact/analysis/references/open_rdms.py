@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from xact.analysis.references.base import HDF5_DAMAGED, read_safely
 from xact.disk.paths import expand_path
 from xact.errors import NoStoreError, RequestError, make_nearest_text
 
@@ -73,7 +74,7 @@ def open_reference(path: str | Path) -> xr.DataArray:
         raise NoStoreError(f"there is no reference {str(file)!r}{make_nearest_text(file.name, names)}")
     if file.is_dir():
         suffix = "zarr"
-    elif suffix in ("h5", "hdf5") and _is_netcdf(file):
+    elif suffix in ("h5", "hdf5") and read_safely(lambda: _is_netcdf(file), file, HDF5_DAMAGED, kind="HDF5"):
         suffix = "nc"
     found = next((reader for names, reader in READERS.items() if suffix in names.split()), None)
     if found is None or file.is_dir() != (suffix == "zarr"):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xact.analysis.label_rdm import label_rdm
+    from xact.analysis.rdm import rdm
     from xact.analysis.references.open_rdms import open_rdms
     from xact.analysis.rsatoolbox_objects import from_rsatoolbox, to_rsatoolbox
     from xact.building.api import build
@@ -48,6 +49,7 @@ __all__ = [
     "open_map",
     "open_rdms",
     "open_tokens",
+    "rdm",
     "to_rsatoolbox",
 ]
 
@@ -71,6 +73,7 @@ _HOMES = {
     "open_map": "xact.reading.xarray",
     "open_rdms": "xact.analysis.references.open_rdms",
     "open_tokens": "xact.reading.xarray",
+    "rdm": "xact.analysis.rdm",
     "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 

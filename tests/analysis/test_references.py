@@ -18,7 +18,7 @@ import xarray as xr
 import zarr
 from rsatoolbox.io.meadows import load_rdms
 from rsatoolbox.rdm import RDMs
-from scipy.spatial.distance import squareform
+from scipy.spatial.distance import pdist, squareform
 
 from xact.analysis.references import base
 from xact.analysis.references.open_rdms import open_rdms
@@ -392,6 +392,65 @@ def test_zarr_that_declares_more_than_it_holds_is_refused(tmp_path):
     dims = ("stimulus", "stimulus_")
     made.create_array("dissimilarity", shape=(10**5, 10**5), chunks=(10, 10), dtype="f8", dimension_names=dims)
     assert_refused(tmp_path / "a.zarr", "declares 80000000000 bytes")
+
+
+# ---- responses
+
+
+def draw_responses(**extra: int) -> xr.DataArray:
+    dims = [*extra, "stimulus", "voxel"]
+    values = np.random.default_rng(0).normal(size=[*extra.values(), N, 20])
+    coords = {"stimulus": NAMES, "condition": ("stimulus", list("aabbcc"))}
+    coords |= {dim: [f"{dim}{i}" for i in range(n)] for dim, n in extra.items() if dim != "replicate"}
+    return xr.DataArray(values, coords, dims, name="betas")
+
+
+@UNSTABLE
+@pytest.mark.parametrize("suffix", ["nc", "zarr", "csv"])
+def test_responses_of_units_become_the_rdm_of_scipy(tmp_path, suffix):
+    made = draw_responses()
+    file = tmp_path / f"betas.{suffix}"
+    if suffix == "csv":
+        made.to_pandas().to_csv(file)
+    elif suffix == "nc":
+        made.to_netcdf(file, engine="h5netcdf")
+    else:
+        made.to_zarr(file, consolidated=False)
+    found = open_rdms(file)
+    assert found.dims == ("rdm", "stimulus", "stimulus_")
+    np.testing.assert_allclose(found.values[0], squareform(pdist(made.values, "correlation")), atol=1e-12)
+    assert found["stimulus_"].values.tolist() == NAMES
+    assert suffix == "csv" or found["condition_"].values.tolist() == list("aabbcc")
+
+
+def test_subjects_have_their_own_units_and_replicates_are_averaged(tmp_path):
+    made = draw_responses(subject=3, replicate=2)
+    made[1, :, :, 15:] = np.nan  # this subject has fewer voxels
+    made = made.assign_coords(age=("subject", [20, 30, 40]))
+    made.to_netcdf(tmp_path / "betas.nc", engine="h5netcdf")
+    found = open_rdms(tmp_path / "betas.nc")
+    assert found["rdm"].values.tolist() == ["subject0", "subject1", "subject2"]
+    assert found["age"].values.tolist() == [20, 30, 40]
+    for i, n_voxels in enumerate([20, 15, 20]):
+        mean = made.values[i, :, :, :n_voxels].mean(axis=0)
+        np.testing.assert_allclose(found.values[i], squareform(pdist(mean, "correlation")), atol=1e-12)
+
+
+def test_a_table_of_replicates_is_averaged(tmp_path):
+    made = draw_responses(replicate=2)
+    rows = [(name, r, *made.values[r, i]) for i, name in enumerate(NAMES) for r in range(2)]
+    units = [f"v{i}" for i in range(20)]
+    table = pd.DataFrame(rows, columns=["stimulus", "replicate", *units])
+    table.to_csv(tmp_path / "betas.csv", index=False)
+    expected = squareform(pdist(made.values.mean(axis=0), "correlation"))
+    np.testing.assert_allclose(open_rdms(tmp_path / "betas.csv").values[0], expected, atol=1e-12)
+    table[:-1].to_csv(tmp_path / "b.csv", index=False)
+    assert_refused(tmp_path / "b.csv", "6 stimuli in 2 replicates are not its 11 rows")
+
+
+def test_responses_without_labels_have_rdms_without_labels(tmp_path):
+    draw_responses().drop_vars("stimulus").to_netcdf(tmp_path / "betas.nc", engine="h5netcdf")
+    assert "stimulus" not in open_rdms(tmp_path / "betas.nc").coords
 
 
 # ---- damage

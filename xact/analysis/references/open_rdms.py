@@ -34,6 +34,8 @@ def open_rdms(path: str | Path) -> xr.DataArray:
     path : str or Path
         HDF5 of rsatoolbox (`.h5`, `.hdf5`), Zarr of xact, netCDF, a table (`.csv`, `.tsv`, `.parquet`: a square with
         ids in its first line and first column, or columns a, b, value), `.npy`, `.npz`, `.mat` (also of Meadows).
+        Responses (stimulus, unit), perhaps also replicate and subject, in netCDF, Zarr or a table with a row for each
+        stimulus, become correlation RDMs by `rdm`.
 
     Returns
     -------
@@ -57,7 +59,12 @@ def open_rdms(path: str | Path) -> xr.DataArray:
     >>> it = xact.open_rdms("it_rdms.h5")
     >>> mean = it.mean("rdm")
     """
-    return open_reference(path)
+    found = open_reference(path)
+    if "unit" not in found.dims:
+        return found
+    from xact.analysis.references.responses import compute_rdms
+
+    return compute_rdms(found).assign_attrs(reference=found.attrs["reference"])
 
 
 def open_reference(path: str | Path) -> xr.DataArray:

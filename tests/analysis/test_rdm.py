@@ -254,7 +254,7 @@ def test_a_path_a_lazy_array_and_loaded_ones_give_the_same_bits(store):
     acts = xact.open_activations(store)
     assert rdms.dims == ("model", "layer", "stimulus", "stimulus_")
     for same in (acts, acts.load(), xr.open_zarr(store)["activations"] if "model" in xr.open_zarr(store) else acts):
-        assert xact.rdm(same).values.tobytes() == rdms.values.tobytes()
+        assert xact.rdm(same).sel(layer=rdms.layer).values.tobytes() == rdms.values.tobytes()
     with dask.config.set(scheduler="synchronous"):
         assert xact.rdm(acts.transpose("unit", "layer", "replicate", "stimulus", "model")).identical(rdms)
     assert np.isnan(rdms.sel(model="A", layer="h")).all()

@@ -18,11 +18,11 @@ import xarray as xr
 import zarr
 from rsatoolbox.io.meadows import load_rdms
 from rsatoolbox.rdm import RDMs
-from scipy.spatial.distance import squareform
+from scipy.spatial.distance import pdist, squareform
 
 from xact.analysis.references import base
 from xact.analysis.references.open_rdms import open_rdms
-from xact.errors import NoStoreError, RequestError, StoreError
+from xact.errors import NoStoreError, RequestError, StoreError, XactError
 
 NAMES = ["cat", "dog", "073", "été", "NA", "a b"]
 ASCII = ["cat", "dog", "073", "ete", "NA", "a b"]
@@ -208,6 +208,16 @@ def test_mat_of_structs_gives_their_names(tmp_path):
     assert found["rdm"].values.tolist() == found["name"].values.tolist() == ["s0", "s1", "s2"]
 
 
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_numbers_of_mat_equal_those_of_scipy(tmp_path, dtype, is_compressed):
+    values = (draw_square()[0] * 50).astype(dtype)
+    scipy.io.savemat(tmp_path / "a.mat", {"rdm": values, "x": {"y": 1}, "n": 3}, do_compression=is_compressed)
+    theirs = scipy.io.loadmat(tmp_path / "a.mat")
+    np.testing.assert_array_equal(open_rdms(tmp_path / "a.mat").values[0], theirs["rdm"])
+    assert theirs["rdm"].dtype == dtype
+
+
 def write_text(file: h5py.File, path: str, text: str) -> h5py.Dataset:
     file[path] = np.array([[ord(letter)] for letter in text], dtype=np.uint16)
     file[path].attrs["MATLAB_class"] = np.bytes_("char")
@@ -239,7 +249,7 @@ def test_mat_of_version_73_reads_arrays_structs_and_cells(tmp_path):
 
 
 def test_mat_that_is_compressed_too_well_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("xact.analysis.references.matlab.MAX_NBYTES", 2**22)
+    monkeypatch.setattr("xact.analysis.references.mat5.MAX_NBYTES", 2**22)
     monkeypatch.setattr(base, "MAX_NBYTES", 2**22)
     data = zlib.compress(b"\0" * 2**24)
     head = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x100) + b"IM"
@@ -382,6 +392,107 @@ def test_zarr_that_declares_more_than_it_holds_is_refused(tmp_path):
     dims = ("stimulus", "stimulus_")
     made.create_array("dissimilarity", shape=(10**5, 10**5), chunks=(10, 10), dtype="f8", dimension_names=dims)
     assert_refused(tmp_path / "a.zarr", "declares 80000000000 bytes")
+
+
+# ---- responses
+
+
+def draw_responses(**extra: int) -> xr.DataArray:
+    dims = [*extra, "stimulus", "voxel"]
+    values = np.random.default_rng(0).normal(size=[*extra.values(), N, 20])
+    coords = {"stimulus": NAMES, "condition": ("stimulus", list("aabbcc"))}
+    coords |= {dim: [f"{dim}{i}" for i in range(n)] for dim, n in extra.items() if dim != "replicate"}
+    return xr.DataArray(values, coords, dims, name="betas")
+
+
+@UNSTABLE
+@pytest.mark.parametrize("suffix", ["nc", "zarr", "csv"])
+def test_responses_of_units_become_the_rdm_of_scipy(tmp_path, suffix):
+    made = draw_responses()
+    file = tmp_path / f"betas.{suffix}"
+    if suffix == "csv":
+        made.to_pandas().to_csv(file)
+    elif suffix == "nc":
+        made.to_netcdf(file, engine="h5netcdf")
+    else:
+        made.to_zarr(file, consolidated=False)
+    found = open_rdms(file)
+    assert found.dims == ("rdm", "stimulus", "stimulus_")
+    np.testing.assert_allclose(found.values[0], squareform(pdist(made.values, "correlation")), atol=1e-12)
+    assert found["stimulus_"].values.tolist() == NAMES
+    assert suffix == "csv" or found["condition_"].values.tolist() == list("aabbcc")
+
+
+def test_subjects_have_their_own_units_and_replicates_are_averaged(tmp_path):
+    made = draw_responses(subject=3, replicate=2)
+    made[1, :, :, 15:] = np.nan  # this subject has fewer voxels
+    made = made.assign_coords(age=("subject", [20, 30, 40]))
+    made.to_netcdf(tmp_path / "betas.nc", engine="h5netcdf")
+    found = open_rdms(tmp_path / "betas.nc")
+    assert found["rdm"].values.tolist() == ["subject0", "subject1", "subject2"]
+    assert found["age"].values.tolist() == [20, 30, 40]
+    for i, n_voxels in enumerate([20, 15, 20]):
+        mean = made.values[i, :, :, :n_voxels].mean(axis=0)
+        np.testing.assert_allclose(found.values[i], squareform(pdist(mean, "correlation")), atol=1e-12)
+
+
+def test_a_table_of_replicates_is_averaged(tmp_path):
+    made = draw_responses(replicate=2)
+    rows = [(name, r, *made.values[r, i]) for i, name in enumerate(NAMES) for r in range(2)]
+    units = [f"v{i}" for i in range(20)]
+    table = pd.DataFrame(rows, columns=["stimulus", "replicate", *units])
+    table.to_csv(tmp_path / "betas.csv", index=False)
+    expected = squareform(pdist(made.values.mean(axis=0), "correlation"))
+    np.testing.assert_allclose(open_rdms(tmp_path / "betas.csv").values[0], expected, atol=1e-12)
+    table[:-1].to_csv(tmp_path / "b.csv", index=False)
+    assert_refused(tmp_path / "b.csv", "6 stimuli in 2 replicates are not its 11 rows")
+
+
+def test_responses_without_labels_have_rdms_without_labels(tmp_path):
+    draw_responses().drop_vars("stimulus").to_netcdf(tmp_path / "betas.nc", engine="h5netcdf")
+    assert "stimulus" not in open_rdms(tmp_path / "betas.nc").coords
+
+
+# ---- damage
+
+
+def write_all(folder: Path) -> None:
+    """Write the same RDMs as every kind of file."""
+    descriptors = {"rdm_descriptors": {"subject": ["x", "y", "z"]}, "pattern_descriptors": {"conds": ASCII}}
+    RDMs(draw_pairs(), **descriptors).save(str(folder / "a.h5"), file_type="hdf5")
+    np.save(folder / "a.npy", draw_square())
+    np.savez_compressed(folder / "a.npz", rdm=draw_square(), ids=np.array(NAMES))
+    variables = {"rdm": np.moveaxis(draw_square(), 0, -1), "ids": np.array(NAMES, dtype=object)}
+    scipy.io.savemat(folder / "a.mat", variables, do_compression=True)
+    structs = np.zeros((1, 3), dtype=[("RDM", object), ("name", object)])
+    for i, square in enumerate(draw_square()):
+        structs[0, i] = (square, f"s{i}")
+    scipy.io.savemat(folder / "b.mat", {"RDMs": structs})
+    table = pd.DataFrame(draw_square()[0], NAMES, NAMES)
+    table.to_csv(folder / "a.csv")
+    table.to_parquet(folder / "a.parquet")
+    make_labelled().to_netcdf(folder / "a.nc", engine="h5netcdf")
+    make_labelled().to_netcdf(folder / "b.nc", engine="scipy")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_file_is_read_or_refused(tmp_path):
+    write_all(tmp_path)
+    rng = np.random.default_rng(0)
+    n_refused = 0
+    for file in sorted(tmp_path.iterdir()):
+        data = file.read_bytes()
+        for cut in rng.integers(2, size=20):
+            damaged = bytearray(data[: rng.integers(len(data))] if cut else data)
+            for at in rng.integers(min(len(data), 4000), size=0 if cut else 3):
+                damaged[at] = rng.integers(256)
+            file.write_bytes(damaged)
+            try:
+                open_rdms(file)
+            except XactError as error:
+                n_refused += 1
+                assert str(error).isprintable()  # noqa: PT017
+    assert n_refused > 100
 
 
 # ---- what is no RDM

@@ -31,6 +31,9 @@ from xact.analysis.select import (
 from xact.errors import RequestError, WorkError
 from xact.reading.catalog import Names
 
+NAME = "dissimilarity"
+"""Name of the array of RDMs."""
+
 DTYPES = ("float32", "float64")
 
 Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
@@ -346,7 +349,7 @@ def make_empty(chosen: Chosen, measure: Measure, dtype: str) -> xr.DataArray:
             hint="xact rdm writes them to disk; sample=5000, where or conditions choose fewer stimuli",
         ) from None
     values[labels["n_units"][1] == 0] = np.nan
-    return xr.DataArray(values, labels, dims, name="dissimilarity")
+    return xr.DataArray(values, labels, dims, name=NAME)
 
 
 def describe(measure: Measure, selection: Selection) -> dict[str, Any]:

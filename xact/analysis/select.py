@@ -26,6 +26,9 @@ MODEL_LABELS = ("base", "source", "weights", "seed", "trained", "family", "train
 LAYER_LABELS: Mapping[str, Any] = {"n_units": 0, "depth": np.nan, "depth_bin": 0, "layer_index": -1}
 """{label on (model, layer): its value if there is none}."""
 
+RESERVED = frozenset(("stimulus_", "n_constant", "dissimilarity"))
+"""Names that a label of the stimuli may not have."""
+
 N_NAMED = 3
 """Most examples in a message."""
 
@@ -246,6 +249,9 @@ def _find_labels(acts: xr.DataArray) -> dict[str, np.ndarray]:
     for name, label in acts.coords.items():
         if label.dims == ("stimulus",):
             found.setdefault(str(name), _make_plain(label.values))
+    taken = sorted(found.keys() & RESERVED)
+    if taken:
+        raise RequestError(f"the stimuli have a label {taken[0]!r}, which RDMs use themselves", hint="rename it")
     names, counts = np.unique(found["stimulus"], return_counts=True)
     if (counts > 1).any():
         twice = [str(name) for name in names[counts > 1]]

@@ -32,6 +32,9 @@ RDM_LABELS = ("rdm", "subject", "participant")
 NAMES = ("rdm", "rdms", "dissimilarity", "dissimilarities")
 """What the array of a file with several arrays may be called."""
 
+HDF5_DAMAGED = (OSError, RuntimeError, KeyError, ValueError)
+"""What h5py raises for damaged files."""
+
 Columns = Mapping[str, Any]
 """{name: labels along one dimension}."""
 

@@ -9,17 +9,14 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from xact.analysis.references.base import make_rdms, read_safely, refuse_large
+from xact.analysis.references.base import HDF5_DAMAGED, make_rdms, read_safely, refuse_large
 from xact.disk.hdf5_members import check_attributes, count_bytes, open_member, read_texts
 from xact.errors import RequestError
-
-DAMAGED = (OSError, RuntimeError, KeyError, ValueError)
-"""What h5py raises for damaged files."""
 
 
 def read_file(file: Path) -> xr.DataArray:
     """Read the RDMs that `rsatoolbox.rdm.RDMs.save` wrote."""
-    found: xr.DataArray = read_safely(lambda: _read(file), file, DAMAGED, kind="HDF5")
+    found: xr.DataArray = read_safely(lambda: _read(file), file, HDF5_DAMAGED, kind="HDF5")
     return found
 
 

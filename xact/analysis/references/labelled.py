@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xact.analysis.references.base import check_rdms, make_texts, read_safely, refuse_large, stack_rdms
+from xact.analysis.references.base import HDF5_DAMAGED, check_rdms, make_texts, read_safely, refuse_large, stack_rdms
 from xact.disk.hdf5_members import check_whole
 from xact.errors import RequestError
 
@@ -27,7 +27,7 @@ DIMS = "(stimulus, stimulus_) for dissimilarities, or (stimulus, unit) for respo
 UNIT_DIMS = ("unit", "voxel", "neuroid", "channel", "vertex")
 GROUPS = ("rdm", "subject", "participant", "session", "roi", "region")
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError, IndexError)
+DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, SystemError, MemoryError)
 """What xarray, zarr and h5netcdf raise for damaged or foreign files."""
 
 
@@ -36,7 +36,7 @@ def read_netcdf(file: Path) -> xr.DataArray:
     with file.open("rb") as stream:
         engine = "scipy" if stream.read(3) == b"CDF" else "h5netcdf"
     if engine == "h5netcdf":
-        read_safely(lambda: check_whole(file), file, (OSError, RuntimeError), kind="netCDF")
+        read_safely(lambda: check_whole(file), file, HDF5_DAMAGED, kind="netCDF")
     return _read(file, kind="netCDF", stored=file.stat().st_size, engine=engine, decode_times=False)
 
 

@@ -1,10 +1,8 @@
-"""`.mat`: Meadows (`rdmutv`, `stimuli`), structs `RDM` and `name`, or one array. v5 by scipy, v7.3 by h5py."""
+"""`.mat`: Meadows (`rdmutv`, `stimuli`), structs `RDM` and `name`, or one array. versions 5 and 7.3."""
 
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,10 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from xact.analysis.references.base import MAX_NBYTES, choose_array, make_rdms, read_safely, refuse_large
+from xact.analysis.references.base import HDF5_DAMAGED, choose_array, make_rdms, read_safely, refuse_large
+from xact.analysis.references.mat5 import load_variables
 from xact.disk.hdf5_members import check_attributes, open_member, open_path
 from xact.errors import RequestError
-
-DAMAGED = (OSError, RuntimeError, KeyError, ValueError, OverflowError, zlib.error)
-"""What scipy and h5py raise for damaged files."""
-
-COMPRESSED = 15
-"""Type of a compressed element of a v5 file."""
-
-PIECE_NBYTES = 2**20
 
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 """The extension of a picture: `.png`, `.jpg`, `.webp`; not the `.5` of `face_0.5`."""
@@ -35,16 +26,22 @@ Struct = Mapping[str, Any]
 def read_file(file: Path) -> xr.DataArray:
     """Read the RDMs of a `.mat` file of either version."""
     if h5py.is_hdf5(file):
-        variables: dict[str, Any] = read_safely(lambda: _load_hdf5(file), file, DAMAGED, kind="MATLAB v7.3")
+        variables: dict[str, Any] = read_safely(lambda: _load_hdf5(file), file, HDF5_DAMAGED, kind="MATLAB v7.3")
     else:
-        variables = _load_v5(file)
+        variables = load_variables(file)
     meadows = sorted(name for name in variables if name == "rdmutv" or name.startswith("rdmutv_"))
     if meadows:
         return _make_meadows(variables, meadows, file)
-    structs = {name: value for name, value in variables.items() if isinstance(value, list)}
+    structs = {name: value for name, value in variables.items() if _has_rdms(value)}
     if structs:
         return _make_structs(structs, file)
-    return choose_array({name: _order_axes(values) for name, values in variables.items()}, file)
+    arrays = {name: _order_axes(value) for name, value in variables.items() if isinstance(value, np.ndarray)}
+    return choose_array(arrays, file)
+
+
+def _has_rdms(value: object) -> bool:
+    """Return True for an array of structs with the field `RDM`."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one.get("RDM"), np.ndarray) for one in value)
 
 
 def _order_axes(values: np.ndarray) -> np.ndarray:
@@ -81,12 +78,11 @@ def _make_meadows(variables: Mapping[str, Any], names: list[str], file: Path) ->
 
 def _make_structs(structs: Mapping[str, list[Struct]], file: Path) -> xr.DataArray:
     """Return the RDMs of an array of structs with the fields `RDM` and `name`."""
-    fitting = {name: items for name, items in structs.items() if items and all("RDM" in one for one in items)}
-    if len(fitting) != 1:
-        names = ", ".join([*(fitting or structs)][:8])
+    if len(structs) != 1:
+        names = ", ".join([*structs][:8])
         raise RequestError(f"{file}: one array of structs with the field 'RDM' is wanted, found {names}")
-    (items,) = fitting.values()
-    parts = [make_rdms(_order_axes(np.asarray(one["RDM"])), file).values for one in items]
+    (items,) = structs.values()
+    parts = [make_rdms(_order_axes(one["RDM"]), file).values for one in items]
     if len({part.shape for part in parts}) > 1:
         raise RequestError(f"{file}: its RDMs have different shapes, {parts[0].shape[1:]} first")
     texts = [_take_text(one.get("name")) for one in items]
@@ -97,65 +93,6 @@ def _make_structs(structs: Mapping[str, list[Struct]], file: Path) -> xr.DataArr
 def _take_text(value: object) -> str:
     texts = np.atleast_1d(np.asarray(value)).tolist()
     return texts[0] if len(texts) == 1 and isinstance(texts[0], str) else ""
-
-
-# ---- v5
-
-
-def _load_v5(file: Path) -> dict[str, Any]:
-    """Return {variable: array of numbers, of texts, or list of structs} of a v5 file."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    _check_v5(file)
-    errors = (MatReadError, *DAMAGED, TypeError, NotImplementedError, MemoryError, IndexError, AttributeError)
-    found = read_safely(lambda: loadmat(file, chars_as_strings=True), file, errors, kind="MATLAB v5")
-    variables = {name: _simplify(value) for name, value in found.items() if not name.startswith("__")}
-    return {name: value for name, value in variables.items() if value is not None}
-
-
-def _check_v5(file: Path) -> None:
-    """Refuse a file that is not v5, and one whose compressed elements hold too much; they are counted, not kept."""
-    nbytes = 0
-    with file.open("rb") as stream:
-        head = stream.read(128)
-        if len(head) < 128 or head[126:128] not in (b"IM", b"MI"):
-            raise RequestError(f"{file} is not a MATLAB file of version 5 or 7.3", hint="save('FILE.mat', '-v7')")
-        order = "<" if head[126:128] == b"IM" else ">"
-        while tag := stream.read(8):
-            kind, length = struct.unpack(f"{order}II", tag) if len(tag) == 8 else (0, 0)
-            end = stream.tell() + length
-            if kind == COMPRESSED:
-                nbytes += _count_inflated(stream.read(min(length, file.stat().st_size)), MAX_NBYTES - nbytes)
-                refuse_large(nbytes, file)
-            stream.seek(end)
-
-
-def _count_inflated(data: bytes, most: int) -> int:
-    """Return the bytes of a compressed element, counted until they pass `most`."""
-    inflater, nbytes = zlib.decompressobj(), 0
-    while data and nbytes <= most and not inflater.eof:
-        try:
-            nbytes += len(inflater.decompress(data, PIECE_NBYTES))
-        except zlib.error:
-            return nbytes  # loadmat says what is wrong
-        data = inflater.unconsumed_tail
-    return nbytes
-
-
-def _simplify(value: Any) -> Any:  # noqa: ANN401  whatever scipy gives
-    """Return numbers, texts (text), a list of structs, or None for what holds no RDM: cells of arrays, objects."""
-    if not isinstance(value, np.ndarray):
-        return None
-    if value.dtype.names is not None:
-        return [{name: _simplify(one[name]) for name in value.dtype.names} for one in value.reshape(-1)]
-    if value.dtype.kind == "U":
-        return value.reshape(-1)
-    if value.dtype.kind == "O":
-        cells = [one for one in value.reshape(-1) if isinstance(one, np.ndarray) and one.dtype.kind == "U"]
-        texts = [one.reshape(-1)[0] for one in cells if one.size == 1]
-        return np.array(texts, dtype=str) if texts and len(texts) == value.size else None
-    return value if value.dtype.kind in "fiub" else None
 
 
 # ---- v7.3
@@ -184,7 +121,7 @@ class _Budget:
         return np.asarray(dataset[()]).T
 
 
-def _read_variable(member: h5py.HLObject, left: _Budget) -> Any:  # noqa: ANN401  the same as _simplify
+def _read_variable(member: h5py.HLObject, left: _Budget) -> Any:  # noqa: ANN401  as load_variables gives it
     if isinstance(member, h5py.Group):
         return _read_structs(member, left)
     kind = _find_class(member)

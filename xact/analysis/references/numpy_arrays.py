@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -46,7 +47,7 @@ def _read_array(stream: IO[bytes], file: Path, name: str, nbytes: int) -> np.nda
         version = npy.read_magic(stream)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, is_fortran, dtype = read_header(stream)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TokenError) as error:
         raise RequestError(f"{file}: {name} is not an array of numpy: {error}") from None
     if dtype.hasobject:
         raise RequestError(f"{file}: {name} holds pickled objects: reading them can run code", hint=NO_PICKLE)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from xact.analysis.references.base import HDF5_DAMAGED, read_safely
 from xact.disk.paths import expand_path
 from xact.errors import NoStoreError, RequestError, make_nearest_text
 
@@ -33,6 +34,8 @@ def open_rdms(path: str | Path) -> xr.DataArray:
     path : str or Path
         HDF5 of rsatoolbox (`.h5`, `.hdf5`), Zarr of xact, netCDF, a table (`.csv`, `.tsv`, `.parquet`: a square with
         ids in its first line and first column, or columns a, b, value), `.npy`, `.npz`, `.mat` (also of Meadows).
+        Responses (stimulus, unit), perhaps also replicate and subject, in netCDF, Zarr or a table with a row for each
+        stimulus, become correlation RDMs by `rdm`.
 
     Returns
     -------
@@ -56,7 +59,12 @@ def open_rdms(path: str | Path) -> xr.DataArray:
     >>> it = xact.open_rdms("it_rdms.h5")
     >>> mean = it.mean("rdm")
     """
-    return open_reference(path)
+    found = open_reference(path)
+    if "unit" not in found.dims:
+        return found
+    from xact.analysis.references.responses import compute_rdms
+
+    return compute_rdms(found).assign_attrs(reference=found.attrs["reference"])
 
 
 def open_reference(path: str | Path) -> xr.DataArray:
@@ -73,7 +81,7 @@ def open_reference(path: str | Path) -> xr.DataArray:
         raise NoStoreError(f"there is no reference {str(file)!r}{make_nearest_text(file.name, names)}")
     if file.is_dir():
         suffix = "zarr"
-    elif suffix in ("h5", "hdf5") and _is_netcdf(file):
+    elif suffix in ("h5", "hdf5") and read_safely(lambda: _is_netcdf(file), file, HDF5_DAMAGED, kind="HDF5"):
         suffix = "nc"
     found = next((reader for names, reader in READERS.items() if suffix in names.split()), None)
     if found is None or file.is_dir() != (suffix == "zarr"):

@@ -212,13 +212,13 @@ def _load_parquet(file: Path) -> _Table:
         opened = pyarrow.parquet.ParquetFile(file)
         found = opened.metadata
         refuse_large(8 * found.num_rows * found.num_columns, file)
-        return opened.read()
+        table = opened.read()
+        names = [str(name) for name in table.column_names]
+        return table, names, [name for name in names if name.startswith("__index_level_") or name in _find_index(table)]
 
-    table = read_safely(load, file, (pyarrow.ArrowException, OSError), kind="parquet")
-    names = [str(name) for name in table.column_names]
-    index = [name for name in names if name.startswith("__index_level_") or name in _find_index(table)]
+    table, names, index = read_safely(load, file, (pyarrow.ArrowException, OSError, ValueError), kind="parquet")
     order = sorted(range(len(names)), key=lambda at: (names[at] not in index, at))
-    columns = [table.column(at).to_pylist() for at in order]
+    columns = [read_safely(table.column(at).to_pylist, file, (ValueError,), kind="parquet") for at in order]
     is_place = bool(index) and columns[0] == list(range(len(columns[0]))) and len(columns) - 1 != len(columns[0])
     kept = slice(int(is_place), None)  # an index without labels
     return _Table(file, [names[at] for at in order][kept], columns[kept])

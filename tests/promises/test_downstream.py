@@ -1,0 +1,119 @@
+"""The analyses that followed the two older programs, as recipes: on small stores whose answers are known."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.spatial.distance import pdist
+from support.recipes import load_script
+from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
+
+import xact
+
+LAYERS = {f"layer{i}": [30] for i in range(5)}
+N_SETS, N_VIEWS = 6, 4
+
+
+def write_views(folder: Path) -> Path:
+    """A store of 6 objects in 4 views, alone and among leaves."""
+    n = 2 * N_SETS * N_VIEWS
+    objects = [f"object{row % (n // 2) // N_VIEWS}" for row in range(n)]
+    table = make_table(n, conditions=("plain", "leaves"), object=objects)
+    plan = make_store_plan([make_model("A", LAYERS), make_model("B", LAYERS)], table, layout="cube", n_replicates=2)
+    write_store(folder / "views.zarr", plan, partial(draw_values, n_replicates=2))
+    return folder / "views.zarr"
+
+
+def list_pairs(store: Path) -> pd.DataFrame:
+    """The pairs within an object, from the RDMs, in the form of `xact rdm --within`."""
+    rdms = xact.rdm(store)
+    names = rdms["stimulus"].values
+    i, j = np.triu_indices(len(names), 1)
+    i, j = (side[rdms["object"].values[i] == rdms["object"].values[j]] for side in (i, j))
+    parts = []
+    for model in rdms["model"].values:
+        for layer in rdms["layer"].values:
+            one = rdms.sel(model=model, layer=layer)
+            table = {
+                "model": model,
+                "layer": layer,
+                "depth_bin": int(one["depth_bin"]),
+                "object": one["object"].values[i],
+            }
+            table |= {"condition": one["condition"].values[i], "condition_": one["condition"].values[j]}
+            table |= {"stimulus": names[i], "stimulus_": names[j], "dissimilarity": one.values[i, j]}
+            parts.append(pd.DataFrame(table))
+    return pd.concat(parts)
+
+
+def test_distances_of_pairs_within_a_set_are_averaged_by_depth_and_condition(tmp_path):
+    script = load_script("depth_bins")
+    store = write_views(tmp_path)
+    means = script.average_pairs(list_pairs(store), "object").set_index(["model", "depth_bin", "condition", "object"])
+    assert len(means) == 2 * 5 * 2 * N_SETS
+    acts = xact.open_layer(store, "A", "layer3").mean("replicate").compute().astype(float)
+    chosen = acts[(acts["object"] == "object2").values & (acts["condition"] == "leaves").values]
+    assert chosen.sizes["stimulus"] == N_VIEWS
+    expected = pdist(chosen.values, "correlation").mean()
+    assert means.loc[("A", int(acts["depth_bin"]), "leaves", "object2"), "distance"] == pytest.approx(expected)
+
+
+def test_the_command_and_the_recipe_go_together(tmp_path, monkeypatch):
+    store = write_views(tmp_path)
+    list_pairs(store).to_csv(tmp_path / "pairs.csv", index=False)
+    words = f"depth_bins.py {tmp_path}/pairs.csv --set object --conditions plain leaves --output {tmp_path}/bins.csv"
+    monkeypatch.setattr(sys, "argv", words.split())
+    load_script("depth_bins").main()
+    found = pd.read_csv(tmp_path / "bins.csv")
+    assert found.columns.tolist() == "model depth_bin difference t p p_max n_sets n_exchanges".split()
+    assert len(found) == 10
+    assert set(found["n_exchanges"]) == {2**N_SETS}
+    assert (found["p_max"] >= found["p"]).all()
+    assert found["p"].min() >= 2 / 2**N_SETS
+
+
+def make_means(rng: np.random.Generator, n_sets: int, effect: float, n_bins: int = 4) -> pd.DataFrame:
+    """Mean distances of sets that differ from each other, alike at all depths, as those of one network do."""
+    noise = rng.normal(size=(2, n_sets, 1)) + 0.5 * rng.normal(size=(2, n_sets, n_bins))
+    noise[0, :, 2] += effect
+    index = pd.MultiIndex.from_product([["plain", "leaves"], [f"o{i}" for i in range(n_sets)], range(n_bins)])
+    table = pd.DataFrame({"distance": noise.ravel()}, index.set_names(["condition", "object", "depth_bin"]))
+    return table.reset_index().assign(model="A")
+
+
+@pytest.mark.parametrize("n_sets", [8, 16])
+def test_the_permutation_test_finds_no_difference_in_noise_more_often_than_it_says(n_sets):
+    script = load_script("depth_bins")
+    rng = np.random.default_rng(0)
+    found = [
+        script.compare_conditions(make_means(rng, n_sets, 0), "object", "plain", "leaves", permutations=199)
+        for _ in range(200)
+    ]
+    rate = np.mean([one["p_max"].min() <= 0.05 for one in found])  # the whole profile: any depth
+    assert rate <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 200)
+    assert np.mean([one["p"].iloc[0] <= 0.25 for one in found]) == pytest.approx(0.25, abs=0.07)
+
+
+def test_the_permutation_test_finds_a_difference_where_it_is():
+    script = load_script("depth_bins")
+    means = make_means(np.random.default_rng(1), 16, 4)
+    found = script.compare_conditions(means, "object", "plain", "leaves", permutations=999)
+    assert found["p_max"].idxmin() == 2
+    assert found["p_max"].min() == 1 / 1000
+    swapped = script.compare_conditions(means, "object", "leaves", "plain", permutations=999)
+    np.testing.assert_allclose(swapped["difference"], -found["difference"])
+    np.testing.assert_array_equal(swapped["p"], found["p"])
+
+
+def test_the_permutation_test_refuses_what_it_cannot_test():
+    script = load_script("depth_bins")
+    means = make_means(np.random.default_rng(1), 4, 0)
+    with pytest.raises(SystemExit, match="no condition 'leafs'"):
+        script.compare_conditions(means, "object", "plain", "leafs")
+    with pytest.raises(SystemExit, match="1 sets have both conditions"):
+        script.compare_conditions(means[means["object"] == "o1"], "object", "plain", "leaves")

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact.analysis.compare import compare
     from xact.analysis.label_rdm import label_rdm
     from xact.analysis.rdm import rdm
     from xact.analysis.references.open_rdms import open_rdms
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Recipe",
     "build",
+    "compare",
     "drop",
     "extract",
     "from_rsatoolbox",
@@ -56,6 +58,7 @@ __all__ = [
 _HOMES = {
     "Recipe": "xact.recipe.schema",
     "build": "xact.building.api",
+    "compare": "xact.analysis.compare",
     "drop": "xact.building.drop",
     "extract": "xact.building.extract",
     "from_rsatoolbox": "xact.analysis.rsatoolbox_objects",

@@ -75,8 +75,15 @@ def test_the_overlap_is_the_mean_share_of_common_neighbours():
     x, y = rng.standard_normal((30, 5)), rng.standard_normal((30, 5))
     near, other = find_neighbours(x @ x.T), find_neighbours(y @ y.T)
     expected = np.mean([len({*a} & {*b}) / 10 for a, b in zip(near.tolist(), other.tolist(), strict=True)])
-    assert overlap(near, other) == pytest.approx(expected, abs=1e-15)
-    assert overlap(near, near) == 1
+    np.testing.assert_allclose(overlap(near, [other, near]), [expected, 1], rtol=0, atol=1e-15)
+
+
+def test_the_overlap_is_the_same_in_any_blocks(monkeypatch):
+    x, y = np.random.default_rng(0).standard_normal((2, 30, 5))
+    near, other = find_neighbours(x @ x.T), find_neighbours(y @ y.T)
+    whole = overlap(near, [other])
+    monkeypatch.setattr("xact.analysis.similarity.TABLE_NBYTES", 200)
+    np.testing.assert_array_equal(overlap(near, [other]), whole)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -85,7 +92,7 @@ def test_chance_and_spread_are_those_of_all_permutations(seed):
     n, k = 6, 2
     x, y = rng.standard_normal((2, n, 4))
     near, other = find_neighbours(x @ x.T, k), find_neighbours(y @ y.T, k)
-    every = [overlap(near, permute_neighbours(other, np.array(p))) for p in itertools.permutations(range(n))]
+    every = overlap(near, [permute_neighbours(other, np.array(p)) for p in itertools.permutations(range(n))])
     assert np.mean(every) == pytest.approx(k / (n - 1), abs=1e-12)
     found = find_null_sd(count_patterns(near), count_patterns(other), n=n, k=k)
     assert found == pytest.approx(np.std(every), abs=1e-12)

@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +140,12 @@ def run_all(jobs: Iterable[Callable[[], None]]) -> None:
             return
         for done in [_get_workers(os.getpid()).submit(job) for job in waiting]:
             done.result()
+
+
+def limit_blas() -> AbstractContextManager[object]:
+    """Let BLAS run with one thread meanwhile, so that its sums are the same bits anywhere."""
+    limited: AbstractContextManager[object] = _find_blas().limit(limits=1, user_api="blas")
+    return limited
 
 
 @functools.cache

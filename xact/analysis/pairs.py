@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from xact.errors import RequestError
+
+TOLERANCE = 1e-6
+"""Largest difference between the halves of an RDM, relative to its largest value."""
+
+BLOCK = 1024
+"""Rows that are looked at together."""
+
 
 def count_pairs(n_stimuli: int) -> int:
     """Return the number of pairs of different stimuli."""
@@ -43,3 +51,32 @@ def weigh_pairs(multiplicities: np.ndarray) -> np.ndarray:
 def permute_pairs(pairs: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return vectors (rdm, pair) of RDMs whose rows and columns are both taken in this `order`."""
     return np.stack([take_pairs(make_square(one, len(order)), order) for one in pairs])
+
+
+def find_undefined(square: np.ndarray, what: str) -> np.ndarray:
+    """Return True for each stimulus whose pairs are all NaN, as of a constant pattern. Refuse other NaN or infinity."""
+    n = len(square)
+    bad = np.array([np.count_nonzero(~np.isfinite(row)) for row in square]) - ~np.isfinite(np.diagonal(square))
+    undefined: np.ndarray = bad >= n - 1
+    odd = np.flatnonzero(~undefined & (bad != np.count_nonzero(undefined)))
+    if odd.size:
+        raise RequestError(
+            f"{what}: row {odd[0] + 1} of the RDM has {bad[odd[0]]} pairs that are NaN or infinite",
+            hint="leave these stimuli out",
+        )
+    return undefined
+
+
+def check_symmetric(square: np.ndarray, what: str) -> None:
+    """Refuse an RDM whose halves differ, or whose diagonal is of ones."""
+    limit = TOLERANCE * max((np.nanmax(np.abs(row), initial=0) for row in square), default=0)
+    for start in range(0, len(square), BLOCK):
+        rows = slice(start, start + BLOCK)
+        if (np.abs(square[rows] - square[:, rows].T) > limit).any():
+            raise RequestError(
+                f"{what}: the RDM is not symmetric", hint="average it with its transpose, if it should be"
+            )
+    if np.all(np.abs(np.diagonal(square) - 1) <= TOLERANCE):
+        raise RequestError(
+            f"{what}: the RDM has a diagonal of ones: these look like similarities", hint="give 1 - them"
+        )

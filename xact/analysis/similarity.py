@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from xact.analysis.pairs import take_pairs
@@ -11,6 +13,9 @@ N_NEIGHBOURS = 10
 
 BLOCK = 512
 """Rows of stimuli that are looked at together."""
+
+TABLE_NBYTES = 2**26
+"""Bytes of the table of neighbours that others are looked up in."""
 
 
 def center_gram(gram: np.ndarray) -> np.ndarray:
@@ -56,11 +61,18 @@ def find_neighbours(gram: np.ndarray, k: int = N_NEIGHBOURS) -> np.ndarray:
     return near
 
 
-def overlap(near: np.ndarray, other: np.ndarray) -> float:
-    """Return the mean share of the k nearest stimuli that two layers have in common."""
+def overlap(near: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean share of its k nearest stimuli that a layer has in common with each of the others."""
     n, k = near.shape
-    rows = np.arange(n)[:, None] * n
-    return float(np.intersect1d(rows + near, rows + other, assume_unique=True).size / (n * k))
+    common = np.zeros(len(others))
+    n_rows = max(1, TABLE_NBYTES // n)
+    for start in range(0, n, n_rows):
+        rows = slice(start, start + n_rows)
+        here = np.arange(len(near[rows]))[:, None]
+        table = np.zeros((len(here), n), dtype=bool)
+        table[here, near[rows]] = True
+        common += [np.count_nonzero(table[here, other[rows]]) for other in others]
+    return np.asarray(common / (n * k))
 
 
 def permute_neighbours(near: np.ndarray, order: np.ndarray) -> np.ndarray:

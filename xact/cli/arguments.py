@@ -12,6 +12,7 @@ import xact
 from xact.cli.commands import (
     run_build,
     run_caption,
+    run_compare,
     run_drop,
     run_export,
     run_import,
@@ -83,6 +84,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
+    compare = add("compare", run_compare, "Score layers against reference RDMs or labels, or against each other.")
+    add_compare_options(compare)
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
     drop = add("drop", run_drop, "Take models or stimuli out of a store; without --yes, only say what would go.")
@@ -144,6 +147,30 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
         "--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[], help="any other keys"
     )
     command.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
+
+
+def add_compare_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `xact compare`."""
+    command.add_argument("source", metavar="RDMS|STORE", help="an RDM store, or a store: its RDMs are not kept")
+    command.add_argument("--to", metavar="REFERENCE", nargs="+", action="extend", help="files of RDMs or of responses")
+    command.add_argument("--labels", metavar="COLUMN", nargs="+", action="extend", help="`orientation:360` is circular")
+    command.add_argument("--output", metavar="FILE", required=True, help="a .csv, .parquet or .zarr")
+    command.add_argument("--method", metavar="M", help="default rho-a; an unknown one lists all")
+    command.add_argument(
+        "--key", metavar="stimulus|stem|COLUMN", default="stimulus", help="what references call stimuli"
+    )
+    command.add_argument("--order", metavar="store|FILE", help="the rows of references without labels")
+    command.add_argument("--bootstrap", choices=["none", "stimuli", "subjects", "both"], default="none")
+    command.add_argument("--samples", metavar="N", type=int, default=1000, help="of the bootstrap; default 1000")
+    command.add_argument("--permutations", metavar="N", type=int, default=0, help="of the reference; default 0")
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of samples, permutations and halves")
+    command.add_argument(
+        "--control", metavar="REFERENCE|COLUMN", nargs="+", action="extend", help="what is taken out first (partial)"
+    )
+    command.add_argument(
+        "--choose-layer", action="store_true", help="choose the best layer on one half of the stimuli, score the other"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:

@@ -64,14 +64,18 @@ def choose_tile(n: int) -> int:
     return min(largest, max(smallest, n // 3 // smallest * smallest))
 
 
-def cut_square(matrix: np.ndarray) -> list[Tile]:
-    """Return the tiles on and above the diagonal of a square matrix, as views into it."""
+def cut_square(matrix: np.ndarray, stimuli: np.ndarray | None = None) -> list[Tile]:
+    """Return the tiles on and above the diagonal of a square matrix, as views into it.
+
+    `stimuli` are the positions of its rows and columns; None if these are all stimuli, in order.
+    """
     size = choose_tile(len(matrix))
     cuts = [slice(first, min(first + size, len(matrix))) for first in range(0, len(matrix), size)]
+    places: Sequence[Rows] = cuts if stimuli is None else [stimuli[cut] for cut in cuts]
     return [
-        Tile(rows, columns, matrix[rows, columns], rows is columns)
-        for i, rows in enumerate(cuts)
-        for columns in cuts[i:]
+        Tile(places[i], places[j], matrix[cuts[i], cuts[j]], i == j)
+        for i in range(len(cuts))
+        for j in range(i, len(cuts))
     ]
 
 

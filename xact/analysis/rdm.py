@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from xact.analysis.distances import LayerSums, compute_distances, count_passes
-from xact.analysis.gram import cut_square, list_blocks, mirror, read_ahead
+from xact.analysis.gram import Tile, cut_square, list_blocks, mirror, read_ahead
 from xact.analysis.measure import FORMULAS, Measure, make_measure
 from xact.analysis.select import (
     LAYER_LABELS,
@@ -229,15 +229,24 @@ def compute_rdm(
         made = np.empty((patterns.n_replicates, n, n) if is_each else (n, n))
     squares = made if is_each else made[None]
     tiles = [cut_square(square) for square in squares]
-    sums = LayerSums(measure, patterns.n_units, n, patterns.n_replicates, tiles)
-    n_blocks = len(list_blocks(n * patterns.n_replicates, patterns.n_units))
-    undefined = compute_distances(sums, n_blocks, blocks).any(axis=0)
-    check_noise(sums, patterns)
+    undefined, n_noiseless = fill_tiles(patterns, measure, blocks, tiles)
     for one, square in zip(tiles, squares, strict=True):
         mirror(one, square)
     names = tuple(str(name) for name in patterns.stimuli[undefined])
     values = made if n == len(stimuli) else spread(made, np.isin(stimuli, patterns.stimuli))
-    return LayerRdm(patterns.model, patterns.layer, values, names, sums.n_noiseless)
+    return LayerRdm(patterns.model, patterns.layer, values, names, n_noiseless)
+
+
+def fill_tiles(
+    patterns: LayerPatterns, measure: Measure, blocks: Iterator[np.ndarray], tiles: Sequence[Sequence[Tile]]
+) -> tuple[np.ndarray, int]:
+    """Fill the tiles of a layer. Return which stimuli are undefined, and the number of units without noise."""
+    n = len(patterns.rows)
+    sums = LayerSums(measure, patterns.n_units, n, patterns.n_replicates, tiles)
+    n_blocks = len(list_blocks(n * patterns.n_replicates, patterns.n_units))
+    undefined = compute_distances(sums, n_blocks, blocks).any(axis=0)
+    check_noise(sums, patterns)
+    return np.asarray(undefined), sums.n_noiseless
 
 
 def spread(values: np.ndarray, kept: np.ndarray) -> np.ndarray:

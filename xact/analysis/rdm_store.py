@@ -38,6 +38,7 @@ from xact.analysis.rdm_plan import Layer, PlannedRdms, check_output
 from xact.disk.digest import hash_file
 from xact.disk.durable import (
     Written,
+    _disk_errors,
     append_line,
     make_folder,
     parse_json,
@@ -137,8 +138,7 @@ def settle(planned: PlannedRdms) -> None:
     """Put back what --overwrite had moved away when it was killed before the new store was in its place."""
     old = planned.work / "old"
     if old.is_dir() and not os.path.lexists(planned.output):
-        old.replace(planned.output)
-        sync_folder(planned.output.parent)
+        rename(old, planned.output)
     remove_folder(old)
 
 
@@ -275,8 +275,14 @@ def put_in_place(planned: PlannedRdms) -> None:
     """Rename the whole store to its name, and remove the folder of the work."""
     sync_folder(planned.new)
     if os.path.lexists(planned.output):
-        planned.output.replace(planned.work / "old")
-        sync_folder(planned.work)
-    planned.new.replace(planned.output)
-    sync_folder(planned.output.parent)
+        rename(planned.output, planned.work / "old")
+    rename(planned.new, planned.output)
     remove_folder(planned.work)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Give a folder another name, and make both names durable."""
+    with _disk_errors(to):
+        path.replace(to)
+    for folder in (to.parent, path.parent):
+        sync_folder(folder)

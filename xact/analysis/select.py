@@ -324,4 +324,4 @@ def _check_present(chosen: Chosen, *, allow_missing: bool) -> None:
     few = [label for label, has in zip(chosen.models, chosen.present, strict=True) if has.sum() < MIN_STIMULI]
     if few:
         raise StoreError(f"model {few[0]!r} has fewer than {MIN_STIMULI} of the chosen rows", hint="leave it out")
-    chosen.warnings.append(f"{found}: their dissimilarities are NaN")
+    chosen.warnings.append(f"{found}: they have no dissimilarities")

@@ -23,6 +23,7 @@ from xact.cli.commands import (
     run_schema,
     run_verify,
 )
+from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
 from xact.errors import make_one_line
 
@@ -107,6 +108,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     imports.add_argument("--store", metavar="PATH", required=True, help="folder of the store to make")
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
+    rdm = add("rdm", run_rdm, "Write the dissimilarities of all pairs of stimuli, for each model and layer of a store.")
+    add_rdm_options(rdm)
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -192,3 +195,36 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")
     command.add_argument("--per-layer", action="store_true", help="pt: one file for each layer, of any width")
+
+
+def add_rdm_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `xact rdm`."""
+    command.add_argument("store", metavar="STORE", help="folder of a store")
+    command.add_argument("--output", metavar="RDMS", required=True, help="the store of RDMs; with --within a .csv file")
+    command.add_argument(
+        "--method",
+        choices=["correlation", "cosine", "euclidean", "crossnobis"],
+        default="correlation",
+        help="default correlation",
+    )
+    command.add_argument(
+        "--replicates",
+        choices=["mean", "each", "cross", "0"],
+        help="average patterns first; one RDM each; between different ones; the first alone. default mean",
+    )
+    command.add_argument("--noise", choices=["none", "diag"], default="none", help="crossnobis: divide by the noise")
+    command.add_argument(
+        "--units", choices=["raw", "center", "zscore"], default="raw", help="what is done to each unit first"
+    )
+    command.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--where", metavar="EXPR", help='labels of stimuli, as in a recipe: "rating > 3"')
+    command.add_argument("--sample", metavar="N", type=int, help="draw N of the chosen stimuli")
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of the sample; default 0")
+    command.add_argument("--within", metavar="COLUMN", help="only pairs that share this label, as a long CSV file")
+    command.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default float32")
+    command.add_argument("--allow-missing", action="store_true", help="rows that a model lacks become NaN")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    command.add_argument("--yes", action="store_true", help="do not ask before more than 10 GB")
+    command.add_argument("--json", action="store_true", help="print JSON")

@@ -32,43 +32,29 @@ def write_views(folder: Path) -> Path:
     return folder / "views.zarr"
 
 
-def list_pairs(store: Path) -> pd.DataFrame:
-    """The pairs within an object, from the RDMs, in the form of `xact rdm --within`."""
-    rdms = xact.rdm(store)
-    names = rdms["stimulus"].values
-    i, j = np.triu_indices(len(names), 1)
-    i, j = (side[rdms["object"].values[i] == rdms["object"].values[j]] for side in (i, j))
-    parts = []
-    for model in rdms["model"].values:
-        for layer in rdms["layer"].values:
-            one = rdms.sel(model=model, layer=layer)
-            table = {
-                "model": model,
-                "layer": layer,
-                "depth_bin": int(one["depth_bin"]),
-                "object": one["object"].values[i],
-            }
-            table |= {"condition": one["condition"].values[i], "condition_": one["condition"].values[j]}
-            table |= {"stimulus": names[i], "stimulus_": names[j], "dissimilarity": one.values[i, j]}
-            parts.append(pd.DataFrame(table))
-    return pd.concat(parts)
+def write_pairs(folder: Path) -> Path:
+    """What `xact rdm --within object` writes."""
+    store = write_views(folder)
+    with pytest.raises(SystemExit) as done:
+        main(["rdm", str(store), "--within", "object", "--output", str(folder / "pairs.csv")])
+    assert done.value.code == 0
+    return folder / "pairs.csv"
 
 
 def test_distances_of_pairs_within_a_set_are_averaged_by_depth_and_condition(tmp_path):
     script = load_script("depth_bins")
-    store = write_views(tmp_path)
-    means = script.average_pairs(list_pairs(store), "object").set_index(["model", "depth_bin", "condition", "object"])
+    pairs = pd.read_csv(write_pairs(tmp_path))
+    means = script.average_pairs(pairs, "object").set_index(["model", "depth_bin", "condition", "object"])
     assert len(means) == 2 * 5 * 2 * N_SETS
-    acts = xact.open_layer(store, "A", "layer3").mean("replicate").compute().astype(float)
+    acts = xact.open_layer(tmp_path / "views.zarr", "A", "layer3").mean("replicate").compute().astype(float)
     chosen = acts[(acts["object"] == "object2").values & (acts["condition"] == "leaves").values]
     assert chosen.sizes["stimulus"] == N_VIEWS
-    expected = pdist(chosen.values, "correlation").mean()
+    expected = pdist(chosen.values, "correlation").mean()  # the pairs of one object, in one condition
     assert means.loc[("A", int(acts["depth_bin"]), "leaves", "object2"), "distance"] == pytest.approx(expected)
 
 
 def test_the_command_and_the_recipe_go_together(tmp_path, monkeypatch):
-    store = write_views(tmp_path)
-    list_pairs(store).to_csv(tmp_path / "pairs.csv", index=False)
+    write_pairs(tmp_path)
     words = f"depth_bins.py {tmp_path}/pairs.csv --set object --conditions plain leaves --output {tmp_path}/bins.csv"
     monkeypatch.setattr(sys, "argv", words.split())
     load_script("depth_bins").main()

@@ -97,6 +97,19 @@ def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.Monke
     assert (quickstart / "trial.zarr").is_dir()
 
 
+@pytest.mark.filterwarnings("ignore:the best of", "ignore:.* constant pattern")
+def test_the_chapter_on_comparing_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from support.cli import run
+
+    _, namespace = run_blocks("Comparing layers", quickstart, monkeypatch)
+    assert namespace["profile"].dims == ("model", "layer")
+    assert np.isfinite(namespace["grid"]["score"].sel(model="MobileNetV2", layer="logits")).any()
+    ((_, commands),) = list_blocks(find_chapter("Comparing layers"), "bash")
+    first = commands.splitlines()[0].split()[1:]
+    code, out, err = run(capsys, *first)
+    assert (code, "labels.csv" in out) == (0, True), err
+
+
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
     write_betas(quickstart / "betas.nc", store["activations"])

@@ -14,9 +14,9 @@ from xact.analysis.bootstrap import FEWEST_STIMULI
 from xact.analysis.label_rdm import make_label_rdm
 from xact.analysis.match_rows import match_rows
 from xact.analysis.pairs import find_undefined, make_square, take_pairs
-from xact.analysis.rdm import rdm
 from xact.analysis.references.base import stack_rdms
-from xact.analysis.references.open_rdms import open_reference
+from xact.analysis.references.open_rdms import open_rdms
+from xact.analysis.references.responses import compute_rdms
 from xact.errors import RequestError
 
 ReferenceSource = xr.DataArray | str | Path
@@ -143,21 +143,9 @@ def _name_sources(
 
 def _open(source: ReferenceSource) -> xr.DataArray:
     """Return RDMs (rdm, stimulus, stimulus_) of what is given."""
-    opened = source if isinstance(source, xr.DataArray) else open_reference(source)
-    return stack_rdms(opened if "stimulus_" in opened.dims else compute_rdms(opened))
-
-
-def compute_rdms(responses: xr.DataArray) -> xr.DataArray:
-    """Return the RDM of responses (stimulus, unit), for each position of their other dimensions, such as subjects."""
-    groups = [str(dim) for dim in responses.dims if dim not in ("stimulus", "unit", "replicate", "model", "layer")]
-    if not groups:
-        rdms = rdm(responses)
-        made_up = [dim for dim in ("model", "layer") if dim not in responses.dims]
-        return rdms.isel(dict.fromkeys(made_up, 0)).drop_vars(made_up, errors="ignore")
-    first = groups[0]
-    each = [compute_rdms(responses.isel({first: i})) for i in range(responses.sizes[first])]
-    names = responses[first].values if first in responses.coords else np.arange(len(each))
-    return xr.concat(each, dim=xr.DataArray(names, dims=first, name=first), coords="minimal", compat="override")
+    if not isinstance(source, xr.DataArray):
+        return open_rdms(source)
+    return stack_rdms(source) if "stimulus_" in source.dims else compute_rdms(source)
 
 
 def _split(name: str, rdms: xr.DataArray) -> list[tuple[str, xr.DataArray]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -10,6 +12,7 @@ from rsatoolbox.model import ModelFixed
 from rsatoolbox.rdm import RDMs
 from scipy.spatial.distance import squareform
 
+import xact
 from xact.analysis.bootstrap import find_interval
 from xact.analysis.references.open_rdms import open_rdms
 from xact.analysis.rsatoolbox_objects import from_rsatoolbox, make_result, to_rsatoolbox
@@ -144,3 +147,33 @@ def test_a_result_without_a_bootstrap_equals_eval_fixed(models):
     ours = make_result(theirs.evaluations[0], ["a", "b"], method="corr", bootstrap="none", ceiling=ceiling, **sizes)
     np.testing.assert_allclose(ours.get_sem(), theirs.get_sem(), rtol=1e-12)
     np.testing.assert_allclose(ours.test_noise(), theirs.test_noise(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("bootstrap", ["none", "stimuli", "subjects", "both"])
+def test_scores_of_compare_become_a_result_with_their_numbers(bootstrap):
+    rdms = make_grid().copy()
+    rdms[0, 0] = rdms[0, 1].values + squareform(draw(1, seed=8)[0])
+    reference = from_rsatoolbox(RDMs(draw(4, seed=9), pattern_descriptors={"stimulus": list("cabdef")}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        scores = xact.compare(rdms, to={"it": reference}, method="corr", bootstrap=bootstrap, samples=50)
+    result = to_rsatoolbox(scores)
+    assert [one.name for one in result.models] == ["A l1", "A l2", "B l2"]
+    one = scores.isel(reference=0)
+    if bootstrap == "none":
+        np.testing.assert_allclose(result.get_means(), one["score"].values.ravel()[[0, 1, 3]], rtol=1e-12)
+    else:
+        bounds = [one[name].values.ravel()[[0, 1, 3]] for name in ("low", "high")]
+        np.testing.assert_allclose(result.get_ci(0.95), bounds, rtol=1e-10)
+    np.testing.assert_allclose(result.noise_ceiling, [one["ceiling_low"], one["ceiling_high"]])
+
+
+def test_scores_against_several_references_are_no_result():
+    reference = make_grid()[0, 1].drop_vars(["depth", "model", "layer"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        scores = xact.compare(make_grid(), to={"it": reference, "v4": reference}, method="corr")
+    with pytest.raises(RequestError, match="one reference, found 'it', 'v4'"):
+        to_rsatoolbox(scores)
+    with pytest.raises(RequestError, match="these are not scores"):
+        to_rsatoolbox(xr.Dataset())

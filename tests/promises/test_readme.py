@@ -21,6 +21,8 @@ from PIL import Image
 from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
 
+import xact
+
 
 @pytest.fixture(scope="session")
 def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -109,8 +111,9 @@ def test_the_chapter_on_comparing_runs(quickstart: Path, monkeypatch: pytest.Mon
 
 
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
+    write_betas(quickstart / "betas.nc", store["activations"])
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
     known = store["activations"].sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
     rdms = namespace["rdms"]
     assert list(rdms.pattern_descriptors["stimulus"]) == known["stimulus"].values.tolist()
@@ -127,6 +130,38 @@ def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Pa
         np.testing.assert_array_equal(assembly, known)
         as_indexed = assembly.set_index(presentation=["stimulus_id", "condition"], neuroid=["neuroid_id", "layer"])
         assert as_indexed.sel(stimulus_id="plain/mug_000").sizes == {"condition": 1, "neuroid": 64}
+
+
+def write_betas(file: Path, acts: xr.DataArray) -> None:
+    """Write responses in another order: 4 voxels that follow the layer, then 4 of noise."""
+    layer = acts.sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
+    rng = np.random.default_rng(0)
+    scaled = (layer - layer.mean("stimulus")) / layer.std("stimulus")
+    voxels = scaled.values @ rng.normal(size=(layer.sizes["unit"], 8))
+    voxels[:, 4:] = rng.normal(size=(len(voxels), 4))
+    order = rng.permutation(len(voxels))
+    coords = {"stimulus": layer["stimulus"].values[order]}
+    xr.DataArray(voxels[order], coords, ("stimulus", "voxel"), "betas").to_netcdf(file, engine="h5netcdf")
+
+
+def test_the_encoding_model_of_the_page_predicts_what_follows_the_layer_alone(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_betas(quickstart / "betas.nc", xr.open_zarr(quickstart / "quickstart.zarr")["activations"].load())
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
+    score = namespace["score"].values
+    assert score[:4].min() > 0.8
+    assert np.abs(score[4:]).max() < 0.5
+
+
+def test_the_chapter_on_references_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(quickstart)
+    rdms = xact.to_rsatoolbox(xact.rdm("quickstart.zarr", models="MobileNetV2", layers="features.1*"))
+    rdms.save("it_rdms.h5", file_type="hdf5", overwrite=True)
+    _, namespace = run_blocks("Reference RDMs", quickstart, monkeypatch)
+    assert namespace["it"].sizes == {"rdm": 10, "stimulus": 48, "stimulus_": 48}
+    assert float(namespace["by_angle"].sel(stimulus="plain/mug_000", stimulus_="leaves/mug_315")) == 45
+    assert float(namespace["by_condition"].sel(stimulus="plain/mug_000", stimulus_="leaves/mug_315")) == 1
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path: Path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import xarray as xr
@@ -28,30 +28,45 @@ CV_METHODS = {"none": "fixed", "stimuli": "bootstrap_pattern", "subjects": "boot
 """{what is drawn again: its name in rsatoolbox}."""
 
 
-def to_rsatoolbox(rdms: xr.DataArray) -> RDMs:
-    """Return RDMs as an object of rsatoolbox.
+@overload
+def to_rsatoolbox(rdms: xr.DataArray) -> RDMs: ...
+
+
+@overload
+def to_rsatoolbox(rdms: xr.Dataset) -> Result: ...
+
+
+def to_rsatoolbox(rdms: xr.DataArray | xr.Dataset) -> RDMs | Result:
+    """Return RDMs, or the scores of `compare`, as an object of rsatoolbox.
 
     Parameters
     ----------
-    rdms : xarray.DataArray
-        Dissimilarities (..., stimulus, stimulus_), of `rdm`, `open_rdms` or `from_rsatoolbox`. Each combination of the
-        other dimensions, such as model and layer, becomes one RDM; those that are NaN throughout are left out.
+    rdms : xarray.DataArray or Dataset
+        Scores of `compare` against one reference; or dissimilarities (..., stimulus, stimulus_), of `rdm`, `open_rdms`
+        or `from_rsatoolbox`. Each combination of the other dimensions, such as model and layer, becomes one RDM; those
+        that are NaN throughout are left out.
 
     Returns
     -------
-    rsatoolbox.rdm.RDMs
+    rsatoolbox.rdm.RDMs or rsatoolbox.inference.Result
         Values, order and labels are the same. Labels on `stimulus` become pattern descriptors, all others rdm
-        descriptors, attributes descriptors.
+        descriptors, attributes descriptors. A `Result` has the layers as models, with the evaluations of the bootstrap
+        samples, their variances and the noise ceiling.
 
     Raises
     ------
     RequestError
-        If rsatoolbox is not installed, or the array has not the dimensions `stimulus` and `stimulus_`.
+        If rsatoolbox is not installed, the array has not the dimensions `stimulus` and `stimulus_`, or the scores are
+        not those against one reference.
 
     Examples
     --------
     >>> rdms = xact.to_rsatoolbox(xact.open_rdms("it_rdms.h5"))
+    >>> scores = xact.compare("quickstart.zarr", to="it_rdms.h5", bootstrap="both")
+    >>> print(xact.to_rsatoolbox(scores).summary())
     """
+    if isinstance(rdms, xr.Dataset):
+        return _make_result_of(rdms)
     if not isinstance(rdms, xr.DataArray) or not {"stimulus", "stimulus_"} <= set(rdms.dims):
         raise RequestError(f"RDMs with dimensions (stimulus, stimulus_) are wanted, found {rdms!r:.60}")
     toolbox = load_toolbox("rsatoolbox.rdm", what="to_rsatoolbox")
@@ -75,6 +90,35 @@ def _list_descriptors(stacked: xr.DataArray, dim: str, *, is_made: bool) -> dict
     """Return the labels along one dimension, without its own label if that is a copy of another."""
     labels = {str(name): one for name, one in stacked.coords.items() if one.dims == (dim,)}
     return {name: one.values.tolist() for name, one in labels.items() if name != dim or not is_made}
+
+
+def _make_result_of(scores: xr.Dataset) -> Result:
+    """Return the scores of all layers against one reference as a Result."""
+    if "subject_score" not in scores or "reference" not in scores.dims:
+        raise RequestError(
+            "these are not scores of xact.compare against a reference", hint="xact.compare(..., to=FILE)"
+        )
+    if scores.sizes["reference"] != 1:
+        names = ", ".join(map(repr, scores["reference"].values.tolist()))
+        raise RequestError(f"a Result has one reference, found {names}", hint="scores.sel(reference=[NAME])")
+    one = scores.isel(reference=0)
+    models, layers = np.nonzero(~np.isnan(one["score"].values))
+    bootstrap = str(scores.attrs["bootstrap"])
+    if bootstrap == "none":
+        is_own = scores["subject_reference"].values == scores["reference"].values[0]
+        evaluations = one["subject_score"].transpose("model", "layer", "rdm").values[models, layers][:, is_own]
+    else:
+        samples = one["evaluations"].transpose("sample", "model", "layer", "drawn")
+        evaluations = samples.values[:, models, layers]
+    return make_result(
+        evaluations,
+        [f"{one['model'].values[m]} {one['layer'].values[k]}" for m, k in zip(models, layers, strict=True)],
+        method=str(scores.attrs["method"]),
+        bootstrap=cast(BootstrapFactor, bootstrap),
+        ceiling=(float(one["ceiling_low"]), float(one["ceiling_high"])),
+        n_stimuli=int(one["n_stimuli"]),
+        n_subjects=int(one["n_subjects"]),
+    )
 
 
 def from_rsatoolbox(rdms: RDMs) -> xr.DataArray:

@@ -100,3 +100,9 @@ def test_a_sample_of_two_stimuli_is_left_out():
     np.testing.assert_array_equal(np.isfinite(found.evaluations[:, 0, 2]), usable)
     low, high = find_interval(found.evaluations, "stimuli", n_stimuli=4, n_subjects=1)
     assert np.isfinite([low, high]).all()
+
+
+def test_too_few_usable_samples_have_no_interval():
+    evaluations = np.full((9, 2, 3), np.nan)
+    evaluations[4, :, 2] = 0.5
+    assert np.isnan(find_interval(evaluations, "stimuli", n_stimuli=3, n_subjects=1)).all()

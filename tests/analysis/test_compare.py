@@ -357,7 +357,7 @@ def test_activations_are_wanted_by_cka(acts):
 
 
 def test_a_missing_store_is_named(tmp_path):
-    with pytest.raises(NoStoreError, match="there is no store"):
+    with pytest.raises(NoStoreError, match="does not exist"):
         compare(tmp_path / "none.zarr")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from support.analysis import make_activations, make_squares
+from support.cli import run
+from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
 from xact.analysis.layer_rdms import open_layer_rdms
@@ -23,6 +27,38 @@ def test_the_layers_of_each_model_stream_by(source):
         np.testing.assert_allclose(square, expected, rtol=0, atol=1e-12)
     assert list(opened.stimuli["object"].values[:2]) == ["o0", "o1"]
     assert opened.labels["depth"].shape == (2, 3)
+
+
+def test_an_rdm_store_gives_what_its_store_gives(tmp_path, capsys):
+    models = [make_model("a", {"x": [700], "y": [16]}), make_model("b", {"x": [40]})]
+    plan = make_store_plan(models, make_table(14), layout="cube")
+    write_store(tmp_path / "s.zarr", plan, draw_values)
+    code, _, err = run(capsys, "rdm", tmp_path / "s.zarr", "--output", tmp_path / "r.zarr", "--dtype", "float64")
+    assert code == 0, err
+    ours, theirs = open_layer_rdms(tmp_path / "r.zarr"), open_layer_rdms(tmp_path / "s.zarr")
+    assert [*ours.stimuli["condition"].values] == [*theirs.stimuli["condition"].values]
+    for (model, layer, square), (model_, layer_, expected) in zip(ours.stream(0), theirs.stream(0), strict=True):
+        assert (model, layer) == (model_, layer_)
+        np.testing.assert_array_equal(square, expected)
+    grid, other = xact.compare(tmp_path / "r.zarr"), xact.compare(tmp_path / "s.zarr")
+    np.testing.assert_array_equal(grid["score"], other["score"])
+    np.testing.assert_array_equal(grid["position"], other["position"])
+
+
+@pytest.mark.filterwarnings("ignore:Object at dissimilarity")
+def test_a_damaged_rdm_store_is_refused_in_one_line(tmp_path, capsys):
+    plan = make_store_plan([make_model("a", {"x": [700]})], make_table(14), layout="cube")
+    write_store(tmp_path / "s.zarr", plan, draw_values)
+    run(capsys, "rdm", tmp_path / "s.zarr", "--output", tmp_path / "r.zarr")
+    file = tmp_path / "r.zarr" / "dissimilarity" / "zarr.json"
+    document = json.loads(file.read_text())
+    document["codecs"].append({"name": "numcodecs.pickle"})
+    file.write_text(json.dumps(document))
+    with pytest.raises(RequestError, match=r"names the codec 'numcodecs\.pickle'"):
+        xact.compare(tmp_path / "r.zarr")
+    file.unlink()
+    with pytest.raises(RequestError, match="no `dissimilarity`"):
+        xact.compare(tmp_path / "r.zarr")
 
 
 def test_an_array_of_one_layer_has_its_labels():

@@ -107,9 +107,9 @@ def bench_stream() -> None:
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6
             each = seconds / N_MEASURED
             say(
-                f"stream {method:<6} {N_MEASURED} layers x {N_MANY:,} stimuli x {N_UNITS}: {seconds:6.1f} s, {each:5.1f} s "
-                f"a layer, so 150 layers about {150 * each / 60:.0f} min; {peak:.1f} GB above the start, whatever the number "
-                f"of layers   (score {scores['score'].values.ravel()[0]:+.4f})"
+                f"stream {method:<6} {N_MEASURED} layers x {N_MANY:,} stimuli x {N_UNITS}: {seconds:6.1f} s, "
+                f"{each:5.1f} s a layer, so 150 layers about {150 * each / 60:.0f} min; {peak:.1f} GB above the start, "
+                f"whatever the number of layers   (score {scores['score'].values.ravel()[0]:+.4f})"
             )
 
 

@@ -25,6 +25,9 @@ WANTED = {"none": (), "stimuli": (2,), "subjects": (1,), "both": (0, 1, 2)}
 FEWEST_STIMULI = 3
 """A sample with fewer different stimuli is left out, as rsatoolbox leaves it out."""
 
+FEWEST_SAMPLES = 2
+"""One sample has no variance."""
+
 CONFIDENCE = 0.95
 """Coverage of the intervals."""
 
@@ -92,9 +95,15 @@ def drop_unusable(evaluations: np.ndarray, factor: BootstrapFactor) -> np.ndarra
 def find_interval(
     evaluations: np.ndarray, factor: BootstrapFactor, *, n_stimuli: int, n_subjects: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds of the t interval of each score: the mean of the evaluations, and t(min(n) - 1) times sd."""
+    """Return the bounds of the t interval of each score: the mean of the evaluations, and t(min(n) - 1) times sd.
+
+    NaN if too few samples hold enough different stimuli.
+    """
     sizes = {"stimuli": [n_stimuli], "subjects": [n_subjects], "both": [n_stimuli, n_subjects]}[factor]
     usable = drop_unusable(evaluations, factor)[..., list(WANTED[factor])]
+    if len(usable) < FEWEST_SAMPLES:
+        nothing = np.full(usable.shape[1:-1], np.nan)
+        return nothing, nothing
     mean = usable.mean(axis=(0, -1))
     variance = find_variance(evaluations, factor, n_stimuli=n_stimuli, n_subjects=n_subjects)
     half = np.sqrt(np.maximum(variance, 0)) * stats.t.ppf((1 + CONFIDENCE) / 2, min(sizes) - 1)

@@ -78,6 +78,8 @@ class LayerSums:
     """Of all methods but crossed differences."""
     crossed_squares: np.ndarray | None = None
     """(stimulus): squares summed over units and replicates, as they went into crossed products."""
+    has_unit_norm: bool = False
+    """True if the patterns had mean 0 (correlation) and norm 1 in the products."""
     n_noisy: int = 0
     """Number of units that differ between replicates, where noise is asked for."""
     n_noiseless: int = 0
@@ -200,8 +202,13 @@ def _add_patterns(sums: LayerSums, block: Block) -> None:
 def _add_plain(sums: LayerSums, block: Block, *, is_first: bool, is_last: bool) -> None:
     """Add a block to the matrix of each of its replicates. After the last block, turn sums into dissimilarities."""
     _add_patterns(sums, block)
-    for k, (tiles, patterns) in enumerate(zip(sums.matrices, block, strict=True)):
-        add_products(tiles, patterns, is_first=is_first, finish=_make_formula(sums, k) if is_last else None)
+    if is_first and is_last and sums.measure.method in ("correlation", "cosine"):  # a whole layer: cheaper than later
+        patterns = _get_patterns(sums)
+        block -= (patterns.total / patterns.n_units)[:, :, None]
+        block *= _find_unit_norm(sums.measure, patterns)[1][:, :, None]
+        sums.has_unit_norm = True
+    for k, (tiles, one) in enumerate(zip(sums.matrices, block, strict=True)):
+        add_products(tiles, one, is_first=is_first, finish=_make_formula(sums, k) if is_last else None)
 
 
 def _add_crossed(sums: LayerSums, block: Block, *, is_first: bool) -> None:
@@ -239,17 +246,20 @@ def _find_similarity_terms(sums: LayerSums, k: int) -> tuple[np.ndarray, np.ndar
     if sums.measure.is_crossed:
         n_pairs = sums.n_replicates * (sums.n_replicates - 1)
         return np.zeros(sums.n_stimuli), np.where((factors == 0).any(axis=0), np.nan, 1 / np.sqrt(n_pairs))
-    return patterns.total[k] / np.sqrt(patterns.n_units), np.where(factors[k] == 0, np.nan, factors[k])
+    factor = np.where(factors[k] == 0, np.nan, 1 if sums.has_unit_norm else factors[k])
+    mean = patterns.total[k] / np.sqrt(patterns.n_units)
+    return (np.zeros_like(mean) if sums.has_unit_norm else mean), factor
 
 
 def _complement(mean: np.ndarray, factor: np.ndarray, zero: float, tile: Tile) -> None:
     """Turn products into 1 - similarity, in place."""
     u, v, f, g = mean[tile.rows], mean[tile.columns], factor[tile.rows], factor[tile.columns]
-    has_mean = bool(u.any() and v.any())
+    has_mean, has_factor = bool(u.any() and v.any()), bool((f != 1).any() or (g != 1).any())
     for at, values, scratch in cut_strips(tile):
         if has_mean:
             values -= np.multiply.outer(u[at], v, out=scratch)
-        values *= np.multiply.outer(f[at], g, out=scratch)
+        if has_factor:
+            values *= np.multiply.outer(f[at], g, out=scratch)
         np.subtract(1, values, out=values)
         if not values.min() > zero:  # NaN or few small values: most strips have none
             values[np.abs(values) <= zero] = 0

@@ -15,6 +15,7 @@ from xact.analysis.measure import make_measure
 from xact.analysis.pairs import check_symmetric
 from xact.analysis.rdm import compute_rdms, list_layers
 from xact.analysis.reference import check_count
+from xact.analysis.references.labelled import open_rdm_store
 from xact.analysis.select import Chosen, Selection, choose
 from xact.disk.durable import parse_json, read_whole
 from xact.disk.paths import expand_path
@@ -55,7 +56,8 @@ def is_rdm_store(path: Path) -> bool:
     if not file.is_file():
         return False
     found = parse_json(read_whole(file))
-    return isinstance(found, dict) and found.get("attributes", {}).get("xact_kind") == "rdm"
+    attributes = found.get("attributes") if isinstance(found, dict) else None
+    return isinstance(attributes, dict) and attributes.get("xact_kind") == "rdm"
 
 
 def open_layer_rdms(source: RdmSource) -> LayerRdms:
@@ -110,10 +112,11 @@ def open_array(source: RdmSource) -> xr.DataArray:
         return source
     path = expand_path(source)
     if not path.is_dir():
-        raise NoStoreError(f"there is no store {str(path)!r}", hint="a store of xact build or of xact rdm is wanted")
+        what = "is a file, not a store" if path.is_file() else "does not exist"
+        raise NoStoreError(f"{str(path)!r} {what}", hint="a store of xact build or of xact rdm is wanted")
     if not is_rdm_store(path):
         return open_activations(path)
-    return xr.open_dataset(path, engine="zarr", consolidated=False, decode_times=False)["dissimilarity"]
+    return open_rdm_store(path)
 
 
 def check_dims(rdms: xr.DataArray) -> None:

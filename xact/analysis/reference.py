@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def open_references(
 def make_label_reference(label: str, stimuli: xr.Dataset, *, notes: Notes) -> Reference:
     """Return the RDM of a column: `object`, or `orientation:360` for a circular one. A missing label is left out."""
     square = np.asarray(make_label_rdm(stimuli, label).values, dtype=np.float64)
-    return _make(label, ("all",), np.arange(len(square)), square[None], notes=notes)
+    return _make(label, ("all",), np.arange(len(square)), [square], notes=notes)
 
 
 def list_sources(sources: Any, *, what: str) -> list[ReferenceSource]:  # noqa: ANN401  anything may be given
@@ -166,19 +166,27 @@ def _pair(
     rows, reference_rows = match_rows(named, stimuli, key=key, order=order, notes=notes)
     label = next((one for one in SUBJECTS if one in rdms.coords and rdms[one].dims == ("rdm",)), None)
     subjects = [str(one) for one in rdms[label].values] if label else [str(i) for i in range(rdms.sizes["rdm"])]
-    squares = np.asarray(rdms.transpose("rdm", "stimulus", "stimulus_").values, dtype=np.float64)
-    chosen = squares[:, reference_rows][:, :, reference_rows]
-    return _make(name, tuple(subjects), rows, chosen, notes=notes)
+    squares = rdms.transpose("rdm", "stimulus", "stimulus_").values
+    is_whole = np.array_equal(reference_rows, np.arange(squares.shape[1]))
+    each = (one if is_whole else one[np.ix_(reference_rows, reference_rows)] for one in squares)
+    return _make(name, tuple(subjects), rows, each, notes=notes)
 
 
-def _make(name: str, subjects: tuple[str, ...], rows: np.ndarray, squares: np.ndarray, *, notes: Notes) -> Reference:
+def _make(
+    name: str, subjects: tuple[str, ...], rows: np.ndarray, squares: Iterable[np.ndarray], *, notes: Notes
+) -> Reference:
     """Return a reference without the stimuli that have no value for some subject."""
-    lost = np.any([find_undefined(square, f"reference {name!r}") for square in squares], axis=0)
-    kept = np.flatnonzero(~lost)
-    if lost.any():
-        notes.append(f"reference {name!r} has no value for {lost.sum()} of {len(rows)} stimuli; they are left out")
-    check_count(len(kept), f"reference {name!r}")
-    return Reference(name, subjects, rows[kept], np.stack([take_pairs(square, kept) for square in squares]))
+    lost = np.zeros(len(rows), dtype=bool)
+    pairs = []
+    for square in squares:
+        lost |= find_undefined(square, f"reference {name!r}")
+        pairs.append(take_pairs(square))
+    check_count(int(np.count_nonzero(~lost)), f"reference {name!r}")
+    whole = Reference(name, subjects, rows, np.stack(pairs))
+    if not lost.any():
+        return whole
+    notes.append(f"reference {name!r} has no value for {lost.sum()} of {len(rows)} stimuli; they are left out")
+    return restrict(whole, rows[~lost])
 
 
 def check_count(n_stimuli: int, what: str) -> None:

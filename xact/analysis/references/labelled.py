@@ -135,6 +135,17 @@ def _read_metadata(folder: Path) -> Iterator[dict[str, Any]]:
             yield document
 
 
+def open_rdm_store(folder: Path) -> xr.DataArray:
+    """Return the RDMs (model, layer, stimulus, stimulus_) that `xact rdm` wrote, read when they are asked for."""
+    for _ in _read_metadata(folder):
+        pass  # its codecs are known
+    options: dict[str, Any] = {"engine": "zarr", "consolidated": False, "decode_times": False}
+    opened: xr.Dataset = read_safely(lambda: xr.open_dataset(folder, **options), folder, DAMAGED, kind="Zarr")
+    if "dissimilarity" not in opened:
+        raise RequestError(f"{folder} is no whole RDM store: it has no `dissimilarity`", hint="xact rdm makes it again")
+    return opened["dissimilarity"]
+
+
 def _list_codecs(document: object) -> Iterator[str]:
     """Yield the names of all codecs in a document, wherever they are: `name` in version 3, `id` in version 2."""
     waiting = [document]

@@ -218,6 +218,14 @@ def test_numbers_of_mat_equal_those_of_scipy(tmp_path, dtype, is_compressed):
     assert theirs["rdm"].dtype == dtype
 
 
+def test_a_large_mat_that_compresses_well_is_read_whole(tmp_path):
+    places = np.arange(700.0)
+    values = (np.abs(places[:, None] - places) > 200).astype(float)
+    scipy.io.savemat(tmp_path / "a.mat", {"rdm": values}, do_compression=True)
+    assert (tmp_path / "a.mat").stat().st_size < values.nbytes / 100
+    np.testing.assert_array_equal(open_rdms(tmp_path / "a.mat").values[0], values)
+
+
 def write_text(file: h5py.File, path: str, text: str) -> h5py.Dataset:
     file[path] = np.array([[ord(letter)] for letter in text], dtype=np.uint16)
     file[path].attrs["MATLAB_class"] = np.bytes_("char")
@@ -304,6 +312,12 @@ def test_a_long_table_with_a_gap_or_two_values_is_refused(tmp_path):
     assert_refused(tmp_path / "b.csv", "1 of the 3 pairs have no value: 'z' to 'y'")
     (tmp_path / "c.csv").write_text("\n".join([*rows, "y,x,5"]))
     assert_refused(tmp_path / "c.csv", "1 pairs have two values, such as 'x' to 'y'")
+
+
+def test_a_long_table_of_few_pairs_takes_no_memory_for_all(tmp_path, monkeypatch):
+    rows = [f"s{i},t{i},1" for i in range(50_000)]  # 40 GB as a square
+    (tmp_path / "a.csv").write_text("\n".join(["a,b,value", *rows]))
+    assert_refused(tmp_path / "a.csv", "4999900000 of the 4999950000 pairs have no value: 's0' to 's1'")
 
 
 def test_a_square_table_whose_header_names_others_is_refused(tmp_path):

@@ -82,6 +82,11 @@ def test_the_quick_start_gives_the_store_in_the_picture(quickstart: Path):
 def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     shown, _ = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
     assert len(shown) == 3
+    assert_shown(shown)
+
+
+def assert_shown(shown: list[tuple[str, str]]) -> None:
+    """Compare what the page shows with what its code prints: the same words, and the same numbers."""
     for said, printed in shown:
         assert len(said.split()) == len(printed.split())
         for word, found in zip(said.split(), printed.split(), strict=True):
@@ -89,6 +94,13 @@ def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monk
                 assert float(found) == pytest.approx(float(word), abs=0.021)  # another torch, another last digit
             except ValueError:
                 assert found == word
+
+
+@pytest.mark.filterwarnings("ignore:the best of 20 layers is chosen:UserWarning")
+def test_the_chapter_on_answers_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    shown, _ = run_blocks("From activations to answers", quickstart, monkeypatch)
+    assert len(shown) == 2
+    assert_shown(shown)
 
 
 def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):

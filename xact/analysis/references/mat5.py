@@ -112,7 +112,7 @@ def _inflate(data: memoryview, file: Path, nbytes: int) -> bytes:
         if nbytes > MAX_NBYTES:
             refuse_large(nbytes, file)
         left = inflater.unconsumed_tail
-    return b"".join(pieces)
+    return b"".join([*pieces, inflater.flush()])  # what was read but not yet given, a few kilobytes at most
 
 
 def _read_matrix(element: _Element, order: str, depth: int) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from xact.tables.csv_text import decode_text, find_separator, parse_records
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 LONG = ("a", "b", "value")
 FORMS = "a square with ids in its first line and first column, or three columns a, b, value"
+ROWS = "responses have a row for each stimulus, and a column for each unit"
 NO_IDS = "write ids into its first line and first column, or save it as .npy and use --order"
 MAX_EXAMPLES = 3
 
@@ -45,7 +47,7 @@ class _Table:
             comma = " (it has a comma)" if find_comma([str(cell)]) else ""
             raise RequestError(
                 f"{self.file}: row {row + 1} of the column {self.names[at]!r}: {str(cell)[:40]!r} is no number{comma}",
-                hint=f"an RDM is {FORMS}",
+                hint=f"an RDM is {FORMS}; {ROWS}",
             ) from None
 
     def read_texts(self, at: int) -> list[str]:
@@ -114,30 +116,34 @@ def _read_long(table: _Table) -> xr.DataArray:
     left, right, values = table.read_texts(a), table.read_texts(b), table.read_numbers(value)
     rdm_of = {name: i for i, name in enumerate(dict.fromkeys(subjects))}
     row_of = {name: i for i, name in enumerate(dict.fromkeys([*left, *right]))}
-    n = len(row_of)
-    refuse_large(8 * len(rdm_of) * n * n, table.file, stored=MAX_STORED * table.n_rows)
     k = np.array([rdm_of[name] for name in subjects])
     i, j = (np.array([row_of[name] for name in side]) for side in (left, right))
-    _refuse_twice(k, i, j, values, [*row_of], table.file)
-    square = np.full((len(rdm_of), n, n), np.nan)
-    square[:, range(n), range(n)] = 0
+    names, n = [*row_of], len(row_of)
+    _refuse_twice(k, i, j, values, names, table.file)
+    _refuse_missing(k[~np.isnan(values)], i[~np.isnan(values)], j[~np.isnan(values)], names, table.file)
+    square = np.zeros((len(rdm_of), n, n))  # no more values than the table has twice
     square[k, j, i] = values
     square[k, i, j] = values
-    missing = np.argwhere(np.isnan(square))
-    missing = missing[missing[:, 1] < missing[:, 2]]
-    if len(missing):
-        names = [*row_of]
-        shown = ", ".join(f"{names[i]!r} to {names[j]!r}" for _, i, j in missing[:MAX_EXAMPLES])
-        raise RequestError(
-            f"{table.file}: {len(missing)} of the {len(rdm_of) * n * (n - 1) // 2} pairs have no value: {shown}",
-            hint="an RDM has a value for each pair; leave these stimuli out",
-        )
     on_rdm = {} if at is None else {folded[at]: [*rdm_of]}
     return make_rdms(square, table.file, on_stimulus={"stimulus": [*row_of]}, on_rdm=on_rdm)
 
 
-MAX_STORED = 2**30
-"""Bytes that a row of a long table may stand for: the check that counts here is the one of the whole array."""
+def _refuse_missing(k: np.ndarray, i: np.ndarray, j: np.ndarray, names: Sequence[str], file: Path) -> None:
+    """Refuse a table without a value for each pair, before memory is taken for all pairs."""
+    n_rdms, n = int(k.max(initial=0)) + 1, len(names)
+    is_pair = i != j
+    found = {
+        *zip(k[is_pair].tolist(), np.minimum(i, j)[is_pair].tolist(), np.maximum(i, j)[is_pair].tolist(), strict=True)
+    }
+    n_pairs = n_rdms * n * (n - 1) // 2
+    if len(found) < n_pairs:
+        pairs = ((one, a, b) for one in range(n_rdms) for a in range(n) for b in range(a + 1, n))
+        missing = itertools.islice((pair for pair in pairs if pair not in found), MAX_EXAMPLES)
+        shown = ", ".join(f"{names[a]!r} to {names[b]!r}" for _, a, b in missing)
+        raise RequestError(
+            f"{file}: {n_pairs - len(found)} of the {n_pairs} pairs have no value: {shown}",
+            hint="an RDM has a value for each pair; leave these stimuli out",
+        )
 
 
 def _refuse_twice(

@@ -26,10 +26,10 @@ UNITS_STEP = 256
 TILES = (256, 768)
 """Fewest and most rows of a tile of a Gram matrix: with few, all processors have work; with many, BLAS is fast."""
 
-Block = np.ndarray
+UnitBlock = np.ndarray
 """Patterns of a few units, (replicate, stimulus, unit), float64."""
 
-Rows = slice | np.ndarray
+TileRows = slice | np.ndarray
 """Positions of stimuli."""
 
 
@@ -37,8 +37,8 @@ Rows = slice | np.ndarray
 class Tile:
     """A part of a matrix of pairs, which is filled in place."""
 
-    rows: Rows
-    columns: Rows
+    rows: TileRows
+    columns: TileRows
     values: np.ndarray
     """(row, column), float64."""
     is_diagonal: bool
@@ -70,7 +70,7 @@ def cut_square(matrix: np.ndarray, stimuli: np.ndarray | None = None) -> list[Ti
     """
     size = choose_tile(len(matrix))
     cuts = [slice(first, min(first + size, len(matrix))) for first in range(0, len(matrix), size)]
-    places: Sequence[Rows] = cuts if stimuli is None else [stimuli[cut] for cut in cuts]
+    places: Sequence[TileRows] = cuts if stimuli is None else [stimuli[cut] for cut in cuts]
     return [
         Tile(places[i], places[j], matrix[cuts[i], cuts[j]], i == j)
         for i in range(len(cuts))
@@ -85,7 +85,7 @@ def mirror(tiles: Iterable[Tile], matrix: np.ndarray) -> None:
             matrix[tile.columns, tile.rows] = tile.values.T
 
 
-def sum_squares(block: Block) -> np.ndarray:
+def sum_squares(block: UnitBlock) -> np.ndarray:
     """Return the sum of the squares of each pattern, (replicate, stimulus)."""
     with _find_blas().limit(limits=1, user_api="blas"):
         return np.asarray(np.vecdot(block, block))
@@ -112,7 +112,7 @@ def add_products(
     run_all(functools.partial(add, tile) for tile in tiles)
 
 
-def add_cross_products(tiles: Sequence[Tile], block: Block, squares: np.ndarray, *, is_first: bool) -> None:
+def add_cross_products(tiles: Sequence[Tile], block: UnitBlock, squares: np.ndarray, *, is_first: bool) -> None:
     """Add to each tile the products of patterns of different replicates; the first time, set it.
 
     Over all ordered pairs of replicates, that is S S' - sum of X X' over the replicates X, with S their sum. `squares`

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -78,6 +80,26 @@ def cut_square(matrix: np.ndarray, stimuli: np.ndarray | None = None) -> list[Ti
     ]
 
 
+class OneThread:
+    """A context in which BLAS runs with one thread. The last one that leaves it gives BLAS its threads back."""
+
+    _lock = threading.Lock()
+    _n_inside = 0
+    _limits: ClassVar[Any] = None
+
+    def __enter__(self) -> None:
+        with OneThread._lock:
+            if not OneThread._n_inside:
+                OneThread._limits = _find_blas().limit(limits=1, user_api="blas")
+            OneThread._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with OneThread._lock:
+            OneThread._n_inside -= 1
+            if not OneThread._n_inside:
+                OneThread._limits.restore_original_limits()
+
+
 def mirror(tiles: Iterable[Tile], matrix: np.ndarray) -> None:
     """Copy the tiles above the diagonal of a square matrix to those below."""
     for tile in tiles:
@@ -87,7 +109,7 @@ def mirror(tiles: Iterable[Tile], matrix: np.ndarray) -> None:
 
 def sum_squares(block: UnitBlock) -> np.ndarray:
     """Return the sum of the squares of each pattern, (replicate, stimulus)."""
-    with _find_blas().limit(limits=1, user_api="blas"):
+    with OneThread():
         return np.asarray(np.vecdot(block, block))
 
 
@@ -136,7 +158,7 @@ def add_cross_products(tiles: Sequence[Tile], block: UnitBlock, squares: np.ndar
 
 def run_all(jobs: Iterable[Callable[[], None]]) -> None:
     """Run independent jobs on all processors, each with a BLAS of one thread."""
-    with _find_blas().limit(limits=1, user_api="blas"):
+    with OneThread():
         waiting = list(jobs)
         if len(waiting) == 1:
             waiting[0]()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -292,6 +293,34 @@ def run_caption(options: argparse.Namespace) -> int:
     write_err(f"error: {n_problems} answers need a check; {outcome.review} lists them\n")
     write_err(f"hint: correct them in {outcome.output}, or remove a line from the list to accept or retry its answer\n")
     return 1
+
+
+COMPARE_OPTIONS = "to labels method key order bootstrap samples permutations control choose_layer seed".split()
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Score layers, write the scores, and print the best layers."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
+        from xact.analysis.compare import compare
+        from xact.analysis.scores import check_output, list_best, write_scores
+
+        check_output(options.output)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
+        output = write_scores(scores, options.output)
+    show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
+    for note in scores.attrs["notes"]:
+        show_note(note)
+    best = list_best(scores)
+    if options.json:
+        write_out(json.dumps({"output": str(output), **best.to_json()}, indent=1) + "\n")
+    else:
+        show_table(best.make_rows())
+        write_out(f"{output}: {best.text}\n")
+    return 0
 
 
 def run_export(options: argparse.Namespace) -> int:

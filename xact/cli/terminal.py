@@ -109,8 +109,13 @@ def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
         write_err("warning: the disk has less free space than this build needs before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
         return True
+    return ask("build this? [y/N] ")
+
+
+def ask(question: str) -> bool:
+    """Return True if the answer on the terminal is yes."""
     try:
-        return input("build this? [y/N] ").strip().lower() in ("y", "yes")
+        return input(question).strip().lower() in ("y", "yes")
     except EOFError:  # the terminal was closed, or Ctrl-D: no answer
         write_out("\n")
         return False

@@ -155,6 +155,8 @@ def _parse_root(path: Place, stamp: FileState) -> Snapshot:
             f"{str(path)!r} was not written by xact: its root has no attribute xact_format",
             hint="open it with xarray.open_zarr, or give the path of an xact store",
         )
+    if attributes.get("xact_kind") == "rdm":
+        raise StoreError(f"{str(path)!r} holds RDMs, not activations", hint="open it with xact.open_rdms")
     if attributes["xact_format"] not in (1, 2):
         raise StoreError(
             f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads 1 and 2",

@@ -41,10 +41,11 @@ from xact.store.journal import (
     write_manifest,
     write_plan,
 )
-from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
+from xact.store.layout import make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
 from xact.store.tasks import make_tasks
+from xact.store.zarr_arrays import Arrays
 
 N_LOOKERS = 8
 """Threads that compare metadata and labels with the files on disk."""

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist, pdist, squareform
 from support.readme import ROOT
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import xact
 from xact.analysis import gram
@@ -226,6 +227,21 @@ def test_the_bits_are_the_same_whatever_the_threads():
     assert len(found) == 1
 
 
+def test_blas_gets_its_threads_back_once_all_have_left():
+    def count() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = count()
+        one, other = gram.OneThread(), gram.OneThread()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__()
+        assert set(count()) == {1}
+        other.__exit__()
+        assert count() == before
+
+
 MODELS = {"A": {"conv": [2, 3, 3], "fc": [300]}, "B": {"h": [5], "fc": [7]}}
 N_STIMULI = 11
 
@@ -353,6 +369,9 @@ PLAIN = np.random.default_rng(0).standard_normal((4, 2, 5))
         ({"dtype": "float16"}, "no dtype 'float16'"),
         ({"sample": 2}, "a sample of 2 stimuli was asked for, of 4"),
         ({"sample": 5}, "a sample of 5 stimuli was asked for, of 4"),
+        ({"sample": 3.5}, "sample is a whole number, 0 or more, found 3.5"),
+        ({"seed": -1}, "seed is a whole number, 0 or more, found -1"),
+        ({"where": 3}, "where is an expression as text, found 3"),
         ({"where": "stimulus == 's1'"}, "1 of 4 stimuli are chosen"),
         ({"where": "ratng > 1"}, r"^where, character 1: 'ratng' is not a column"),
         ({"conditions": "a"}, "no label `condition`"),

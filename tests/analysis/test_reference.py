@@ -9,6 +9,7 @@ from support.analysis import make_activations, make_subjects
 
 from xact.analysis.pairs import make_square, take_pairs
 from xact.analysis.reference import Reference, cut_in_half, make_label_reference, open_references, restrict
+from xact.analysis.references.open_rdms import open_rdms
 from xact.errors import RequestError
 
 SQUARE = make_square(np.arange(1.0, 29), 8)
@@ -62,3 +63,22 @@ def test_a_reference_without_labels_demands_an_order():
     assert "--order store" in caught.value.hint
     (found,) = open_references(bare, None, stimuli, key="stimulus", order="store", notes=[])
     assert found.rows.tolist() == list(range(16))
+
+
+def test_an_array_is_checked_as_a_file_is():
+    acts = make_activations()
+    it = make_subjects(acts)
+    stimuli = acts.coords.to_dataset()[["stimulus"]]
+    it.values[1, 2, 5] += 0.1
+    with pytest.raises(RequestError, match="reference 'it': the RDM is not symmetric"):
+        open_references(it, None, stimuli, key="stimulus", order=None, notes=[])
+    with pytest.raises(RequestError, match="a diagonal of ones: these look like similarities"):
+        open_references(1 - make_subjects(acts), None, stimuli, key="stimulus", order=None, notes=[])
+
+
+def test_an_opened_file_has_the_name_that_its_path_has(tmp_path):
+    acts = make_activations()
+    make_subjects(acts).to_netcdf(tmp_path / "it.nc", engine="h5netcdf")
+    stimuli = acts.coords.to_dataset()[["stimulus"]]
+    opened = open_rdms(tmp_path / "it.nc")
+    assert open_references(opened, None, stimuli, key="stimulus", order=None, notes=[])[0].name == "it"

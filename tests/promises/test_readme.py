@@ -6,9 +6,11 @@ import ast
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
 
 import xact
+import xact.cli.main
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +110,22 @@ def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.Monke
     _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch)
     assert (namespace["values"].shape, namespace["shape"]) == ((3, 64), (3, 64))
     assert (quickstart / "trial.zarr").is_dir()
+
+
+def test_the_chapter_on_dissimilarities_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(quickstart)
+    ((_, commands),) = list_blocks(find_chapter("Dissimilarities"), "bash")
+    for line in commands.splitlines():
+        with pytest.raises(SystemExit) as end:
+            xact.cli.main.main([*shlex.split(line, comments=True)[1:], "--overwrite"])
+        assert not end.value.code
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, namespace = run_blocks("Dissimilarities", quickstart, monkeypatch)
+    rdms, same = namespace["rdms"], namespace["same"]
+    np.testing.assert_allclose(rdms.sel(model=same.model, layer=same.layer), same, atol=1e-6)
+    assert namespace["plain"].shape == (1, 1, 24, 24)
+    assert namespace["some"].sizes["stimulus"] == 24
 
 
 @pytest.mark.filterwarnings("ignore:the best of", "ignore:.* constant pattern")

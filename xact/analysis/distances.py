@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xact.analysis.gram import UNITS_STEP, Block, Tile, add_cross_products, add_products, run_all, sum_squares
+from xact.analysis.gram import UNITS_STEP, Tile, UnitBlock, add_cross_products, add_products, run_all, sum_squares
 from xact.analysis.measure import Measure
 
 EPSILON = float(np.finfo(np.float64).eps)
@@ -131,7 +131,7 @@ def _clear_diagonals(sums: LayerSums, undefined: np.ndarray) -> None:
                 np.fill_diagonal(tile.values, np.where(is_undefined[tile.rows], np.nan, 0))
 
 
-def prepare(values: np.ndarray, sums: LayerSums) -> Block:
+def prepare(values: np.ndarray, sums: LayerSums) -> UnitBlock:
     """Return a block as (replicate, stimulus, unit), float64: replicates averaged, units centred or scaled."""
     measure, n_replicates = sums.measure, values.shape[1]
     if measure.replicates == "mean":
@@ -153,7 +153,7 @@ def prepare(values: np.ndarray, sums: LayerSums) -> Block:
     return block
 
 
-def _center_units(block: Block) -> None:
+def _center_units(block: UnitBlock) -> None:
     """Subtract from each unit its mean over the stimuli, in each replicate. A constant unit becomes 0."""
     norm = np.sqrt(np.einsum("rsu,rsu->ru", block, block))
     for _ in range(2):  # the second time takes away what the rounding of a large mean left
@@ -162,13 +162,13 @@ def _center_units(block: Block) -> None:
     block *= (centred > CONSTANT * np.sqrt(block.shape[1]) * norm)[:, None, :]
 
 
-def _scale_units(block: Block) -> None:
+def _scale_units(block: UnitBlock) -> None:
     """Divide each centred unit by its standard deviation over the stimuli, in each replicate. Zeros stay 0."""
     deviation = np.sqrt(np.einsum("rsu,rsu->ru", block, block) / block.shape[1])
     block /= np.where(deviation > 0, deviation, 1)[:, None, :]
 
 
-def _weigh_units(block: Block, sums: LayerSums) -> None:
+def _weigh_units(block: UnitBlock, sums: LayerSums) -> None:
     """Divide each unit by the standard deviation of its residuals between replicates. A constant unit adds nothing."""
     n_replicates, n_stimuli, _ = block.shape
     mean = block.mean(axis=0)
@@ -185,7 +185,7 @@ def _weigh_units(block: Block, sums: LayerSums) -> None:
     block *= np.where(has_noise, 1 / np.sqrt(np.where(has_noise, variance, 1)), 0)
 
 
-def _add_patterns(sums: LayerSums, block: Block) -> None:
+def _add_patterns(sums: LayerSums, block: UnitBlock) -> None:
     """Add a block to the numbers of its patterns. Subtract their offsets from it in place."""
     if sums.patterns is None:
         has_offset = sums.measure.method == "correlation"
@@ -199,7 +199,7 @@ def _add_patterns(sums: LayerSums, block: Block) -> None:
     patterns.n_units += block.shape[2]
 
 
-def _add_plain(sums: LayerSums, block: Block, *, is_first: bool, is_last: bool) -> None:
+def _add_plain(sums: LayerSums, block: UnitBlock, *, is_first: bool, is_last: bool) -> None:
     """Add a block to the matrix of each of its replicates. After the last block, turn sums into dissimilarities."""
     _add_patterns(sums, block)
     if is_first and is_last and sums.measure.method in ("correlation", "cosine"):  # a whole layer: cheaper than later
@@ -211,7 +211,7 @@ def _add_plain(sums: LayerSums, block: Block, *, is_first: bool, is_last: bool) 
         add_products(tiles, one, is_first=is_first, finish=_make_formula(sums, k) if is_last else None)
 
 
-def _add_crossed(sums: LayerSums, block: Block, *, is_first: bool) -> None:
+def _add_crossed(sums: LayerSums, block: UnitBlock, *, is_first: bool) -> None:
     """Add the products of different replicates. Patterns of correlation and cosine get norm 1 before."""
     if sums.patterns is not None:
         mean, factor = _find_unit_norm(sums.measure, sums.patterns)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -27,10 +29,10 @@ UNITS_STEP = 256
 TILES = (256, 768)
 """Fewest and most rows of a tile of a Gram matrix: with few, all processors have work; with many, BLAS is fast."""
 
-Block = np.ndarray
+UnitBlock = np.ndarray
 """Patterns of a few units, (replicate, stimulus, unit), float64."""
 
-Rows = slice | np.ndarray
+TileRows = slice | np.ndarray
 """Positions of stimuli."""
 
 
@@ -38,8 +40,8 @@ Rows = slice | np.ndarray
 class Tile:
     """A part of a matrix of pairs, which is filled in place."""
 
-    rows: Rows
-    columns: Rows
+    rows: TileRows
+    columns: TileRows
     values: np.ndarray
     """(row, column), float64."""
     is_diagonal: bool
@@ -71,12 +73,32 @@ def cut_square(matrix: np.ndarray, stimuli: np.ndarray | None = None) -> list[Ti
     """
     size = choose_tile(len(matrix))
     cuts = [slice(first, min(first + size, len(matrix))) for first in range(0, len(matrix), size)]
-    places: Sequence[Rows] = cuts if stimuli is None else [stimuli[cut] for cut in cuts]
+    places: Sequence[TileRows] = cuts if stimuli is None else [stimuli[cut] for cut in cuts]
     return [
         Tile(places[i], places[j], matrix[cuts[i], cuts[j]], i == j)
         for i in range(len(cuts))
         for j in range(i, len(cuts))
     ]
+
+
+class OneThread:
+    """A context in which BLAS runs with one thread. The last one that leaves it gives BLAS its threads back."""
+
+    _lock = threading.Lock()
+    _n_inside = 0
+    _limits: ClassVar[Any] = None
+
+    def __enter__(self) -> None:
+        with OneThread._lock:
+            if not OneThread._n_inside:
+                OneThread._limits = _find_blas().limit(limits=1, user_api="blas")
+            OneThread._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with OneThread._lock:
+            OneThread._n_inside -= 1
+            if not OneThread._n_inside:
+                OneThread._limits.restore_original_limits()
 
 
 def mirror(tiles: Iterable[Tile], matrix: np.ndarray) -> None:
@@ -86,9 +108,9 @@ def mirror(tiles: Iterable[Tile], matrix: np.ndarray) -> None:
             matrix[tile.columns, tile.rows] = tile.values.T
 
 
-def sum_squares(block: Block) -> np.ndarray:
+def sum_squares(block: UnitBlock) -> np.ndarray:
     """Return the sum of the squares of each pattern, (replicate, stimulus)."""
-    with _find_blas().limit(limits=1, user_api="blas"):
+    with OneThread():
         return np.asarray(np.vecdot(block, block))
 
 
@@ -113,7 +135,7 @@ def add_products(
     run_all(functools.partial(add, tile) for tile in tiles)
 
 
-def add_cross_products(tiles: Sequence[Tile], block: Block, squares: np.ndarray, *, is_first: bool) -> None:
+def add_cross_products(tiles: Sequence[Tile], block: UnitBlock, squares: np.ndarray, *, is_first: bool) -> None:
     """Add to each tile the products of patterns of different replicates; the first time, set it.
 
     Over all ordered pairs of replicates, that is S S' - sum of X X' over the replicates X, with S their sum. `squares`
@@ -137,7 +159,7 @@ def add_cross_products(tiles: Sequence[Tile], block: Block, squares: np.ndarray,
 
 def run_all(jobs: Iterable[Callable[[], None]]) -> None:
     """Run independent jobs on all processors, each with a BLAS of one thread."""
-    with _find_blas().limit(limits=1, user_api="blas"):
+    with OneThread():
         waiting = list(jobs)
         if len(waiting) == 1:
             waiting[0]()

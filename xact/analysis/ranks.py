@@ -34,16 +34,15 @@ def rank_row(row: SortedRow, weights: np.ndarray | None = None) -> np.ndarray:
 
     Equal to the ranks of the expanded sample. The rank of a value of weight 0 means nothing.
     """
-    n = len(row.order)
+    ranks = np.empty(len(row.order))
     if weights is None:
-        upper = np.arange(1.0, n + 1)
-        lower = upper - 1
+        ascending = np.arange(1.0, len(ranks) + 1) if row.first is None else (row.first + row.last) / 2 + 1
     else:
         weight = weights[row.order]
         upper = np.cumsum(weight)
         lower = upper - weight
-    if row.first is not None and row.last is not None:
-        upper, lower = upper[row.last], lower[row.first]
-    ranks = np.empty(n)
-    ranks[row.order] = (upper + lower + 1) / 2
+        if row.first is not None:
+            upper, lower = upper[row.last], lower[row.first]
+        ascending = (upper + lower + 1) / 2
+    ranks[row.order] = ascending
     return ranks

@@ -36,7 +36,7 @@ NAME = "dissimilarity"
 
 DTYPES = ("float32", "float64")
 
-Labels = dict[str, tuple[tuple[str, ...], np.ndarray]]
+RdmLabels = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}."""
 
 
@@ -92,7 +92,7 @@ def rdm(
         What is done to each unit over the chosen stimuli first (within each replicate, unless they are averaged):
         `raw` (default), `center` or `zscore`.
     models, layers, conditions : str, iterable of str, or None
-        Labels or globs; None selects all.
+        RdmLabels or globs; None selects all.
     where : str, optional
         Expression over labels of the stimuli, e.g. `rating > 3 and condition == 'plain'`.
     sample, seed : int, optional
@@ -309,10 +309,10 @@ def describe_found(found: Sequence[tuple[str, str, Sequence[str], int]], measure
     return warned
 
 
-def make_labels(chosen: Chosen, measure: Measure) -> Labels:
+def make_labels(chosen: Chosen, measure: Measure) -> RdmLabels:
     """Return all labels of the RDMs of a choice; `n_constant` is 0."""
     models, layers = list(chosen.models), list(chosen.layers)
-    labels: Labels = {"model": (("model",), np.array(models)), "layer": (("layer",), np.array(layers))}
+    labels: RdmLabels = {"model": (("model",), np.array(models)), "layer": (("layer",), np.array(layers))}
     for name, values in chosen.on_stimulus.items():
         labels[name] = (("stimulus",), values)
     for name, values in chosen.on_stimulus.items():
@@ -332,7 +332,7 @@ def make_labels(chosen: Chosen, measure: Measure) -> Labels:
     return labels
 
 
-def name_twin(name: str, taken: Labels) -> str:
+def name_twin(name: str, taken: RdmLabels) -> str:
     """Return the name of a label on `stimulus_`: `_` at its end, or more of them if that is another label."""
     twin = f"{name}_"
     while twin in taken:

@@ -13,7 +13,7 @@ import xarray as xr
 from xact.analysis.bootstrap import FEWEST_STIMULI
 from xact.analysis.label_rdm import make_label_rdm
 from xact.analysis.match_rows import match_rows
-from xact.analysis.pairs import find_undefined, make_square, take_pairs
+from xact.analysis.pairs import check_symmetric, find_undefined, make_square, take_pairs
 from xact.analysis.references.base import stack_rdms
 from xact.analysis.references.open_rdms import open_rdms
 from xact.analysis.references.responses import compute_rdms
@@ -134,7 +134,8 @@ def _name_sources(
     named: list[tuple[str, ReferenceSource]] = []
     for i, one in enumerate(several):
         if isinstance(one, xr.DataArray):
-            name = one.attrs.get("reference") or (one.name if one.name != "dissimilarity" else None)
+            file = Path(str(one.attrs.get("reference", ""))).stem  # `open_rdms` notes it
+            name = file or (one.name if one.name != "dissimilarity" else None)
             named.append((str(name or (f"reference {i + 1}" if len(several) > 1 else "reference")), one))
         else:
             named.append((Path(one).stem, one))
@@ -180,6 +181,7 @@ def _make(
     pairs = []
     for square in squares:
         lost |= find_undefined(square, f"reference {name!r}")
+        check_symmetric(square, f"reference {name!r}")
         pairs.append(take_pairs(square))
     check_count(int(np.count_nonzero(~lost)), f"reference {name!r}")
     whole = Reference(name, subjects, rows, np.stack(pairs))

@@ -168,8 +168,21 @@ class Chosen:
         return int(np.flatnonzero(self.replicates == 0)[0])
 
 
+def check_selection(selection: Selection) -> None:
+    """Refuse arguments of a wrong type."""
+    if selection.where is not None and not isinstance(selection.where, str):
+        raise RequestError(f"where is an expression as text, found {selection.where!r:.60}", hint="where='rating > 3'")
+    if not isinstance(selection.allow_missing, bool):
+        raise RequestError(f"allow_missing is True or False, found {selection.allow_missing!r:.60}")
+    for name, number in (("sample", selection.sample), ("seed", selection.seed)):
+        is_number = isinstance(number, int | np.integer) and not isinstance(number, bool) and number >= 0
+        if not is_number and not (name == "sample" and number is None):
+            raise RequestError(f"{name} is a whole number, 0 or more, found {number!r:.60}")
+
+
 def choose(acts: Activations, selection: Selection) -> Chosen:
     """Return the chosen models, layers and stimuli. Refuse unknown names, missing rows and fewer than 3 stimuli."""
+    check_selection(selection)
     if isinstance(acts, str | Path):
         acts = open_activations(acts, models=selection.models, layers=selection.layers, allow_incomplete=True)
         models, layers = _list_names(acts, "model"), _list_names(acts, "layer")

@@ -82,6 +82,19 @@ def test_hdf5_needs_no_rsatoolbox(tmp_path, monkeypatch):
 def test_a_place_is_no_label(tmp_path):
     save_toolbox(tmp_path / "plain.h5")
     assert "stimulus" not in open_rdms(tmp_path / "plain.h5").coords
+    save_toolbox(tmp_path / "counted.h5", pattern_descriptors={"number": [1, 2, 3, 4, 5, 6]})
+    assert "stimulus" not in open_rdms(tmp_path / "counted.h5").coords
+    save_toolbox(tmp_path / "ids.h5", pattern_descriptors={"nsd": [73, 2, 3, 4, 5, 6]})
+    assert open_rdms(tmp_path / "ids.h5")["stimulus"].values.tolist() == ["73", "2", "3", "4", "5", "6"]
+
+
+def test_numbered_subjects_are_named_by_their_numbers_and_sessions_of_one_subject_by_their_place(tmp_path):
+    save_toolbox(tmp_path / "a.h5", rdm_descriptors={"subject": [1, 2, 3]})
+    assert open_rdms(tmp_path / "a.h5")["rdm"].values.tolist() == ["1", "2", "3"]
+    save_toolbox(tmp_path / "b.h5", rdm_descriptors={"subject": [1, 1, 2], "session": [1, 2, 1]})
+    found = open_rdms(tmp_path / "b.h5")
+    assert found["rdm"].values.tolist() == ["0", "1", "2"]
+    assert found["session"].values.tolist() == [1, 2, 1]
 
 
 def test_two_labels_that_both_tell_stimuli_apart_leave_the_choice_to_the_user(tmp_path):

@@ -105,7 +105,7 @@ def name_rdms(columns: Columns, n_rdms: int) -> tuple[dict[str, Any], dict[str, 
 
 
 def _find_rdm_label(columns: Columns, n_rdms: int) -> str | None:
-    usual = [name for name in RDM_LABELS if name in columns and _is_distinct(np.asarray(columns[name]), n_rdms)]
+    usual = [name for name in RDM_LABELS if name in columns and len({*make_texts(columns[name])}) == n_rdms]
     others = {name: cells for name, cells in columns.items() if name not in RDM_LABELS}
     return usual[0] if usual else find_label(others, n_rdms, ())
 
@@ -113,7 +113,7 @@ def _find_rdm_label(columns: Columns, n_rdms: int) -> str | None:
 def find_label(columns: Columns, n_cells: int, usual: Sequence[str]) -> str | None:
     """Return the column that tells rows apart: one of the `usual` names, else the only such text, else integers.
 
-    A column `index` is a place, not a label.
+    A column `index`, and integers that count from 0 or 1, are places and no labels.
     """
     for name in usual:
         if name in columns:
@@ -128,7 +128,10 @@ def find_label(columns: Columns, n_cells: int, usual: Sequence[str]) -> str | No
 
 
 def _is_distinct(cells: np.ndarray, n_cells: int) -> bool:
-    return cells.ndim == 1 and len(set(cells.tolist())) == n_cells == len(cells)
+    """Return True for cells that tell rows apart by more than their place."""
+    if cells.ndim != 1 or not len(set(cells.tolist())) == n_cells == len(cells):
+        return False
+    return cells.dtype.kind not in "iu" or not any(np.array_equal(cells, np.arange(n_cells) + k) for k in (0, 1))
 
 
 def make_texts(cells: Any) -> np.ndarray:  # noqa: ANN401  labels of any type

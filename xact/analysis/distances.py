@@ -108,7 +108,8 @@ def compute_distances(sums: LayerSums, n_blocks: int, blocks: Iterator[np.ndarra
         else:
             _add_crossed(sums, block, is_first=is_first)
     if sums.measure.is_crossed:
-        run_all(functools.partial(_make_formula(sums, 0), tile) for tile in sums.matrices[0])
+        formula = _make_formula(sums, 0)
+        run_all(functools.partial(formula, tile) for tile in sums.matrices[0])
     undefined = find_undefined(sums)
     if sums.measure.has_zero_diagonal:
         _clear_diagonals(sums, undefined)

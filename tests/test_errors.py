@@ -76,7 +76,7 @@ def test_info_shows_why_a_model_failed_while_it_ran(tmp_path, capsys, monkeypatc
             raise CaptureError("it broke", hint="mend it")
         run_job(job, tasks, **functions)
 
-    monkeypatch.setattr("xact.building.run.run_job", run_or_fail)
+    monkeypatch.setattr("xact.building.run_tasks.run_job", run_or_fail)
     recipe, store = write_lab(tmp_path), tmp_path / "store.zarr"
     code, _, err = run(capsys, "build", recipe, "--allow-code", "--set", "on_error=skip")
     assert (code, err.split("\n")[0]) == (1, "failed: two: it broke (hint: mend it)")

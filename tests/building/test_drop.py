@@ -131,7 +131,7 @@ def test_rows_that_were_never_captured_are_captured_by_the_next_build(layout, tm
         return true(writer, model, result)
 
     with monkeypatch.context() as patch:
-        patch.setattr("xact.building.run.write_task", fail_once)
+        patch.setattr("xact.building.run_tasks.write_task", fail_once)
         assert list(xact.build(recipe, **asked, models=["two"]).failed_models) == ["two"]
     assert [block for model, block in load_state(store).tasks if model == "two"] != [0, 1, 2, 3]
     values = xact.open_layer(store, "one", "2", allow_incomplete=True).values
@@ -177,7 +177,7 @@ def test_batches_that_never_ran_as_they_are_are_compared_up_to_rounding(tmp_path
         seen.append(is_exact)
         return true(*arguments, is_exact=is_exact, **named)
 
-    monkeypatch.setattr("xact.building.run.find_recorded", note)
+    monkeypatch.setattr("xact.building.run_tasks.find_recorded", note)
     xact.build(recipe, **asked, limit=5)
     xact.drop(store, models="two")
     xact.build(recipe, **asked, models=["one"], limit=6)

@@ -739,7 +739,7 @@ def test_a_build_that_ended_between_tasks_goes_on_to_the_same_tokens(folder, tmp
         return write_task(*arguments)
 
     with monkeypatch.context() as short:
-        short.setattr("xact.building.run.write_task", write)
+        short.setattr("xact.building.run_tasks.write_task", write)
         with pytest.raises(WorkError, match="the disk is full"):
             xact.build(recipe)
     assert 0 < xact.build(recipe).n_captured < 40

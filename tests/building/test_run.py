@@ -393,7 +393,7 @@ def test_a_store_that_is_read_only_and_not_finished_is_refused_before_a_download
     def fail(*_: object, **__: object) -> None:
         raise CaptureError("it broke")
 
-    monkeypatch.setattr("xact.building.run.run_job", fail)
+    monkeypatch.setattr("xact.building.run_tasks.run_job", fail)
     with pytest.raises(CaptureError):
         xact.build(recipe, allow_code=True)
     before = list_files(store)
@@ -538,7 +538,7 @@ def test_a_model_without_a_value_is_planned_again_under_its_label(layout, is_pub
         return load_network(spec, weights)
 
     with monkeypatch.context() as patch:
-        patch.setattr("xact.building.run.load_network", load_only_one)
+        patch.setattr("xact.building.run_tasks.load_network", load_only_one)
         if is_published:
             assert list(xact.build(recipe, allow_code=True, settings=settings).failed_models) == ["two"]
         else:

@@ -323,7 +323,7 @@ def test_rows_are_added_on_another_machine_if_a_stored_batch_gives_the_same_up_t
     between = (np.floor(value / step) + 0.5) * step / value  # a hair more or less, and 10 bits differ by a whole step
     find_module(tmp_path).SCALE = between * (1 - 2e-6)
     build(recipe, "stimuli.limit=6", *settings)
-    monkeypatch.setattr("xact.building.run.name_hardware", lambda _device: "another")
+    monkeypatch.setattr("xact.building.run_tasks.name_hardware", lambda _device: "another")
     find_module(tmp_path).SCALE = between * (1 + 2e-6)
     build(recipe, *settings)
     state = load_state(tmp_path / "s.zarr")

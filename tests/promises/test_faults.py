@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,23 @@ CASES = {
     "a model and stimuli added to groups": {"layout": "groups", "before": True},
 }
 
+WORKER_CASES = {
+    f"{case}, {faulty}": asked | {"roles": {"n": 1, "faulty": faulty}}
+    for case, asked in CASES.items()
+    for faulty in ("coordinator", "worker")
+}
+"""Builds with a worker; what goes wrong does so in one of the two processes."""
 
-def make_case(folder: Path, *, layout: str, before: bool = False) -> None:
+
+def make_case(folder: Path, *, layout: str, before: bool = False, roles: Mapping[str, object] | None = None) -> None:
     if before:
         sys.modules.pop("tiny_network", None)  # another test's, from a folder that is gone
         recipe = faults.write_case(folder, layout=layout, labels=("one",), limit=3)
         xact.build(recipe, allow_code=True)
         (folder / "out" / "store.zarr").rename(folder / "before.zarr")
     faults.write_case(folder, layout=layout)
+    if roles is not None:
+        (folder / "roles.json").write_text(json.dumps(roles))
 
 
 class Driver:
@@ -69,6 +78,7 @@ def check(lines: list[dict[str, object]]) -> None:
     undisturbed, *disturbed = lines
     assert undisturbed["code"] == 0, undisturbed["said"]
     assert disturbed
+    assert [line["again"] for line in disturbed if line.get("again")] == []
     whole = {undisturbed["new"], undisturbed["old"]}
     for line in disturbed:
         seen = str(line["seen"])
@@ -90,6 +100,27 @@ def check(lines: list[dict[str, object]]) -> None:
 def test_a_fault_at_any_operation_on_files_loses_nothing_and_lies_to_nobody(case, driver, tmp_path):
     make_case(tmp_path, **CASES[case])
     check(driver.run(tmp_path, "inject", 6, 1))
+
+
+@pytest.mark.parametrize("case", WORKER_CASES)
+def test_a_fault_in_a_coordinator_or_a_worker_loses_nothing(case, driver, tmp_path):
+    make_case(tmp_path, **WORKER_CASES[case])
+    check(driver.run(tmp_path, "inject", 3, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+@pytest.mark.parametrize("case", WORKER_CASES)
+def test_a_fault_at_every_operation_of_a_coordinator_or_a_worker_loses_nothing(case, driver, tmp_path):
+    make_case(tmp_path, **WORKER_CASES[case])
+    check(driver.run(tmp_path, "inject", 0, 5))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("n", [3, pytest.param(15, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_random_kills_of_coordinators_and_workers_lose_nothing(n, case, driver, tmp_path):
+    make_case(tmp_path, **CASES[case], roles={"n": 2, "faulty": ""})
+    check(driver.run(tmp_path, "campaign", n, 6))
 
 
 @pytest.mark.slow

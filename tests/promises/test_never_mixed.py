@@ -163,6 +163,7 @@ NEUTRAL = {
     "store": ("", "store=STORE/../store.zarr"),
     "compute.workers": ("", "compute.workers=3"),
     "on_error": ("", "on_error=skip"),
+    "compute.cluster": ("", "compute.cluster=local:1"),
     "compute.check": ("compute.check=off", "compute.check=on"),  # what ran is among the facts of each network
     "compute.on_out_of_memory": ("", "compute.on_out_of_memory=halve"),  # what ran is the model's batch_size
     "caption.model": ("", "caption.model=other"),

@@ -124,6 +124,8 @@ def test_defaults_are_filled_in(tmp_path: Path):
             "workers": "auto",
             "dtype": "float32",
             "on_out_of_memory": "stop",
+            "device_name": "same",
+            "cluster": None,
             "check": "on",
         },
         "storage": {"layout": "auto", "precision": "full", "codec": "lz4", "shard_mb": 64, "buffer_mb": 256},

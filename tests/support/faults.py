@@ -3,6 +3,7 @@
     FOLDER inject N SEED     N faults (0: every one) at one operation on files each
     FOLDER replay N SEED     N power cuts
     FOLDER kill N SEED       N kills at random times, up to four in one build
+    FOLDER campaign N SEED   N builds with workers, both roles killed at random times
 
 FOLDER is what `write_case` made; a store `before.zarr` in it is what each build begins with. The answer is one JSON
 line a build, the first that of a build which nothing disturbed, and an empty line at the end. Everything heavy is
@@ -95,15 +96,16 @@ class Watch:
             setattr(os, name, self._make_watched(name))
         os.close = self._close  # type: ignore[assignment]
 
-    def _find_path(self, name: str, first: Any) -> str | None:
+    def _find_path(self, name: str, first: Any, folder: int | None) -> str | None:
+        """Return the path of an operation; `folder` is the descriptor that a relative path starts from."""
         if name in ("write", "fsync"):
             return self.paths.get(first)
-        path = os.path.normpath(Path.cwd() / first)
+        path = os.path.normpath(Path.cwd() / self.paths.get(folder, "") / first)
         return path if path.startswith(self.folder) else None
 
     def _make_watched(self, name: str) -> Callable[..., Any]:
         def watched(*arguments: Any, **named: Any) -> Any:
-            path = self._find_path(name, arguments[0])
+            path = self._find_path(name, arguments[0], named.get("dir_fd"))
             if path is None:
                 return self.true[name](*arguments, **named)
             with self.lock:  # one after the other, so that the trace is the order of the disk
@@ -193,20 +195,117 @@ def _build(folder: Path, fault: Fault | None, counted: Path, trace_to: Path | No
 
     watch = Watch(str(folder / "out"), fault)
     error = (folder / "stderr").open("w")
+    roles = json.loads((folder / "roles.json").read_text()) if (folder / "roles.json").exists() else {}
     code = 99
+
+    def tell() -> None:
+        counted.write_text(str(watch.n))
+        if trace_to is not None:
+            trace_to.write_text(json.dumps(watch.trace))
+
     try:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  for the child's whole life
         sys.stderr = error
-        watch.install()
-        xact.cli.main.main(["build", str(folder / "recipe.yml"), "--allow-code"])
+        if roles:
+            _build_with_workers(folder / "recipe.yml", watch, tell, **roles)
+        else:
+            watch.install()
+            xact.cli.main.main(["build", str(folder / "recipe.yml"), "--allow-code"])
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
         error.flush()
-        counted.write_text(str(watch.n))
-        if trace_to is not None:
-            trace_to.write_text(json.dumps(watch.trace))
+        if roles.get("faulty") != "worker":
+            tell()
         os._exit(code)
+
+
+def _build_with_workers(
+    recipe: Path, watch: Watch, tell: Callable[[], None], *, n: int, faulty: str, seed: int = 0, lifetime: float = 0
+) -> None:
+    """Build with `n` workers; what goes wrong does so in the first of them or in the coordinator, `faulty`.
+
+    `random`: every second worker is killed at a random moment of its `lifetime`.
+    """
+    from support.workers import ForkedWorkers, build_with_workers
+    from xact.building.work import Job
+    from xact.errors import XactError
+
+    def begin(name: str) -> None:
+        is_faulty = faulty == "worker" and name == "worker-0"
+        watch.n, watch.trace, watch.fault = 0, [], watch.fault if is_faulty else None
+        if is_faulty:
+            watch.install()
+        chance = random.Random(f"{seed} {name}")  # noqa: S311  no secret
+        if faulty == "random":
+            _log_receipts(recipe.parent / "receipts.log")
+            if chance.random() < 0.5:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0, lifetime))  # the alarm ends the process
+
+    def end(name: str) -> None:
+        if faulty == "worker" and name == "worker-0":
+            tell()
+
+    def make(job: Job) -> ForkedWorkers:
+        return ForkedWorkers(job, n, n_spare=20, begin=begin, end=end)
+
+    if faulty == "coordinator":
+        watch.install()
+    try:
+        build_with_workers(recipe, make)
+    except XactError as error:
+        sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
+        raise SystemExit(error.exit_code) from None
+    raise SystemExit(0)
+
+
+def _log_receipts(log: Path) -> None:
+    """Note each task for which this process writes a receipt, after it was written."""
+    from xact.store.receipts import BoxWriter
+
+    true = BoxWriter.add_task
+
+    def add_task(self: BoxWriter, record: Any, stamps: Any = None) -> None:
+        true(self, record, stamps)
+        with log.open("a") as file:
+            file.write(f"{os.getppid()} {record.model} {record.block}\n")
+
+    BoxWriter.add_task = add_task  # type: ignore[method-assign]
+
+
+def list_done(store: Path) -> set[tuple[str, int]]:
+    """Return the tasks of the generation under way that the journal or a receipt in the inbox has."""
+    from xact.disk.durable import read_lines
+    from xact.store.journal import read_generation
+
+    lines = read_lines(store / ".xact" / f"journal-{read_generation(store) + 1}.jsonl")
+    lines += [line["line"] for file in (store / ".xact").glob("inbox/*/receipts.jsonl") for line in read_lines(file)]
+    return {(line["task"][0], line["task"][1]) for line in lines if "task" in line}
+
+
+def campaign(folder: Path, n: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Kill coordinators and workers at random moments, `n` times up to four coordinators a build, until it is done."""
+    started = time.monotonic()
+    roles = json.loads((folder / "roles.json").read_text())
+    _, undisturbed = run_undisturbed(folder)
+    longest = time.monotonic() - started
+    yield undisturbed
+    chance = random.Random(seed)  # noqa: S311  no secret
+    log = folder / "receipts.log"
+    for _ in range(n):
+        store = lay_before(folder)
+        kills, again = 0, []
+        for _ in range(chance.randint(1, 4)):
+            said = roles | {"faulty": "random", "seed": chance.randint(0, 10**9), "lifetime": longest}
+            (folder / "roles.json").write_text(json.dumps(said))
+            log.unlink(missing_ok=True)
+            done = list_done(store) if (store / ".xact").exists() else set()
+            kills += run_child(folder, kill_after=chance.uniform(0, longest))[0] == -signal.SIGKILL
+            lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+            again += [f"{model} {block}" for _, model, block in lines if (model, int(block)) in done]
+        (folder / "roles.json").write_text(json.dumps(roles))
+        found = {"fault": f"{kills} coordinators killed", "kind": "KILL", "kills": kills, "again": again}
+        yield found | look_and_resume(folder, store, undisturbed)
 
 
 def load_heavy() -> None:
@@ -214,6 +313,7 @@ def load_heavy() -> None:
     import torchvision.transforms.functional  # noqa: F401
 
     import xact.building.api
+    import xact.building.coordinate
     import xact.building.estimate
     import xact.building.run
     import xact.cli.main
@@ -520,7 +620,8 @@ def main() -> None:
     load_heavy()
     for asked in sys.stdin:
         folder, mode, n, seed = asked.rsplit(maxsplit=3)
-        for line in {"inject": inject, "replay": replay, "kill": kill}[mode](Path(folder).resolve(), int(n), int(seed)):
+        modes = {"inject": inject, "replay": replay, "kill": kill, "campaign": campaign}
+        for line in modes[mode](Path(folder).resolve(), int(n), int(seed)):
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WorkError
 from xact.recipe.load import UNTRAINED, GivenRecipe, load_recipe
-from xact.recipe.schema import LoadedRecipe
+from xact.recipe.schema import LoadedRecipe, ModelEntry
 from xact.recipe.yaml_text import parse_assignment
 from xact.store.hold import check_writable, hold_store
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
 
@@ -37,9 +39,12 @@ def build(
     workers: int | None = None,
     limit: int | None = None,
     settings: Sequence[str] = (),
+    cluster: str | None = None,
+    client: Client | None = None,
     allow_code: bool = False,
     confirm: Callable[[PreparedBuild], bool] = lambda _: True,
     watch: Callable[[PreparedBuild], Callable[[int], None]] = lambda _: lambda _n: None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Build the store that a recipe describes, or add what is missing in it.
 
@@ -80,6 +85,12 @@ def build(
         Use only the first `limit` stimuli. Overrides `stimuli.limit`.
     settings : sequence of str, default ()
         Any other keys as texts `a.b=c`, e.g. `["storage.codec=zstd"]`. The arguments above override these.
+    cluster : str, optional
+        Processes that run the networks: `local` (on this machine, one for each GPU), `local:N`, the address
+        `tcp://HOST:PORT` or the scheduler file of a dask cluster, or `wait` (for processes of `xact worker STORE`).
+        Overrides `compute.cluster`. Default: this process alone.
+    client : distributed.Client, optional
+        A client of your own dask cluster; takes the place of `cluster`. Its workers must be processes.
     allow_code : bool, default False
         If True, allow models with the source `python`, which run the user's own code. Not a key of the recipe.
     confirm : callable, optional
@@ -88,6 +99,8 @@ def build(
     watch : callable, optional
         `watch(prepared)` is called once and returns a function `progress(n)`. After each batch, `progress` is called
         with the number of stimuli in it. Default: no progress.
+    tell : callable, optional
+        `tell(line)` is called when workers of a cluster are waited for, are lost or are refused. Default: nothing.
 
     Returns
     -------
@@ -132,14 +145,43 @@ def build(
         workers=workers,
         limit=limit,
         settings=settings,
+        cluster=cluster,
     )
     loaded = load_recipe(recipe, overrides)
-    with open_build(loaded, allow_code=allow_code) as prepared:
-        from xact.building.run import build_store
+    if client is not None and cluster is not None:
+        raise RequestError("xact.build: cluster and client exclude each other")
+    cluster = loaded.recipe.compute.cluster
+    is_alone = cluster is None and client is None
+    if not is_alone:
+        check_no_index(loaded)
+    with open_build(loaded, allow_code=allow_code, is_alone=is_alone) as prepared, ExitStack() as stack:
+        from xact.building.run import RunTasks, build_store, run_here
 
         if not prepared.nothing_to_do and not confirm(prepared):
             raise WorkError("nothing was built: the answer was no")
-        return build_store(prepared, progress=watch(prepared))
+        run: RunTasks = run_here
+        if not is_alone and not prepared.nothing_to_do:
+            from xact.building.cluster import run_on_cluster
+
+            run = run_on_cluster(stack, cluster, client, allow_code=allow_code, tell=tell)
+        return build_store(prepared, progress=watch(prepared), run=run)
+
+
+def check_no_index(loaded: LoadedRecipe) -> None:
+    """Refuse a device that names one GPU: each worker of a cluster has its own."""
+    compute = loaded.recipe.compute
+    said = {"compute.device": compute.device}
+    said |= {
+        f"models.{index}.device": entry.device
+        for index, entry in enumerate(loaded.recipe.models)
+        if isinstance(entry, ModelEntry) and entry.device
+    }
+    for key, device in said.items():
+        if ":" in device:
+            kind = device.partition(":")[0]
+            raise RequestError(
+                f"{key}: {device} names one GPU, and each worker of a cluster has its own", hint=f"say {kind}"
+            )
 
 
 def make_overrides(
@@ -156,6 +198,7 @@ def make_overrides(
     workers: int | None,
     limit: int | None,
     settings: Sequence[str],
+    cluster: str | None = None,
 ) -> list[Override]:
     """Return what the flags change in a recipe; the shorthands after `--set`, so that they win."""
     root = None if stimuli_root is None else str(expand_path(stimuli_root).absolute())
@@ -170,6 +213,7 @@ def make_overrides(
         "compute.device": ("--device", device),
         "compute.batch_size": ("--batch-size", batch_size),
         "compute.workers": ("--workers", workers),
+        "compute.cluster": ("--cluster", cluster),
         "stimuli.limit": ("--limit", limit),
     }
     overrides: list[Override] = [parse_assignment(str(text)) for text in _list(settings, "settings")]
@@ -191,14 +235,23 @@ def _list(given: object, argument: str) -> list[Any]:
 
 
 @contextmanager
-def open_build(loaded: LoadedRecipe, *, allow_code: bool) -> Iterator[PreparedBuild]:
-    """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there."""
+def open_build(loaded: LoadedRecipe, *, allow_code: bool, is_alone: bool = True) -> Iterator[PreparedBuild]:
+    """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there.
+
+    `is_alone`: networks run in this process.
+    """
     store = expand_path(loaded.recipe.store)
     with hold_store(store) as may_write:
         # torch and its kin: only now, so that a second builder is refused at once
         from xact.building.prepare import prepare_build
+        from xact.store.adopt import adopt_left
+        from xact.store.contact import remove_contact
 
-        prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write)
+        if may_write:
+            remove_contact(store)  # of a coordinator that was killed
+            adopt_left(store)
+
+        prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write, is_alone=is_alone)
         if not prepared.nothing_to_do:
             check_writable(store, may_write=may_write)
         yield prepared

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
-from xact.building.provenance import check_versions
+from xact.building.provenance import check_planned_versions, check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
 from xact.capture.load_captions import TextLengths
@@ -110,8 +110,12 @@ def prepare_plan(
     return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
 
 
-def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True) -> PreparedBuild:
+def prepare_build(
+    loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True, is_alone: bool = True
+) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
+
+    Without `is_alone` other processes run the networks: only their devices must be present.
 
     Missing weights are reported before the first forward pass, those of all models in one error. The store does not
     change.
@@ -133,7 +137,8 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
         if label not in surveyed.errors:
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
-                model = _plan_model(asked, spec, stored, device=find_device_kind(spec, stored))
+                device = find_device_kind(spec, stored) if is_alone else name_device_kind(spec, stored)
+                model = _plan_model(asked, spec, stored, device=device)
                 if not _is_finished(asked, spec, model):
                     weights, found = fit_weights(spec, find_weights(spec), model)
                     if stored is not None:
@@ -145,6 +150,36 @@ def prepare_build(loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_wr
                 surveyed.readers.add(label)
     surveyed.check(loaded.recipe.on_error)
     return replace(_lay_plan(asked, surveyed), may_write=may_write)
+
+
+def prepare_worker(loaded: LoadedRecipe, store: Path, plan: Plan, *, allow_code: bool) -> PreparedBuild:
+    """Return a build whose plan another process has made. Its weights are found by `find_planned_weights`.
+
+    `loaded` is the recipe of that process; this one must see the same stimuli. The store does not change.
+    """
+    source = open_stimuli(loaded.recipe.stimuli, loaded.folder, skip=True, held=plan.stimuli.column_types)
+    loaded = adopt_replicates(loaded, source)
+    specs = {spec.label: spec for spec in _resolve(loaded, source, plan.models)}
+    for spec in specs.values():
+        check_allowed(spec, allow_code=allow_code)
+    left_out = _find_left_out(source, plan.stimuli.ids)
+    return PreparedBuild(store, loaded, source, specs, {}, State(plan=plan), plan, {}, left_out=left_out)
+
+
+def find_planned_weights(prepared: PreparedBuild, model: PlannedModel) -> Weights:
+    """Return the weights of a network that a plan names. Raise MismatchError for others, or for another device."""
+    spec = prepared.specs[model.label]
+    device = find_device_kind(spec, model)
+    if device != model.device:
+        raise MismatchError(f"models.{model.label}.device differs: the build uses {model.device!r}, here is {device!r}")
+    check_planned_versions(model)
+    weights, _ = fit_weights(spec, find_weights(spec), model)
+    if weights.record != model.weights_record:
+        raise MismatchError(
+            f"models.{model.label}.weights differ: the build has {model.weights_record}, here are {weights.record}",
+            hint="give this machine the same weights",
+        )
+    return weights
 
 
 @dataclass(frozen=True)
@@ -190,8 +225,12 @@ class _Asked:
 
     def find_left_out(self, ids: Sequence[str]) -> frozenset[StoreRow]:
         """Return the rows of the stimuli that the recipe does not name; `ids` are those of the store."""
-        named = set(self.source.table.ids)
-        return frozenset(StoreRow(row) for row, one in enumerate(ids) if one not in named)
+        return _find_left_out(self.source, ids)
+
+
+def _find_left_out(source: StimulusSource, ids: Sequence[str]) -> frozenset[StoreRow]:
+    named = set(source.table.ids)
+    return frozenset(StoreRow(row) for row, one in enumerate(ids) if one not in named)
 
 
 @dataclass
@@ -346,7 +385,7 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
     """Merge the plan with the plan of the store, and list the remaining tasks."""
     recipe, stored, source = asked.loaded.recipe, asked.stored, asked.source
     request = Request(
-        recipe=recipe.model_dump(),
+        recipe=recipe.model_dump(exclude={"compute": {"cluster"}}),
         table=source.table,
         models=tuple(surveyed.models),
         jitter_names=tuple(draw_amounts(recipe.replicates, "")),
@@ -455,16 +494,17 @@ def list_tasks(
     """Return the remaining tasks of a model; batches of captions are sorted by length.
 
     Without `stimuli`, captions are not read and stay in the order of their rows. Rows in `left_out` that failed are not
-    tried again. `measured` takes the lengths of the captions, by the model's label.
+    tried again. `measured` keeps the lengths of the captions, by the model's label: they are measured once.
     """
     done = {block: (stop, failed - left_out) for block, (stop, failed) in state.find_done(model.label).items()}
     tasks = list(make_tasks(plan, model, done))
     if model.kind == "image" or not tasks or stimuli is None:
         return tasks
-    lengths = make_caption_loader(spec, stimuli, plan.n_replicates).measure(make_rows(0, plan.n_stimuli))
-    if measured is not None:
-        measured[model.label] = lengths
-    return list(make_tasks(plan, model, done, lengths=lengths.batched))
+    measured = {} if measured is None else measured
+    if model.label not in measured:
+        loader = make_caption_loader(spec, stimuli, plan.n_replicates)
+        measured[model.label] = loader.measure(make_rows(0, plan.n_stimuli))
+    return list(make_tasks(plan, model, done, lengths=measured[model.label].batched))
 
 
 def _is_device_open(spec: ModelSpec, loaded: LoadedRecipe) -> bool:

@@ -115,6 +115,17 @@ def check_versions(model: PlannedModel, state: State) -> None:
             )
 
 
+def check_planned_versions(model: PlannedModel) -> None:
+    """Refuse to take part in a build whose plan was made with other versions of what decides values."""
+    here = {**find_versions(model.source), "values_version": VALUES_VERSION}
+    for name, planned in {**model.versions, "values_version": model.values_version}.items():
+        if here.get(name) != planned:
+            raise MismatchError(
+                f"models.{model.label}.versions.{name} differs: the build uses {planned}, here is {here.get(name)}",
+                hint="install the same versions on all machines",
+            )
+
+
 FIRST_VERSION = 1
 """Version of what decides values in rows that record none."""
 

@@ -22,13 +22,13 @@ from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import decode_shard
 from xact.store.tasks import Batch, Task, count_batch_stimuli, make_batches, make_rows
-from xact.store.write import StoreWriter
+from xact.store.write import StoreWriter, TaskWriter
 
 BITS10_STEP = 2.0**-10
 """Distance of two neighbours among numbers with 10 bits of mantissa, as a fraction of a power of two."""
 
 
-def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> TaskRecord:
+def write_task(writer: TaskWriter, model: PlannedModel, result: TaskResult) -> TaskRecord:
     """Write the shards of a task and return its record; the caller adds the record to the journal."""
     n_nonfinite: dict[str, int] = {}
     rows = [row - result.task.start for row in sorted(result.task.rows) if row not in result.failed]
@@ -55,6 +55,7 @@ def write_task(writer: StoreWriter, model: PlannedModel, result: TaskResult) -> 
             name: {row: x for row, x in by_row.items() if math.isfinite(x)} for name, by_row in result.scores.items()
         },
         spans=result.spans,
+        n_equal=result.n_equal,
     )
 
 
@@ -168,7 +169,7 @@ def clear_rows(writer: StoreWriter, record: TaskRecord) -> None:
     for buffer in buffers:
         buffer[[row - start for row in lost]] = np.nan
     shards = writer.write_shards(model, buffers, record.block, rows=lost)
-    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}, xact={}, spans={}))
+    writer.add_task(replace(record, shards=shards, n_nonfinite={}, scores={}, xact={}, spans={}, n_equal=0))
 
 
 def _read_shards(

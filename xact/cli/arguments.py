@@ -21,6 +21,7 @@ from xact.cli.commands import (
     run_plan,
     run_schema,
     run_verify,
+    run_worker,
 )
 from xact.cli.terminal import write_err
 from xact.errors import make_one_line
@@ -51,6 +52,8 @@ def make_parser() -> argparse.ArgumentParser:
     build = add("build", run_build, "Build the store that a recipe describes, or its missing part.")
     add_overrides(build)
     build.add_argument("--yes", action="store_true", help="do not ask before a large build")
+    worker = add("worker", run_worker, "Take part in the build of a store by `xact build RECIPE --cluster wait`.")
+    worker.add_argument("store", metavar="STORE", help="folder of the store; need not exist yet")
     plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)
     plan.add_argument("--check", action="store_true", help="decode every picture; end with 1 if one cannot be")
@@ -139,6 +142,9 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", metavar="auto|mps|cuda|cuda:1|cpu", help="where networks run")
     command.add_argument("--batch-size", metavar="N", type=int, help="pictures in one forward pass")
     command.add_argument("--workers", metavar="N", type=int, help="number of threads; does not change values")
+    command.add_argument(
+        "--cluster", metavar="local[:N]|ADDRESS|FILE|wait", help="processes that run the networks; default: this one"
+    )
     command.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     command.add_argument(
         "--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[], help="any other keys"

@@ -40,7 +40,8 @@ EXPORT_OPTIONS = (
 
 
 OVERRIDES = (
-    "store models stimuli_root folders replicates untrained seeds device batch_size workers limit settings".split()
+    "store models stimuli_root folders replicates untrained seeds device batch_size workers cluster limit "
+    "settings".split()
 )
 
 
@@ -64,8 +65,22 @@ def run_build(options: argparse.Namespace) -> int:
                 allow_code=options.allow_code,
                 confirm=lambda prepared: confirm(prepared, yes=options.yes),
                 watch=lambda prepared: progress.start(prepared.n_rows_left),
+                tell=show_note,
             )
         return show_outcome(outcome)
+
+
+def run_worker(options: argparse.Namespace) -> int:
+    """Take part in the build of a store; return 0 once it is published."""
+    from xact.cli.signals import stop_on_signals
+
+    again = "run the same command again: it goes on with what is left"
+    with stop_on_signals("worker", safe="all finished tasks are safe", hint=again):
+        from xact.building.join import work
+        from xact.disk.paths import expand_path
+
+        work(expand_path(options.store))
+    return 0
 
 
 def run_plan(options: argparse.Namespace) -> int:

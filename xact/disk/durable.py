@@ -25,6 +25,12 @@ PARTIAL = ".partial"
 NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
 """Flags for opening a file to write: a link is not followed, so that xact writes only inside the store."""
 
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK
+"""Flags for a file that does not exist yet."""
+
+APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK
+"""Flags for a file to which lines are added."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -51,19 +57,23 @@ def replace_file(path: Path, pieces: Sequence[bytes]) -> Written:
 def write_partial(path: Path, pieces: Sequence[bytes]) -> Written:
     """Write and sync the temporary file of `path`; `put_in_place` renames it. A build removes those that stay."""
     beside = path.with_name(path.name + PARTIAL)
-    digest = hashlib.sha256()
-    nbytes = 0
     make_folder(path.parent)
     with _disk_errors(path, needed=sum(map(len, pieces))), _removed_on_error(beside):
-        fd = make_new_file(beside)
-        try:
-            for piece in pieces:
-                digest.update(piece)
-                nbytes += len(piece)
-                _write_all(fd, piece)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        return _write_pieces(make_new_file(beside), pieces)
+
+
+def _write_pieces(fd: int, pieces: Sequence[bytes]) -> Written:
+    """Write, sync and close an open file."""
+    digest = hashlib.sha256()
+    nbytes = 0
+    try:
+        for piece in pieces:
+            digest.update(piece)
+            nbytes += len(piece)
+            _write_all(fd, piece)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
     return Written(nbytes, digest.hexdigest())
 
 
@@ -72,6 +82,13 @@ def put_in_place(path: Path) -> None:
     beside = path.with_name(path.name + PARTIAL)
     with _disk_errors(path), _removed_on_error(beside):
         beside.replace(path)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a file to `target`, in another folder. Call `sync_folder` later."""
+    make_folder(target.parent)
+    with _disk_errors(target):
+        source.replace(target)
 
 
 @contextmanager
@@ -131,19 +148,80 @@ def count_free_nbytes(path: Path) -> int:
 
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Append one JSON line to a file and sync it. If a kill left an incomplete last line, end that line first."""
-    text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    text = _make_line(line)
     with _disk_errors(path, needed=len(text)):
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | NO_LINK, 0o666)
-        try:
-            size = os.fstat(fd).st_size
-            if size and os.pread(fd, 1, size - 1) != b"\n":
-                text = b"\n" + text
-            _write_all(fd, text)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    if not size:
+        is_new = _append(os.open(path, APPEND, 0o666), text)
+    if is_new:
         sync_folder(path.parent)
+
+
+def _make_line(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def _append(fd: int, text: bytes) -> bool:
+    """Append a line to an open file, sync and close it. Return True if the file was empty."""
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            text = b"\n" + text
+        _write_all(fd, text)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return not size
+
+
+class FolderGoneError(StoreError):
+    """Raised when an open folder was removed."""
+
+
+class OpenFolder:
+    """A folder that is held open: its files are addressed through it, also where its path leads elsewhere later.
+
+    A folder that was removed stays removed: writing in it raises FolderGoneError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder; it must not exist."""
+        make_folder(path.parent)
+        with _disk_errors(path):
+            path.mkdir()
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | NO_LINK)
+        sync_folder(path.parent)
+        self.path = path
+
+    def write(self, name: str, pieces: Sequence[bytes]) -> Written:
+        """Write and sync a new file. Call `sync` later."""
+        with self._errors(name, needed=sum(map(len, pieces))):
+            return _write_pieces(os.open(name, NEW, 0o666, dir_fd=self._fd), pieces)
+
+    def append_line(self, name: str, line: dict[str, Any]) -> None:
+        """Append one JSON line to a file and sync it."""
+        text = _make_line(line)
+        with self._errors(name, needed=len(text)):
+            if _append(os.open(name, APPEND, 0o666, dir_fd=self._fd), text):
+                os.fsync(self._fd)
+
+    def sync(self) -> None:
+        """Make the names in the folder durable."""
+        with self._errors("."):
+            os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self._fd)
+
+    @contextmanager
+    def _errors(self, name: str, *, needed: int = 0) -> Iterator[None]:
+        try:
+            with _disk_errors(self.path / name, needed=needed):
+                yield
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ESTALE):
+                raise FolderGoneError(f"the folder {self.path} is gone") from cause
+            raise
 
 
 def read_whole(path: Path) -> bytes:
@@ -183,7 +261,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def make_sealed_lines(lines: Sequence[dict[str, Any]]) -> list[bytes]:
     """Return the pieces of a file of JSON lines. The last line holds the hash of the lines before it."""
-    body = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+    body = b"".join(map(_make_line, lines))
     return [body, _make_seal(body)]
 
 

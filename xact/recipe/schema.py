@@ -234,6 +234,16 @@ Switch = Annotated[
 """`on` or `off`, which YAML 1.1 takes for true and false."""
 
 
+def _check_cluster(text: str) -> str:
+    kind, colon, number = text.partition(":")
+    if kind == "local" and colon and not (number.isdecimal() and 1 <= int(number) <= 1000):
+        raise ValueError("local:N wants a whole number from 1 to 1000")
+    return text
+
+
+Cluster = Annotated[Text, AfterValidator(_check_cluster)]
+
+
 class Compute(Block):
     """Where and how the networks run."""
 
@@ -248,6 +258,12 @@ class Compute(Block):
     on_out_of_memory: Literal["stop", "halve"] = "stop"
     """`halve`: if the device lacks memory for a batch, the model starts again with half the batch size, unless one of
     its tasks is done. The store records the final batch size."""
+    device_name: Literal["same", "any"] = "same"
+    """`same`: all rows of a model are made on GPUs of one name, because others differ in the last bits. `any` allows
+    several; the store records them."""
+    cluster: Cluster | None = None
+    """Processes that run the networks: `local` (on this machine, one for each GPU), `local:N`, the address or scheduler
+    file of a dask cluster, or `wait` (for `xact worker STORE`). Default: this process alone."""
     check: Switch = "on"
     """`on`: measure that each value depends on its stimulus, the weights and the recipe alone: some inputs run again. A
     model of which this is not true fails. `off` is recorded in the store."""

@@ -47,6 +47,7 @@ class _TaskLine(BaseModel):
     values_version: Count | None = None
     xact: dict[str, Count] = {}
     spans: list[tuple[Count, str]] = []
+    n_equal: Count = 0
 
 
 class _StimuliLine(BaseModel):

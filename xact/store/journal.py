@@ -81,6 +81,40 @@ class TaskRecord:
     """{version of xact: number of values rows that it wrote}."""
     spans: dict[StoreRow, str] = field(default_factory=dict)
     """{row: its tokens as JSON}, of a model that keeps a vector of each token."""
+    n_equal: int = 0
+    """Captured stimuli whose replicates are all equal although the recipe asks for jitter."""
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> TaskRecord:
+        """Return the record of a line that has no fault."""
+        model, block = line["task"]
+        scores = line.get("scores", {})
+        return cls(
+            model=model,
+            block=block,
+            stop=line["stop"],
+            failed={StoreRow(int(row)): error for row, error in line["failed"].items()},
+            shards={key: parse_written(said) for key, said in line["shards"].items()},
+            n_nonfinite=dict(line["n_nonfinite"]),
+            seconds=line["seconds"],
+            scores={name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in scores.items()},
+            values_version=line.get("values_version"),
+            xact=dict(line.get("xact", {})),
+            spans={StoreRow(int(row)): text for row, text in line.get("spans", [])},
+            n_equal=line.get("n_equal", 0),
+        )
+
+    def add_to(self, older: TaskRecord) -> TaskRecord:
+        """Return the record of both: this one added rows to the shards, which still hold the older rows."""
+        names = older.scores | self.scores
+        return replace(
+            self,
+            scores={name: older.scores.get(name, {}) | self.scores.get(name, {}) for name in names},
+            spans=older.spans | self.spans,
+            n_nonfinite=dict(Counter(self.n_nonfinite) + Counter(older.n_nonfinite)),
+            xact=dict(Counter(self.xact) + Counter(older.xact)),
+            n_equal=self.n_equal + older.n_equal,
+        )
 
     def to_line(self) -> dict[str, Any]:
         """Return the journal line of this task."""
@@ -96,6 +130,7 @@ class TaskRecord:
             "scores": {name: list(by_row.items()) for name, by_row in self.scores.items()},
             **made_by,
             **({"spans": list(self.spans.items())} if self.spans else {}),
+            **({"n_equal": self.n_equal} if self.n_equal else {}),
         }
 
 
@@ -213,35 +248,11 @@ class State:
     def take(self, line: dict[str, Any]) -> None:
         """Add one line of a journal or manifest."""
         if "task" in line:
-            model, block = line["task"]
-            shards = {key: parse_written(said) for key, said in line["shards"].items()}
-            failed = {StoreRow(int(row)): error for row, error in line["failed"].items()}
-            scores = {
-                name: {StoreRow(int(row)): x for row, x in pairs} for name, pairs in line.get("scores", {}).items()
-            }
-            spans = {StoreRow(int(row)): text for row, text in line.get("spans", [])}
-            n_nonfinite = Counter(line["n_nonfinite"])
-            xact = Counter(line.get("xact", {}))
-            if (model, block) in self.tasks:  # of an earlier run: the shards still hold its rows
-                older = self.tasks[model, block]
-                scores = {n: older.scores.get(n, {}) | scores.get(n, {}) for n in older.scores | scores}
-                spans = older.spans | spans
-                n_nonfinite += Counter(older.n_nonfinite)
-                xact += Counter(older.xact)
-            self.grown.discard((model, block))
-            self.tasks[model, block] = TaskRecord(
-                model,
-                block,
-                line["stop"],
-                failed,
-                shards,
-                dict(n_nonfinite),
-                line["seconds"],
-                scores,
-                line.get("values_version"),
-                dict(xact),
-                spans,
-            )
+            record = TaskRecord.from_line(line)
+            task = record.model, record.block
+            older = self.tasks.get(task)
+            self.grown.discard(task)
+            self.tasks[task] = record if older is None else record.add_to(older)
         for row, nbytes, mtime_ns, sha256 in line.get("stimuli", []):
             self.stamps[StoreRow(row)] = FileStamp(nbytes, mtime_ns), sha256
         for key, (old, new) in line.get("replaced", {}).items():
@@ -265,14 +276,14 @@ class State:
             yield {"network": label, **found}
         rows = sorted(self.stamps)
         for start in range(0, len(rows), 1000):
-            yield {
-                "stimuli": [
-                    [row, self.stamps[row][0].nbytes, self.stamps[row][0].mtime_ns, self.stamps[row][1]]
-                    for row in rows[start : start + 1000]
-                ]
-            }
+            yield make_stimuli_line({row: self.stamps[row] for row in rows[start : start + 1000]})
         for record in self.tasks.values():
             yield record.to_line()
+
+
+def make_stimuli_line(stamps: Mapping[StoreRow, tuple[FileStamp, str]]) -> dict[str, Any]:
+    """Return what a line says of stimuli: {row: (stamp, sha256)}."""
+    return {"stimuli": [[row, stamp.nbytes, stamp.mtime_ns, sha256] for row, (stamp, sha256) in stamps.items()]}
 
 
 class Journal:

@@ -8,14 +8,14 @@ from typing import Any
 NEUTRAL: Mapping[str, frozenset[str]] = {
     "recipe": frozenset("store on_error caption".split()),
     "stimuli": frozenset("root file folders pattern columns fields where limit ids subject unique".split()),
-    "compute": frozenset("workers on_out_of_memory check".split()),
+    "compute": frozenset("workers on_out_of_memory device_name cluster check".split()),
     "model": frozenset("n_stimuli segments versions values_version device device_map base".split()),
 }
 """{block: its keys that may differ}. `recipe` is the top level, `model` is a model in the plan.
 
 - stimuli: these keys say where the stimuli and labels are, and select them. Ids, labels and hashes are compared.
 - compute: these keys do not change a bit of the values. The batch size that ran is compared as a key of the model.
-  `check` refuses values or lets them pass; the facts of each network record it.
+  `check` and `device_name` refuse values or let them pass; the facts of each network record them.
 - model: `n_stimuli` and `segments` grow. `versions` and `values_version` are compared when rows are added. The kind of
   `device` is compared earlier, because `--device` may choose another. `device_map` says where a network runs.
   `base` pairs a twin with its trained network.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from xact.disk.digest import FileStamp
 from xact.disk.durable import (
     Written,
+    move_file,
     put_in_place,
     remove_file,
     replace_file,
@@ -24,11 +26,67 @@ from xact.disk.durable import (
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.held import check_presence, check_shards, read_recorded
-from xact.store.journal import Journal, State, TaskRecord, remove_older, write_manifest, write_plan
+from xact.store.journal import Journal, State, TaskRecord, make_stimuli_line, remove_older, write_manifest, write_plan
 from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
 from xact.store.tasks import make_tasks
+
+
+class TaskWriter(Protocol):
+    """Takes the tasks of one generation of a store; many threads call it."""
+
+    store: Path
+    plan: Plan
+    state: State
+
+    def write_shards(
+        self, model: PlannedModel, buffers: Sequence[np.ndarray], block: int, *, rows: Collection[StoreRow]
+    ) -> dict[str, Written | None]:
+        """Write the shards of one task and return {path: length and sha256}; None if all values are NaN."""
+
+    def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
+        """Record a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli it read."""
+
+    def add_network(self, model: str, found: Mapping[str, Any]) -> None:
+        """Record the facts from loading a network."""
+
+    def drop_tasks(self, model: PlannedModel) -> None:
+        """Take back the tasks of a model that are not published, as if the build had been killed before them."""
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """The bytes of one shard of a task."""
+
+    key: str
+    pieces: Sequence[bytes] | None
+    """None if all values are NaN: there is no file."""
+    old: Written | None
+    """The record of the shard whose place it takes, if there is one."""
+    is_same: bool
+    """True if it has the bytes of the old one."""
+
+
+def encode_task(
+    store: Path,
+    plan: Plan,
+    record: TaskRecord | None,
+    model: PlannedModel,
+    buffers: Sequence[np.ndarray],
+    block: int,
+    rows: Collection[StoreRow],
+) -> Iterator[EncodedShard]:
+    """Yield the shards of one task. With a `record`, its shards grow by `rows` and keep the bytes of the other rows."""
+    changed = [row - block * plan.stimuli_per_task for row in rows]
+    for shard, values in _list_shards(plan, model, buffers, block):
+        written = None if record is None else record.shards[shard.key]
+        old = None if written is None else read_recorded(store, shard.key, written)
+        if old is None:
+            pieces: Sequence[bytes] | None = encode_shard(values, shard.shape, plan.codec)
+        else:
+            pieces = grow_shard(old, values, changed, store / shard.key, shard.shape, plan.codec)
+        yield EncodedShard(shard.key, pieces, written, pieces == [old])
 
 
 class StoreWriter:
@@ -88,51 +146,52 @@ class StoreWriter:
         `buffers[i]` (stimulus, replicate, unit) holds layer i, float32. `rows` are those that were captured: if the
         store has other rows of this block, its shards grow and keep the bytes of these rows.
         """
-        shards = _list_shards(self.plan, model, buffers, block)
         record = self.state.tasks.get((model.label, block))
+        shards = encode_task(self.store, self.plan, record, model, buffers, block, rows)
         if record is not None:
-            changed = [row - block * self.plan.stimuli_per_task for row in rows]
-            return self._replace_shards(shards, record, changed)
+            return self._replace_shards(shards, record)
         written: dict[str, Written | None] = {}
-        for shard, values in shards:
+        for shard in shards:
             file = self.store / shard.key
-            pieces = encode_shard(values, shard.shape, self.plan.codec)
-            if pieces is None:
+            if shard.pieces is None:
                 remove_file(file)
-            written[shard.key] = write_file(file, pieces) if pieces is not None else None
+            written[shard.key] = write_file(file, shard.pieces) if shard.pieces is not None else None
         return written
 
-    def _replace_shards(
-        self, shards: Iterable[tuple[PlannedShard, ShardRows]], record: TaskRecord, changed: Sequence[int]
-    ) -> dict[str, Written | None]:
+    def _replace_shards(self, shards: Iterable[EncodedShard], record: TaskRecord) -> dict[str, Written | None]:
         """Write the grown shards of a task beside the old ones, note their records, then rename them.
 
         After a kill, a shard is the old one or the noted one.
         """
         written: dict[str, Written | None] = {}
-        for shard, values in shards:
-            key = shard.key
-            old = read_recorded(self.store, key, record.shards[key])
-            if old is None:
-                pieces = encode_shard(values, shard.shape, self.plan.codec)
+        for shard in shards:
+            file = self.store / shard.key
+            if shard.pieces is None:
+                written[shard.key] = None
             else:
-                pieces = grow_shard(old, values, changed, self.store / key, shard.shape, self.plan.codec)
-            if pieces is None:
-                written[key] = None
-            else:
-                written[key] = record.shards[key] if pieces == [old] else write_partial(self.store / key, pieces)
-        fresh = {key: (record.shards[key], new) for key, new in written.items() if new != record.shards[key]}
-        if fresh:
-            with self._lock:
-                self.state.take(self._journal.add_replaced(fresh))
-        for key, (_, new) in fresh.items():
+                written[shard.key] = shard.old if shard.is_same else write_partial(file, shard.pieces)
+        fresh = self._note_replaced(record, written)
+        for key, new in fresh.items():
             if new is None:
                 remove_file(self.store / key)
             else:
                 put_in_place(self.store / key)
-        for folder in sorted({(self.store / key).parent for key in fresh}):
-            sync_folder(folder)
+        self._sync_folders(fresh)
         return written
+
+    def _note_replaced(self, record: TaskRecord, written: Mapping[str, Written | None]) -> dict[str, Written | None]:
+        """Note the new record of each shard that takes the place of another one, and return those shards."""
+        fresh = {key: new for key, new in written.items() if new != record.shards[key]}
+        if fresh:
+            with self._lock:
+                self.state.take(
+                    self._journal.add_replaced({key: (record.shards[key], new) for key, new in fresh.items()})
+                )
+        return fresh
+
+    def _sync_folders(self, keys: Iterable[str]) -> None:
+        for folder in sorted({(self.store / key).parent for key in keys}):
+            sync_folder(folder)
 
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Add a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
@@ -140,8 +199,25 @@ class StoreWriter:
             line = record.to_line()
             if stamps is not None:
                 fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
-                line["stimuli"] = [[row, s.nbytes, s.mtime_ns, sha256] for row, (s, sha256) in fresh.items()]
+                line |= make_stimuli_line(fresh)
             self._add(line)
+
+    def place_task(
+        self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]], files: Mapping[str, Path]
+    ) -> None:
+        """Move the shards of a task to their places, and record the task.
+
+        `files` is {path of a shard: file with its bytes}. The other shards are in their places, or are not written.
+        """
+        older = self.state.tasks.get((record.model, record.block))
+        fresh = record.shards if older is None else self._note_replaced(older, record.shards)
+        for key, new in fresh.items():
+            if new is None:
+                remove_file(self.store / key)
+            elif key in files:
+                move_file(files[key], self.store / key)
+        self._sync_folders(key for key, new in fresh.items() if new is not None or older is not None)
+        self.add_task(record, stamps)
 
     def drop_tasks(self, model: PlannedModel) -> None:
         """Take back the tasks of a model that are not published, as if the build had been killed before them."""

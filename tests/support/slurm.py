@@ -81,12 +81,12 @@ class Slurm:
                 ["setpriv", "--pdeathsig", "TERM", *command], env=self.environment, stdout=out, stderr=out
             )
 
-    def run(self, *command: str, folder: Path | None = None) -> str:
+    def run(self, *command: str, folder: Path | None = None, may_fail: bool = False) -> str:
         """Run a command of SLURM and return what it prints."""
         ended = subprocess.run(
             command, cwd=folder or self.folder, env=self.environment, capture_output=True, text=True, timeout=60
         )
-        assert ended.returncode == 0, (command, ended.stdout, ended.stderr, self.read_logs())
+        assert may_fail or ended.returncode == 0, (command, ended.stdout, ended.stderr, self.read_logs())
         return ended.stdout.strip()
 
     def submit(self, script: Path, *arguments: str, folder: Path, options: Sequence[str] = ()) -> str:
@@ -98,24 +98,37 @@ class Slurm:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, what: str, is_so: Callable[[], bool], *, seconds: float = 60) -> None:
+    def wait_for(self, what: str, is_so: Callable[[], bool], *, seconds: float = 120) -> None:
         """Wait until something is so."""
         last = time.monotonic() + seconds
         while not is_so():
             assert time.monotonic() < last, (f"{what}: not within {seconds} s", self.read_logs())
             time.sleep(0.1)
 
-    def wait_for_end(self, job: str, *, seconds: float = 60) -> str:
+    def wait_for_end(self, job: str, *, seconds: float = 120) -> str:
         """Wait until a job is over and no more in the queue; return its state and exit code, as `COMPLETED 0:0`."""
         going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
         self.wait_for(f"the end of job {job}", lambda: self.show(job)["JobState"] not in going, seconds=seconds)
         said = self.show(job)
         return f"{said['JobState']} {said['ExitCode']}"
 
+    def wait_until_runs_again(self, job: str, restarts: int, *, seconds: float = 120) -> None:
+        """Wait until a job has been put back this often and runs."""
+        wanted = (str(restarts), "RUNNING")
+        self.wait_for(f"restart {restarts} of job {job}", lambda: self._count_starts(job) == wanted, seconds=seconds)
+
+    def _count_starts(self, job: str) -> tuple[str, str]:
+        said = self.show(job)
+        return said["Restarts"], said["JobState"]
+
+    def warn(self, job: str) -> None:
+        """Send what SLURM sends ahead of a time limit (`--signal=B:USR1`), to the job's shell alone."""
+        self.run("scancel", "--batch", "--signal=USR1", job)
+
     def read_logs(self) -> str:
         """Return the ends of all logs, for a test that fails."""
-        logs = sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+        logs = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
 
     def stop(self) -> None:
         """Cancel all jobs, wait for their processes, and end the daemons, the youngest first."""
@@ -133,6 +146,19 @@ class Slurm:
                     daemon.wait()
 
 
+def find_process(number: str, word: str) -> int | None:
+    """Return the process of an xact command that a job of this number (`JobId`) runs now."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it ended, or belongs to another
+            continue
+        if f"SLURM_JOB_ID={number}".encode() in variables and words[1:4] == [b"-m", b"xact", word.encode()]:
+            return int(folder.name)
+    return None
+
+
 def find_ports(n: int) -> list[int]:
     """Find ports that are free now."""
     with ExitStack() as stack:
@@ -144,10 +170,8 @@ def find_ports(n: int) -> list[int]:
 
 def find_version() -> tuple[int, ...]:
     """Return SLURM's version, as (22, 5)."""
-    said = subprocess.run(
-        ["slurmd", "-V"], env=os.environ | {"PATH": PLACES}, capture_output=True, text=True, check=True
-    )
-    return tuple(int(part) for part in said.stdout.split()[-1].split(".")[:2])
+    said = subprocess.check_output(["slurmd", "-V"], env=os.environ | {"PATH": PLACES}, text=True)
+    return tuple(int(part) for part in said.split()[-1].split(".")[:2])
 
 
 def write_configuration(folder: Path) -> list[str]:
@@ -160,9 +184,7 @@ def write_configuration(folder: Path) -> list[str]:
     text = CONF.format(folder=folder, user=getpass.getuser(), controller_port=controller_port, nodes=nodes)
     (folder / "slurm.conf").write_text(text)
     (folder / "gres.conf").write_text("".join(f"Name=gpu File=/dev/{device}\n" for device in DEVICES))
-    plugin = (
-        "cgroup/v1" if find_version() < (23, 11) else "disabled"
-    )  # the first touches no cgroup until it is asked to
+    plugin = "cgroup/v1" if find_version() < (23, 11) else "disabled"  # v1 touches no cgroup until it is asked to
     (folder / "cgroup.conf").write_text(f"CgroupPlugin={plugin}\n")
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
@@ -177,11 +199,8 @@ def make_environment(folder: Path) -> dict[str, str]:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m xact "$@"\n')
     program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
-    return kept | {
-        "SLURM_CONF": str(folder / "slurm.conf"),
-        "PATH": f"{program.parent}:{PLACES}",
-        "OMP_NUM_THREADS": "1",
-    }
+    own = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{program.parent}:{PLACES}", "OMP_NUM_THREADS": "1"}
+    return kept | own
 
 
 @contextmanager
@@ -198,7 +217,8 @@ def open_slurm() -> Iterator[Slurm]:
         slurm.start("slurmctld", "slurmctld", "-D", "-i")
         for node in nodes:
             slurm.start(node, "slurmd", "-D", "-N", node)
-        slurm.wait_for("idle nodes", lambda: slurm.run("sinfo", "-h", "-o", "%D %t") == f"{N_NODES} idle", seconds=30)
+        ask = ("sinfo", "-h", "-o", "%D %t")
+        slurm.wait_for("idle nodes", lambda: slurm.run(*ask, may_fail=True) == f"{N_NODES} idle", seconds=60)
         yield slurm
     finally:
         slurm.stop()

@@ -158,9 +158,9 @@ class DaskWorkers:
             raise error
 
     def close(self, *, is_published: bool) -> None:
-        """Tell the workers that the build has ended; those that run a span are not waited for."""
+        """Tell the workers that the build has ended."""
         self._client.cancel(list(self._futures.values()), force=True)
-        workers = [name for name in self._threads if name not in self._futures]
+        workers = list(self._threads)
         with suppress(OSError, TimeoutError):  # they see it when the scheduler goes
             self._client.run(
                 end_job, self.job.id, is_published=is_published, workers=workers, on_error="ignore", callback_timeout=2
@@ -265,6 +265,8 @@ def run_on_cluster(
     """Return what runs the tasks of a build on a cluster. Its workers stay until `stack` is left."""
 
     def run(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: Callable[[int], None]) -> None:
+        if not any(prepared.tasks.values()):  # the receipts that a build left were all of it
+            return
         job = make_job(prepared, allow_code=allow_code)
         workers = stack.enter_context(open_workers(prepared, job, cluster, client, tell))
         Coordinator(prepared, writer, outcome, workers, progress).run()

@@ -84,7 +84,7 @@ def serve(store: Path, contact: Contact, name: str | None = None) -> bool:
         raise SERVING.refused
     if SERVING.is_dismissed:
         raise InterruptedBuildError(f"the build of {store} goes on without this worker", hint=AGAIN)
-    if SERVING.is_published or is_published(store, contact):
+    if SERVING.is_published or (SERVING.is_published is None and is_published(store, contact)):
         return True
     raise InterruptedBuildError(f"the coordinator of {store} on {contact.host} has ended", hint=AGAIN)
 

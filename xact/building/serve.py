@@ -28,7 +28,8 @@ class Serving:
     refused: XactError | None = None
     is_dismissed: bool = False
     """True if its folder in the store is gone: the build goes on without it."""
-    is_published: bool = False
+    is_published: bool | None = None
+    """What the coordinator says at its end; None if it has not said it."""
     ended: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a span runs: a cluster may give a process several threads."""

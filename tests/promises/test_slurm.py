@@ -161,7 +161,7 @@ def test_a_job_that_fails_or_is_cancelled_is_not_put_back(slurm: Slurm, case: Ca
 def test_of_a_coordinator_and_an_array_of_workers_each_may_be_warned_or_killed(
     slurm: Slurm, case: Case, serial: Serial
 ):
-    build = case.submit(slurm, "coordinator.sh", "recipe.yml", "--allow-code")
+    build = case.submit(slurm, "coordinator.sh", "recipe.yml", "--allow-code", "--device", "cpu")
     workers = case.submit(slurm, "workers.sh", "store.zarr", options=["--array=0-1"])
     steady, warned = f"{workers}_0", f"{workers}_1"
     slurm.wait_for("a task", lambda: case.count_tasks() >= 1)

@@ -18,6 +18,7 @@ from support.lab import RECIPE, make_entry, write_lab, write_network
 from support.pictures import write_recipe
 
 import xact
+from xact.building.cluster import _run_scheduler
 from xact.disk.durable import FolderGoneError
 from xact.errors import MismatchError, NameNotFoundError, RequestError, WorkError
 from xact.store.contact import Contact, is_listening, read_contact, write_contact
@@ -97,6 +98,11 @@ def test_processes_on_this_machine_build_the_store_of_one(lab, capsys):
     assert err == ""
     assert_as_serial(lab)
     assert "nothing to do" in run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")[1]
+
+
+def test_two_coordinators_on_one_machine_do_not_ask_for_the_same_port():
+    with _run_scheduler("127.0.0.1") as (one, _), _run_scheduler("127.0.0.1") as (other, _):  # a warning is an error
+        assert one.scheduler_address != other.scheduler_address
 
 
 def test_a_client_of_the_user_builds_the_store_of_one_and_keeps_its_workers(lab):

@@ -138,7 +138,7 @@ def test_a_job_that_slurm_warns_ahead_of_its_time_limit_goes_on_in_the_queue(slu
     job = case.submit(slurm, "one_job.sh", "recipe.yml", "--allow-code", options=["--time=2"])
     slurm.wait_for("two tasks", lambda: case.count_tasks() >= 2)
     case.set_pace(100)
-    slurm.wait_for("the warning", lambda: slurm.show(job)["Restarts"] == "1", seconds=100)
+    slurm.wait_until_runs_again(job, 1)
     n_tasks = case.count_tasks()
     case.set_pace(0)
     assert slurm.wait_for_end(job) == "COMPLETED 0:0", case.read_output(job)

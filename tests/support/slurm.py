@@ -24,6 +24,9 @@ N_NODES = 2
 DEVICES = ("null", "zero", "full", "random")
 """Files that stand for the four GPUs of each node: SLURM takes devices alone and only counts them."""
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL")
+"""States of a job that will not run again; one that is put back has others for a moment."""
+
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -106,10 +109,14 @@ class Slurm:
             time.sleep(0.1)
 
     def wait_for_end(self, job: str, *, seconds: float = 120) -> str:
-        """Wait until a job is over and no more in the queue; return its state and exit code, as `COMPLETED 0:0`."""
-        going = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED")
-        self.wait_for(f"the end of job {job}", lambda: self.show(job)["JobState"] not in going, seconds=seconds)
-        said = self.show(job)
+        """Wait until a job is over, and return its state and exit code, as `COMPLETED 0:0`."""
+        said: dict[str, str] = {}
+
+        def has_ended() -> bool:
+            said.update(self.show(job))
+            return said["JobState"] in ENDED
+
+        self.wait_for(f"the end of job {job}", has_ended, seconds=seconds)
         return f"{said['JobState']} {said['ExitCode']}"
 
     def wait_until_runs_again(self, job: str, restarts: int, *, seconds: float = 120) -> None:

@@ -18,7 +18,7 @@ from support.lab import RECIPE, make_entry, write_lab, write_network
 from support.pictures import write_recipe
 
 import xact
-from xact.building.cluster import _run_scheduler
+from xact.building.cluster import _run_scheduler, list_gpus
 from xact.disk.durable import FolderGoneError
 from xact.errors import MismatchError, NameNotFoundError, RequestError, WorkError
 from xact.store.contact import Contact, is_listening, read_contact, write_contact
@@ -309,3 +309,18 @@ def test_a_worker_of_a_published_store_that_nobody_builds_ends_with_0(lab, capsy
     code, _, err = run(capsys, "worker", lab.parent / "file.txt")
     assert code == 2
     assert_one_line(err, "is a file")
+
+
+def test_a_worker_that_waits_ends_with_75_on_a_signal(tmp_path, background):
+    worker = background.start(tmp_path, "worker", tmp_path / "store.zarr", prelude="print('here', flush=True)")
+    wait_for(lambda: "here" in worker.read(), "it does not start")
+    time.sleep(0.5)
+    worker.kill(signal.SIGUSR1)
+    assert worker.wait() == 75
+    assert_one_line(worker.read().partition("\n")[2], "the worker was interrupted by SIGUSR1")
+
+
+@pytest.mark.parametrize(("said", "gpus"), [("2,3", ["2", "3"]), ("", []), ("GPU-a,MIG-b", ["GPU-a", "MIG-b"])])
+def test_each_gpu_that_the_environment_shows_is_one_worker(said, gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert list_gpus() == gpus

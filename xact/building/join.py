@@ -112,6 +112,8 @@ async def _run_worker(contact: Contact, name: str | None, joined: list[bool]) ->
     """Be one worker of dask, without a nanny, until the scheduler ends; append to `joined` once it has joined."""
     from distributed import Status, Worker
 
+    from xact.building.serve import SERVING
+
     worker = Worker(contact.address, nthreads=1, name=name, memory_limit=0, death_timeout=15, dashboard=False)
     try:
         await worker
@@ -121,6 +123,7 @@ async def _run_worker(contact: Contact, name: str | None, joined: list[bool]) ->
         joined.append(True)
         while worker.status in (Status.running, Status.paused):
             await asyncio.sleep(0.1)
+        SERVING.ended.set()  # the worker of dask would wait for the span that runs
     else:
         await worker.close()
 

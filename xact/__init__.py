@@ -9,6 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact.analysis.compare import compare
+    from xact.analysis.label_rdm import label_rdm
+    from xact.analysis.rdm import rdm
+    from xact.analysis.references.open_rdms import open_rdms
+    from xact.analysis.rsatoolbox_objects import from_rsatoolbox, to_rsatoolbox
     from xact.building.api import build
     from xact.building.drop import drop
     from xact.building.extract import extract
@@ -28,12 +33,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Recipe",
     "build",
+    "compare",
     "drop",
     "extract",
+    "from_rsatoolbox",
     "get_activation_shape",
     "get_available_images",
     "get_available_layers",
     "get_available_models",
+    "label_rdm",
     "load_layers",
     "load_lazy_activations",
     "load_model_activations_lazy",
@@ -41,18 +49,24 @@ __all__ = [
     "open_activations",
     "open_layer",
     "open_map",
+    "open_rdms",
     "open_tokens",
+    "rdm",
+    "to_rsatoolbox",
 ]
 
 _HOMES = {
     "Recipe": "xact.recipe.schema",
     "build": "xact.building.api",
+    "compare": "xact.analysis.compare",
     "drop": "xact.building.drop",
     "extract": "xact.building.extract",
+    "from_rsatoolbox": "xact.analysis.rsatoolbox_objects",
     "get_activation_shape": "xact.reading.mappings",
     "get_available_images": "xact.reading.mappings",
     "get_available_layers": "xact.reading.mappings",
     "get_available_models": "xact.reading.mappings",
+    "label_rdm": "xact.analysis.label_rdm",
     "load_layers": "xact.reading.xarray",
     "load_lazy_activations": "xact.reading.mappings",
     "load_model_activations_lazy": "xact.reading.mappings",
@@ -60,7 +74,10 @@ _HOMES = {
     "open_activations": "xact.reading.xarray",
     "open_layer": "xact.reading.xarray",
     "open_map": "xact.reading.xarray",
+    "open_rdms": "xact.analysis.references.open_rdms",
     "open_tokens": "xact.reading.xarray",
+    "rdm": "xact.analysis.rdm",
+    "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 
 

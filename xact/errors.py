@@ -11,6 +11,7 @@ XactError                     exit code 1, the root of all
 │   ├── CaptureError          a layer did not run as planned
 │   │   └── UnsteadyError     a value depends on more than its stimulus, the weights and the recipe
 │   ├── DeviceMemoryError     a device has not enough memory for a batch
+│   ├── RemoteError           what is at a URL cannot be reached, read or written
 │   └── StoreError            a store is damaged, unfinished or locked by another process
 │       └── NoStoreError      exit code 2: there is no store at the given path
 └── InterruptedBuildError     exit code 75: a signal stopped the build; it can be resumed
@@ -98,6 +99,13 @@ class NoStoreError(StoreError):
     """Raised when there is no store, or no file, at the given path."""
 
     exit_code = 2
+
+
+class RemoteError(WorkError):
+    """Raised when what is at a URL cannot be reached, read or written."""
+
+    is_refusal = False
+    """True if the server refuses it: one that may not be asked what it has refuses what it does not have, too."""
 
 
 class InterruptedBuildError(XactError):

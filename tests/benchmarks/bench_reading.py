@@ -1,10 +1,12 @@
-"""Measure how fast stores are opened and read: `python tests/benchmarks/bench_reading.py [OPEN STIMULUS LAYER NSD]`.
+"""Measure how fast stores are opened and read: `python tests/benchmarks/bench_reading.py [NAME ...]`.
 
-Prints medians of five without imports (`first`: with no labels kept from an earlier call), and the ratios promised.
+The names are OPEN, STIMULUS, LAYER, REMOTE and NSD. Prints medians of five without imports (`first`: with no labels
+kept from an earlier call), and the ratios promised.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the stores are made as in the tests
+from support.servers import serve
 from support.stores import make_model, make_store_plan, make_table, write_store
 
 from xact.reading.catalog import _read_catalog
@@ -108,6 +111,40 @@ def bench_one_layer(folder: Path) -> None:
             compare(folder, values.values, what, {"first": forget(ours), "again": ours})
 
 
+def serve_until_killed(folder: Path, told: Any) -> None:
+    """Serve a folder over HTTP from a process of its own, as a server does."""
+    with serve(folder) as files:
+        told.put(files.url)
+        time.sleep(3600)
+
+
+def bench_remote(folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    server = context.Process(target=serve_until_killed, args=(folder, told), daemon=True)
+    server.start()
+    url = told.get(timeout=60)
+    layers = {f"blocks.{k}": [N_UNITS] for k in range(8)}
+    for layout in ("cube", "groups"):
+        plan = make_store_plan([make_model("model0", layers, batch_size=32)], make_table(N_STIMULI), layout=layout)
+        name = f"remote-{layout}.zarr"
+        write_store(folder / name, plan, fill)
+        seconds: dict[str, list[float]] = {"there": [], "here": []}
+        for i in range(16):
+            for where, store in (("there", f"{url}/{name}"), ("here", folder / name)):
+                started = time.perf_counter()
+                open_layer(store, "model0", "blocks.3").compute()
+                if i:
+                    seconds[where].append(time.perf_counter() - started)
+        ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
+        there, here = (statistics.median(found) * 1000 for found in seconds.values())
+        say(
+            f"open_layer(...).compute(): {N_STIMULI} x {N_UNITS}, {layout}, over HTTP: {there:.1f} ms, from disk "
+            f"{here:.1f} ms: {ratio:.1f} times (promised: at most 3)"
+        )
+    server.kill()
+
+
 def compare(folder: Path, values: np.ndarray, what: str, ours: dict[str, Callable[[], Any]]) -> None:
     """Print how the seconds of `ours` compare with np.load and with the old HDF5 files, in turn."""
     npy, h5 = folder / "values.npy", folder / "values.h5"
@@ -150,7 +187,13 @@ def bench_nsd(folder: Path) -> None:
     measure("load_stimuli, first: 73,000 stimuli", forget(partial(load_stimuli, store)))
 
 
-BENCHES = {"OPEN": bench_opening, "STIMULUS": bench_one_stimulus, "LAYER": bench_one_layer, "NSD": bench_nsd}
+BENCHES = {
+    "OPEN": bench_opening,
+    "STIMULUS": bench_one_stimulus,
+    "LAYER": bench_one_layer,
+    "REMOTE": bench_remote,
+    "NSD": bench_nsd,
+}
 
 
 def main(wanted: list[str]) -> None:

@@ -18,7 +18,7 @@ from support.lab import RECIPE, make_entry, write_lab, write_network
 from support.pictures import write_recipe
 
 import xact
-from xact.building.cluster import list_gpus
+from xact.building.cluster import _run_scheduler, list_gpus
 from xact.disk.durable import FolderGoneError
 from xact.errors import MismatchError, NameNotFoundError, RequestError, WorkError
 from xact.store.contact import Contact, is_listening, read_contact, write_contact
@@ -100,6 +100,11 @@ def test_processes_on_this_machine_build_the_store_of_one(lab, capsys):
     assert "nothing to do" in run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")[1]
 
 
+def test_two_coordinators_on_one_machine_do_not_ask_for_the_same_port():
+    with _run_scheduler("127.0.0.1") as (one, _), _run_scheduler("127.0.0.1") as (other, _):  # a warning is an error
+        assert one.scheduler_address != other.scheduler_address
+
+
 def test_a_client_of_the_user_builds_the_store_of_one_and_keeps_its_workers(lab):
     import distributed
 
@@ -136,8 +141,10 @@ def test_a_coordinator_that_is_killed_goes_on_and_nothing_finished_is_computed_a
     assert_one_line(err, f"is being built by process {build.pid}")
     assert time.monotonic() - started < 2
     build.kill()
+    killed = time.monotonic()
     assert build.wait() == -signal.SIGKILL
     assert [worker.wait() for worker in workers] == [75, 75], workers[0].read()
+    assert time.monotonic() - killed < 20  # dask itself waits for half a minute for what runs
     assert_one_line(workers[0].read(), "has ended")
     done, contact = list_done(store), read_contact(store)
     assert contact is not None

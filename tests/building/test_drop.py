@@ -203,7 +203,9 @@ def test_the_command_says_what_would_go_and_drops_only_with_yes(tmp_path, capsys
     assert lines[:3] == ["model A", "stimulus a/img0", "stimulus b/img6"]
     assert lines[-1].startswith(f"{store}: 1 models and 6 stimuli, about ")
     assert "are to go; the smaller store needs about " in lines[-1]
-    assert err == "error: nothing was dropped\nhint: --yes drops it\n"
+    said, hint = err.splitlines()
+    assert said == "nothing was dropped: without --yes the command only says what would go"
+    assert hint == f"hint: xact drop {store} --models A --stimuli a/img0 'b/*' --yes"
     assert read_store_files(store) == before
     code, out, err = run(capsys, "drop", store, "--models", "A", "--stimuli", "a/img0", "b/*", "--yes")
     assert (code, err) == (0, "")

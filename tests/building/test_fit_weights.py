@@ -128,6 +128,20 @@ def test_a_head_that_a_chosen_layer_reads_is_refused_by_name(tmp_path, layers):
     assert not (tmp_path / "s.zarr").exists()
 
 
+def test_a_head_of_another_size_that_is_read_says_how_to_state_its_classes(tmp_path):
+    """Also in a network of which every tensor is read: one without the buffers of batch norm."""
+    whole = timm.create_model("test_vit", num_classes=10).state_dict()
+    torch.save(whole, tmp_path / "w.pth")
+    recipe = write(tmp_path, layers="logits")
+    recipe.write_text(recipe.read_text().replace("test_resnet", "test_vit"))
+    with pytest.raises(WeightsError, match=r"size mismatch for head\.weight") as caught:
+        xact.build(recipe)
+    assert "`num_classes: N`" in caught.value.hint
+    recipe.write_text(recipe.read_text().replace("label: M", "label: M, num_classes: 10"))
+    assert xact.build(recipe).is_complete
+    assert xact.open_layer(tmp_path / "s.zarr", "M", "logits").sizes["unit"] == 10
+
+
 def test_a_tensor_of_the_body_is_never_a_head(tmp_path):
     state = make_state()
     name = next(name for name in state if name.startswith("layer3") and name.endswith("weight"))

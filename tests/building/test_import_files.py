@@ -30,6 +30,7 @@ from xact.files.read import open_old
 from xact.files.verify import verify
 from xact.recipe.stimuli_schema import Bold5000Stimuli, NsdStimuli, ThingsStimuli
 from xact.stimuli.open import open_stimuli
+from xact.store.journal import load_state
 
 LAYERS = {"blocks.0": 5, "blocks.1": 5, "blocks.2": 7, "blocks.10": 3, "norm": 4}
 """{layer: units}, in forward order; the alphabet puts blocks.10 before blocks.2."""
@@ -629,6 +630,34 @@ def test_an_import_does_not_go_on_over_a_lost_shard(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("widths", [{"conv": [20], "fc": [300]}, {"fc": [300]}])
+@pytest.mark.parametrize(("n_first", "n_stimuli", "chunk_units"), [(12, 12, 512), (600, 600, None), (12, 600, None)])
+def test_a_store_that_is_imported_gets_the_shards_of_its_size(
+    n_first: int, n_stimuli: int, chunk_units: int | None, widths: dict[str, list[int]], tmp_path: Path
+) -> None:
+    """A trial becomes small, a store that was small and has grown becomes large."""
+    models, is_small = [make_model("m", widths)], n_first < n_stimuli
+    plan = make_store_plan(models, make_table(n_first), layout="cube", is_small=is_small)
+    if is_small:
+        plan = make_store_plan(models, make_table(n_stimuli), layout="cube", is_small=True, old=plan)
+        plan = plan.model_copy(update={"generation": 1})
+    assert plan.chunk_units == (512 if is_small else None)
+    write_store(tmp_path / "old.zarr", plan, draw_values)
+    import_files([tmp_path / "old.zarr"], tmp_path / "new.zarr")
+    found = load_state(tmp_path / "new.zarr").plan
+    assert found is not None
+    assert found.chunk_units == chunk_units
+    assert verify(tmp_path / "new.zarr").findings.faults == []
+    for layer in models[0].layers:
+        values = xact.open_layer(tmp_path / "new.zarr", "m", layer.label).values
+        assert values.tobytes() == draw_values("m", layer.label, 0, n_stimuli, layer.n_units).tobytes()
+    if chunk_units:
+        part = xr.open_zarr(tmp_path / "new.zarr").isel(stimulus=[0, 2])
+        part.to_zarr(tmp_path / "part.zarr", consolidated=False)
+        copy = xr.open_zarr(tmp_path / "part.zarr", consolidated=False)
+        xr.testing.assert_equal(copy.load(), part.load())
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks = []
     for n in (400, 1600):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from support.pictures import write_pictures, write_recipe
 from transformers import ViTConfig, ViTModel
 
 import xact
-from xact.building import prepare, run
+from xact.building import prepare, run_tasks
+from xact.building.api import open_build
 from xact.errors import StimulusError, WeightsError
 from xact.models import load as models
+from xact.recipe.load import load_recipe
 from xact.stimuli.base import FileSource
 
 RECIPE = """
@@ -61,7 +65,7 @@ def test_weights_that_do_not_fit_are_found_before_the_first_picture(tmp_path, mo
     second = write(tmp_path, change).replace("FILE", file)
     text = RECIPE.format(store=tmp_path / "s.zarr", second=second, on_error="stop")
     recipe = write_recipe(tmp_path, text)
-    monkeypatch.setattr(run, "load_network", lambda *_: pytest.fail("a network was loaded to run"))
+    monkeypatch.setattr(run_tasks, "load_network", lambda *_: pytest.fail("a network was loaded to run"))
     with pytest.raises(WeightsError, match=r"do(es)? not fit"):
         xact.build(recipe)
     assert not (tmp_path / "s.zarr").exists()
@@ -86,7 +90,7 @@ def test_weights_that_fit_are_read_once(tmp_path, monkeypatch, write, file):
         return load(spec, weights)
 
     monkeypatch.setattr(models, "load_network", note)
-    monkeypatch.setattr(run, "load_network", note)
+    monkeypatch.setattr(run_tasks, "load_network", note)
     assert xact.build(recipe).is_complete
     assert loaded == ["second on meta", "first on cpu", "second on cpu"]
 
@@ -198,3 +202,67 @@ def test_a_store_whose_twins_have_another_base_keeps_it_and_takes_stimuli(tmp_pa
     acts = xact.open_activations(tmp_path / "s.zarr")
     assert acts.base.sel(model="Mine@random-0").item() == "timm:test_resnet"
     assert acts.sizes["stimulus"] == 2
+
+
+@pytest.mark.parametrize("layout", ["folder", "table"])
+def test_each_file_of_a_source_is_looked_at_once_when_a_build_begins(layout, tmp_path, monkeypatch):
+    recipe = write_lab(tmp_path, make_entry())
+    if layout == "table":
+        rows = "".join(f"{path.relative_to(tmp_path)}\n" for path in sorted(tmp_path.glob("stimuli/*/*.png")))
+        (tmp_path / "table.csv").write_text(f"path\n{rows}")
+        text = recipe.read_text().replace("{source: folder, root: stimuli, folders: [a, b]}", "TABLE")
+        recipe.write_text(text.replace("TABLE", "{source: table, file: table.csv, path: path, root: .}"))
+    xact.build(recipe, allow_code=True)
+    counts = Counter()
+
+    def count(name: str) -> None:
+        true = getattr(os, name)
+
+        def counting(path, *arguments, **named):
+            if str(path).endswith(".png"):
+                counts[name, str(path)] += 1
+            return true(path, *arguments, **named)
+
+        monkeypatch.setattr(os, name, counting)
+
+    for name in ("stat", "lstat", "open"):
+        count(name)
+    assert xact.build(recipe, allow_code=True).n_captured == 0
+    assert len(counts) == 7
+    assert {name for name, *_ in counts} == {"stat"}
+    assert {*counts.values()} == {1}
+    counts.clear()
+    with open_build(load_recipe(recipe, [("store", str(tmp_path / "new.zarr"), "--store")]), allow_code=True):
+        assert sum(n for (name, *_), n in counts.items() if name in ("stat", "lstat")) == 7
+        assert sum(n for (name, *_), n in counts.items() if name == "open") == 7  # the header
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_what_a_store_holds_is_looked_at_as_seldom_as_can_be(layout, tmp_path, monkeypatch):
+    recipe = write_lab(tmp_path, make_entry())
+    settings = [f"storage.layout={layout}"]
+    xact.build(recipe, allow_code=True, limit=4, settings=settings)
+    store, counts = tmp_path / "store.zarr", Counter()
+    n_files = sum(file.is_file() for file in store.rglob("*"))
+
+    def count(owner: object, name: str) -> None:
+        true = getattr(owner, name)
+
+        def counting(path=".", *arguments, **named):
+            if str(path).startswith(str(store)) and ".xact" not in str(path):
+                counts[name, os.path.relpath(path, store)] += 1
+            return true(path, *arguments, **named)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(os, "scandir")
+    count(os, "open")
+    count(Path, "read_bytes")
+    assert xact.build(recipe, allow_code=True, limit=4, settings=settings).n_captured == 0
+    assert {at for name, at in counts if name == "scandir"} == {"."}  # no folder is walked
+    assert sum(counts.values()) < 10
+    counts.clear()
+    assert xact.build(recipe, allow_code=True, limit=7, settings=settings).n_captured == 3
+    small = {at: n for (name, at), n in counts.items() if name == "read_bytes"}
+    assert len(small) > n_files / 2
+    assert {*small.values()} == {1}  # labels and metadata are read back once

@@ -14,7 +14,7 @@ from support.pictures import write_pictures
 from support.stores import load_values
 
 import xact
-from xact.building import provenance, run
+from xact.building import provenance, run_tasks
 from xact.disk.durable import make_sealed_lines, read_lines, write_file
 from xact.errors import MismatchError, RequestError
 
@@ -133,7 +133,7 @@ def test_a_store_of_an_older_xact_is_appended_to_and_told_what_was_not_compared(
 def test_rows_of_another_version_of_values_are_refused_by_name(recipe, monkeypatch):
     build(recipe)
     monkeypatch.setattr(provenance, "VALUES_VERSION", 2)
-    monkeypatch.setattr(run, "VALUES_VERSION", 2)
+    monkeypatch.setattr(run_tasks, "VALUES_VERSION", 2)
     assert build(recipe).n_captured == 0
     add_stimuli(recipe)
     with pytest.raises(MismatchError, match=r"models\.one\.values_version differs: .* version 1 .* has 2") as caught:
@@ -148,7 +148,7 @@ def test_the_rows_of_each_version_of_xact_are_told(recipe, monkeypatch):
     ours = importlib.metadata.version("xact")
     build(recipe)
     assert load_provenance(recipe)["xact"] == ours
-    monkeypatch.setattr(run, "find_xact_version", lambda: "9.9.9")
+    monkeypatch.setattr(run_tasks, "find_xact_version", lambda: "9.9.9")
     add_stimuli(recipe)
     build(recipe)
     found = load_provenance(recipe)
@@ -163,7 +163,7 @@ def test_the_rows_of_each_version_of_xact_are_told(recipe, monkeypatch):
 
 def test_the_versions_of_a_model_are_those_of_its_first_rows(recipe, monkeypatch):
     """A plan without rows was made by other versions than its rows: the rows' are kept."""
-    monkeypatch.setattr(run, "load_network", lambda *_: (_ for _ in ()).throw(RequestError("stopped")))
+    monkeypatch.setattr(run_tasks, "load_network", lambda *_: (_ for _ in ()).throw(RequestError("stopped")))
     with pytest.raises(RequestError, match="stopped"):
         build(recipe)
     monkeypatch.undo()

@@ -414,3 +414,52 @@ def test_every_command_writes_through_one_writer():
         file.name for file in folder.glob("*.py") if re.search(r"\bsys\.std(out|err)\.write\(", file.read_text())
     ]
     assert writers == ["terminal.py"]
+
+
+@pytest.fixture
+def random_store(tmp_path) -> Path:
+    models = [make_model("a", {"x": [30], "y": [16]}), make_model("b", {"x": [40]})]
+    plan = make_store_plan(models, make_table(14, rating=list(range(14))), layout="cube")
+    write_store(tmp_path / "s.zarr", plan, draw_values)
+    return tmp_path / "s.zarr"
+
+
+def test_compare_writes_scores_and_shows_the_best_layers(random_store, tmp_path, capsys):
+    output = tmp_path / "scores.csv"
+    code, out, err = run(
+        capsys, "compare", random_store, "--labels", "condition", "rating", "--output", output, "--permutations", 9
+    )
+    assert code == 0, err
+    assert len(pd.read_csv(output)) == 6
+    assert "ceiling" not in out.splitlines()[0]  # labels have none
+    assert re.search(r"^b +condition +x +-?0\.\d{3} ", out, re.MULTILINE)
+    assert out.endswith("scores.csv: rho-a, 6 rows\n")
+    assert err.startswith("warning: the best of 2 layers is chosen on the stimuli that it is scored on")
+    assert_one_line(run(capsys, "compare", random_store, "--output", output)[2], "exists", "remove it")
+
+
+def test_compare_of_all_layers_as_json(random_store, tmp_path, capsys):
+    output = tmp_path / "grid.zarr"
+    code, out, err = run(capsys, "compare", random_store, "--method", "mutual_knn", "--output", output, "--json")
+    assert (code, err) == (0, "")
+    shown = json.loads(out)
+    assert shown["output"] == str(output)
+    assert shown["best"][0]["reference"] == "b x"
+    assert "chance 0.7692" in shown["summary"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--labels", "ratings"], ["label of the stimuli 'ratings' (nearest: rating)"]),
+        (["--labels", "rating", "--bootstrap", "both"], ["has one RDM", "--bootstrap stimuli"]),
+        (["--method", "rhoa"], ["there is no method 'rhoa' (nearest: rho-a", "choose one of"]),
+        (["--to", "none.csv"], ["there is no reference 'none.csv'"]),
+        (["--choose-layer"], ["choose-layer does not fit the grid"]),
+    ],
+)
+def test_compare_refuses_in_one_line_and_writes_nothing(random_store, tmp_path, capsys, arguments, said):
+    code, _, err = run(capsys, "compare", random_store, "--output", tmp_path / "x.csv", *arguments)
+    assert code == 2
+    assert_one_line(err, *said)
+    assert not (tmp_path / "x.csv").exists()

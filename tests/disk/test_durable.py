@@ -237,6 +237,30 @@ def test_only_half_written_files_are_swept(tmp_path):
     assert not any(file.exists() for file in left)
 
 
+def test_only_the_places_that_are_named_are_swept(tmp_path):
+    left = ["zarr.json.partial", ".xact/plan.partial", "m/x.partial", "m/a/c.0.partial"]
+    kept = ["m/b/c.0.partial", "m/a/c/0.partial", "other/c.0.partial"]
+    for name in (*left, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert sweep_partial(tmp_path, ["m/a", "not/there"]) == len(left)
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.partial")) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["m", "m/a", ".xact/lock", ".xact"])
+def test_a_link_on_the_way_to_a_place_is_refused_before_it_is_followed(name, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "a").mkdir(parents=True)
+    for folder in (outside, outside / "a"):
+        (folder / "c.0.partial").write_text("x")
+    store = tmp_path / "store"
+    (store / name).parent.mkdir(parents=True)
+    (store / name).symlink_to(outside)
+    with pytest.raises(StoreError, match="is a link: xact would write to its target"):
+        sweep_partial(store, ["m/a"])
+    assert len([*outside.rglob("*.partial")]) == 2
+
+
 def make_link_away(path, *, is_dangling):
     """Put a link in the place of `path` that leads to a file outside; return that file."""
     outside = path.with_name("outside")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -142,7 +141,7 @@ def test_a_url_in_a_recipe_is_one_line_and_its_password_is_nowhere(place, warm, 
 
 
 def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path):
-    url, recipe = "https://user:SECRET@host/x.zarr", write_lab(tmp_path, make_entry())
+    url, recipe = "https://user:HUSH@host/x.zarr", write_lab(tmp_path, make_entry())
     before = sorted(tmp_path.rglob("*"))
     for command in (
         ["build", recipe, "--allow-code", "--store", url],
@@ -151,9 +150,11 @@ def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path)
         ["build", recipe, "--allow-code", "--stimuli-root", url],
         ["build", recipe, "--allow-code", "--folders", url],
         ["caption", recipe, "--output", url],
-        ["info", url],
-        ["verify", url],
-        ["export", url, "--to", "hdf5"],
+        ["info", "ftp://user:HUSH@host/x.zarr"],
+        ["verify", f"file://{tmp_path}/HUSH"],
+        ["verify", "s3://user:HUSH@host/x.zarr"],
+        ["export", "zip::s3://KEY:HUSH@bucket/x.zip", "--to", "hdf5"],
+        ["drop", url, "--models", "x"],
         ["export", tmp_path, "--to", "pt", "--output-dir", url],
         ["import", recipe, "--store", url],
         ["import", url, "--store", "s.zarr"],
@@ -161,8 +162,12 @@ def test_a_url_on_the_command_line_is_one_line_and_makes_no_file(warm, tmp_path)
     ):
         ran = warm.run(*command, folder=tmp_path)
         assert_refused(ran, command, named="")
-        assert "SECRET" not in ran.out + ran.err, command
+        assert "HUSH" not in ran.out + ran.err, command
     assert sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts) == before
-    for read in (xact.open_activations, xact.load_lazy_activations, partial(xact.extract, "ResNet50")):
-        with pytest.raises(RequestError, match="is a URL"):
-            read([url] if isinstance(read, partial) else url)
+    with pytest.raises(RequestError, match="is a URL"):
+        xact.extract("ResNet50", [url])
+    for read in (xact.open_activations, xact.load_lazy_activations):
+        for given in (Path(url), url.replace("https", "ftp")):  # a URL that can be read is given as text
+            with pytest.raises(RequestError, match="is a URL, not a path on this machine") as caught:
+                read(given)
+            assert caught.value.hint == "give the URL of a store as text; https, http, s3, gs are read"

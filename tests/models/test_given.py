@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import types
 
 import pytest
 import torch
@@ -58,6 +59,20 @@ def test_a_network_that_cannot_be_copied_is_told():
     module.lock = threading.Lock()
     with pytest.raises(RequestError, match=r"^model 'Net': the copy of its network failed with TypeError: .*lock"):
         copy_network(module, label="Net")
+
+
+def test_a_forward_that_holds_the_network_itself_is_refused_and_a_method_is_copied():
+    module = Stateful()
+    for forward in (lambda x: 2 * module.linear(x), lambda x, linear=module.linear: linear(x)):
+        module.forward = forward
+        with pytest.raises(RequestError, match="the forward of the network is a function that holds the network"):
+            make_factory(module, module, label="M")
+    module.forward = types.MethodType(lambda self, x: 2 * self.linear(x), module)
+    copied = make_factory(module, module, label="M")()
+    with torch.no_grad():
+        copied.linear.weight.zero_()
+        copied.linear.bias.fill_(1)
+    assert copied(torch.ones(1, 2)).tolist() == [[2, 2]]
 
 
 def test_a_network_without_numbers_is_refused():

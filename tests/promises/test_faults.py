@@ -12,12 +12,14 @@ import pytest
 from support import faults
 
 import xact
+from xact.store.journal import load_state
 
 CASES = {
     "a first build of a cube": {"layout": "cube"},
     "a first build of groups": {"layout": "groups"},
     "a model and stimuli added to a cube": {"layout": "cube", "before": True},
     "a model and stimuli added to groups": {"layout": "groups", "before": True},
+    "a model and stimuli added to a small cube": {"layout": "cube", "before": True, "is_small": True},
 }
 
 WORKER_CASES = {
@@ -28,13 +30,30 @@ WORKER_CASES = {
 """Builds with a worker; what goes wrong does so in one of the two processes."""
 
 
-def make_case(folder: Path, *, layout: str, before: bool = False, roles: Mapping[str, object] | None = None) -> None:
+def make_case(
+    folder: Path,
+    *,
+    layout: str,
+    before: bool = False,
+    is_small: bool = False,
+    roles: Mapping[str, object] | None = None,
+) -> None:
+    sizes = {"limit": None, "buffer_mb": 1} if is_small else {"limit": 5}
+    recipe = faults.write_case(folder, layout=layout, **sizes)
     if before:
         sys.modules.pop("tiny_network", None)  # another test's, from a folder that is gone
-        recipe = faults.write_case(folder, layout=layout, labels=("one",), limit=3)
+        later = [folder / "stimuli" / "a" / "p02.png", folder / "stimuli" / "b" / "p01.png"] if is_small else []
+        for file in later:
+            file.rename(folder / f"{file.parent.name}-{file.name}")
+        faults.write_case(folder, layout=layout, labels=("one",), **(sizes if is_small else {"limit": 3}))
         xact.build(recipe, allow_code=True)
-        (folder / "out" / "store.zarr").rename(folder / "before.zarr")
-    faults.write_case(folder, layout=layout)
+        for file in later:
+            (folder / f"{file.parent.name}-{file.name}").rename(file)
+        store = (folder / "out" / "store.zarr").rename(folder / "before.zarr")
+        plan = load_state(store).plan
+        assert plan is not None
+        assert (plan.chunk_units is not None) == is_small
+    faults.write_case(folder, layout=layout, **sizes)
     if roles is not None:
         (folder / "roles.json").write_text(json.dumps(roles))
 

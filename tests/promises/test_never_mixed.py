@@ -165,6 +165,7 @@ NEUTRAL = {
     "on_error": ("", "on_error=skip"),
     "compute.cluster": ("", "compute.cluster=local:1"),
     "compute.check": ("compute.check=off", "compute.check=on"),  # what ran is among the facts of each network
+    "compute.device_name": ("", "compute.device_name=any"),  # the hardware is among the facts of each network
     "compute.on_out_of_memory": ("", "compute.on_out_of_memory=halve"),  # what ran is the model's batch_size
     "caption.model": ("", "caption.model=other"),
     "caption.prompt": ("", "caption.prompt=scene"),

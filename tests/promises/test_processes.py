@@ -15,7 +15,7 @@ import pytest
 from support.cli import assert_one_line
 from support.lab import make_entry, write_lab, write_network
 from support.mutants import make_draw
-from support.processes import start_holder
+from support.processes import MACHINE, start_holder
 from support.stores import assert_equal_stores
 
 import xact
@@ -169,4 +169,67 @@ def test_signals_at_thirty_random_times_end_a_build_with_75_within_5_seconds_and
             shutil.rmtree(store)
     assert n_stopped >= 15
     xact.build(recipe, allow_code=True)
+    assert_equal_stores(store, tmp_path / "whole.zarr")
+
+
+def test_of_builders_on_two_machines_without_common_locks_one_wins_and_the_other_names_it(tmp_path):
+    recipe = write_lab(tmp_path, make_entry())
+    builders = []
+    for node in ("a", "b"):
+        code = MACHINE.replace("NODE", node) + "import xact.cli.main\nxact.cli.main.main()"
+        command = [sys.executable, "-c", code, "build", str(recipe), "--allow-code"]
+        builders.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    told = {builder.pid: builder.communicate()[1] for builder in builders}
+    codes = {builder.pid: builder.returncode for builder in builders}
+    assert sorted(codes.values()) in ([0, 1], [0, 0]), told  # the second may begin when the first has ended
+    for pid, code in codes.items():
+        if code:
+            (other,) = {*codes} - {pid}
+            assert_one_line(told[pid], f"process {other} on ")
+    assert bool(xact.open_activations(tmp_path / "store.zarr").notnull().any("unit").all())
+    assert not (tmp_path / "store.zarr" / ".xact" / "holder.json").exists()
+
+
+TAKEN = '{"pid": 7, "host": "n7", "node": "n7", "nonce": "other", "counter": "00000000"}'
+
+MOMENTS = {
+    # when another machine takes the store over: the function of `xact.store.write` , and its call
+    "before a journal line": ("encode_shard", 1),
+    "before the manifest": ("make_metadata", 2),
+    "before the commit": ("write_manifest", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_whose_store_another_machine_took_over_ends_and_writes_nothing_more(moment, warm, tmp_path):
+    name, n = MOMENTS[moment]
+    recipe, store = write_lab(tmp_path, make_entry()), tmp_path / "store.zarr"
+    seen = tmp_path / "seen"
+    take_over = (
+        "import xact.store.write as write\n"
+        "from pathlib import Path\n"
+        f"true, n, folder = write.{name}, [0], Path({str(store / '.xact')!r})\n"
+        "def wrapped(*arguments, **named):\n"
+        "    done = true(*arguments, **named)\n"
+        "    n[0] += 1\n"
+        f"    if n[0] == {n}:\n"
+        f"        (folder / 'mine.json').write_text({TAKEN!r})\n"
+        "        (folder / 'mine.json').rename(folder / 'holder.json')\n"
+        f"        Path({str(seen)!r}).write_bytes((folder / 'journal-1.jsonl').read_bytes())\n"
+        "    return done\n"
+        f"write.{name} = wrapped\n"
+    )
+    ended = warm.run("build", recipe, "--allow-code", prelude=MACHINE + take_over)
+    assert ended.code == 1
+    assert_one_line(ended.err, "is no longer held by this process", "names process 7 on n7", "nothing more is written")
+    assert (store / ".xact" / "journal-1.jsonl").read_bytes() == seen.read_bytes()
+    assert (store / ".xact" / "manifest-1.jsonl").exists() == (moment == "before the commit")
+    with pytest.raises(xact.errors.XactError):
+        xact.open_activations(store)  # nothing is published
+    assert (store / ".xact" / "holder.json").read_text() == TAKEN
+    ended = warm.run("build", recipe, "--allow-code", prelude=MACHINE)
+    assert ended.code == 0, ended.err
+    assert "was held by process 7 on n7, whose counter stood still for 3 s: this build took it over" in ended.err
+    again = warm.run("build", recipe, "--allow-code", "--store", tmp_path / "whole.zarr")
+    assert again.code == 0, again.err
     assert_equal_stores(store, tmp_path / "whole.zarr")

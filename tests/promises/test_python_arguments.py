@@ -36,6 +36,8 @@ CALLED = {
     "build": {"recipe": {"store": "new.zarr", "stimuli": {"source": "folder", "root": "none"}, "models": ["one"]}},
     "extract": {"model": "ResNet50", "stimuli": []},
     "drop": {"store": "store.zarr", "stimuli": "*0"},
+    "label_rdm": {"array": [0, 90, 350]},
+    "open_rdms": {"path": "store.zarr"},
     "open_layer": {"store": "store.zarr", "model": "one", "layer": "0"},
     "open_map": {"store": "store.zarr", "model": "one", "layer": "0"},
     "open_tokens": {"store": "store.zarr", "model": "one", "layer": "0"},

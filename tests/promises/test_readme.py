@@ -6,9 +6,11 @@ import ast
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ import yaml
 from PIL import Image
 from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
+from support.servers import serve
+
+import xact
+import xact.cli.main
 
 
 @pytest.fixture(scope="session")
@@ -34,9 +40,12 @@ def quickstart(mobilenet_weights: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def run_blocks(
-    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    title: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, server: str = ""
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names."""
+    """Run a chapter's Python, block by block; return [(text shown after a block, text printed)] and its names.
+
+    `server` is the URL that stands for the page's example.org.
+    """
     monkeypatch.chdir(folder)
     namespace: dict[str, Any] = {}
     shown: list[tuple[str, str]] = []
@@ -45,7 +54,7 @@ def run_blocks(
         if word == "python":
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                exec(compile(content, f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
+                exec(compile(content.replace("https://example.org", server), f"README.md, {title}", "exec"), namespace)  # noqa: S102  our own page
         else:
             shown.append((content, printed.getvalue()))
     return shown, namespace
@@ -80,6 +89,11 @@ def test_the_quick_start_gives_the_store_in_the_picture(quickstart: Path):
 def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     shown, _ = run_blocks("Plain xarray on the result", quickstart, monkeypatch)
     assert len(shown) == 3
+    assert_shown(shown)
+
+
+def assert_shown(shown: list[tuple[str, str]]) -> None:
+    """Compare what the page shows with what its code prints: the same words, and the same numbers."""
     for said, printed in shown:
         assert len(said.split()) == len(printed.split())
         for word, found in zip(said.split(), printed.split(), strict=True):
@@ -89,15 +103,53 @@ def test_the_chapter_on_xarray_gives_the_numbers_it_shows(quickstart: Path, monk
                 assert found == word
 
 
+@pytest.mark.filterwarnings("ignore:the best of 20 layers is chosen:UserWarning")
+def test_the_chapter_on_answers_gives_the_numbers_it_shows(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    shown, _ = run_blocks("From activations to answers", quickstart, monkeypatch)
+    assert len(shown) == 2
+    assert_shown(shown)
+
+
 def test_the_chapter_on_reading_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch)
+    with serve(quickstart) as files:
+        _, namespace = run_blocks("Reading with xact", quickstart, monkeypatch, server=files.url)
     assert (namespace["values"].shape, namespace["shape"]) == ((3, 64), (3, 64))
     assert (quickstart / "trial.zarr").is_dir()
 
 
+def test_the_chapter_on_dissimilarities_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(quickstart)
+    ((_, commands),) = list_blocks(find_chapter("Dissimilarities"), "bash")
+    for line in commands.splitlines():
+        with pytest.raises(SystemExit) as end:
+            xact.cli.main.main([*shlex.split(line, comments=True)[1:], "--overwrite"])
+        assert not end.value.code
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, namespace = run_blocks("Dissimilarities", quickstart, monkeypatch)
+    rdms, same = namespace["rdms"], namespace["same"]
+    np.testing.assert_allclose(rdms.sel(model=same.model, layer=same.layer), same, atol=1e-6)
+    assert namespace["plain"].shape == (1, 1, 24, 24)
+    assert namespace["some"].sizes["stimulus"] == 24
+
+
+@pytest.mark.filterwarnings("ignore:the best of", "ignore:.* constant pattern")
+def test_the_chapter_on_comparing_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from support.cli import run
+
+    _, namespace = run_blocks("Comparing layers", quickstart, monkeypatch)
+    assert namespace["profile"].dims == ("model", "layer")
+    assert np.isfinite(namespace["grid"]["score"].sel(model="MobileNetV2", layer="logits")).any()
+    ((_, commands),) = list_blocks(find_chapter("Comparing layers"), "bash")
+    first = commands.splitlines()[0].split()[1:]
+    code, out, err = run(capsys, *first)
+    assert (code, "labels.csv" in out) == (0, True), err
+
+
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
-    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
+    write_betas(quickstart / "betas.nc", store["activations"])
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
     known = store["activations"].sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
     rdms = namespace["rdms"]
     assert list(rdms.pattern_descriptors["stimulus"]) == known["stimulus"].values.tolist()
@@ -114,6 +166,38 @@ def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Pa
         np.testing.assert_array_equal(assembly, known)
         as_indexed = assembly.set_index(presentation=["stimulus_id", "condition"], neuroid=["neuroid_id", "layer"])
         assert as_indexed.sel(stimulus_id="plain/mug_000").sizes == {"condition": 1, "neuroid": 64}
+
+
+def write_betas(file: Path, acts: xr.DataArray) -> None:
+    """Write responses in another order: 4 voxels that follow the layer, then 4 of noise."""
+    layer = acts.sel(model="MobileNetV2", layer="features.8").mean("replicate").dropna("unit")
+    rng = np.random.default_rng(0)
+    scaled = (layer - layer.mean("stimulus")) / layer.std("stimulus")
+    voxels = scaled.values @ rng.normal(size=(layer.sizes["unit"], 8))
+    voxels[:, 4:] = rng.normal(size=(len(voxels), 4))
+    order = rng.permutation(len(voxels))
+    coords = {"stimulus": layer["stimulus"].values[order]}
+    xr.DataArray(voxels[order], coords, ("stimulus", "voxel"), "betas").to_netcdf(file, engine="h5netcdf")
+
+
+def test_the_encoding_model_of_the_page_predicts_what_follows_the_layer_alone(
+    quickstart: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_betas(quickstart / "betas.nc", xr.open_zarr(quickstart / "quickstart.zarr")["activations"].load())
+    _, namespace = run_blocks("Into other tools", quickstart, monkeypatch)
+    score = namespace["score"].values
+    assert score[:4].min() > 0.8
+    assert np.abs(score[4:]).max() < 0.5
+
+
+def test_the_chapter_on_references_runs(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(quickstart)
+    rdms = xact.to_rsatoolbox(xact.rdm("quickstart.zarr", models="MobileNetV2", layers="features.1*"))
+    rdms.save("it_rdms.h5", file_type="hdf5", overwrite=True)
+    _, namespace = run_blocks("Reference RDMs", quickstart, monkeypatch)
+    assert namespace["it"].sizes == {"rdm": 10, "stimulus": 48, "stimulus_": 48}
+    assert float(namespace["by_angle"].sel(stimulus="plain/mug_000", stimulus_="leaves/mug_315")) == 45
+    assert float(namespace["by_condition"].sel(stimulus="plain/mug_000", stimulus_="leaves/mug_315")) == 1
 
 
 def test_the_recipe_of_the_page_is_one(tmp_path: Path):

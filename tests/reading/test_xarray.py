@@ -18,6 +18,7 @@ import xarray as xr
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
+from xact.disk import places
 from xact.errors import RUN_AGAIN, NameNotFoundError, RequestError, StoreError
 from xact.reading.catalog import find_names, merge_orders
 from xact.reading.dask import View, choose_block_rows, make_chunks
@@ -71,7 +72,7 @@ def count_nbytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(len(data))
         return data
 
-    monkeypatch.setattr(shards.os, "pread", counted)
+    monkeypatch.setattr(places.os, "pread", counted)
     return lengths
 
 

@@ -27,7 +27,7 @@ from xact.stimuli.base import ChosenStimuli
 from xact.stimuli.choose import choose_rows
 from xact.stimuli.fields import load_fields
 from xact.stimuli.open import open_stimuli
-from xact.stimuli.where import find_rows
+from xact.tables.where import find_rows
 
 COLUMNS: dict[str, Column] = {
     "category": ["dog", "cat", "owl"],
@@ -462,8 +462,8 @@ def test_a_column_that_a_store_holds_as_text_stays_text(tmp_path, monkeypatch, c
         "compute: {device: cpu, batch_size: 2, workers: 1}\n"
     )
     with monkeypatch.context() as old:
-        old.setattr("xact.stimuli.columns.type_column", read_old)
-        old.setattr("xact.stimuli.columns._PANDAS_NAME", re.compile("no name"))
+        old.setattr("xact.tables.columns.type_column", read_old)
+        old.setattr("xact.tables.columns._PANDAS_NAME", re.compile("no name"))
         xact.build(write_recipe(tmp_path, text))
     recipe = write_recipe(tmp_path, text.replace("'p02'", "'p03'"))
     assert run(capsys, "plan", recipe)[0] == 0

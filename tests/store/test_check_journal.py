@@ -139,6 +139,22 @@ def test_a_plan_that_names_a_folder_outside_the_store_is_refused(part):
         assert "is not a safe name of a folder" in (find_plan_fault(plan) or "")
 
 
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ("cube", {"chunk_units": 0}),
+        ("cube", {"chunk_units": 8193}),
+        ("cube", {"chunk_units": 256, "layers_per_shard": 2}),
+        ("cube", {"chunk_units": 256, "xact_format": 1}),
+        ("groups", {"chunk_units": 256}),
+    ],
+)
+def test_a_chunk_of_a_small_cube_has_units_and_its_shard_one_layer(layout, changes):
+    plan = make_store_plan([make_model("A", {"fc": [3]})], make_table(3), layout=layout)
+    plan = plan.model_copy(update={"layers_per_shard": 1} | changes)
+    assert find_plan_fault(plan) == f"a chunk of it has {changes['chunk_units']} units"
+
+
 @pytest.mark.parametrize("changes", [{"layers_per_shard": 513}, {"xact_format": 1, "layers_per_shard": 2}])
 def test_a_plan_with_more_layers_in_a_shard_than_its_format_has_is_refused(changes):
     plan = make_plan("cube").model_copy(update=changes)

@@ -14,15 +14,18 @@ from xact.store.chunks import (
     CUBE_CHUNK_UNITS,
     CUBE_MAX_UNITS,
     FLOAT32_NBYTES,
+    MAX_SMALL_LAYERS,
     MAX_STIMULI_PER_TASK,
     MAX_UNIT_CHUNKS,
     BlockShape,
     choose_layers_per_shard,
+    choose_small_chunk,
     choose_stimuli_per_task,
     find_largest_divisor,
     find_smooth,
     make_cube_shape,
     make_group_shape,
+    make_small_shape,
 )
 
 MB = 10**6
@@ -105,6 +108,64 @@ def test_a_shard_holds_as_many_layers_as_have_room_in_it(stimuli, replicates, wi
     assert math.prod(shape.grid[1:]) <= MAX_UNIT_CHUNKS
     if one <= shard * MB:
         assert shape.shard_units >= widest  # every layer is in one shard
+
+
+@given(
+    n_stimuli=st.integers(1, 600),
+    n_layers=st.integers(1, 200),
+    stimuli=st.integers(1, 512),
+    replicates=REPLICATES,
+    widest=st.integers(1, CUBE_MAX_UNITS),
+    shard=SHARD_MB,
+)
+def test_in_a_small_cube_one_chunk_of_bounded_size_holds_all_stimuli_of_a_layer_and_is_a_file(
+    n_stimuli, n_layers, stimuli, replicates, widest, shard
+):
+    units = choose_small_chunk(
+        n_stimuli=n_stimuli,
+        n_layers=n_layers,
+        stimuli_per_task=stimuli,
+        n_replicates=replicates,
+        widest_units=widest,
+        shard_nbytes=shard * MB,
+    )
+    if units is None:
+        return
+    shape = make_small_shape(stimuli_per_task=stimuli, n_replicates=replicates, chunk_units=units)
+    assert_whole(shape, stimuli=stimuli, replicates=replicates)
+    assert n_stimuli <= shape.chunk_stimuli
+    assert widest <= shape.chunk_units == shape.shard_units < widest + CUBE_CHUNK_UNITS
+    assert shape.shard_layers == 1
+    row_nbytes = FLOAT32_NBYTES * replicates * units
+    assert shape.chunk_stimuli * row_nbytes <= max(CHUNK_NBYTES, row_nbytes)
+    assert FLOAT32_NBYTES * math.prod(shape.shard) <= shard * MB
+    assert n_layers <= MAX_SMALL_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 1280),
+        ({"n_stimuli": 136}, 1280),  # 2 MiB
+        ({"n_stimuli": 137}, None),
+        ({"n_stimuli": 137, "n_replicates": 1}, 1280),
+        ({"widest_units": 1281}, 1536),
+        ({"widest_units": 8192}, None),
+        ({"n_layers": 128}, 1280),
+        ({"n_layers": 129}, None),
+        ({"shard_nbytes": MB}, None),
+    ],
+)
+def test_which_cube_is_small(changes, expected):
+    quickstart = {
+        "n_stimuli": 48,
+        "n_layers": 32,
+        "stimuli_per_task": 272,
+        "n_replicates": 3,
+        "widest_units": 1280,
+        "shard_nbytes": 64 * MB,
+    }
+    assert choose_small_chunk(**(quickstart | changes)) == expected
 
 
 @given(stimuli=st.integers(1, 512), replicates=REPLICATES, units=UNITS, shard=SHARD_MB)

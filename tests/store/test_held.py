@@ -53,7 +53,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_after(n: int, patch: pytest.MonkeyPatch) -> None:
     """Let `n` tasks be written, and no more."""
-    write, written = xact.building.run.write_task, []
+    write, written = xact.building.run_tasks.write_task, []
 
     def stop(*arguments):
         written.append(1)
@@ -61,7 +61,7 @@ def stop_after(n: int, patch: pytest.MonkeyPatch) -> None:
             raise StoreError("stopped")
         return write(*arguments)
 
-    patch.setattr(xact.building.run, "write_task", stop)
+    patch.setattr(xact.building.run_tasks, "write_task", stop)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from support.stores import draw_values, make_model, make_store_plan, make_table,
 
 from xact.disk.durable import Written
 from xact.labels import StoreRow
+from xact.store.check_journal import find_plan_fault
 from xact.store.journal import State, load_state
 from xact.store.layout import make_files, make_metadata, make_tree
 from xact.store.write import StoreWriter
@@ -44,6 +46,60 @@ def test_what_plain_xarray_opens_goes_into_netcdf_and_comes_back(engine, tmp_pat
     with xr.open_dataset(tmp_path / "s.nc", engine=engine) as back:
         xr.testing.assert_equal(back.load(), whole)
         assert back.attrs == whole.attrs
+
+
+SELECTIONS = {
+    "all": {},
+    "stimuli": {"stimulus": [0, 3, 9]},
+    "a slice of them": {"stimulus": slice(2, 7)},
+    "in another order": {"stimulus": [5, 1]},
+    "a model": {"model": [1]},
+    "layers": {"layer": [0, 2, 3]},
+    "one layer of one model": {"layer": [2], "model": [1]},
+    "a replicate": {"replicate": [1]},
+    "units": {"unit": slice(100, 290)},
+    "of each": {"model": [1], "stimulus": [0, 2], "layer": [1, 2], "replicate": [0], "unit": slice(5)},
+}
+
+
+@pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS.keys())
+def test_a_part_of_a_small_store_becomes_a_store_of_its_own_as_it_is(selection, tmp_path):
+    plan = make_store_plan(MODELS, make_table(10), layout="cube", n_replicates=2, is_small=True)
+    write_store(tmp_path / "s", plan, partial(draw_values, n_replicates=2))
+    part = xr.open_zarr(tmp_path / "s").isel(selection)
+    part.to_zarr(tmp_path / "part", consolidated=False)
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "part", consolidated=False).load(), part.load())
+
+
+def test_a_small_store_that_grows_stays_one_whose_parts_become_stores(tmp_path):
+    small = make_store_plan(MODELS[:1], make_table(10), layout="cube", is_small=True)
+    assert (small.chunk_units, small.layers_per_shard) == (256, 1)
+    state = write_store(tmp_path / "s", small, draw_values)
+    keys = {shard.key for shard in small.list_shards(MODELS[0], 0)}
+    files = {key: (tmp_path / "s" / key).read_bytes() for key in keys}
+    plan = make_store_plan(MODELS, make_table(10), layout="cube", is_small=True, old=small)
+    assert (plan.chunk_units, plan.layers_per_shard) == (256, 1)
+    write_store(tmp_path / "s", plan, draw_values, state=state)
+    assert files == {key: (tmp_path / "s" / key).read_bytes() for key in keys}
+    head = "activations/c.1.0.2.0."  # 300 units: a shard more
+    assert [key for key in find_keys(tmp_path / "s") if key.startswith(head)] == [f"{head}0", f"{head}1"]
+    part = xr.open_zarr(tmp_path / "s").isel(stimulus=[0, 3])
+    part.to_zarr(tmp_path / "part", consolidated=False)
+    xr.testing.assert_equal(xr.open_zarr(tmp_path / "part", consolidated=False).load(), part.load())
+    assert find_plan_fault(plan) is None
+
+
+def find_keys(store):
+    return sorted(str(file.relative_to(store)) for file in (store / "activations").glob("c.*"))
+
+
+def test_a_trial_has_the_shards_of_the_full_run(tmp_path):
+    trial = make_store_plan(MODELS, make_table(10), layout="cube")
+    assert trial.recipe["stimuli"]["limit"] == 10
+    large = make_store_plan(MODELS, make_table(2000), layout="cube", is_small=True)
+    for plan in (trial, large):
+        assert plan.chunk_units is None
+        assert plan.make_block_shape(plan.models[0].layers[0]).shard == (1, 512, 61, 1, 512)
 
 
 def test_a_part_of_a_store_becomes_a_store_of_its_own(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import unicodedata
 from copy import deepcopy
 from dataclasses import replace
@@ -595,6 +596,23 @@ def test_the_files_of_a_model_stay_where_they_are_when_models_and_layers_are_add
         more = (make_model("a", {"aa": (3,), **LAYERS}), make_model("B", LAYERS), make_model("b", LAYERS))
         grown = plan_again(make_request(table, more, storage__layout=layout), plan)
         assert grown.list_shards(grown.models[0], 0) == plan.list_shards(plan.models[0], 0)
+
+
+@pytest.mark.parametrize("layout", ["cube", "groups"])
+def test_the_layers_of_a_model_are_gone_through_once_for_all_its_blocks(layout, monkeypatch):
+    models = tuple(make_model(label, {f"l{i}": (3,) for i in range(40)}) for label in "ab")
+    plan = make_first(make_table(400), models, storage__layout=layout, storage__buffer_mb=0.05)
+    first = {model.label: plan.list_shards(model, 0) for model in plan.models}
+    monkeypatch.setattr(Plan, "make_block_shape", None)
+    monkeypatch.setattr(Plan, "find_array_path", None)
+    for model in plan.models:
+        for block in range(1, 9):
+            keys = [shard.key for shard in plan.list_shards(model, block)]
+            assert keys == [re.sub(r"/c\.(\d)\.0\.", rf"/c.\1.{block}.", shard.key) for shard in first[model.label]]
+            assert [shard.parts for shard in plan.list_shards(model, block)] == [s.parts for s in first[model.label]]
+    monkeypatch.undo()
+    other = plan.model_copy(update={"layer_labels": plan.layer_labels[::-1], "layers_per_shard": 7})
+    assert layout == "groups" or other.list_shards(other.models[0], 0) != first["a"]  # nothing is kept of another plan
 
 
 # to disk and back

@@ -51,7 +51,7 @@ models:
 layers: ["0", "2", "5"]
 reduce: flatten
 compute: {{device: cpu, batch_size: 4, workers: 1}}
-storage: {{buffer_mb: 0.000001, layout: {layout}}}  # tasks of 2 stimuli
+storage: {{buffer_mb: {buffer_mb}, layout: {layout}}}
 """
 
 MODEL = "  - {{label: {label}, source: python, id: tiny_network:make, weights: random, seed: {seed}}}"
@@ -155,8 +155,13 @@ class Watch:
         self.trace.append(note)
 
 
-def write_case(folder: Path, *, layout: str, labels: Sequence[str] = ("one", "two"), limit: int = 5) -> Path:
-    """Make stimuli, a network and a recipe for a store `folder/out/store.zarr`; return the recipe."""
+def write_case(
+    folder: Path, *, layout: str, labels: Sequence[str] = ("one", "two"), limit: int | None = 5, buffer_mb: float = 1e-6
+) -> Path:
+    """Make stimuli, a network and a recipe for a store `folder/out/store.zarr`; return the recipe.
+
+    With this `buffer_mb` a task has two stimuli.
+    """
     from support.pictures import write_pictures
 
     if not (folder / "stimuli").exists():
@@ -166,7 +171,8 @@ def write_case(folder: Path, *, layout: str, labels: Sequence[str] = ("one", "tw
     (folder / "tiny_network.py").write_text(NETWORK)
     models = "\n".join(MODEL.format(label=label, seed=i) for i, label in enumerate(labels))
     store = folder / "out" / "store.zarr"
-    text = RECIPE.format(store=store, root=folder / "stimuli", limit=limit, models=models, layout=layout)
+    fields = {"limit": limit or "null", "buffer_mb": buffer_mb, "models": models, "layout": layout}
+    text = RECIPE.format(store=store, root=folder / "stimuli", **fields)
     recipe = folder / "recipe.yml"
     recipe.write_text(text)
     return recipe

@@ -19,6 +19,19 @@ with hold_lock(Path(sys.argv[1])):
     time.sleep(60)
 """
 
+MACHINE = """
+import fcntl
+import xact.disk.holder, xact.disk.locks
+MOUNT = "36 25 0:39 / / rw,relatime shared:9 - lustre 10.1.0.1@o2ib:/scratch rw,localflock,checksum,user_xattr"
+fcntl.flock = lambda fd, how: None
+xact.disk.locks.read_mounts = lambda: MOUNT
+xact.disk.holder.find_node = lambda: "NODE"
+xact.disk.holder.BEAT_SECONDS = 0.2
+xact.disk.holder.WATCH_SECONDS = 3.0
+xact.disk.holder.SETTLE_SECONDS = 0.3
+"""
+"""Makes a process one on a machine NODE whose disk locks files on that machine only."""
+
 
 def start_holder(folder):
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)

@@ -93,9 +93,11 @@ def make_store_plan(
     shard_mb: int = 64,
     jitter_names: Sequence[str] = (),
     old: Plan | None = None,
+    is_small: bool = False,
 ) -> Plan:
+    """Plan a store. Unless `is_small`, a cube with few values has the shards of a large one, as a trial has."""
     recipe = {
-        "stimuli": {"source": "folder"},
+        "stimuli": {"source": "folder", "limit": None if is_small else len(table)},
         "replicates": {"count": n_replicates},
         "storage": {"layout": layout, "precision": "full", "codec": codec, "shard_mb": shard_mb, "buffer_mb": 256},
     }

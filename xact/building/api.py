@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,7 +242,8 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool, is_alone: bool = True)
     `is_alone`: networks run in this process.
     """
     store = expand_path(loaded.recipe.store)
-    with hold_store(store) as may_write:
+    notes: list[str] = []
+    with hold_store(store, note=notes.append) as may_write:
         # torch and its kin: only now, so that a second builder is refused at once
         from xact.building.prepare import prepare_build
         from xact.store.adopt import adopt_left
@@ -254,4 +256,4 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool, is_alone: bool = True)
         prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write, is_alone=is_alone)
         if not prepared.nothing_to_do:
             check_writable(store, may_write=may_write)
-        yield prepared
+        yield replace(prepared, notes=(*notes, *prepared.notes))

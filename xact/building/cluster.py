@@ -332,7 +332,8 @@ def _open_waiting(prepared: PreparedBuild, job: Job, tell: Tell) -> Iterator[Das
 @contextmanager
 def _run_scheduler(host: str) -> Iterator[tuple[LocalCluster, Client]]:
     """Run a scheduler in a thread of this process, without workers."""
-    options: dict[str, Any] = {"n_workers": 0, "processes": False, "protocol": "tcp://", "dashboard_address": None}
+    options: dict[str, Any] = {"n_workers": 0, "processes": False, "protocol": "tcp://"}
+    options["dashboard_address"] = "127.0.0.1:0"  # dask has a web server in any case: at 8787 of all addresses
     options["scheduler_kwargs"] = {"worker_ttl": SILENT_SECONDS}
     with (
         LocalCluster(host=host, scheduler_port=0, silence_logs=logging.CRITICAL, **options) as scheduler,

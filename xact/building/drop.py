@@ -16,7 +16,7 @@ from xact.building.rebuild import Rebuild, write_rebuilt
 from xact.disk.digest import list_files
 from xact.disk.durable import count_free_nbytes
 from xact.disk.exchange import exchange, find_left, find_rebuilding, hint_missing, settle
-from xact.disk.locks import hold_lock
+from xact.disk.locks import check_held, hold_lock, is_lost
 from xact.disk.paths import expand_path
 from xact.errors import NoStoreError, RequestError, StoreError, WorkError, make_command
 from xact.labels import StoreRow
@@ -102,9 +102,11 @@ def drop(
         try:
             with hold_lock(rebuild.to / FOLDER):
                 write_rebuilt(rebuild)
+                check_held(path / FOLDER)
                 exchange(path)
         finally:
-            settle(path)  # also after an error or a signal: nothing is left beside the store
+            if not is_lost(path / FOLDER):
+                settle(path)  # also after an error or a signal: nothing is left beside the store
     return planned
 
 

@@ -11,9 +11,9 @@ from xact.building.prepare import PreparedBuild
 from xact.capture.load_captions import TextLengths
 from xact.disk.durable import count_free_nbytes
 from xact.models.device import count_lanes, count_workers, find_device_memory
-from xact.stimuli.column_types import ColumnType, describe_column
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
+from xact.tables.column_types import ColumnType, describe_column
 
 CONFIRM_NBYTES = 10**9
 """On a terminal, a build that writes more bytes asks for confirmation."""

@@ -29,16 +29,16 @@ def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple
         found = check_fit(spec, weights)
     except WeightsError:
         can_drop = spec.is_local and spec.kind == "image" and spec.head != "keep"
-        unread = _find_unread(spec, model) if can_drop else frozenset()
-        if not unread:
+        unread = _find_unread(spec, model) if can_drop else None
+        if unread is None:
             raise
         weights = replace(weights, unread=unread)
         found = check_fit(spec, weights)
     return weights, found
 
 
-def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str]:
-    """Return the tensors that a file may lack; none if what reads them cannot be seen without numbers."""
+def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str] | None:
+    """Return the tensors that a file may lack; None if what reads them cannot be seen without numbers."""
     with undo_globals(spec):
         try:
             with torch.device("meta"):
@@ -52,7 +52,7 @@ def _find_unread(spec: ModelSpec, model: PlannedModel) -> frozenset[str]:
                     read |= {(output.name, output.call) for output in outputs if output.name in blocks}
                 return find_unread(network, model.input_shape, read)
         except (NotImplementedError, RuntimeError):  # code that depends on values cannot run on the meta device
-            return frozenset()
+            return None
 
 
 def check_part(model: str, held: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -44,5 +44,5 @@ def import_store(old: Path, store: Path) -> Outcome:
 
 
 def _make_plan(old: Plan) -> Plan:
-    changes = {"xact_format": 2, "layers_per_shard": old.choose_layers_per_shard(), "generation": 1}
-    return old.model_copy(update=changes | {"store_id": uuid.uuid4().hex})
+    changes = {"xact_format": 2, "generation": 1, "store_id": uuid.uuid4().hex}
+    return old.model_copy(update=changes | old.choose_shards(is_trial=False))

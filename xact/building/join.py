@@ -113,6 +113,8 @@ async def _run_worker(contact: Contact, name: str | None, joined: list[bool]) ->
     import dask
     from distributed import Status, Worker
 
+    from xact.building.serve import SERVING
+
     dask.config.set({"distributed.worker.profile.enabled": False})  # it looks at every thread a hundred times a second
     worker = Worker(contact.address, nthreads=1, name=name, memory_limit=0, death_timeout=15, dashboard=False)
     try:
@@ -123,6 +125,7 @@ async def _run_worker(contact: Contact, name: str | None, joined: list[bool]) ->
         joined.append(True)
         while worker.status in (Status.running, Status.paused):
             await asyncio.sleep(0.1)
+        SERVING.ended.set()  # the worker of dask would wait for the span that runs
     else:
         await worker.close()
 

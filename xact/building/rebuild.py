@@ -62,13 +62,14 @@ class Rebuild:
 
     @cached_property
     def moved_models(self) -> frozenset[str]:
-        """The models whose layers have other places in their shards: layers that no model has any more are gone."""
+        """The models whose layers have other places in their shards, e.g. because layers before them are gone."""
         kept = {model.label for model in self.plan.models}
         before = {model.label: self.old.list_shards(model, 0) for model in self.old.models if model.label in kept}
         return frozenset(
             model.label
             for model in self.plan.models
-            if [one.parts for one in before[model.label]] != [one.parts for one in self.plan.list_shards(model, 0)]
+            if [(one.shape, one.parts) for one in before[model.label]]
+            != [(one.shape, one.parts) for one in self.plan.list_shards(model, 0)]
         )
 
     def keeps_shards(self, model: str, block: int) -> bool:

@@ -86,7 +86,7 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None], run
     check_finished_stimuli(prepared)
     if prepared.nothing_to_do:
         if prepared.may_write:
-            sweep_partial(prepared.store)
+            sweep_partial(prepared.store, ())  # what is published is whole
             remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
@@ -141,11 +141,11 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
     """Refuse a stimulus that changed after its values were stored: compare size and time, then the hash."""
     source = prepared.source
     stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
-    for row, (stamp, sha256) in prepared.stored.stamps.items():
-        if row in prepared.left_out:
-            continue
-        source_row = stimuli.find_source_row(row)
-        if source.stamp(source_row) != stamp and hash_stimulus(source.read(source_row)) != sha256:
+    stored = [(row, *known) for row, known in prepared.stored.stamps.items() if row not in prepared.left_out]
+    source_rows = [stimuli.find_source_row(row) for row, *_ in stored]
+    now = source.list_stamps(source_rows)
+    for (row, stamp, sha256), source_row, found in zip(stored, source_rows, now, strict=True):
+        if found != stamp and hash_stimulus(source.read(source_row)) != sha256:
             raise MismatchError(
                 f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
                 "stored",

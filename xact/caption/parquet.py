@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 
 from xact.errors import RequestError
-from xact.stimuli.csv_text import Cell
+from xact.tables.csv_text import Cell
 
 
 def load_parquet(data: bytes, *, name: str) -> list[dict[str, str]]:

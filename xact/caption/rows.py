@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from xact.errors import RequestError, make_nearest_text
-from xact.stimuli.csv_text import Cell, make_line, parse_records
+from xact.tables.csv_text import Cell, make_line, parse_records
 
 
 def load_rows(data: bytes, *, needed: Sequence[str], name: str) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from xact.disk.durable import append_line, read_lines, read_whole, remove_file, 
 from xact.disk.locks import hold_lines
 from xact.errors import RequestError, StoreError, XactError, make_nearest_text
 from xact.labels import Column, StimulusTable
-from xact.stimuli.csv_text import Cell
+from xact.tables.csv_text import Cell
 
 KEY = "stimulus"
 """Column with the stimulus of each row."""

@@ -12,6 +12,7 @@ import xact
 from xact.cli.commands import (
     run_build,
     run_caption,
+    run_compare,
     run_drop,
     run_export,
     run_import,
@@ -19,10 +20,12 @@ from xact.cli.commands import (
     run_layers,
     run_models,
     run_plan,
+    run_push,
     run_schema,
     run_verify,
     run_worker,
 )
+from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
 from xact.errors import make_one_line
 
@@ -70,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     layers.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     layers.add_argument("--json", action="store_true", help="print JSON")
     info = add("info", run_info, "Show the contents of a store or of an HDF5, netCDF or .pt file.")
-    info.add_argument("path", metavar="STORE|FILE", help="a store or a file")
+    info.add_argument("path", metavar="STORE|FILE", help="a store, its URL, or a file")
     info.add_argument("--model", metavar="M", help="show this model only")
     info.add_argument("--layers", action="store_true", help="list the layers too")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -86,6 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     caption.add_argument("--output", metavar="FILE", help="a .csv or .parquet file")
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
+    compare = add("compare", run_compare, "Score layers against reference RDMs or labels, or against each other.")
+    add_compare_options(compare)
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
     drop = add("drop", run_drop, "Take models or stimuli out of a store; without --yes, only say what would go.")
@@ -96,8 +101,12 @@ def make_parser() -> argparse.ArgumentParser:
     verify = add(
         "verify", run_verify, "Compare every byte of a store with its manifest, or of an export with its side file."
     )
-    verify.add_argument("path", metavar="STORE|FILE", help="a store or a file")
+    verify.add_argument("path", metavar="STORE|FILE", help="a store, its URL, or a file")
     verify.add_argument("--json", action="store_true", help="print JSON")
+    push = add("push", run_push, "Copy a finished store to a bucket (s3://, gs://), or what of it is missing there.")
+    push.add_argument("store", metavar="STORE", help="folder of a store")
+    push.add_argument("url", metavar="URL", help="where it goes, e.g. s3://bucket/objects.zarr")
+    push.add_argument("--json", action="store_true", help="print JSON")
     imports = add("import", run_import, "Make a store from files of older programs or of xact export.")
     imports.add_argument(
         "files",
@@ -107,6 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     imports.add_argument("--store", metavar="PATH", required=True, help="folder of the store to make")
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
+    rdm = add("rdm", run_rdm, "Write the dissimilarities of all pairs of stimuli, for each model and layer of a store.")
+    add_rdm_options(rdm)
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     return parser
 
@@ -152,9 +163,33 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
 
 
+def add_compare_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `xact compare`."""
+    command.add_argument("source", metavar="RDMS|STORE", help="an RDM store, or a store: its RDMs are not kept")
+    command.add_argument("--to", metavar="REFERENCE", nargs="+", action="extend", help="files of RDMs or of responses")
+    command.add_argument("--labels", metavar="COLUMN", nargs="+", action="extend", help="`orientation:360` is circular")
+    command.add_argument("--output", metavar="FILE", required=True, help="a .csv, .parquet or .zarr")
+    command.add_argument("--method", metavar="M", help="default rho-a; an unknown one lists all")
+    command.add_argument(
+        "--key", metavar="stimulus|stem|COLUMN", default="stimulus", help="what references call stimuli"
+    )
+    command.add_argument("--order", metavar="store|FILE", help="the rows of references without labels")
+    command.add_argument("--bootstrap", choices=["none", "stimuli", "subjects", "both"], default="none")
+    command.add_argument("--samples", metavar="N", type=int, default=1000, help="of the bootstrap; default 1000")
+    command.add_argument("--permutations", metavar="N", type=int, default=0, help="of the reference; default 0")
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of samples, permutations and halves")
+    command.add_argument(
+        "--control", metavar="REFERENCE|COLUMN", nargs="+", action="extend", help="what is taken out first (partial)"
+    )
+    command.add_argument(
+        "--choose-layer", action="store_true", help="choose the best layer on one half of the stimuli, score the other"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
 def add_export_options(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `xact export`."""
-    command.add_argument("store", metavar="STORE", help="folder of a store")
+    command.add_argument("store", metavar="STORE", help="folder of a store, or its URL")
     command.add_argument("--to", required=True, choices=["hdf5", "netcdf", "pt"], help="format of the files")
     command.add_argument("--output-dir", metavar="DIR", help="default: here; for pt `features`")
     command.add_argument("--prefix", metavar="P", help="hdf5, netcdf: prefix of file names; default model_activations")
@@ -171,3 +206,36 @@ def add_export_options(command: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     command.add_argument("--dtype", choices=["float32", "bfloat16"], help="pt: default float32")
     command.add_argument("--per-layer", action="store_true", help="pt: one file for each layer, of any width")
+
+
+def add_rdm_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `xact rdm`."""
+    command.add_argument("store", metavar="STORE", help="folder of a store")
+    command.add_argument("--output", metavar="RDMS", required=True, help="the store of RDMs; with --within a .csv file")
+    command.add_argument(
+        "--method",
+        choices=["correlation", "cosine", "euclidean", "crossnobis"],
+        default="correlation",
+        help="default correlation",
+    )
+    command.add_argument(
+        "--replicates",
+        choices=["mean", "each", "cross", "0"],
+        help="average patterns first; one RDM each; between different ones; the first alone. default mean",
+    )
+    command.add_argument("--noise", choices=["none", "diag"], default="none", help="crossnobis: divide by the noise")
+    command.add_argument(
+        "--units", choices=["raw", "center", "zscore"], default="raw", help="what is done to each unit first"
+    )
+    command.add_argument("--models", metavar="M", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--conditions", metavar="C", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--where", metavar="EXPR", help='labels of stimuli, as in a recipe: "rating > 3"')
+    command.add_argument("--sample", metavar="N", type=int, help="draw N of the chosen stimuli")
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of the sample; default 0")
+    command.add_argument("--within", metavar="COLUMN", help="only pairs that share this label, as a long CSV file")
+    command.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="default float32")
+    command.add_argument("--allow-missing", action="store_true", help="rows that a model lacks become NaN")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    command.add_argument("--yes", action="store_true", help="do not ask before more than 10 GB")
+    command.add_argument("--json", action="store_true", help="print JSON")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,17 @@ from xact.cli.terminal import (
     show_drop,
     show_estimate,
     show_file,
+    show_not_dropped,
     show_note,
     show_outcome,
+    show_push,
     show_table,
     show_unreadable,
     show_warnings,
     write_err,
     write_out,
 )
-from xact.errors import NameNotFoundError, RequestError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
@@ -292,6 +295,34 @@ def run_caption(options: argparse.Namespace) -> int:
     return 1
 
 
+COMPARE_OPTIONS = "to labels method key order bootstrap samples permutations control choose_layer seed".split()
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Score layers, write the scores, and print the best layers."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
+        from xact.analysis.compare import compare
+        from xact.analysis.scores import check_output, list_best, write_scores
+
+        check_output(options.output)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
+        output = write_scores(scores, options.output)
+    show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
+    for note in scores.attrs["notes"]:
+        show_note(note)
+    best = list_best(scores)
+    if options.json:
+        write_out(json.dumps({"output": str(output), **best.to_json()}, indent=1) + "\n")
+    else:
+        show_table(best.make_rows())
+        write_out(f"{output}: {best.text}\n")
+    return 0
+
+
 def run_export(options: argparse.Namespace) -> int:
     """Write a store as files of another format, and print their paths."""
     from xact.cli.signals import stop_on_signals
@@ -311,12 +342,43 @@ def run_drop(options: argparse.Namespace) -> int:
     with stop_on_signals("drop", safe="the store is as it was, or done", hint="run the same command again"):
         from xact.building.drop import drop
 
+        shown: list[PlannedDrop] = []
+
         def confirm(planned: PlannedDrop) -> bool:
             show_drop(planned)
+            shown.append(planned)
             return bool(options.yes)
 
-        dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+        try:
+            dropped = drop(options.store, models=options.models, stimuli=options.stimuli, confirm=confirm)
+        except WorkError:
+            if options.yes or not shown:
+                raise
+            show_not_dropped(options)
+            return 1
     write_out(f"{dropped.store}: done, generation {dropped.generation}; open it again where it is open\n")
+    return 0
+
+
+def run_push(options: argparse.Namespace) -> int:
+    """Copy a finished store to a bucket."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("push", safe="readers see the old generation or the new one"):
+        from xact.cli.progress import Progress
+        from xact.store.push import PlannedPush, push
+
+        def tell(planned: PlannedPush) -> None:
+            if options.json:
+                write_out(json.dumps(planned.to_json(), indent=1) + "\n")
+            else:
+                show_push(planned)
+            sys.stdout.flush()
+
+        with Progress("objects") as progress:
+            pushed = push(options.store, options.url, tell=tell, watch=progress.start)
+    if not options.json:
+        write_out(f"{pushed.url}: done, generation {pushed.generation}\n")
     return 0
 
 

@@ -16,9 +16,10 @@ LINE_EVERY = 30.0
 
 
 class Progress:
-    """Counts stimuli and prints the progress. Several threads may report at once."""
+    """Counts stimuli, or other units, and prints the progress. Several threads may report at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str = "stimuli") -> None:
+        self._unit = unit
         self._lock = threading.Lock()
         self._done = 0
         self._total = 0
@@ -39,7 +40,7 @@ class Progress:
         bar = Bar(
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:.1f} stimuli/s"),
+            TextColumn(f"{{task.fields[speed]:.1f}} {self._unit}/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
@@ -64,7 +65,9 @@ class Progress:
             if now - self._last >= LINE_EVERY:
                 self._last = now
                 left = (self._total - self._done) / max(1e-9, self._speed())
-                write_err(f"{self._done}/{self._total} stimuli, {self._speed():.1f} stimuli/s, {left:.0f} s left\n")
+                write_err(
+                    f"{self._done}/{self._total} {self._unit}, {self._speed():.1f} {self._unit}/s, {left:.0f} s left\n"
+                )
                 sys.stderr.flush()
 
     def __enter__(self) -> Self:

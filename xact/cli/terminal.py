@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import os
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
+    from xact.store.push import PlannedPush
 
 
 class StreamBytes(io.RawIOBase):
@@ -107,8 +109,13 @@ def confirm(prepared: PreparedBuild, *, yes: bool) -> bool:
         write_err("warning: the disk has less free space than this build needs before compression\n")
     if yes or not estimated.needs_word or not sys.stdin.isatty():
         return True
+    return ask("build this? [y/N] ")
+
+
+def ask(question: str) -> bool:
+    """Return True if the answer on the terminal is yes."""
     try:
-        return input("build this? [y/N] ").strip().lower() in ("y", "yes")
+        return input(question).strip().lower() in ("y", "yes")
     except EOFError:  # the terminal was closed, or Ctrl-D: no answer
         write_out("\n")
         return False
@@ -156,6 +163,29 @@ def show_drop(planned: PlannedDrop) -> None:
         f"{format_nbytes(planned.needed_nbytes)} beside it meanwhile\n"
     )
     sys.stdout.flush()
+
+
+def show_not_dropped(options: argparse.Namespace) -> None:
+    """Say that nothing was dropped because --yes is missing, and the command that drops it."""
+    models = ["--models", *options.models] if options.models else []
+    stimuli = ["--stimuli", *options.stimuli] if options.stimuli else []
+    command = make_command("drop", options.store, *models, *stimuli, "--yes")
+    said = "nothing was dropped: without --yes the command only says what would go"
+    write_err(make_lines([said, f"hint: {command}"]))
+
+
+def show_push(planned: PlannedPush) -> None:
+    """Print what a push does."""
+    place = f" in place of {planned.old_generation}" if 0 < planned.old_generation < planned.generation else ""
+    lines = [
+        f"{planned.url}: generation {planned.generation}{place}, {planned.n_objects} objects, "
+        f"{format_nbytes(planned.nbytes)}; {planned.n_to_send}, {format_nbytes(planned.nbytes_to_send)}, are to be sent"
+    ]
+    if planned.to_remove:
+        lines.append(f"{len(planned.to_remove)} objects of older generations are removed at the end")
+    if planned.others:
+        lines.append(f"{len(planned.others)} objects there are not of the store and stay, e.g. {planned.others[0]}")
+    write_out(make_lines(lines))
 
 
 MOST_SHOWN = 20

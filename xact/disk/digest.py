@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xact.disk.durable import Written
+from xact.disk.places import FileState as FileState
+from xact.disk.places import Place, count_readers
+from xact.disk.places import find_file_state as find_file_state
+from xact.disk.remote import RemotePath
 from xact.errors import StoreError
 
 READ_NBYTES = 4 * 2**20
@@ -27,8 +31,10 @@ class FolderListing:
     """{path: kind of file} of links, pipes and other special files, and of folders that cannot be read."""
 
 
-def list_files(folder: Path) -> FolderListing:
+def list_files(folder: Place) -> FolderListing:
     """Return all files below `folder`. Files that are removed meanwhile are left out."""
+    if isinstance(folder, RemotePath):
+        return FolderListing({key: found.nbytes for key, found in folder.list_objects().items()})
     listing = FolderListing()
     waiting = [""]
     while waiting:
@@ -78,10 +84,15 @@ def open_regular(file: Path) -> int:
     return fd
 
 
-def hash_file(file: Path) -> Written:
-    """Return the length and the sha256 of a regular file."""
+def hash_file(file: Place) -> Written:
+    """Return the length and the sha256 of a regular file or of an object."""
     digest = hashlib.sha256()
     nbytes = 0
+    if isinstance(file, RemotePath):
+        for piece in file.read_pieces():
+            digest.update(piece)
+            nbytes += len(piece)
+        return Written(nbytes, digest.hexdigest())
     with os.fdopen(open_regular(file), "rb", buffering=0) as raw:
         buffer = memoryview(bytearray(min(READ_NBYTES, os.fstat(raw.fileno()).st_size + 1)))
         while n := raw.readinto(buffer):
@@ -90,8 +101,11 @@ def hash_file(file: Path) -> Written:
     return Written(nbytes, digest.hexdigest())
 
 
-def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]:
-    """Return {key: length and sha256, or the reason why the file cannot be read}. Each core hashes in one thread."""
+def hash_files(folder: Place, keys: Sequence[str]) -> Mapping[str, Written | str]:
+    """Return {key: length and sha256, or the reason why the file cannot be read}. Each core hashes in one thread.
+
+    Raise RemoteError if what is at a URL cannot be reached: this says nothing of the file.
+    """
 
     def hash_one(key: str) -> Written | str:
         try:
@@ -100,23 +114,10 @@ def hash_files(folder: Path, keys: Sequence[str]) -> Mapping[str, Written | str]
             return getattr(error, "strerror", None) or str(error)
 
     waiting = iter(keys)  # all threads share it: each takes the next key
-    n_threads = os.cpu_count() or 1
+    n_threads = count_readers(folder)
     with ThreadPoolExecutor(n_threads) as pool:
         parts = [pool.submit(lambda: {key: hash_one(key) for key in waiting}) for _ in range(n_threads)]
     return {key: found for part in parts for key, found in part.result().items()}
-
-
-FileState = tuple[int, int, int] | None
-"""Inode, time in ns and size of a file; None if it does not exist."""
-
-
-def find_file_state(file: Path, *, follows_links: bool) -> FileState:
-    """Return the state of a file, or of a link itself. It differs once the file is replaced or written to."""
-    try:
-        found = file.stat(follow_symlinks=follows_links)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)

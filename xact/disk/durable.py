@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from xact.disk.places import Place
+from xact.disk.places import read_whole as read_whole
 from xact.errors import StoreError
 
 PARTIAL = ".partial"
@@ -224,14 +226,6 @@ class OpenFolder:
             raise
 
 
-def read_whole(path: Path) -> bytes:
-    """Return the bytes of a regular file. Raise OSError at once for any other kind of file."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return file.read()
-
-
 def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
     """Return the data in a JSON text. Raise ValueError if the text is not JSON or is nested too deeply."""
     try:
@@ -240,7 +234,7 @@ def parse_json(data: bytes | str) -> Any:  # noqa: ANN401
         raise ValueError("nested too deeply") from None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Place) -> list[dict[str, Any]]:
     """Return the complete JSON lines of a file. Incomplete lines are left out; a missing file has no lines."""
     try:
         data = read_whole(path)
@@ -270,7 +264,7 @@ def _make_seal(body: bytes) -> bytes:
     return json.dumps(said).encode() + b"\n"
 
 
-def read_sealed_lines(path: Path) -> list[bytes]:
+def read_sealed_lines(path: Place) -> list[bytes]:
     """Return all lines but the last, not parsed. Raise StoreError if they do not match the hash in the last line."""
     try:
         data = read_whole(path)
@@ -283,14 +277,16 @@ def read_sealed_lines(path: Path) -> list[bytes]:
     return [line for line in body.split(b"\n") if line]
 
 
-def sweep_partial(folder: Path) -> int:
+def sweep_partial(store: Path, places: Iterable[str] | None = None) -> int:
     """Remove the files that a killed build left half written. Return their number.
 
-    Raise StoreError if a folder, or a file in `.xact`, is a link: xact would write outside the store.
+    Look in the store's own folder, in `.xact`, and in those of its folders that `places` names; None: in all. Raise
+    StoreError if such a folder, a folder in it, or a file in `.xact`, is a link: xact would write outside the store.
     """
-    own, left = str(folder / ".xact"), []
-    with _disk_errors(folder):
-        for entry in _walk(str(folder)) if folder.is_dir() else ():
+    own, left = str(store / ".xact"), []
+    with _disk_errors(store):
+        entries = _walk(str(store)) if places is None else _list_places(store, places)
+        for entry in entries if store.is_dir() else ():
             if entry.is_symlink() and (entry.is_dir() or os.path.split(entry.path)[0] == own):
                 _refuse_link(Path(entry))
             if entry.name.endswith(PARTIAL) and not entry.is_dir():
@@ -307,6 +303,20 @@ def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path)
+
+
+def _list_places(store: Path, places: Iterable[str]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files and folders in a store's own folder, in `.xact` and in `places`. A link to a folder ends it.
+
+    Each place comes after the folders above it, which are listed too.
+    """
+    above = {at for place in places for at in itertools.accumulate(place.split("/"), "{}/{}".format)}
+    for place in ["", ".xact", *sorted(above)]:
+        try:
+            with os.scandir(store / place) as entries:
+                yield from entries
+        except (FileNotFoundError, NotADirectoryError):
+            continue
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 from xact.disk.durable import _disk_errors, sync_folder
+from xact.disk.places import Place
 from xact.errors import StoreError
 
 
@@ -25,9 +26,9 @@ def find_rebuilding(folder: Path) -> Path:
     return _name(folder, "rebuilding")
 
 
-def hint_missing(folder: Path, hint: str = "give the path of a store") -> str:
+def hint_missing(folder: Place, hint: str = "give the path of a store") -> str:
     """Return what to do about a store that is missing; `hint`, unless a killed exchange left it beside its place."""
-    left = find_left(folder)
+    left = find_left(folder) if isinstance(folder, Path) else None
     return hint if left is None else f"xact drop was killed; xact build or xact drop puts {left} in its place"
 
 

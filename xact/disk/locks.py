@@ -7,10 +7,8 @@ lock after the parent has ended. So each child first closes the lock files of it
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar
@@ -20,12 +18,14 @@ from xact.disk.durable import (
     _disk_errors,
     _refuse_link,
     make_folder,
-    parse_json,
-    read_whole,
     remove_file,
-    replace_file,
 )
+from xact.disk.holder import Beat, check_mine, read_holder, settle_holder, wait_for_holder
+from xact.disk.mounts import find_local_locks, read_mounts
 from xact.errors import StoreError
+
+HOLDER = "holder.json"
+"""File beside the lock of a store: the process that holds it."""
 
 
 class LockFile:
@@ -36,6 +36,7 @@ class LockFile:
 
     def __init__(self, path: Path, flags: int) -> None:
         """Open the file. Raise OSError if that fails."""
+        self.path = path.absolute()
         self.fd = os.open(path, flags | NO_LINK, 0o666)
         self._held.add(self)
 
@@ -51,6 +52,11 @@ class LockFile:
             os.close(self.fd)
 
     @classmethod
+    def find_held(cls, path: Path) -> bool:
+        """Return True if this process has opened the lock file at `path`."""
+        return any(lock.path == path.absolute() for lock in cls._held)
+
+    @classmethod
     def leave_all(cls) -> None:
         """Close the lock files of the parent after a fork. The parent keeps its locks."""
         for lock in cls._held:
@@ -62,33 +68,65 @@ os.register_at_fork(after_in_child=LockFile.leave_all)
 
 
 @contextmanager
-def hold_lock(folder: Path, *, may_make: bool = True) -> Iterator[bool]:
+def hold_lock(
+    folder: Path, *, may_make: bool = True, note: Callable[[str], object] = lambda _: None, mounts: str | None = None
+) -> Iterator[bool]:
     """Hold the lock of a store. Raise StoreError at once if another process holds it, or if `folder` may not be made.
 
     Yield True if the store may be written. Yield False if its folder is read-only: the lock is then shared.
 
     A kill releases the lock. This is why `flock` is used directly: on a file system without flock, filelock may fall
-    back to a lock that stays after a kill.
+    back to a lock that stays after a kill. Where a lock holds on one machine only, as `mounts` says (default: the
+    mounts of this machine), a holder on another machine is watched by its file, and `note` receives a line if its
+    store is taken over. `check_held` tells whether that happened to this process.
     """
-    holder = folder / "holder.json"
     _refuse_link(folder)
     if _is_read_only(folder / "lock"):
-        lock = _share_lock(folder / "lock", folder.parent, holder)
+        lock = _share_lock(folder / "lock", folder.parent, folder / HOLDER)
         try:
             yield False
         finally:
             if lock is not None:
                 lock.close()
         return
-    lock = _take_lock(folder / "lock", folder.parent, holder, may_make=may_make)
+    lock = _take_lock(folder / "lock", folder.parent, folder / HOLDER, may_make=may_make)
     try:
-        replace_file(holder, [json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()])
-        yield True
+        disk = find_local_locks(read_mounts() if mounts is None else mounts, folder)
+        with _hold_file(folder, lock, disk, note):
+            yield True
     finally:
-        if lock.is_held:
-            with suppress(OSError):
-                holder.unlink()
         lock.close()
+
+
+@contextmanager
+def _hold_file(folder: Path, lock: LockFile, disk: str | None, note: Callable[[str], object]) -> Iterator[None]:
+    """Keep the holder's file of a locked store. `disk` names a mount whose locks hold on one machine only."""
+    file, store = folder / HOLDER, folder.parent
+    taken_over = None if disk is None else wait_for_holder(file, store, disk)
+    beat = Beat(file)
+    try:
+        if disk is not None:
+            settle_holder(file, store, disk)
+        if taken_over is not None:
+            note(taken_over)
+        yield
+    finally:
+        beat.stop()
+        if lock.is_held and not is_lost(folder):
+            with suppress(OSError):
+                file.unlink()
+
+
+def check_held(folder: Path) -> None:
+    """Raise StoreError if this process has locked the store of `folder`, and another process holds the store by now."""
+    if LockFile.find_held(folder / "lock"):
+        check_mine(folder / HOLDER, folder.parent)
+
+
+def is_lost(folder: Path) -> bool:
+    """Return True if the holder's file of `folder` names another process by now."""
+    found = read_holder(folder / HOLDER)
+    return found is not None and not found.is_mine
 
 
 @contextmanager
@@ -156,18 +194,11 @@ def _lock_file(fd: int, owner: Path, holder: Path | None, kind: int) -> None:
     except BlockingIOError:
         said = f"the file {str(owner)!r} is being written by another process"
         if holder is not None:
-            said = f"the store {str(owner)!r} is being built by {_name_holder(holder)}"
+            found = read_holder(holder)
+            said = f"the store {str(owner)!r} is being built by {found.said if found else 'another process'}"
         raise StoreError(said, hint="wait for it, or stop it") from None
     except OSError as error:
         raise StoreError(
             f"the file system of {str(owner)!r} has no file locks ({error.strerror})",
             hint="put it on another disk",
         ) from None
-
-
-def _name_holder(holder: Path) -> str:
-    try:
-        said = parse_json(read_whole(holder))
-        return f"process {said['pid']} on {said['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"

@@ -19,7 +19,16 @@ _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.:-]+):/")
 """The beginning of a URL. In a `Path` it has lost a slash: `https:/host`. One letter may be a drive of Windows."""
 
 
-def refuse_url(path: str | Path) -> None:
+def find_scheme(text: str) -> str:
+    """Return the scheme of a whole URL, in small letters; an empty text for anything else."""
+    found = _URL.match(text)
+    return found[1].lower() if found is not None and text.startswith("/", found.end()) else ""
+
+
+COPY = "copy what the URL names to this machine, and give the path of the copy"
+
+
+def refuse_url(path: str | Path, *, hint: str = COPY) -> None:
     """Raise RequestError if `path` is a URL, whose scheme and host alone are in the message, or no path at all."""
     if not isinstance(path, str | os.PathLike):
         raise RequestError(f"a path is wanted, found {path!r:.60}", hint="give it as text or as a Path")
@@ -30,7 +39,7 @@ def refuse_url(path: str | Path) -> None:
         host = str(path)[found.end() :].lstrip("/").rpartition("@")[2].partition("?")[0].partition("/")[0]
         raise RequestError(
             f"'{found[1]}://{host[:60]}/…' is a URL, not a path on this machine",
-            hint="copy what the URL names to this machine, and give the path of the copy",
+            hint=hint,
         )
 
 

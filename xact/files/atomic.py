@@ -18,6 +18,7 @@ from pathlib import Path
 from xact.disk.digest import hash_file
 from xact.disk.durable import NO_LINK, PARTIAL, count_free_nbytes, make_folder, make_new_file, sync_folder, write_file
 from xact.disk.paths import MAX_NAME_NBYTES
+from xact.disk.places import Place
 from xact.errors import RequestError, WorkError
 from xact.labels import check_label, fold_label
 
@@ -57,13 +58,13 @@ def make_file_name(text: str, *, what: str, most: int = NAME_PART_NBYTES) -> str
     return f"{data[: most - 9].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def check_targets(store: Path, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:
+def check_targets(store: Place, folder: Path, targets: Sequence[tuple[str, Path]], *, may_exist: bool) -> None:
     """Raise RequestError for targets inside the store, with the same or too long names, or that exist already.
 
     `targets` are (content, path). Names that differ only in upper and lower case, or in Unicode composition, count as
     the same name, because many disks treat them as one file.
     """
-    if folder.resolve().is_relative_to(store.resolve()):
+    if isinstance(store, Path) and folder.resolve().is_relative_to(store.resolve()):
         raise RequestError(f"the output folder {str(folder)!r} lies inside the store", hint="give another --output-dir")
     whose: dict[str, tuple[str, Path]] = {}
     for label, path in targets:

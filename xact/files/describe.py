@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from xact.disk.paths import expand_path
+from xact.disk.places import expand_place
+from xact.disk.remote import RemotePath
 from xact.errors import RequestError
 from xact.files.formats import list_endings
 
@@ -29,16 +30,16 @@ class Describer(Protocol):
 
 def load_kind(path: str | Path) -> Describer:
     """Return the module that describes `path`. Raise RequestError for a file with an unknown ending."""
-    path = expand_path(path)
-    if not path.is_file():
+    place = expand_place(path)
+    if isinstance(place, RemotePath) or not place.is_file():
         return cast(Describer, importlib.import_module("xact.store.describe"))
     formats = list_endings("describe")
-    if path.suffix not in formats:
+    if place.suffix not in formats:
         raise RequestError(
-            f"{str(path)!r} is not a store, and its name does not end in {', '.join(formats)}",
+            f"{str(place)!r} is not a store, and its name does not end in {', '.join(formats)}",
             hint="give the folder of a store, or a file with one of these endings",
         )
-    return cast(Describer, formats[path.suffix].load_module("describe"))
+    return cast(Describer, formats[place.suffix].load_module("describe"))
 
 
 MAX_ITEMS = 100_000

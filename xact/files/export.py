@@ -77,7 +77,7 @@ class Format(Protocol):
     OPTIONS: Mapping[str, Any]
     """{option of this format: default}, in addition to the shared options."""
 
-    def plan_files(self, chosen: Selection, options: Options) -> Sequence[ExportFile | NotWritten]:
+    def plan_files(self, chosen: ExportSelection, options: Options) -> Sequence[ExportFile | NotWritten]:
         """Return the files to write, and the parts that have no file. Raise RequestError if there should be none."""
         ...
 
@@ -114,7 +114,7 @@ class ExportBlock:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExportSelection:
     """The part of a store to export. All its rows are finished."""
 
     catalog: Catalog
@@ -234,7 +234,7 @@ def export(
     for one in lost:
         note(f"not written: {one.problem}")
     targets = [(file.whose, file.path) for file in files]
-    check_targets(Path(store), options.output_dir, targets, may_exist=overwrite or options.append)
+    check_targets(catalog.snapshot.path, options.output_dir, targets, may_exist=overwrite or options.append)
     check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
     for file in files:
         with write_beside(file.path, nbytes=file.nbytes) as beside:
@@ -282,7 +282,7 @@ def check_choice(flag: str, value: str, choices: Sequence[str]) -> str:
 
 def choose(
     catalog: Catalog, models: Names, layers: Names, conditions: Names, replicates: str, *, skip_failed: bool = False
-) -> Selection:
+) -> ExportSelection:
     """Return the requested part of a store. Raise an error for unknown names and for unfinished rows."""
     places = catalog.find_models(models)
     wanted = set(catalog.find_layers(layers, places))
@@ -301,10 +301,10 @@ def choose(
         if not found:
             raise RequestError(f"model {label!r} has none of the layers asked for", hint="leave it out (--models)")
         chosen.append(SelectedModel(label, m, tuple(found)))
-    return Selection(catalog, tuple(chosen), rows, replicates, tuple(np.setdiff1d(asked, rows).tolist()))
+    return ExportSelection(catalog, tuple(chosen), rows, replicates, tuple(np.setdiff1d(asked, rows).tolist()))
 
 
-def check_reductions(chosen: Selection) -> None:
+def check_reductions(chosen: ExportSelection) -> None:
     """Refuse layers with a vector of each token: the texts differ in their number of tokens."""
     models = chosen.load_provenance()["models"]
     for model in chosen.models:
@@ -321,7 +321,7 @@ MOST_NAMED = 5
 """Number of stimuli that were left out that a note names."""
 
 
-def describe_left_out(catalog: Catalog, chosen: Selection) -> str:
+def describe_left_out(catalog: Catalog, chosen: ExportSelection) -> str:
     """Return a line that names the stimuli that were left out, each with the first model that it failed in."""
     said = []
     for row in chosen.left_out[:MOST_NAMED]:

@@ -17,10 +17,10 @@ import numpy as np
 from xact.errors import RequestError, StoreError, WorkError
 from xact.files.formats import list_endings
 from xact.labels import Column, StimulusTable
-from xact.stimuli.columns import SEPARATORS, load_columns
 from xact.stimuli.sources.captions import NAMES, NUMBERS, unescape_columns
 from xact.stimuli.sources.datasets import N_IMAGES, rename_columns, strip_extension
 from xact.stimuli.sources.nsd import make_id
+from xact.tables.columns import SEPARATORS, load_columns
 
 UNKNOWN = "unknown"
 """Recorded if a file does not give a fact."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from xact.disk.digest import hash_file
-from xact.disk.paths import expand_path
+from xact.disk.places import expand_place
+from xact.disk.remote import RemotePath
 from xact.errors import NoStoreError, RequestError, StoreError, XactError, make_nearest_text, make_one_line
 from xact.files.atomic import SIDE
 from xact.files.formats import FileFormat, list_endings
@@ -65,16 +66,16 @@ class Report:
 
 
 def verify(path: str | Path) -> Report:
-    """Check every byte of a store (a folder) or an export (a file). Raise StoreError if there is neither."""
+    """Check every byte of a store (a folder, or a URL) or an export (a file). Raise StoreError if there is neither."""
     started = time.monotonic()
-    path = expand_path(path)
-    if path.is_file():
-        findings = verify_export(path)
-    elif path.is_dir():
-        findings = verify_store(path)
+    place = expand_place(path)
+    if isinstance(place, RemotePath) or place.is_dir():
+        findings = verify_store(place)
+    elif place.is_file():
+        findings = verify_export(place)
     else:
-        raise NoStoreError(f"there is no store or file {str(path)!r}", hint="give the path of a store or of an export")
-    return Report(str(path), findings, time.monotonic() - started)
+        raise NoStoreError(f"there is no store or file {str(place)!r}", hint="give the path of a store or of an export")
+    return Report(str(place), findings, time.monotonic() - started)
 
 
 def verify_export(file: Path) -> Findings:

@@ -106,8 +106,9 @@ class Weights:
     """Empty for random weights."""
     record: dict[str, Any]
     """Kind, file names, sha256 or hub revision, seed, as JSON-able data."""
-    unread: frozenset[str] = frozenset()
-    """Tensors of a head that no chosen layer reads. A local file may lack them, or have them in another size."""
+    unread: frozenset[str] | None = None
+    """Tensors of a head that no chosen layer reads; None until they are asked for. A local file may lack them, or have
+    them in another size."""
 
 
 class NetworkSource(Protocol):

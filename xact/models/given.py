@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from xact.errors import RequestError
 from xact.models.base import tell_failures
+from xact.models.user_globals import get_content
 
 LIBRARIES = frozenset({"torch", "torchvision", "timm", "open_clip", "transformers"})
 """Packages whose modules keep nothing in globals that a pass on the meta device would change."""
@@ -45,6 +47,7 @@ def make_factory(module: nn.Module, given: object, *, label: str) -> Callable[[]
             f"model {label!r}: {holes[0]!r} of its network is on the meta device, so it has no numbers",
             hint="load the weights before you give the network",
         )
+    _check_forward(module, label=label)
     has_own_code = not _is_of_libraries(module)
 
     def factory() -> nn.Module:
@@ -57,6 +60,24 @@ def make_factory(module: nn.Module, given: object, *, label: str) -> Callable[[]
             if name.startswith("xact_"):
                 setattr(factory, name, getattr(holder, name))
     return factory
+
+
+def _check_forward(module: nn.Module, *, label: str) -> None:
+    """Refuse a `forward` that holds a module of the network itself: that of a copy would run the original."""
+    parts = {id(part) for part in module.modules()}
+    for name, part in module.named_modules():
+        forward = vars(part).get("forward")
+        if isinstance(forward, FunctionType):
+            held = [one for cell in forward.__closure__ or () for one in get_content(cell)]
+            held += forward.__defaults__ or ()
+            if any(id(value) in parts for value in held):
+                whose = repr(name) if name else "the network"
+                raise RequestError(
+                    f"model {label!r}: the forward of {whose} is a function that holds the network itself: a copy "
+                    "of it would run the original",
+                    hint="define forward in the class, or set it to types.MethodType(function, module), whose first "
+                    "argument is the module",
+                )
 
 
 def copy_network(module: nn.Module, *, label: str) -> nn.Module:

@@ -110,8 +110,8 @@ def load_file(
     states = read_states(path, ignored=ignored)
     if rename is not None:
         states = {at: {rename(name): tensor for name, tensor in state.items()} for at, state in states.items()}
-    fit = find_fit(states, list_shapes(module), spec, weights.unread, what)
-    load_part(module, fit, what, can_drop=bool(weights.unread))
+    fit = find_fit(states, list_shapes(module), spec, weights.unread or (), what)
+    load_part(module, fit, what, can_drop=weights.unread is not None)
     return {} if spec.weights == "pretrained" else fit.describe(tower=tower), fit.part
 
 

@@ -15,33 +15,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xact.disk.digest import FileState
 from xact.disk.durable import parse_json
-from xact.disk.paths import refuse_url
+from xact.disk.places import FileState, Place, locate
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name, make_command
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
 from xact.store.chunks import get_separator
 from xact.store.shards import ShardFormat, parse_format
-from xact.store.snapshot import Labels, Snapshot, is_same_store, open_snapshot, stamp_root
+from xact.store.snapshot import Labels, Snapshot, is_same_store, make_absolute, open_snapshot, stamp_root
 
 Names = str | Iterable[str] | None
 """A name, a glob (`*` matches any text, `?` one character), several names or globs, or None for all."""
 
 
-def open_catalog(store: str | Path) -> Catalog:
+def open_catalog(store: str | Place) -> Catalog:
     """Return all labels of a store. Each generation of a store is read once."""
-    refuse_url(store)
-    return _read_catalog(Path(store).absolute(), stamp_root(store))
+    place = make_absolute(locate(store))
+    return _read_catalog(place, stamp_root(place))
 
 
 @functools.lru_cache(maxsize=4)
-def _read_catalog(store: Path, _stamp: FileState) -> Catalog:
+def _read_catalog(store: Place, _stamp: FileState) -> Catalog:
     """Read the labels. `_stamp` only serves as a part of the cache key: it changes with each generation."""
     while True:
         snapshot = open_snapshot(store)
@@ -236,7 +234,7 @@ class Catalog:
             place, form = 0, self._find_format(path)
         self._check_shape(path, n_units)
         return LayerArray(
-            store=str(self.snapshot.path),
+            store=self.snapshot.path,
             store_id=self.snapshot.store_id,
             path=path,
             model_place=at,

@@ -5,18 +5,18 @@ A read decodes only the chunks that contain requested values.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xact.errors import StoreError, make_command
+from xact.disk.places import Place, count_readers
+from xact.disk.remote import RemotePath
+from xact.errors import RemoteError, StoreError, make_command
 from xact.store.chunks import name_chunk
 from xact.store.shards import ShardFormat, read_rows, split_rows
 from xact.store.snapshot import check_same_store, find_absent_shards
@@ -41,8 +41,8 @@ class Rows:
 class LayerArray:
     """One layer of one model, (stimulus, replicate, *unit axes), float32."""
 
-    store: str
-    """Absolute path."""
+    store: Place
+    """Absolute path, or URL."""
     path: str
     """Path of the array inside the store."""
     model_place: int
@@ -100,7 +100,7 @@ class LayerArray:
         try:
             self._fill(out, rows, first_unit)
         finally:  # afterwards, so that no shard of another store was read; its shards may also be missing
-            check_same_store(Path(self.store), self.store_id)
+            check_same_store(self.store, self.store_id)
 
     def _fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
         asked = np.asarray(rows)
@@ -129,40 +129,46 @@ class LayerArray:
                 part = out[at, :, start - first_unit : stop - first_unit]
                 key = name_chunk((self.model_place, block, layer_block, 0, u), self.separator)
                 parts.append((part, f"{self.path}/{key}", within, start - u * shape.shard_units))
-        if len(parts) == 1 or out.nbytes < PARALLEL_NBYTES:
+        is_small = out.nbytes < PARALLEL_NBYTES and not isinstance(self.store, RemotePath)
+        if len(parts) == 1 or is_small:
             for one in parts:
                 self._fill_part(*one)
             return
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading, checking and decoding release the GIL
+        with ThreadPoolExecutor(count_readers(self.store)) as pool:  # reading, checking and decoding release the GIL
             for done in [pool.submit(self._fill_part, *one) for one in parts]:
                 done.result()
 
     def _fill_part(self, out: np.ndarray, key: str, rows: np.ndarray, first_unit: int) -> None:
         place = self.layer_place % self.form.shape.shard_layers
         try:
-            read_rows(Path(self.store, key), self.form, out, place=place, rows=rows, first_unit=first_unit)
+            read_rows(self.store / key, self.form, out, place=place, rows=rows, first_unit=first_unit)
         except FileNotFoundError:
             self._check_absent(key)
+            out[...] = np.nan
+        except RemoteError as error:
+            if not (error.is_refusal and key in find_absent_shards(self.store)):
+                raise RemoteError(self._say(str(error)), hint=error.hint) from None
             out[...] = np.nan
         except StoreError as error:
             raise self._refuse(str(error)) from None
         except OSError as error:
-            raise self._refuse(f"{Path(self.store, key)} cannot be read: {error.strerror}") from None
+            raise self._refuse(f"{self.store / key} cannot be read: {error.strerror}") from None
 
     def _check_absent(self, key: str) -> None:
         """Refuse a missing shard, unless the build left it out because all its values are NaN."""
         try:
-            absent = find_absent_shards(Path(self.store))
+            absent = find_absent_shards(self.store)
         except StoreError as error:
-            raise self._refuse(f"{Path(self.store, key)} is missing, and {error}") from None
+            raise self._refuse(f"{self.store / key} is missing, and {error}") from None
         if key not in absent:
-            raise self._refuse(f"{Path(self.store, key)} is missing")
+            raise self._refuse(f"{self.store / key} is missing")
 
     def _refuse(self, found: str) -> StoreError:
-        return StoreError(
-            f"store {self.store!r}, model {self.model!r}, layer {self.layer!r}: {found}",
-            hint=f"{make_command('verify', self.store)} names all that is damaged or missing",
-        )
+        hint = f"{make_command('verify', self.store)} names all that is damaged or missing"
+        return StoreError(self._say(found), hint=hint)
+
+    def _say(self, found: str) -> str:
+        return f"store {str(self.store)!r}, model {self.model!r}, layer {self.layer!r}: {found}"
 
 
 @dataclass(frozen=True)

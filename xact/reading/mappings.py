@@ -41,7 +41,7 @@ def load_lazy_activations(path: str | Path, *, allow_incomplete: bool = False) -
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
     allow_incomplete : bool, optional
         If True, unfinished rows of a store read as NaN. If False, reading one raises StoreError.
 
@@ -76,7 +76,7 @@ def load_model_activations_lazy(path: str | Path, model: str) -> dict[str, LazyM
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
     model : str
         Label of the model.
 
@@ -107,7 +107,7 @@ def get_available_models(path: str | Path) -> list[str]:
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def get_available_images(path: str | Path, model: str) -> list[str]:
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
     model : str
         Label of the model.
 
@@ -166,7 +166,7 @@ def get_available_layers(path: str | Path, model: str, sample_image: str | None 
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
     model : str
         Label of the model.
     sample_image : str, optional
@@ -201,7 +201,7 @@ def get_activation_shape(
     Parameters
     ----------
     path : str or Path
-        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store.
+        An HDF5 file with the levels `/{model}/{stimulus}/{layer}`, or a store; of a store also its URL.
     model : str
         Label of the model.
     sample_image : str, optional

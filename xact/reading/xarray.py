@@ -34,7 +34,7 @@ def open_activations(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     models, layers : str, iterable of str, or None
         Labels or globs (`*` matches any text, `?` one character); None selects all. Models come in the order given,
         layers in forward order (`layer_index`). Layers that none of these models has are left out.
@@ -59,6 +59,8 @@ def open_activations(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If a label or glob has no match.
     RequestError
@@ -99,7 +101,7 @@ def open_layer(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
@@ -119,6 +121,8 @@ def open_layer(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
 
@@ -143,7 +147,7 @@ def open_map(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and the layer; globs are not allowed.
     allow_incomplete : bool, optional
@@ -163,6 +167,8 @@ def open_map(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
 
@@ -187,7 +193,7 @@ def open_tokens(
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
     model, layer : str
         Labels of the model and of a layer with `reduce: tokens`; globs are not allowed.
     allow_incomplete : bool, optional
@@ -207,6 +213,8 @@ def open_tokens(
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished, or has unfinished rows (see `allow_incomplete`).
+    RemoteError
+        If what is at a URL cannot be reached.
     NameNotFoundError
         If the model or the layer is unknown.
     RequestError
@@ -256,7 +264,7 @@ def load_stimuli(store: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
 
     Returns
     -------
@@ -268,6 +276,8 @@ def load_stimuli(store: str | Path) -> pd.DataFrame:
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished.
+    RemoteError
+        If what is at a URL cannot be reached.
 
     Examples
     --------
@@ -286,7 +296,7 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     Parameters
     ----------
     store : str or Path
-        Folder of the store.
+        Folder of the store, or its URL (`https://`, `http://`, `s3://`, `gs://`).
 
     Returns
     -------
@@ -298,6 +308,8 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     ------
     StoreError
         If there is no store, or if it is damaged or unfinished.
+    RemoteError
+        If what is at a URL cannot be reached.
 
     Examples
     --------

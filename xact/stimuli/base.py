@@ -9,9 +9,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,12 @@ from xact.store.check_metadata import count_text_nbytes, find_text_fault
 
 MAX_FILE_NBYTES = 500_000_000
 """Most bytes of a file that is read as one stimulus."""
+
+N_LOOKERS = 16
+"""Threads that look at the files of a source."""
+
+LOOKS_AT_ONCE = 256
+"""Files that a thread looks at before it reports."""
 
 SOURCES: Mapping[str, str] = {
     "folder": "xact.stimuli.sources.folder",
@@ -95,12 +102,59 @@ class ListedStimuli(StimulusSource, Protocol):
         """Notes to the user about what was listed."""
         ...
 
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows as they were when they were listed: each file is looked at once."""
+        ...
+
     def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int] | None:
         """Return (width, height) of the picture in a file, from its header; None if there is nothing more to check.
 
         Raise StimulusError if the header shows that the file cannot be decoded.
         """
         ...
+
+
+class FileLook(NamedTuple):
+    """What one `stat` says of a path."""
+
+    mode: int
+    nbytes: int
+    mtime_ns: int
+
+
+def look_at_file(path: Path) -> FileLook | Exception:
+    """Return what is at a path, or why that cannot be said."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  faster than pathlib, and there may be a million files
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return error.with_traceback(None)
+    return FileLook(found.st_mode, found.st_size, found.st_mtime_ns)
+
+
+class FileLooks:
+    """What is at the paths of a source when it is listed. Each path is looked at once, in threads."""
+
+    def __init__(self) -> None:
+        self._found: dict[Path, FileLook | Exception] = {}
+
+    def look_at(self, paths: Iterable[Path]) -> None:
+        """Look at those of the paths that were not looked at before."""
+        new = [path for path in dict.fromkeys(paths) if path not in self._found]
+        parts = [new[start : start + LOOKS_AT_ONCE] for start in range(0, len(new), LOOKS_AT_ONCE)]
+        with ThreadPoolExecutor(N_LOOKERS) as pool:  # on a shared disk a look is mostly waiting
+            for part, found in zip(parts, pool.map(lambda part: [*map(look_at_file, part)], parts), strict=True):
+                self._found.update(zip(part, found, strict=True))
+
+    def find(self, path: Path) -> FileLook | Exception:
+        """Return what is at a path, or why that cannot be said."""
+        if path not in self._found:
+            self._found[path] = look_at_file(path)
+        return self._found[path]
+
+    def is_folder(self, path: Path) -> bool:
+        """Return True if a path is a folder."""
+        found = self.find(path)
+        return isinstance(found, FileLook) and stat.S_ISDIR(found.mode)
 
 
 @dataclass(frozen=True)
@@ -114,6 +168,8 @@ class FileSource:
     """Root folder of the paths in `table.files`."""
     notes: Sequence[str] = ()
     """Notes to the user about what was listed."""
+    looks: FileLooks = field(default_factory=FileLooks, repr=False, compare=False)
+    """What was found at the paths when they were listed."""
     kind: ClassVar[Kind] = "image"
     n_replicates: ClassVar[int] = 1
 
@@ -135,7 +191,9 @@ class FileSource:
                 f"{str(stores[self.paths[inside].parent])!r}",
                 hint="the files of a store are not stimuli: leave it out, or move it",
             )
-        missing = [row for row in rows if not os.path.lexists(self.paths[row])]
+        self.looks.look_at(self.paths[row] for row in rows)
+        lost = [row for row in rows if not isinstance(self.looks.find(self.paths[row]), FileLook)]
+        missing = [row for row in lost if not os.path.lexists(self.paths[row])]  # a link to nothing is there
         if missing:
             raise RequestError(
                 f"{len(missing)} of the {len(rows)} files of {self.location!r} do not exist under {self.root!r}; "
@@ -143,8 +201,13 @@ class FileSource:
                 f"{_find_twin(self.paths[missing[0]])}",
                 hint="set stimuli.root to the folder that the files start from",
             )
-        for row in [] if skip else rows:
-            self.stamp(row)
+        if not skip:
+            self.list_stamps(rows)
+
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the size and the modification time of the files as they were listed."""
+        self.looks.look_at(self.paths[row] for row in rows)
+        return [make_stamp(self.looks.find(self.paths[row]), self.paths[row], self.table.files[row]) for row in rows]
 
     def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int]:
         """Return (width, height) of a picture; StimulusError if its header shows that it cannot be decoded."""
@@ -152,7 +215,7 @@ class FileSource:
 
         name = self.table.files[row]
         try:
-            with open_file(self.paths[row], name=name) as file:
+            with open_file(self.paths[row], name=name, look=self.looks.find(self.paths[row])) as file:
                 return check_header(file, name=name, mask_alpha=mask_alpha)
         except OSError as error:
             raise StimulusError(f"{name!r} cannot be read: {error.strerror or error}") from None
@@ -198,6 +261,10 @@ class ChosenStimuli:
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Raise RequestError or StimulusError if the stimulus of a row does not exist."""
         self.listing.check([self.rows[row] for row in rows], skip=skip)
+
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows as they were listed."""
+        return self.listing.list_stamps([self.rows[row] for row in rows])
 
     def check_header(self, row: SourceRow, *, mask_alpha: str) -> tuple[int, int] | None:
         """Return (width, height) of a picture; StimulusError if its header shows that it cannot be decoded."""
@@ -336,23 +403,29 @@ def find_stores(folders: Iterable[Path]) -> dict[Path, Path]:
 
 def stamp_file(path: Path, *, name: str) -> FileStamp:
     """Return the size and modification time of a regular file; raise StimulusError for anything else."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
+    return make_stamp(look_at_file(path), path, name)
+
+
+def make_stamp(look: FileLook | Exception, path: Path, name: str) -> FileStamp:
+    """Return the size and modification time of a regular file; raise StimulusError for anything else."""
+    if isinstance(look, FileNotFoundError):
         if path.is_symlink():
             what, hint = find_pointer_at(path) or ("a link to a file that is not there", "get that file")
-            raise StimulusError(f"{name!r} is {what}", hint=f"{hint}, or leave it out") from None
-        raise StimulusError(f"{name!r} is not there", hint="put it back, or leave it out") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StimulusError(f"{name!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise StimulusError(f"{name!r} is {name_file_kind(found.st_mode)}, not a file", hint="leave it out")
-    return FileStamp(nbytes=found.st_size, mtime_ns=found.st_mtime_ns)
+            raise StimulusError(f"{name!r} is {what}", hint=f"{hint}, or leave it out")
+        raise StimulusError(f"{name!r} is not there", hint="put it back, or leave it out")
+    if isinstance(look, Exception):
+        raise StimulusError(f"{name!r} cannot be read: {getattr(look, 'strerror', None) or look}")
+    if not stat.S_ISREG(look.mode):
+        raise StimulusError(f"{name!r} is {name_file_kind(look.mode)}, not a file", hint="leave it out")
+    return FileStamp(nbytes=look.nbytes, mtime_ns=look.mtime_ns)
 
 
-def open_file(path: Path, *, name: str) -> BinaryIO:
-    """Open a regular file; raise StimulusError for anything else. Never blocks on a pipe."""
-    stamp_file(path, name=name)
+def open_file(path: Path, *, name: str, look: FileLook | Exception | None = None) -> BinaryIO:
+    """Open a regular file; raise StimulusError for anything else. Never blocks on a pipe.
+
+    `look` is what was found at the path, if it was looked at.
+    """
+    make_stamp(look_at_file(path) if look is None else look, path, name)
     try:
         # a pipe put in the file's place meanwhile would hang an ordinary open
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -11,10 +11,10 @@ from xact.errors import RequestError
 from xact.labels import Column, SourceRow, StimulusTable, fold_label
 from xact.recipe.stimuli_schema import StimuliBlock
 from xact.stimuli.base import check_columns, resolve_path
-from xact.stimuli.columns import load_columns, to_labels
 from xact.stimuli.fields import load_fields
-from xact.stimuli.where import find_rows
 from xact.stimuli.written_names import pair_names
+from xact.tables.columns import load_columns, to_labels
+from xact.tables.where import find_rows
 
 KEYS = ("stimulus", "stem")
 """Columns that pair the rows of a label table with the stimuli."""

@@ -13,7 +13,7 @@ import regex as bounded
 from xact.errors import RequestError
 from xact.labels import Column
 from xact.recipe.stimuli_schema import Regex
-from xact.stimuli.column_types import type_column
+from xact.tables.column_types import type_column
 
 HINT = "write {name} for text, {name:N} for exactly N characters, or {regex: '(?P<name>...)...'}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from xact.recipe.stimuli_schema import Stimuli
 from xact.stimuli.base import SOURCES, ChosenStimuli, ListedStimuli, check_lengths, check_table
-from xact.stimuli.column_types import find_comma
+from xact.tables.column_types import find_comma
 
 
 def open_stimuli(

@@ -21,9 +21,10 @@ from xact.disk.durable import parse_json, read_whole
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault
-from xact.store.journal import FOLDER, TaskRecord, load_state
+from xact.store.journal import FOLDER, INBOX, TaskRecord, load_state
 from xact.store.plan import PlannedModel
-from xact.store.receipts import INBOX, RECEIPTS, Receipt, TaskRequests, find_stop
+from xact.store.receipts import RECEIPTS, Receipt, TaskRequests
+from xact.store.tasks import find_stop
 from xact.store.write import StoreWriter
 
 SAME_NETWORK = ("tensors_sha256", "unsaved_sha256", "code", "memory_format")
@@ -59,7 +60,7 @@ class Adoption:
         if self._requests.plan is not self.writer.plan:  # a batch size was halved
             self._keys, self._requests = ShardKeys(self.writer.plan), TaskRequests(self.writer.plan)
         adopted = []
-        for box in _list_boxes(self.writer.store):
+        for box in list_boxes(self.writer.store):
             for line in self._read_new(box):
                 record = self._adopt(box, line)
                 if record is not None:
@@ -116,7 +117,7 @@ class Adoption:
         model, older = plan.find_model(label), state.tasks.get((label, block))
         if model is None or label in self.excluded or self._requests.hash(model, block, older) != receipt.request:
             return ""
-        if line["stop"] != find_stop(plan, model, block, older):
+        if line["stop"] != find_stop(plan, model, block, 0 if older is None else older.stop):
             return "its task ends at another stimulus"
         return (
             self._find_network_fault(model, receipt.network)
@@ -213,7 +214,7 @@ def remove_inbox(store: Path) -> None:
     raise StoreError(f"cannot remove {inbox}: {last.strerror}", hint="repair this, then run the same command again")
 
 
-def _list_boxes(store: Path) -> list[Path]:
+def list_boxes(store: Path) -> list[Path]:
     """Return the folders of workers, without links."""
     try:
         with os.scandir(store / FOLDER / INBOX) as entries:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError
 from xact.complaints import make_complaint
 from xact.labels import MAX_REPLICATES, is_safe_part
 from xact.store.check_metadata import is_inside
-from xact.store.chunks import MAX_UNIT_CHUNKS
+from xact.store.chunks import CUBE_MAX_UNITS, MAX_UNIT_CHUNKS
 from xact.store.plan import Plan, PlannedModel, find_places
 
 MAX_SHARDS = 20_000_000
@@ -167,6 +167,10 @@ def _find_plan_faults(plan: Plan) -> Iterator[str]:
         yield "a count in it is less than 1"
     if plan.layers_per_shard > (1 if plan.xact_format == 1 or plan.layout == "groups" else MAX_UNIT_CHUNKS):
         yield f"a shard of it has {plan.layers_per_shard} layers"
+    if plan.chunk_units is not None:
+        is_new_cube = plan.layout == "cube" and plan.xact_format > 1
+        if not is_new_cube or plan.layers_per_shard > 1 or not 1 <= plan.chunk_units <= CUBE_MAX_UNITS:
+            yield f"a chunk of it has {plan.chunk_units} units"
     stimuli = plan.stimuli
     labels = (stimuli.conditions, stimuli.stems, stimuli.files, *stimuli.columns.values())
     if not stimuli.ids or any(len(column) != len(stimuli.ids) for column in labels):

@@ -1,6 +1,9 @@
 """Compute the shapes of chunks and shards from integers alone.
 
 The shapes do not depend on the number of stimuli, models or layers. So a trial and the full run share one store.
+Only a cube that is small when it is planned first has other shapes: one chunk holds all stimuli of a layer and is a
+file. Then xarray takes the chunks over where it writes a selection as another Zarr store: it writes no two dask blocks
+into one file, and its dask blocks are the chunks.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 FLOAT32_NBYTES = 4
@@ -28,6 +32,9 @@ CHUNK_NBYTES = 2 * 2**20
 MAX_UNIT_CHUNKS = 512
 """Most chunks of a shard of a cube along layer and unit. The index of a shard has 16 bytes for each chunk, and a reader
 of one chunk reads it as a whole."""
+
+MAX_SMALL_LAYERS = 128
+"""Most layers, over all models, of a cube that is small. Each is a file: about 5 ms to write and sync it."""
 
 MEGABYTE = 10**6
 """Bytes in one MB, as recipes count it."""
@@ -108,6 +115,46 @@ def make_cube_shape(
         chunk_units=CUBE_CHUNK_UNITS,
         n_replicates=n_replicates,
         shard_layers=layers_per_shard,
+    )
+
+
+def choose_small_chunk(
+    *,
+    n_stimuli: int,
+    n_layers: int,
+    stimuli_per_task: int,
+    n_replicates: int,
+    widest_units: int,
+    shard_nbytes: int,
+) -> int | None:
+    """Return the units in a chunk of a cube that is small; None if it is not.
+
+    `n_layers` counts the layers of all models. A chunk of CHUNK_NBYTES must hold all stimuli of the widest layer: this
+    much is decoded where one stimulus is read, in about 1 ms.
+    """
+    chunk_units = -(-widest_units // CUBE_CHUNK_UNITS) * CUBE_CHUNK_UNITS
+    shape = make_small_shape(stimuli_per_task=stimuli_per_task, n_replicates=n_replicates, chunk_units=chunk_units)
+    is_small = (
+        n_layers <= MAX_SMALL_LAYERS
+        and n_stimuli <= shape.chunk_stimuli
+        and FLOAT32_NBYTES * prod(shape.shard) <= shard_nbytes
+    )
+    return chunk_units if is_small else None
+
+
+def make_small_shape(*, stimuli_per_task: int, n_replicates: int, chunk_units: int) -> BlockShape:
+    """Return the shape of the blocks of a cube that was small when it was planned first.
+
+    A shard holds the units of its chunks: more units, of models that came later, are in other shards.
+    """
+    return BlockShape(
+        shard_stimuli=stimuli_per_task,
+        shard_units=chunk_units,
+        chunk_stimuli=find_largest_divisor(
+            stimuli_per_task, CHUNK_NBYTES // (FLOAT32_NBYTES * n_replicates * chunk_units)
+        ),
+        chunk_units=chunk_units,
+        n_replicates=n_replicates,
     )
 
 

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from xact.disk.durable import parse_json, read_whole
+from xact.disk.durable import parse_json, read_lines, read_whole
 from xact.disk.exchange import hint_missing
+from xact.disk.places import Place, locate
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
+from xact.store.adopt import list_boxes
 from xact.store.journal import FOLDER, State, load_state
 from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import stamp_root
+from xact.store.tasks import find_stop
 
 
-def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[str, Any]:
+def describe(path: str | Place, *, model: str | None, with_layers: bool) -> dict[str, Any]:
     """Return the content of a store as JSON-able data: models, sizes, provenance; finished, failed and missing rows."""
-    folder = Path(path)
-    if not (folder / FOLDER).is_dir():
+    folder = locate(path)
+    if isinstance(folder, Path) and not (folder / FOLDER).is_dir():
         raise _refuse(folder)
     state = _load_state(folder)
     if state.plan is None:
-        raise StoreError(f"the store {str(path)!r} has no plan yet", hint=RUN_AGAIN)
+        if not isinstance(folder, Path):
+            raise _refuse(folder)
+        raise StoreError(f"the store {str(folder)!r} has no plan yet", hint=RUN_AGAIN)
     plan = state.plan
-    check_model(model, [planned.label for planned in plan.models], where=f"the store {str(path)!r}")
+    check_model(model, [planned.label for planned in plan.models], where=f"the store {str(folder)!r}")
     chosen = [planned for planned in plan.models if model in (None, planned.label)]
     return {
-        "store": str(path),
+        "store": str(folder),
         "layout": plan.layout,
         "generation": state.committed,
         "finished": state.is_committed,
@@ -38,12 +44,44 @@ def describe(path: str | Path, *, model: str | None, with_layers: bool) -> dict[
         "precision": plan.precision,
         "nbytes": sum(w.nbytes for record in state.tasks.values() for w in record.shards.values() if w),
         "failed_models": plan.failed_models | _read_failed_models(folder),
+        "under_way": _describe_work(folder, state, plan)
+        if isinstance(folder, Path) and not state.is_committed
+        else None,
         "models": [_describe_model(state, plan, planned, with_layers=with_layers) for planned in chosen],
         "recipe": plan.recipe,
     }
 
 
-def _load_state(folder: Path) -> State:
+def _describe_work(folder: Place, state: State, plan: Plan) -> dict[str, Any] | None:
+    """Return how far a generation is that is not published: tasks, workers, speed of the last tasks, time left."""
+    if not isinstance(folder, Path):  # only finished stores are at URLs
+        return None
+    stops = {
+        (model.label, block): find_stop(plan, model, block)
+        for model in plan.models
+        for block in range(-(-model.n_stimuli // plan.stimuli_per_task))
+    }
+    n_done = sum(task in state.tasks and state.tasks[task].stop >= stop for task, stop in stops.items())
+    lines = [line for line in read_lines(folder / FOLDER / f"journal-{plan.generation}.jsonl") if "at" in line]
+    recent = [(line["at"], sum(line.get("xact", {}).values())) for line in lines[-RECENT:]]
+    seconds = recent[-1][0] - recent[0][0] if recent else 0
+    speed = sum(n for _, n in recent[1:]) / seconds if seconds > 0 else None
+    n_rows_left = sum(state.find_present(model.label, plan)[: model.n_stimuli].count(False) for model in plan.models)
+    return {
+        "n_tasks": len(stops),
+        "n_tasks_done": n_done,
+        "n_workers": len(list_boxes(folder)),
+        "rows_per_second": None if speed is None else round(speed, 2),
+        "seconds_left": None if not speed else round(n_rows_left / speed),
+        "last_task_at": recent[-1][0] if recent else None,
+    }
+
+
+RECENT = 50
+"""Tasks whose times give the speed of a build."""
+
+
+def _load_state(folder: Place) -> State:
     """Read the journals. Read them again if a build has published the store meanwhile and removed the older ones."""
     while True:
         stamp = stamp_root(folder)
@@ -54,8 +92,8 @@ def _load_state(folder: Path) -> State:
                 raise
 
 
-def _refuse(folder: Path) -> StoreError:
-    if (folder / "zarr.json").is_file():
+def _refuse(folder: Place) -> StoreError:
+    if isinstance(folder, Path) and (folder / "zarr.json").is_file():
         return StoreError(
             f"{str(folder)!r} has no folder {FOLDER}: the plan and the journals of the store are missing",
             hint="copy the store again, with hidden folders; xarray.open_zarr reads it as it is",
@@ -63,7 +101,7 @@ def _refuse(folder: Path) -> StoreError:
     return NoStoreError(f"there is no xact store at {str(folder)!r}", hint=hint_missing(folder))
 
 
-def _read_failed_models(folder: Path) -> dict[str, str]:
+def _read_failed_models(folder: Place) -> dict[str, str]:
     """Return {model: error} of the networks that failed while the published generation was built."""
     try:
         provenance = parse_json(parse_json(read_whole(folder / "xact" / "zarr.json"))["attributes"]["provenance"])
@@ -119,10 +157,26 @@ def show(description: dict[str, Any]) -> str:
         f"{d['n_stimuli']} stimuli in {len(d['conditions'])} conditions ({', '.join(d['conditions'][:8])}"
         f"{', …' if len(d['conditions']) > 8 else ''}) x {d['n_replicates']} replicates, {d['nbytes']:,} bytes",
     ]
+    if d["under_way"] is not None:
+        lines.append(_show_work(d["under_way"]))
     for model in d["models"]:
         lines += _show_model(model)
     lines += [f"failed {model}: {error}" for model, error in d["failed_models"].items()]
     return make_lines(lines)
+
+
+def _show_work(work: dict[str, Any]) -> str:
+    n_workers, speed, left = work["n_workers"], work["rows_per_second"], work["seconds_left"]
+    said = [f"{work['n_tasks_done']} of {work['n_tasks']} tasks are done"]
+    if n_workers:
+        said.append(f"{n_workers} worker{'s' if n_workers > 1 else ''}")
+    if speed is not None:
+        said.append(f"{speed} rows/s in the last tasks")
+    if left is not None:
+        said.append(f"{datetime.timedelta(seconds=left)} left at this speed")
+    if work["last_task_at"] is not None:
+        said.append(f"the last task ended at {datetime.datetime.fromtimestamp(work['last_task_at']):%Y-%m-%d %H:%M:%S}")
+    return ", ".join(said)
 
 
 def _show_model(model: dict[str, Any]) -> list[str]:

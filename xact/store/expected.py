@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,11 @@ import numpy as np
 from xact.disk.digest import FolderListing
 from xact.disk.durable import PARTIAL, Written, read_lines
 from xact.disk.exchange import hint_missing
+from xact.disk.places import Place, read_whole
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.findings import Fault
-from xact.store.journal import FOLDER, State, list_files_of, read_manifest, read_plan, take_lines
+from xact.store.journal import FOLDER, INBOX, State, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
@@ -30,6 +30,9 @@ from xact.store.tasks import make_tasks
 
 ROOT = "zarr.json"
 """The metadata file of the root. It decides what readers see."""
+
+CLAIM = f"{FOLDER}/push.json"
+"""What says, at a URL, that a push is under way."""
 
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
 """Errors that a line raises if xact did not write it."""
@@ -79,7 +82,9 @@ class Expected:
 
     def owns(self, key: str) -> bool:
         """Return True for a working file of a build: lock, holder, half-written file, or the files of a generation."""
-        if key.endswith(PARTIAL) or key in self.left or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json"):
+        if key.endswith(PARTIAL) or key in self.left or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json", CLAIM):
+            return True
+        if key.startswith(f"{FOLDER}/{INBOX}/"):  # of workers: the next build adopts or removes it
             return True
         match = _GENERATION_FILE.fullmatch(key)
         newest = self.under_way.generation if self.under_way else self.generation
@@ -89,7 +94,7 @@ class Expected:
 _GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|replaced-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
 
 
-def find_expected(store: Path, listing: FolderListing) -> Expected:
+def find_expected(store: Place, listing: FolderListing) -> Expected:
     """Return the files that a store should contain. Raise StoreError if there is no store."""
     manifests, others = _find_generations(listing, is_manifest=True), _find_generations(listing, is_manifest=False)
     root = read_root_generation(store, listing)
@@ -109,12 +114,12 @@ def find_expected(store: Path, listing: FolderListing) -> Expected:
     return expected
 
 
-def read_root_generation(store: Path, listing: FolderListing) -> int | None:
+def read_root_generation(store: Place, listing: FolderListing) -> int | None:
     """Return the generation in the metadata file of the root, or None if it cannot be read."""
     if ROOT not in listing.files:
         return None
     try:
-        return int(json.loads((store / ROOT).read_bytes())["attributes"]["xact_generation"])
+        return int(json.loads(read_whole(store / ROOT))["attributes"]["xact_generation"])
     except (*MALFORMED, OSError):
         return None
 
@@ -129,7 +134,7 @@ def _find_generations(listing: FolderListing, *, is_manifest: bool) -> list[int]
     return [int(match[2]) for match in found if match and bool(match[1]) == is_manifest]
 
 
-def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_manifest: bool) -> None:
+def _take_manifest(store: Place, expected: Expected, root: int | None, *, has_manifest: bool) -> None:
     """Fill `expected.files` from the manifest of its generation."""
     key = f"{FOLDER}/manifest-{expected.generation}.jsonl"
     expected.is_comparable = has_manifest
@@ -157,6 +162,14 @@ def _take_manifest(store: Path, expected: Expected, root: int | None, *, has_man
         )
 
 
+def read_named(manifest: Place) -> dict[str, Written | None]:
+    """Return {path: length and sha256} of the files that a manifest names. Raise StoreError if it is damaged."""
+    try:
+        return dict(_read_files(read_manifest(manifest)))
+    except MALFORMED:
+        raise StoreError(f"{manifest} holds lines that xact did not write") from None
+
+
 def _read_files(lines: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Written | None]]:
     """Yield (path, length and sha256) of every file that the lines of a manifest or journal name."""
     state = State()
@@ -176,7 +189,7 @@ def _check(key: object, written: Written | None) -> tuple[str, Written | None]:
     return key, written
 
 
-def _take_under_way(store: Path, listing: FolderListing, expected: Expected, generation: int) -> None:
+def _take_under_way(store: Place, listing: FolderListing, expected: Expected, generation: int) -> None:
     """Fill `expected.under_way` from the plan and journal of a generation that is not published."""
     folder = store / FOLDER
     plan_key, journal_key = f"{FOLDER}/plan-{generation}.json", f"{FOLDER}/journal-{generation}.jsonl"
@@ -238,7 +251,7 @@ def _find_pending(plan: Plan, state: State) -> Iterator[tuple[str, PendingShard]
                 yield shard.key, PendingShard(make_shard_format(plan, shard.shape), shapes)
 
 
-def _take_made(store: Path, listing: FolderListing, plan: Plan, state: State, under_way: UnderWay) -> None:
+def _take_made(store: Place, listing: FolderListing, plan: Plan, state: State, under_way: UnderWay) -> None:
     """Add every content that the metadata and labels of a plan may have before it is published."""
     jitter = {name: np.zeros((plan.n_stimuli, plan.n_replicates)) for name in plan.jitter_names}
     for is_final in (False, True):  # the labels sha256 and `present` are added after the last task

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xact.disk.exchange import find_left, settle
-from xact.disk.locks import hold_lock
+from xact.disk.locks import hold_lock, is_lost
 from xact.errors import RequestError, StoreError
 
 
 @contextmanager
-def hold_store(store: Path) -> Iterator[bool]:
+def hold_store(store: Path, *, note: Callable[[str], object] = lambda _: None) -> Iterator[bool]:
     """Hold the lock of a store. At the end, remove a new store in which nothing was planned.
 
     What a killed `xact drop` left is ended first: the store is the old one or the new one. Yield True if the store may
-    be written. Yield False for a store that is read-only.
+    be written. Yield False for a store that is read-only. `note` receives a line if the store was taken over from a
+    process on another machine.
     """
     left = find_left(store)
     if left is not None:  # the lock moves with the folder: a living command holds it there
@@ -25,14 +26,14 @@ def hold_store(store: Path) -> Iterator[bool]:
             settle(store)
     is_store, was_there, pid = check_store_path(store), store.exists(), os.getpid()
     folder = store / ".xact"
-    with hold_lock(folder) as may_write:
+    with hold_lock(folder, note=note) as may_write:
         try:
             if may_write:
                 settle(store)
             yield may_write
         finally:
             is_child = os.getpid() != pid  # a forked child that ends here leaves the store to its parent
-            if not is_child and not is_store and not any(folder.glob("plan-*")):
+            if not is_child and not is_store and not any(folder.glob("plan-*")) and not is_lost(folder):
                 # still locked: a waiting process sees that the lock file is gone, and makes a new file
                 remove_traces(folder)
                 if not was_there:

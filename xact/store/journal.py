@@ -31,6 +31,8 @@ from xact.disk.durable import (
     remove_file,
     write_file,
 )
+from xact.disk.locks import check_held
+from xact.disk.places import Place, find_file_state
 from xact.errors import StoreError, make_command
 from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault, find_plan_fault, is_former
@@ -40,11 +42,14 @@ from xact.store.plan import Plan
 FOLDER = ".xact"
 """Folder of a store that zarr ignores."""
 
+INBOX = "inbox"
+"""Folder in `.xact` with one folder for each worker of a build."""
+
 GROWING = ("journal", "replaced")
 """Files of a generation to which lines are added while it is built."""
 
 
-def hint_verify(store: Path) -> str:
+def hint_verify(store: Place) -> str:
     """Return what to do about a store whose own records are damaged."""
     return f"{make_command('verify', store)} names what is damaged; copy the store again"
 
@@ -167,7 +172,10 @@ class State:
 
     def find_records(self, model: str) -> list[TaskRecord]:
         """Return the finished tasks of one model."""
-        return [record for (label, _), record in self.tasks.items() if label == model]
+        if self.plan is None:
+            return [record for (label, _), record in self.tasks.items() if label == model]
+        n_blocks = -(-self.plan.n_stimuli // self.plan.stimuli_per_task)  # of all tasks of a store these are few
+        return [self.tasks[model, block] for block in range(n_blocks) if (model, block) in self.tasks]
 
     def find_done(self, model: str) -> dict[int, tuple[int, frozenset[StoreRow]]]:
         """Return {block: (row after the last finished one, rows that failed)}."""
@@ -177,8 +185,11 @@ class State:
         """Return, for each row of `plan`, True if it is finished and safe."""
         present = [False] * plan.n_stimuli
         for block, (stop, failed) in self.find_done(model).items():
-            for row in range(block * plan.stimuli_per_task, min(stop, plan.n_stimuli)):
-                present[row] = row not in failed
+            start, end = block * plan.stimuli_per_task, min(stop, plan.n_stimuli)
+            present[start:end] = [True] * max(0, end - start)
+            for row in failed:
+                if start <= row < end:
+                    present[row] = False
         return present
 
     def find_failed(self, model: str) -> dict[StoreRow, str]:
@@ -305,6 +316,7 @@ class Journal:
 
 
 def _add_line(file: Path, line: dict[str, Any]) -> None:
+    check_held(file.parent)
     _leave_links(file)
     append_line(file, line)
 
@@ -323,11 +335,15 @@ def _leave_links(file: Path) -> None:
         write_file(file, [data])
 
 
-def load_state(store: Path) -> State:
-    """Read the journals of a store. Raise StoreError if the newest plan is damaged, or not one after the root's."""
+def load_state(store: Place) -> State:
+    """Read the journals of a store. Raise StoreError if the newest plan is damaged, or not one after the root's.
+
+    At a URL, where nothing may be listed, only the generation that readers see is read.
+    """
     folder = store / FOLDER
     state = State(committed=read_generation(store))
-    plans = find_generations(folder, "plan")
+    published = [state.committed] if state.committed else []
+    plans = find_generations(folder, "plan") if isinstance(folder, Path) else published
     if not plans and not state.committed:
         return state
     newest = max(plans, default=0)
@@ -361,7 +377,7 @@ def load_state(store: Path) -> State:
     return state
 
 
-def _check_plan(store: Path, key: str, lines: Iterable[dict[str, Any]]) -> None:
+def _check_plan(store: Place, key: str, lines: Iterable[dict[str, Any]]) -> None:
     """Refuse a plan whose bytes are not those that the manifest of its generation names."""
     said = next((line for line in lines if line.get("file") == key), None)
     found = hash_file(store / key)
@@ -371,7 +387,7 @@ def _check_plan(store: Path, key: str, lines: Iterable[dict[str, Any]]) -> None:
         )
 
 
-def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Path) -> None:
+def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, file: Place) -> None:
     """Add the lines of a file to `state`. Raise StoreError for a line that no build of `plan` can have written."""
     keys = ShardKeys(plan)
     for line in lines:
@@ -382,7 +398,7 @@ def take_lines(state: State, lines: Iterable[dict[str, Any]], plan: Plan, *, fil
             state.take(line)
 
 
-def read_generation(store: Path) -> int:
+def read_generation(store: Place) -> int:
     """Return the generation that readers see; 0 if the store is unfinished or does not exist."""
     file = store / "zarr.json"
     try:
@@ -402,7 +418,7 @@ def find_generations(folder: Path, kind: str) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def read_plan(file: Path) -> Plan:
+def read_plan(file: Place) -> Plan:
     """Read a plan. Raise StoreError if the file is missing or damaged."""
     try:
         plan = Plan.model_validate_json(read_whole(file))
@@ -420,6 +436,7 @@ def read_plan(file: Path) -> Plan:
 
 def write_plan(store: Path, plan: Plan) -> None:
     """Write a plan and sync it."""
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"plan-{plan.generation}.json", [plan.model_dump_json().encode()])
 
 
@@ -431,12 +448,13 @@ def write_manifest(store: Path, state: State, files: dict[str, Written]) -> None
     own = [f"{FOLDER}/plan-{generation}.json", *(f"{FOLDER}/{kind}-{generation}.jsonl" for kind in GROWING)]
     files = files | {key: hash_file(store / key) for key in own if (store / key).is_file()}
     lines = [*state.make_lines(), *({"file": key, "nbytes": w.nbytes, "sha256": w.sha256} for key, w in files.items())]
+    check_held(store / FOLDER)
     write_file(store / FOLDER / f"manifest-{generation}.jsonl", make_sealed_lines(lines))
 
 
-def read_manifest(file: Path) -> list[dict[str, Any]]:
+def read_manifest(file: Place) -> list[dict[str, Any]]:
     """Return the lines of a manifest. Raise StoreError if they do not match their hash."""
-    if not file.is_file():
+    if find_file_state(file, follows_links=True) is None:
         raise StoreError(f"{file} is missing: the store cannot be checked or resumed")
     try:
         return [dict(parse_json(line)) for line in read_sealed_lines(file)]
@@ -446,7 +464,7 @@ def read_manifest(file: Path) -> list[dict[str, Any]]:
         ) from None
 
 
-def list_files_of(manifest: Path) -> set[str]:
+def list_files_of(manifest: Place) -> set[str]:
     """Return the paths of the metadata and labels that a manifest names."""
     lines = (line for line in read_sealed_lines(manifest) if line.startswith(b'{"file"'))
     keys = {str(parse_json(line)["file"]) for line in lines}

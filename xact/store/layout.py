@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-from numcodecs import VLenUTF8
-from numcodecs.zstd import Zstd
 
 from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
@@ -22,23 +20,27 @@ from xact.store.check_metadata import MAX_LABEL_NBYTES, MAX_LABELS_NBYTES, count
 from xact.store.chunks import BlockShape, name_chunk
 from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
-from xact.store.shards import ShardFormat, add_crc32c, make_codecs
+from xact.store.shards import ShardFormat, make_codecs
 from xact.store.tasks import make_rows
-
-LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64}
-"""Chunk length of label arrays along each dimension. It is fixed, so that every axis can grow."""
-
-FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
-"""{type: fill value} of label arrays."""
+from xact.store.zarr_arrays import (
+    Arrays,
+    dump_metadata,
+    encode_labels,
+    get_kind,
+    get_label_chunk,
+    make_array_metadata,
+    make_group_metadata,
+    make_label_metadata,
+    make_root_metadata,
+    make_text,
+    name_coordinates,
+)
 
 SCORES = {"loss": "float64", "bpb": "float64", "n_tokens": "int64", "n_truncated": "int64"}
 """{name: type} of the numbers that language models give for each stimulus, in addition to their layers."""
 
 HOW_TO_READ = "xarray.open_zarr(STORE); in a store of groups: xarray.open_zarr(STORE, group=PATH), paths in /catalog"
 UNFINISHED = f"nothing is published yet: {RUN_AGAIN}"
-
-Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
-"""{name: (dimensions, values)} of label arrays. Text is an object array of str."""
 
 
 def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays:
@@ -48,16 +50,16 @@ def make_stimulus_labels(plan: Plan, jitter: Mapping[str, np.ndarray]) -> Arrays
     """
     stimuli = plan.stimuli
     arrays: Arrays = {
-        "stimulus": (("stimulus",), _text(stimuli.ids)),
+        "stimulus": (("stimulus",), make_text(stimuli.ids)),
         "replicate": (("replicate",), np.arange(plan.n_replicates, dtype="int64")),
         "stimulus_index": (("stimulus",), np.arange(plan.n_stimuli, dtype="int64")),
-        "condition": (("stimulus",), _text(stimuli.conditions)),
-        "stem": (("stimulus",), _text(stimuli.stems)),
-        "file": (("stimulus",), _text(stimuli.files)),
+        "condition": (("stimulus",), make_text(stimuli.conditions)),
+        "stem": (("stimulus",), make_text(stimuli.stems)),
+        "file": (("stimulus",), make_text(stimuli.files)),
     }
     for name, column in stimuli.columns.items():
         kind = stimuli.column_types[name]
-        values = _text(column) if kind == "string" else np.asarray(column, dtype=kind)
+        values = make_text(column) if kind == "string" else np.asarray(column, dtype=kind)
         arrays[name] = (("stimulus",), values)
     for name, amounts in jitter.items():
         arrays[name] = (("stimulus", "replicate"), amounts)
@@ -82,14 +84,14 @@ def make_model_labels(plan: Plan) -> Arrays:
         return plan.find_array_path(model.label, layer.label).removesuffix("activations").rstrip("/") or "/"
 
     on_model: Arrays = {
-        "model": (("model",), _text([m.label for m in models])),
-        "layer": (("layer",), _text(labels)),
+        "model": (("model",), make_text([m.label for m in models])),
+        "layer": (("layer",), make_text(labels)),
         "trained": (("model",), np.array([m.trained for m in models], dtype=bool)),
         "seed": (("model",), np.array([m.seed for m in models], dtype="int64")),
         "n_parameters": (("model",), np.array([m.n_parameters for m in models], dtype="int64")),
     }
     for name in ("base", "source", "weights", "family", "training"):
-        on_model[name] = (("model",), _text([getattr(m, name) for m in models]))
+        on_model[name] = (("model",), make_text([getattr(m, name) for m in models]))
     return on_model | {
         "n_units": table(each(lambda _, k: k.n_units, 0), "int64"),
         "layer_index": table(each(lambda _, k: k.layer_index, -1), "int64"),
@@ -104,7 +106,7 @@ def make_model_labels(plan: Plan) -> Arrays:
 def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
     """Return the labels that are known only after the build: (on `stimulus`, on model and stimulus)."""
     sha256 = [state.stamps[row][1] if row in state.stamps else "" for row in make_rows(0, plan.n_stimuli)]
-    on_stimulus: Arrays = {"sha256": (("stimulus",), _text(sha256))}
+    on_stimulus: Arrays = {"sha256": (("stimulus",), make_text(sha256))}
     present = [state.find_present(m.label, plan) for m in plan.models]
     found: Arrays = {"present": (("model", "stimulus"), np.array(present, dtype=bool))}
     if any(model.kind == "text" for model in plan.models):
@@ -130,7 +132,7 @@ def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[
 def make_layer_labels(plan: Plan, model: PlannedModel, layer: PlannedLayer, on_stimulus: Arrays) -> Arrays:
     """Return all labels of one layer's group."""
     shared = {name: on_stimulus[name] for name in ("stimulus", "replicate", "condition", "stem")}
-    return {"model": (("model",), _text([model.label])), "layer": (("layer",), _text([layer.label])), **shared}
+    return {"model": (("model",), make_text([model.label])), "layer": (("layer",), make_text([layer.label])), **shared}
 
 
 def make_tree(plan: Plan, state: State, jitter: Mapping[str, np.ndarray], *, final: bool) -> dict[str, Arrays]:
@@ -154,7 +156,7 @@ def make_activations_metadata(plan: Plan, layer: PlannedLayer) -> dict[str, Any]
     n_models, n_layers, n_units = 1, 1, layer.n_units
     if plan.layout == "cube":
         n_models, n_layers, n_units = len(plan.models), len(plan.layer_labels), plan.n_units
-    return _make_array_metadata(
+    return make_array_metadata(
         shape=(n_models, plan.n_stimuli, n_layers, plan.n_replicates, n_units),
         kind="float32",
         chunk=block.shard,
@@ -175,18 +177,18 @@ def make_metadata(plan: Plan, tree: Mapping[str, Arrays], provenance: Mapping[st
 
     Parents come before their children, and siblings are next to each other: zarr needs this order.
     """
-    metadata: dict[str, dict[str, Any]] = {"xact": _make_group_metadata(dict(provenance))}
+    metadata: dict[str, dict[str, Any]] = {"xact": make_group_metadata(dict(provenance))}
     if plan.layout == "cube":
         metadata["activations"] = make_activations_metadata(plan, plan.models[0].layers[0])
     for model in plan.models if plan.layout == "groups" else ():
-        metadata[plan.model_paths[model.label]] = _make_group_metadata({})
+        metadata[plan.model_paths[model.label]] = make_group_metadata({})
         for layer in model.layers:
             metadata[plan.find_array_path(model.label, layer.label)] = make_activations_metadata(plan, layer)
     for group, arrays in tree.items():
         if group:
-            metadata[group] = _make_group_metadata(_name_coordinates(arrays))
+            metadata[group] = make_group_metadata(name_coordinates(arrays))
         for name, (dims, values) in arrays.items():
-            metadata[f"{group}/{name}".lstrip("/")] = _make_label_metadata(dims, values, plan.separator)
+            metadata[f"{group}/{name}".lstrip("/")] = make_label_metadata(dims, values, plan.separator)
     return dict(sorted(metadata.items(), key=lambda item: (item[0].count("/"), item[0].rpartition("/"))))
 
 
@@ -201,9 +203,9 @@ def make_root(
         "xact_generation": plan.generation,
         "xact_layout": plan.layout,
         "how_to_read": HOW_TO_READ,
-        **_name_coordinates(tree[""]),
+        **name_coordinates(tree[""]),
     }
-    return _dump(_make_root_metadata(attributes, metadata))
+    return dump_metadata(make_root_metadata(attributes, metadata))
 
 
 def make_unfinished_root(plan: Plan, *, complete: int = 0) -> bytes:
@@ -218,52 +220,22 @@ def make_unfinished_root(plan: Plan, *, complete: int = 0) -> bytes:
         "xact_layout": plan.layout,
         "how_to_read": UNFINISHED,
     }
-    return _dump(_make_root_metadata(attributes, {}))
+    return dump_metadata(make_root_metadata(attributes, {}))
 
 
 def make_files(
     tree: Mapping[str, Arrays], metadata: Mapping[str, dict[str, Any]], *, separator: str
 ) -> dict[str, bytes]:
     """Return {key: bytes} of every metadata file below the root and every chunk of every label array."""
-    made = {f"{path}/zarr.json": _dump(data) for path, data in metadata.items()}
+    made = {f"{path}/zarr.json": dump_metadata(data) for path, data in metadata.items()}
     encoded: dict[int, list[tuple[tuple[int, ...], bytes]]] = {}
     for group, arrays in tree.items():
         for name, (dims, values) in arrays.items():
             if id(values) not in encoded:  # groups share label arrays: encode each once
-                encoded[id(values)] = list(_encode_labels(dims, values))
+                encoded[id(values)] = list(encode_labels(dims, values))
             for at, data in encoded[id(values)]:
                 made[f"{group}/{name}/{name_chunk(at, separator)}".lstrip("/")] = data
     return made
-
-
-def _text(values: Sequence[Any]) -> np.ndarray:
-    array = np.empty(len(values), dtype=object)
-    array[:] = [str(value) for value in values]
-    return array
-
-
-def _kind_of(values: np.ndarray) -> str:
-    return "string" if values.dtype == object else str(values.dtype)
-
-
-def _chunk_of(dims: Sequence[str]) -> tuple[int, ...]:
-    return tuple(LABEL_CHUNKS[dim] for dim in dims)
-
-
-def _encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """Yield (position, bytes) of every chunk of a label array."""
-    chunk = _chunk_of(dims)
-    kind = _kind_of(values)
-    for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
-        part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, chunk, strict=True))]
-        padded = np.full(chunk, np.nan if kind == "float64" else FILLS[kind], dtype=values.dtype)
-        padded[tuple(slice(length) for length in part.shape)] = part
-        raw = (
-            VLenUTF8().encode(padded.ravel())
-            if kind == "string"
-            else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
-        )
-        yield at, add_crc32c(bytes(Zstd(level=3).encode(raw)))
 
 
 def find_labels_fault(plan: Plan) -> str | None:
@@ -277,9 +249,9 @@ def find_labels_fault(plan: Plan) -> str | None:
     late = make_final_labels(plan, State())[1]
     room = MAX_LABELS_NBYTES
     for name, (dims, values) in (arrays | late).items():
-        grid = [-(-length // size) for length, size in zip(values.shape, _chunk_of(dims), strict=True)]
-        n_padded = math.prod(grid) * math.prod(_chunk_of(dims))
-        if _kind_of(values) != "string":
+        grid = [-(-length // size) for length, size in zip(values.shape, get_label_chunk(dims), strict=True)]
+        n_padded = math.prod(grid) * math.prod(get_label_chunk(dims))
+        if get_kind(values) != "string":
             room -= n_padded * values.itemsize
         else:
             nbytes = count_text_nbytes(values.ravel())
@@ -295,7 +267,7 @@ def find_labels_fault(plan: Plan) -> str | None:
 
 def _find_chunk_fault(dims: Sequence[str], values: np.ndarray) -> str | None:
     """Return the fault of a text label with too many bytes in one chunk, or None."""
-    chunk = _chunk_of(dims)
+    chunk = get_label_chunk(dims)
     longest = max(map(len, values.flat), default=0)
     if 4 + 4 * math.prod(chunk) * (1 + longest) <= MAX_LABEL_NBYTES:
         return None
@@ -307,74 +279,7 @@ def _find_chunk_fault(dims: Sequence[str], values: np.ndarray) -> str | None:
     return None
 
 
-def _make_label_metadata(dims: Sequence[str], values: np.ndarray, separator: str) -> dict[str, Any]:
-    kind = _kind_of(values)
-    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
-    if kind == "string":
-        first = {"name": "vlen-utf8", "configuration": {}}
-    elif kind == "bool":
-        first = {"name": "bytes"}
-    zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
-    return _make_array_metadata(
-        shape=values.shape,
-        kind=kind,
-        chunk=_chunk_of(dims),
-        fill=FILLS[kind],
-        codecs=[first, zstd, {"name": "crc32c"}],
-        dims=dims,
-        separator=separator,
-    )
-
-
-def _make_array_metadata(
-    *,
-    shape: Sequence[int],
-    kind: str,
-    chunk: Sequence[int],
-    fill: str | bool | int,
-    codecs: list[dict[str, Any]],
-    dims: Sequence[str],
-    separator: str,
-) -> dict[str, Any]:
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(shape),
-        "data_type": kind,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
-        "fill_value": fill,
-        "codecs": codecs,
-        "attributes": {},
-        "dimension_names": list(dims),
-        "storage_transformers": [],
-    }
-
-
-def _make_group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
-def _make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    empty: dict[str, Any] = {"kind": "inline", "must_understand": False, "metadata": {}}
-    whole = {
-        path: data | {"consolidated_metadata": empty} if data["node_type"] == "group" else data
-        for path, data in metadata.items()
-    }
-    return {**_make_group_metadata(attributes), "consolidated_metadata": empty | {"metadata": whole}}
-
-
-def _name_coordinates(arrays: Arrays) -> dict[str, str]:
-    """Return the attribute `coordinates`, which tells xarray the labels. It cannot hold a name with a space."""
-    names = [name for name in arrays if name not in DIMS and name.split() == [name]]
-    return {"coordinates": " ".join(names)} if names else {}
-
-
 @cache
 def _dump_few(values: tuple[str | int, ...]) -> str:
     """Return axes or lengths as JSON. Cached: thousands of layers share a few values."""
     return json.dumps(values)
-
-
-def _dump(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

@@ -151,7 +151,8 @@ def _make_first_plan(request: Request) -> Plan:
         stimuli=_make_stimuli(request.table),
         failed_models=dict(request.failed_models),
     )
-    plan = plan.model_copy(update={"layers_per_shard": plan.choose_layers_per_shard()})
+    is_trial = request.recipe["stimuli"].get("limit") is not None
+    plan = plan.model_copy(update=plan.choose_shards(is_trial=is_trial))
     _check_bounds(plan, None)
     return plan
 
@@ -211,6 +212,8 @@ def _refuse_difference(key: str, held: object, asked: object) -> MismatchError:
 
 
 def _compare_leaves(held: object, asked: object, prefix: str) -> None:
+    if held == asked:
+        return
     old, new = dict(flatten_leaves(held, prefix)), dict(flatten_leaves(asked, prefix))
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key):

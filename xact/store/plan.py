@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -15,10 +15,14 @@ from xact.store.chunks import (
     MEGABYTE,
     BlockShape,
     choose_layers_per_shard,
+    choose_small_chunk,
     make_cube_shape,
     make_group_shape,
+    make_small_shape,
     name_chunk,
 )
+
+T = TypeVar("T")
 
 
 class PlanRecord(BaseModel):
@@ -186,6 +190,8 @@ class Plan(PlanRecord):
     stimuli_per_task: int
     layers_per_shard: int = 1
     """Layers in one shard of a cube."""
+    chunk_units: int | None = None
+    """Units in a chunk of a cube that was small when it was planned first; None if it was not."""
     n_replicates: int
     jitter_names: tuple[str, ...]
     recipe: dict[str, Any]
@@ -220,19 +226,32 @@ class Plan(PlanRecord):
         buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
 
-    def choose_layers_per_shard(self) -> int:
-        """Return the number of layers that a shard of a new store with these models has."""
+    def choose_shards(self, *, is_trial: bool) -> dict[str, int | None]:
+        """Return the fields that determine the shards of a new store of this content.
+
+        A trial has the shards of the full run: it is not small.
+        """
         if self.layout == "groups":
-            return 1
-        return choose_layers_per_shard(
-            stimuli_per_task=self.stimuli_per_task,
-            n_replicates=self.n_replicates,
-            widest_units=self.n_units,
-            shard_nbytes=self.shard_mb * MEGABYTE,
-        )
+            return {"chunk_units": None, "layers_per_shard": 1}
+        sizes = {
+            "stimuli_per_task": self.stimuli_per_task,
+            "n_replicates": self.n_replicates,
+            "widest_units": self.n_units,
+            "shard_nbytes": self.shard_mb * MEGABYTE,
+        }
+        n_layers = sum(len(model.layers) for model in self.models)
+        if not is_trial:
+            chunk_units = choose_small_chunk(n_stimuli=self.n_stimuli, n_layers=n_layers, **sizes)
+            if chunk_units is not None:
+                return {"chunk_units": chunk_units, "layers_per_shard": 1}
+        return {"chunk_units": None, "layers_per_shard": choose_layers_per_shard(**sizes)}
 
     def make_block_shape(self, layer: PlannedLayer) -> BlockShape:
         """Return the shard and chunk of the array that holds `layer`."""
+        if self.chunk_units is not None:
+            return make_small_shape(
+                stimuli_per_task=self.stimuli_per_task, n_replicates=self.n_replicates, chunk_units=self.chunk_units
+            )
         if self.layout == "cube":
             return make_cube_shape(
                 stimuli_per_task=self.stimuli_per_task,
@@ -260,38 +279,50 @@ class Plan(PlanRecord):
 
     def list_shards(self, model: PlannedModel, block: int) -> list[PlannedShard]:
         """Return the shards of one task, in the order of the layers and of their units."""
-        if self.layout == "groups":
-            return [
-                shard
-                for i, layer in enumerate(model.layers)
-                for shard in self._list_group_shards(model, i, layer, block)
-            ]
-        m = find_places(tuple(planned.label for planned in self.models))[model.label]
-        places = find_places(self.layer_labels)
-        shape = self.make_block_shape(model.layers[0])
-        parts: dict[tuple[int, int], list[ShardPart]] = {}
-        for i, layer in enumerate(model.layers):
-            k, place = divmod(places[layer.label], shape.shard_layers)
-            for u, units in enumerate(split_units(layer.n_units, shape.shard_units)):
-                parts.setdefault((k, u), []).append(ShardPart(i, place, units))
         return [
-            PlannedShard(f"activations/{name_chunk((m, block, k, 0, u), self.separator)}", shape, tuple(found))
-            for (k, u), found in parts.items()
+            PlannedShard(f"{path}/{name_chunk((m, block, k, 0, u), self.separator)}", shape, parts)
+            for (path, m, k, u), shape, parts in _list_parts(Same(self), Same(model))
         ]
 
-    def _list_group_shards(
-        self, model: PlannedModel, i: int, layer: PlannedLayer, block: int
-    ) -> Iterator[PlannedShard]:
-        path, shape = self.find_array_path(model.label, layer.label), self.make_block_shape(layer)
+
+class Same(Generic[T]):
+    """An argument of a cached function that is compared by its identity: a plan of 50,000 layers is slow to hash."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+
+def find_places(labels: tuple[str, ...]) -> Mapping[str, int]:
+    """Return {label: its position}."""
+    return _find_places(Same(labels))
+
+
+@lru_cache(maxsize=8)  # every task asks again
+def _find_places(labels: Same[tuple[str, ...]]) -> Mapping[str, int]:
+    return {label: i for i, label in enumerate(labels.value)}
+
+
+@lru_cache(maxsize=8)  # every task asks again, and only its block differs
+def _list_parts(
+    asked: Same[Plan], of: Same[PlannedModel]
+) -> Sequence[tuple[tuple[str, int, int, int], BlockShape, tuple[ShardPart, ...]]]:
+    """Return ((path of the array, place along model, layer and unit), shape, parts) of each shard of a block."""
+    plan, model = asked.value, of.value
+    is_cube, places = plan.layout == "cube", find_places(plan.layer_labels)
+    m = find_places(tuple(one.label for one in plan.models))[model.label] if is_cube else 0
+    found: dict[tuple[str, int, int, int], tuple[BlockShape, list[ShardPart]]] = {}
+    for i, layer in enumerate(model.layers):
+        path, shape = plan.find_array_path(model.label, layer.label), plan.make_block_shape(layer)
+        k, place = divmod(places[layer.label], shape.shard_layers) if is_cube else (0, 0)
         for u, units in enumerate(split_units(layer.n_units, shape.shard_units)):
-            key = f"{path}/{name_chunk((0, block, 0, 0, u), self.separator)}"
-            yield PlannedShard(key, shape, (ShardPart(i, 0, units),))
-
-
-@lru_cache(maxsize=8)
-def find_places(labels: tuple[str, ...]) -> dict[str, int]:
-    """Return {label: its position}. Cached: every task asks again."""
-    return {label: i for i, label in enumerate(labels)}
+            found.setdefault((path, m, k, u), (shape, []))[1].append(ShardPart(i, place, units))
+    return [(at, shape, tuple(parts)) for at, (shape, parts) in found.items()]
 
 
 def split_units(n_units: int, size: int) -> Iterator[slice]:

@@ -25,12 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from xact.disk.digest import FileStamp
 from xact.disk.durable import OpenFolder, Written
 from xact.labels import StoreRow
-from xact.store.journal import FOLDER, State, TaskRecord, make_stimuli_line
+from xact.store.journal import FOLDER, INBOX, State, TaskRecord, make_stimuli_line
 from xact.store.plan import Plan, PlannedModel
 from xact.store.write import encode_task
-
-INBOX = "inbox"
-"""Folder in `.xact` with one folder for each worker."""
 
 RECEIPTS = "receipts.jsonl"
 """File of a worker's receipts."""
@@ -85,12 +82,6 @@ class TaskRequests:
 
 def _hash(said: object) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def find_stop(plan: Plan, model: PlannedModel, block: int, older: TaskRecord | None) -> int:
-    """Return the row after the last one of a block once its task is finished."""
-    stop = min((block + 1) * plan.stimuli_per_task, model.n_stimuli)
-    return stop if older is None else max(stop, older.stop)
 
 
 class Box:

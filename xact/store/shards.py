@@ -8,19 +8,18 @@ A chunk that holds only the fill value NaN is left out.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 
+from xact.disk.places import Parts, Place, open_parts
+from xact.disk.remote import RemotePath
 from xact.errors import StoreError, make_command
 from xact.store.chunks import BlockShape
 
@@ -76,7 +75,7 @@ def encode_shard(rows: ShardRows, shape: BlockShape, codec: str) -> list[bytes] 
 
 
 def grow_shard(
-    old: bytes, rows: ShardRows, changed: Iterable[int], file: Path, shape: BlockShape, codec: str
+    old: bytes, rows: ShardRows, changed: Iterable[int], file: Place, shape: BlockShape, codec: str
 ) -> list[bytes] | None:
     """Return the pieces of a shard that holds `rows` in place of the shard `old`, or None if all values are NaN.
 
@@ -84,7 +83,7 @@ def grow_shard(
     of `old` may read its chunks from the new file: each chunk of `old` keeps its place, and changed chunks go where
     `old` has none. `file` is named in errors. If no chunk changes, the result is `old`.
     """
-    index = _read_index(_read_from(old), len(old), file, shape).copy()
+    index = _read_index(BytesParts(old), file, shape).copy()
     places = {int(start): int(nbytes) for start, nbytes in index.reshape(-1, 2) if start != ABSENT}
     chunks = {start: old[start : start + nbytes] for start, nbytes in places.items()}
     is_changed = False
@@ -149,8 +148,23 @@ def _encode_chunk(chunk: np.ndarray, codec: str) -> bytes:
     return add_crc32c(blosc.compress(chunk, cname.encode(), level, shuffle, 0, 4))
 
 
-ReadBytes = Callable[[int, int], bytes]
-"""(bytes to read, offset) -> bytes, as `os.pread` gives them: fewer where the shard ends."""
+class BytesParts:
+    """A shard in memory that is read in parts."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
+
+    def read(self, nbytes: int, offset: int) -> bytes:
+        """Return bytes of the shard: fewer where it ends."""
+        return self.data[offset : offset + nbytes]
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Do nothing: all is in memory."""
+
+    def has_changed(self) -> bool:
+        """Return False."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -174,7 +188,7 @@ def parse_format(metadata: dict[str, Any]) -> ShardFormat:
     )
 
 
-def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, place: int, first_row: int, first_unit: int) -> None:
+def read_shard(file: Place, form: ShardFormat, out: np.ndarray, *, place: int, first_row: int, first_unit: int) -> None:
     """Fill `out` (stimulus, replicate, unit) from one shard, starting at its row `first_row` and unit `first_unit`.
 
     `place` is the position of the layer along the layer axis of the shard.
@@ -188,31 +202,32 @@ def read_shard(file: Path, form: ShardFormat, out: np.ndarray, *, place: int, fi
         out[...] = np.nan
 
 
-def read_rows(file: Path, form: ShardFormat, out: np.ndarray, *, place: int, rows: np.ndarray, first_unit: int) -> None:
+def read_rows(
+    file: Place, form: ShardFormat, out: np.ndarray, *, place: int, rows: np.ndarray, first_unit: int
+) -> None:
     """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, starting at its unit `first_unit`.
 
     `place` is the position of the layer along the layer axis of the shard. `rows` are counted from the first row of
     the shard and strictly increase. Only the chunks that hold these rows are read; chunks that are left out become
     NaN. Raise StoreError for bytes that do not match their checksums, and FileNotFoundError if there is no shard.
     """
-    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # does not wait if the file is a pipe
-    try:
-        _read_chunks(partial(os.pread, fd), os.fstat(fd).st_size, file, form, out, place, rows, first_unit)
-    finally:
-        os.close(fd)
+    while True:
+        with open_parts(file, n_last=_count_index_nbytes(form.shape)) as parts:
+            try:
+                _read_chunks(parts, file, form, out, place, rows, first_unit)
+                return
+            except StoreError:
+                if not parts.has_changed():  # else a part may be of another generation than the index
+                    raise
 
 
-def decode_shard(data: bytes, file: Path, form: ShardFormat, out: np.ndarray, *, place: int) -> None:
+def decode_shard(data: bytes, file: Place, form: ShardFormat, out: np.ndarray, *, place: int) -> None:
     """Fill `out` (stimulus, replicate, unit) from the bytes of a whole shard, starting at its first row and unit.
 
     `place` is the position of the layer along the layer axis of the shard. Values that the shard lacks become NaN.
     Raise StoreError, which names `file`, for bytes that do not match their checksums.
     """
-    _read_chunks(_read_from(data), len(data), file, form, out, place, np.arange(len(out)), 0)
-
-
-def _read_from(data: bytes) -> ReadBytes:
-    return lambda nbytes, offset: data[offset : offset + nbytes]
+    _read_chunks(BytesParts(data), file, form, out, place, np.arange(len(out)), 0)
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -228,9 +243,8 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.nda
 
 
 def _read_chunks(
-    read: ReadBytes,
-    size: int,
-    file: Path,
+    parts: Parts,
+    file: Place,
     form: ShardFormat,
     out: np.ndarray,
     place: int,
@@ -238,7 +252,8 @@ def _read_chunks(
     first_unit: int,
 ) -> None:
     shape = form.shape
-    index = _read_index(read, size, file, shape)
+    index = _read_index(parts, file, shape)
+    parts.expect(_list_parts(index, shape, place, rows, first_unit, first_unit + out.shape[2]))
     full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
     scratch = np.empty((0, 0, 0), dtype="<f4")
     last_unit = first_unit + out.shape[2]
@@ -251,11 +266,22 @@ def _read_chunks(
             if index[at_chunk][0] == ABSENT:
                 part[...] = np.nan
             elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
-                _decode_chunk(read, file, at_chunk, index, form, part)  # whole chunk, in place: no copy
+                _decode_chunk(parts, file, at_chunk, index, form, part)  # whole chunk, in place: no copy
             else:
                 scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
-                _decode_chunk(read, file, at_chunk, index, form, scratch)
+                _decode_chunk(parts, file, at_chunk, index, form, scratch)
                 part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
+
+
+def _list_parts(
+    index: np.ndarray, shape: BlockShape, place: int, rows: np.ndarray, first_unit: int, last_unit: int
+) -> Iterator[tuple[int, int]]:
+    """Yield (bytes, offset) of each chunk of these rows and units that the shard has."""
+    units = slice(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units))
+    for i in np.unique(rows // shape.chunk_stimuli):
+        for start, nbytes in index[i, place, units].tolist():
+            if start != ABSENT:
+                yield nbytes, start
 
 
 def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -264,21 +290,25 @@ def _take(chunk: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return chunk[first : last + 1] if last - first + 1 == len(rows) else chunk[rows]
 
 
-def _read_index(read: ReadBytes, size: int, file: Path, shape: BlockShape) -> np.ndarray:
-    nbytes = 16 * prod(shape.grid) + 4
-    if size < nbytes:
-        raise _refuse(file, f"{size} bytes cannot hold a shard")
-    data = _read_checked(read, file, size - nbytes, nbytes, what="the index")
+def _count_index_nbytes(shape: BlockShape) -> int:
+    return 16 * prod(shape.grid) + 4
+
+
+def _read_index(parts: Parts, file: Place, shape: BlockShape) -> np.ndarray:
+    nbytes = _count_index_nbytes(shape)
+    if parts.size < nbytes:
+        raise _refuse(file, f"{parts.size} bytes cannot hold a shard")
+    data = _read_checked(parts, file, parts.size - nbytes, nbytes, what="the index")
     return np.frombuffer(data, dtype="<u8").reshape(*shape.grid, 2)
 
 
 def _decode_chunk(
-    read: ReadBytes, file: Path, at: tuple[int, int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
+    parts: Parts, file: Place, at: tuple[int, int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
 ) -> None:
     """Decode the chunk at (block of stimuli, layer, block of units) into `out`, float32 of the shape of a chunk."""
     offset, nbytes = map(int, index[at])
     what = f"chunk {'/'.join(map(str, at))}"
-    data = _read_checked(read, file, offset, nbytes, what=what)
+    data = _read_checked(parts, file, offset, nbytes, what=what)
     holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
     if holds != out.nbytes:
         raise _refuse(file, f"{what} holds {holds} bytes, expected {out.nbytes}")
@@ -288,12 +318,12 @@ def _decode_chunk(
         blosc.decompress(data, out)
 
 
-def _read_checked(read: ReadBytes, file: Path, offset: int, nbytes: int, *, what: str) -> bytes:
+def _read_checked(parts: Parts, file: Place, offset: int, nbytes: int, *, what: str) -> bytes:
     """Read `nbytes` and return them without their crc32c, which is checked.
 
     Body and checksum are read separately: the crc32c function takes only whole `bytes`, and a slice would be a copy.
     """
-    body, crc = read(max(0, nbytes - 4), offset), read(4, max(0, offset + nbytes - 4))
+    body, crc = parts.read(max(0, nbytes - 4), offset), parts.read(4, max(0, offset + nbytes - 4))
     if len(body) + len(crc) != nbytes:
         raise _refuse(file, f"{what} ends after the file does")
     if google_crc32c.value(body) != int.from_bytes(crc, "little"):
@@ -301,6 +331,10 @@ def _read_checked(read: ReadBytes, file: Path, offset: int, nbytes: int, *, what
     return body
 
 
-def _refuse(file: Path, found: str) -> StoreError:
-    store = next((folder for folder in file.parents if (folder / ".xact").is_dir()), file.parent)
+def _refuse(file: Place, found: str) -> StoreError:
+    store: Place
+    if isinstance(file, RemotePath):
+        store = file.store
+    else:
+        store = next((folder for folder in file.parents if (folder / ".xact").is_dir()), file.parent)
     return StoreError(f"{file}: {found}", hint=f"{make_command('verify', store)} names all that is damaged")

@@ -10,6 +10,7 @@ import functools
 import gc
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,9 +21,9 @@ import numpy as np
 from numcodecs import VLenUTF8
 from numcodecs.zstd import Zstd
 
-from xact.disk.digest import FileState, find_file_state
-from xact.disk.durable import parse_json, read_sealed_lines, read_whole
+from xact.disk.durable import parse_json, read_sealed_lines
 from xact.disk.exchange import hint_missing
+from xact.disk.places import FileState, Place, count_readers, find_file_state, locate, read_whole
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, make_command
 from xact.store.check_metadata import (
     MAX_LABEL_NBYTES,
@@ -53,7 +54,7 @@ class Room:
 
     nbytes: int = MAX_LABELS_NBYTES
 
-    def take(self, nbytes: int, where: Path) -> None:
+    def take(self, nbytes: int, where: Place) -> None:
         """Take bytes before they are allocated. Raise StoreError if there is no room for them."""
         self.nbytes -= nbytes
         if self.nbytes < 0:
@@ -67,8 +68,8 @@ class Room:
 class Snapshot:
     """One published generation of a store."""
 
-    path: Path
-    """Absolute path of the store: a worker process may have another working directory."""
+    path: Place
+    """Absolute path of the store, or its URL: a worker process may have another working directory."""
     layout: str
     """`cube` or `groups`."""
     metadata: Mapping[str, dict[str, Any]]
@@ -91,7 +92,10 @@ class Snapshot:
                 found.setdefault(path, "")
         arrays = {name: f"{group}{name}" for name, group in found.items() if self._is_label(f"{group}{name}")}
         room = Room()
-        return {name: self._load(path, room) for name, path in arrays.items()}
+        if isinstance(self.path, Path):
+            return {name: self._load(path, room) for name, path in arrays.items()}
+        with ThreadPoolExecutor(count_readers(self.path)) as pool:
+            return dict(zip(arrays, pool.map(lambda path: self._load(path, room), arrays.values()), strict=True))
 
     def _is_label(self, path: str) -> bool:
         data = self.metadata.get(path, {})
@@ -102,9 +106,9 @@ class Snapshot:
         return tuple(data["dimension_names"]), load_label(self.path, path, data, room)
 
 
-def open_snapshot(store: str | Path) -> Snapshot:
+def open_snapshot(store: str | Place) -> Snapshot:
     """Read the root of a store. Raise StoreError if it is not a store, is unfinished, or has a newer format."""
-    path = Path(store).absolute()
+    path = make_absolute(locate(store))
     with _collector_paused():
         while True:
             stamp = stamp_root(path)
@@ -114,11 +118,11 @@ def open_snapshot(store: str | Path) -> Snapshot:
                 return snapshot
 
 
-_IDS: dict[Path, tuple[FileState, str | None]] = {}
+_IDS: dict[Place, tuple[FileState, str | None]] = {}
 """{path: (stamp of the root, id of the store)} as last read; None if there is no store at the path."""
 
 
-def is_same_store(path: Path, store_id: str) -> bool:
+def is_same_store(path: Place, store_id: str) -> bool:
     """Return True if the store at `path` still has this id, in any generation."""
     stamp = stamp_root(path)
     known = _IDS.get(path)
@@ -127,7 +131,7 @@ def is_same_store(path: Path, store_id: str) -> bool:
     return known[1] == store_id
 
 
-def _read_id(path: Path) -> str | None:
+def _read_id(path: Place) -> str | None:
     try:
         attributes = _read_root(path / "zarr.json").get("attributes")
     except StoreError:
@@ -135,7 +139,7 @@ def _read_id(path: Path) -> str | None:
     return str(attributes.get("xact_id", "")) if isinstance(attributes, dict) else None
 
 
-def check_same_store(path: Path, store_id: str) -> None:
+def check_same_store(path: Place, store_id: str) -> None:
     """Raise StoreError if the store that was opened at `path` is no longer there."""
     if not is_same_store(path, store_id):
         raise StoreError(
@@ -143,7 +147,7 @@ def check_same_store(path: Path, store_id: str) -> None:
         )
 
 
-def _parse_root(path: Path, stamp: FileState) -> Snapshot:
+def _parse_root(path: Place, stamp: FileState) -> Snapshot:
     data = _read_root(path / "zarr.json")
     attributes = data.get("attributes")
     if not isinstance(attributes, dict) or "xact_format" not in attributes:
@@ -151,6 +155,8 @@ def _parse_root(path: Path, stamp: FileState) -> Snapshot:
             f"{str(path)!r} was not written by xact: its root has no attribute xact_format",
             hint="open it with xarray.open_zarr, or give the path of an xact store",
         )
+    if attributes.get("xact_kind") == "rdm":
+        raise StoreError(f"{str(path)!r} holds RDMs, not activations", hint="open it with xact.open_rdms")
     if attributes["xact_format"] not in (1, 2):
         raise StoreError(
             f"{str(path)!r} has format {attributes['xact_format']!r}; this xact reads 1 and 2",
@@ -177,18 +183,23 @@ def _parse_root(path: Path, stamp: FileState) -> Snapshot:
     return Snapshot(path, str(layout), kept, coordinates, store_id, f"{path} {store_id} {stamp}")
 
 
-def _refuse_root(path: Path, fault: str) -> StoreError:
+def _refuse_root(path: Place, fault: str) -> StoreError:
     return StoreError(
         f"{path / 'zarr.json'} is damaged: {fault}", hint=f"{make_command('verify', path)} names what is damaged"
     )
 
 
-def stamp_root(store: str | Path) -> FileState:
+def make_absolute(store: Place) -> Place:
+    """Return the place of a store in words that hold in any working directory."""
+    return store.absolute() if isinstance(store, Path) else store
+
+
+def stamp_root(store: Place) -> FileState:
     """Return a stamp that changes whenever the store is published again; None if there is no store."""
-    return find_file_state(Path(store, "zarr.json"), follows_links=True)
+    return find_file_state(store / "zarr.json", follows_links=True)
 
 
-def _read_root(file: Path) -> dict[str, Any]:
+def _read_root(file: Place) -> dict[str, Any]:
     try:
         data = parse_json(read_whole(file))
     except (FileNotFoundError, NotADirectoryError):
@@ -214,7 +225,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def load_label(store: Path, path: str, metadata: Mapping[str, Any], room: Room) -> np.ndarray:
+def load_label(store: Place, path: str, metadata: Mapping[str, Any], room: Room) -> np.ndarray:
     """Return one whole label array, after checking every chunk. The StoreError of a damaged file names the file.
 
     The array is taken from the `room` that is left in memory.
@@ -252,7 +263,7 @@ def load_label(store: Path, path: str, metadata: Mapping[str, Any], room: Room) 
 
 
 def _decode_label(
-    store: Path, file: Path, kind: np.dtype[Any], chunk: Sequence[int], n_used: int, room: Room
+    store: Place, file: Place, kind: np.dtype[Any], chunk: Sequence[int], n_used: int, room: Room
 ) -> np.ndarray:
     """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
     n_values = prod(chunk)
@@ -295,26 +306,36 @@ def _count_decompressed(body: bytes) -> int:
     return int.from_bytes(body[start : start + n_size], "little") + (256 if n_size == 2 else 0)
 
 
-def find_absent_shards(store: Path) -> frozenset[str]:
+def find_absent_shards(store: Place) -> frozenset[str]:
     """Return the paths of the shards that hold only NaN, so that no file was written, from the newest manifest.
 
     Raise StoreError if there is no manifest, or if it is damaged.
     """
     while True:
-        numbers = {file: file.stem.partition("-")[2] for file in (store / ".xact").glob("manifest-*.jsonl")}
-        files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
-        if not files:
-            raise StoreError(f"the manifest in {store / '.xact'} is missing", hint="copy the store again, with .xact")
-        newest = files[max(files)]
+        newest = _find_manifest(store)
         try:
-            return _read_absent(newest, newest.stat().st_mtime_ns)
-        except (StoreError, FileNotFoundError):
-            if newest.exists():
+            return _read_absent(newest, find_file_state(newest, follows_links=True))
+        except StoreError:
+            if _find_manifest(store) == newest:
                 raise  # else the manifest of a newer generation has replaced it
 
 
+def _find_manifest(store: Place) -> Place:
+    """Return the newest manifest; at a URL, where nothing may be listed, that of the published generation."""
+    folder = store / ".xact"
+    if isinstance(folder, Path):
+        numbers = {file: file.stem.partition("-")[2] for file in folder.glob("manifest-*.jsonl")}
+        files = {int(number): file for file, number in numbers.items() if number.isdecimal()}
+        if not files:
+            raise StoreError(f"the manifest in {folder} is missing", hint="copy the store again, with .xact")
+        return files[max(files)]
+    attributes = _read_root(store / "zarr.json").get("attributes")
+    generation = attributes.get("xact_generation") if isinstance(attributes, dict) else None
+    return folder / f"manifest-{generation}.jsonl"
+
+
 @functools.lru_cache(maxsize=4)
-def _read_absent(file: Path, _stamp: int) -> frozenset[str]:
+def _read_absent(file: Place, _stamp: FileState) -> frozenset[str]:
     lines = (line for line in read_sealed_lines(file) if b'"absent"' in line)
     try:
         tables = [dict(parse_json(line)).get("shards", {}) for line in lines]

@@ -70,6 +70,11 @@ def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
     return model.model_copy(update={"batch_size": divisors[-1] * plan.n_replicates}) if divisors else None
 
 
+def find_stop(plan: Plan, model: PlannedModel, block: int, done_stop: int = 0) -> int:
+    """Return the row after the last one of a block once its task is finished; `done_stop` is that of now."""
+    return max(min((block + 1) * plan.stimuli_per_task, model.n_stimuli), done_stop)
+
+
 def make_tasks(
     plan: Plan,
     model: PlannedModel,
@@ -85,10 +90,10 @@ def make_tasks(
     size = plan.stimuli_per_task
     batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
     for block in range(-(-model.n_stimuli // size)):
-        start, stop = block * size, min((block + 1) * size, model.n_stimuli)
+        start, stop = block * size, find_stop(plan, model, block)
         done_stop, failed = done.get(block, (start, frozenset[StoreRow]()))
         rows = frozenset(make_rows(done_stop, stop)) | failed
         if rows:
             batches = make_batches(start, stop, segments=model.segments, batch_stimuli=batch_stimuli, lengths=lengths)
             wanted = tuple(batch for batch in batches if not rows.isdisjoint(batch.rows))
-            yield Task(model.label, block, start, max(stop, done_stop), wanted, rows)
+            yield Task(model.label, block, start, find_stop(plan, model, block, done_stop), wanted, rows)

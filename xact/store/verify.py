@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import google_crc32c
 import numpy as np
 
 from xact.disk.digest import FileState, FolderListing, find_file_state, hash_files, list_files
 from xact.disk.durable import PARTIAL, Written
+from xact.disk.places import Place, read_whole
+from xact.disk.remote import RemotePath
 from xact.errors import StoreError
-from xact.store.expected import ROOT, Expected, UnderWay, find_expected, list_generation_files
+from xact.store.check_metadata import is_inside
+from xact.store.expected import CLAIM, ROOT, Expected, UnderWay, find_expected, list_generation_files
 from xact.store.findings import EXTRA, Fault, Findings
+from xact.store.journal import FOLDER, INBOX, read_generation, read_manifest
 from xact.store.shards import read_shard
 
 MAX_LOOKS = 50
 """Most times that files at fault are looked at again, while a build writes to the store."""
 
 
-def verify_store(store: Path) -> Findings:
+def verify_store(store: Place) -> Findings:
     """Compare every file of a store with its manifest. Raise StoreError if there is no store.
 
     Files of a generation that is being built are compared with its journal. Nothing outside the store is read. A build
@@ -40,14 +43,14 @@ def verify_store(store: Path) -> Findings:
     raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
 
 
-def _find_states(store: Path, faults: Sequence[Fault]) -> dict[str, FileState]:
+def _find_states(store: Place, faults: Sequence[Fault]) -> dict[str, FileState]:
     return {fault.file: find_file_state(store / fault.file, follows_links=False) for fault in faults}
 
 
 class _Look:
     """One look at all files of a store. The next look reads only the files at fault and new ones again."""
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Place) -> None:
         self.store = store
         self.faults: list[Fault] = []
         self._hashes: dict[str, Written | str] = {}
@@ -72,18 +75,30 @@ class _Look:
             _describe_state(self.expected),
             bool(self.expected.generation),
             _sort_faults(self.faults),
-            _make_notes(self.listing, self.expected),
+            _make_notes(self.store, self.listing, self.expected),
             len(self._hashes),
             nbytes,
         )
 
 
-def _find_expected(store: Path) -> tuple[Expected, FolderListing]:
+def _list_store(store: Place) -> FolderListing:
+    """Return the files of a store. On a server that lists none, those that the published manifest names."""
+    if not isinstance(store, RemotePath) or store.can_list:
+        return list_files(store)
+    generation = read_generation(store)
+    named = [ROOT, f"{FOLDER}/manifest-{generation}.jsonl"] if generation else []
+    for line in read_manifest(store / named[1]) if named else ():
+        shards = [key for key, written in line.get("shards", {}).items() if written != "absent"]
+        named += [key for key in (*shards, line.get("file", ROOT)) if is_inside(key)]
+    return FolderListing(dict.fromkeys(named, 0))
+
+
+def _find_expected(store: Place) -> tuple[Expected, FolderListing]:
     """Return the files that a store should contain and those that it has, of one moment between two generations."""
-    listing = list_files(store)
+    listing = _list_store(store)
     for _ in range(MAX_LOOKS):
         expected = find_expected(store, listing)
-        before, listing = listing, list_files(store)  # list again after the journal: a build may be writing
+        before, listing = listing, _list_store(store)  # list again after the journal: a build may be writing
         if list_generation_files(before) == list_generation_files(listing):
             return expected, listing
     raise StoreError(f"{store} changes faster than it can be read", hint="verify it again when no build writes to it")
@@ -107,7 +122,7 @@ def _check_others(listing: FolderListing) -> Iterator[Fault]:
 
 
 def _check_all(
-    store: Path, listing: FolderListing, expected: Expected, hashes: Mapping[str, Written | str]
+    store: Place, listing: FolderListing, expected: Expected, hashes: Mapping[str, Written | str]
 ) -> Iterator[Fault]:
     owners = {w.sha256: key for key, w in expected.files.items() if w is not None}
     under_way = expected.under_way
@@ -152,7 +167,7 @@ def _describe(key: str, found: Written, want: Written, owners: Mapping[str, str]
 
 
 def _is_under_way(
-    store: Path,
+    store: Place,
     key: str,
     under_way: UnderWay,
     found: Written | str | None,
@@ -172,7 +187,7 @@ def _is_under_way(
     return found.sha256 in under_way.made.get(key, ())
 
 
-def _is_sound_shard(file: Path, under_way: UnderWay, key: str) -> bool:
+def _is_sound_shard(file: Place, under_way: UnderWay, key: str) -> bool:
     """Return True if every chunk of a shard matches its own checksum."""
     pending = under_way.pending[key]
     try:
@@ -184,9 +199,9 @@ def _is_sound_shard(file: Path, under_way: UnderWay, key: str) -> bool:
     return True
 
 
-def _is_sound_file(file: Path) -> bool:
+def _is_sound_file(file: Place) -> bool:
     """Return True if labels match their checksum, or if metadata is JSON."""
-    data = file.read_bytes()
+    data = read_whole(file)
     if file.name == ROOT:
         try:
             return isinstance(json.loads(data), dict)
@@ -204,8 +219,12 @@ def _describe_state(expected: Expected) -> str:
     return f"{state}, generation {expected.under_way.generation} under way" if expected.under_way else state
 
 
-def _make_notes(listing: FolderListing, expected: Expected) -> list[str]:
+def _make_notes(store: Place, listing: FolderListing, expected: Expected) -> list[str]:
     notes = []
+    if isinstance(store, RemotePath) and not store.can_list:
+        notes.append("its server lists no files: what the manifest names was compared, others were not looked for")
+    if CLAIM in listing.files:
+        notes.append("a push to this URL is under way, or was stopped: what it has written is not published yet")
     if expected.under_way is not None:
         n_journaled, n_pending = (
             sum(key in listing.files for key in keys)
@@ -218,4 +237,7 @@ def _make_notes(listing: FolderListing, expected: Expected) -> list[str]:
     n_partial = sum(key.endswith(PARTIAL) for key in listing.files)
     if n_partial:
         notes.append(f"{n_partial} files are half written ({PARTIAL}); the next build removes them")
+    n_left = sum(key.startswith(f"{FOLDER}/{INBOX}/") for key in listing.files)
+    if n_left:
+        notes.append(f"{n_left} files are of workers; the next build adopts what they finished, and removes the rest")
     return notes

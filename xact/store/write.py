@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import threading
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -23,14 +27,28 @@ from xact.disk.durable import (
     write_file,
     write_partial,
 )
+from xact.disk.locks import check_held
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.held import check_presence, check_shards, read_recorded
-from xact.store.journal import Journal, State, TaskRecord, make_stimuli_line, remove_older, write_manifest, write_plan
-from xact.store.layout import Arrays, make_files, make_metadata, make_root, make_tree, make_unfinished_root
+from xact.store.journal import (
+    FOLDER,
+    Journal,
+    State,
+    TaskRecord,
+    make_stimuli_line,
+    remove_older,
+    write_manifest,
+    write_plan,
+)
+from xact.store.layout import make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
 from xact.store.tasks import make_tasks
+from xact.store.zarr_arrays import Arrays
+
+N_LOOKERS = 8
+"""Threads that compare metadata and labels with the files on disk."""
 
 
 class TaskWriter(Protocol):
@@ -115,10 +133,12 @@ class StoreWriter:
         self.plan = self.state.plan = plan
 
     def __enter__(self) -> Self:
-        sweep_partial(self.store)
-        write_plan(self.store, self.plan)
         tree = make_tree(self.plan, self.state, self._jitter, final=False)
-        self._made = _create(self.store, self.plan, tree, make_metadata(self.plan, tree, {}), {})
+        metadata = make_metadata(self.plan, tree, {})
+        # where a killed build may have written: a store of the first format has a folder for each chunk
+        sweep_partial(self.store, None if self.plan.xact_format == 1 else metadata)
+        write_plan(self.store, self.plan)
+        self._made = _create(self.store, self.plan, tree, metadata, {})
         for model in sorted(self.state.forgotten):  # before their shards are written anew, as if there were no tasks
             self._add({"dropped": model})
         return self
@@ -196,7 +216,7 @@ class StoreWriter:
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Add a task after its shards are written. `stamps` is {row: (stamp, sha256)} of the stimuli that it read."""
         with self._lock:
-            line = record.to_line()
+            line = record.to_line() | {"at": int(time.time())}
             if stamps is not None:
                 fresh = {row: stamp for row, stamp in stamps.items() if row not in self.state.stamps}
                 line |= make_stimuli_line(fresh)
@@ -247,8 +267,9 @@ class StoreWriter:
         """Publish the generation. `provenance` is {name: text} for the group `/xact`.
 
         Shards that a killed build wrote without a record are removed. Raise StoreError if a shard is missing or has
-        another size than its record says.
+        another size than its record says, or if another machine holds the store by now.
         """
+        check_held(self.store / FOLDER)
         for model in self.plan.models:
             self._remove_unrecorded(model)
         check_presence(self.store, self.state)
@@ -258,6 +279,7 @@ class StoreWriter:
         files = {key: _written(data) for key, data in made.items()}
         root = make_root(self.plan, metadata, tree, complete=complete)
         write_manifest(self.store, self.state, {**files, "zarr.json": _written(root)})
+        check_held(self.store / FOLDER)
         write_file(self.store / "zarr.json", [root])
         remove_older(self.store, self.plan.generation)
 
@@ -274,7 +296,7 @@ def _create(
     `known` is {path: bytes} of files that this process has read or written.
     """
     made = make_files(tree, metadata, separator=plan.separator)
-    changed = {key: data for key, data in made.items() if not _holds(store / key, data, known.get(key))}
+    changed = _find_changed(store, made, known)
     if not (store / "zarr.json").exists():
         changed["zarr.json"] = make_unfinished_root(plan)
     for key, data in changed.items():
@@ -299,8 +321,25 @@ def _written(data: bytes) -> Written:
     return Written(len(data), hashlib.sha256(data).hexdigest())
 
 
-def _holds(file: Path, data: bytes, known: bytes | None) -> bool:
+def _find_changed(store: Path, made: Mapping[str, bytes], known: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return those of the files to be made that are not on disk as they should be. Looks in threads."""
+    waiting = iter(made.items())  # all threads share it: each takes the next file
+    folder = str(store)
+
+    def look() -> list[str]:
+        return [key for key, data in waiting if not _holds(f"{folder}/{key}", data, known.get(key))]
+
+    with ThreadPoolExecutor(N_LOOKERS) as pool:  # on a shared disk a look is mostly waiting
+        lost = {key for part in [pool.submit(look) for _ in range(N_LOOKERS)] for key in part.result()}
+    return {key: data for key, data in made.items() if key in lost}
+
+
+def _holds(file: str, data: bytes, known: bytes | None) -> bool:
     """Return True if a file has these bytes; `known` are those that were read or written before."""
-    if not file.is_file() or file.stat().st_size != len(data):
+    try:
+        found = os.stat(file)  # noqa: PTH116  a store of groups has 45,000 such files
+    except OSError:
         return False
-    return (file.read_bytes() if known is None else known) == data
+    if not stat.S_ISREG(found.st_mode) or found.st_size != len(data):
+        return False
+    return (Path(file).read_bytes() if known is None else known) == data

@@ -20,7 +20,7 @@ import numpy as np
 
 from xact.errors import RequestError
 from xact.files.atomic import PIECE_NBYTES, Follower, Sink, make_file_name, open_beside, write_at
-from xact.files.export import ExportFile, Options, SelectedModel, Selection
+from xact.files.export import ExportFile, ExportSelection, Options, SelectedModel
 
 OPTIONS: Mapping[str, Any] = {
     "output_dir": ".",
@@ -48,7 +48,7 @@ class GroupNames:
     stems: Mapping[str, str]
 
 
-def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
+def plan_files(chosen: ExportSelection, options: Options) -> list[ExportFile]:
     """Return one file for each condition."""
     files = []
     models = make_names([model.label for model in chosen.models], what="model")
@@ -90,7 +90,7 @@ def _name_layers(model: SelectedModel) -> dict[str, str]:
     return make_names([layer.label for layer in model.layers], what=f"model {model.label!r}, layer")
 
 
-def _name_stems(chosen: Selection, rows: np.ndarray, condition: str) -> dict[str, str]:
+def _name_stems(chosen: ExportSelection, rows: np.ndarray, condition: str) -> dict[str, str]:
     """Return {stem: name in HDF5}. Raise RequestError if two stimuli have the same stem."""
     first: dict[str, int] = {}
     for row, stem in zip(rows.tolist(), chosen.get_labels("stem", rows), strict=True):
@@ -126,14 +126,14 @@ def check_free(target: Path, models: Mapping[str, str], replicates: str) -> None
         )
 
 
-def estimate_nbytes(chosen: Selection, rows: np.ndarray) -> int:
+def estimate_nbytes(chosen: ExportSelection, rows: np.ndarray) -> int:
     """Return the approximate bytes of these rows in a file."""
     layers = [layer for model in chosen.models for layer in model.layers]
     return len(rows) * (chosen.count_nbytes(layers) + OVERHEAD_NBYTES * len(layers))
 
 
 def write_file(
-    chosen: Selection, condition: str, rows: np.ndarray, names: GroupNames, added_to: Path | None, path: Path
+    chosen: ExportSelection, condition: str, rows: np.ndarray, names: GroupNames, added_to: Path | None, path: Path
 ) -> str:
     """Write one condition to `path` and return the sha256 of the file. `added_to` is a file to copy and extend.
 
@@ -159,7 +159,7 @@ def write_file(
 def _make_model(
     file: h5py.File,
     sink: Sink,
-    chosen: Selection,
+    chosen: ExportSelection,
     model: SelectedModel,
     rows: np.ndarray,
     names: GroupNames,
@@ -179,7 +179,7 @@ def _make_model(
     return offsets
 
 
-def _fill(path: Path, chosen: Selection, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
+def _fill(path: Path, chosen: ExportSelection, rows: np.ndarray, offsets: Sequence[np.ndarray]) -> str:
     """Write the values of each model to their offsets, float32 little-endian. Return the sha256 of the file."""
     first = np.concatenate([at.min(1) for at in offsets])  # for each stimulus of each model
     final = np.minimum.accumulate(first[::-1])[::-1]  # all bytes before this offset are final

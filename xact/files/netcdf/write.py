@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from xact.files.atomic import Sink, make_file_name
-from xact.files.export import ExportFile, Options, SelectedLayer, SelectedModel, Selection
+from xact.files.export import ExportFile, ExportSelection, Options, SelectedLayer, SelectedModel
 from xact.labels import make_path_parts
 
 OPTIONS: Mapping[str, Any] = {"output_dir": ".", "replicates": "all", "prefix": "model_activations"}
@@ -33,7 +33,7 @@ Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)}."""
 
 
-def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
+def plan_files(chosen: ExportSelection, options: Options) -> list[ExportFile]:
     """Return one file for each model."""
     files = []
     for model in chosen.models:
@@ -50,7 +50,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile]:
     return files
 
 
-def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
+def write_file(chosen: ExportSelection, model: SelectedModel, path: Path) -> None:
     """Write one model to `path`."""
     labels = take_labels(chosen, model)
     paths = make_path_parts((layer.label for layer in model.layers), reserved=labels)  # both are at the root
@@ -68,7 +68,7 @@ def write_file(chosen: Selection, model: SelectedModel, path: Path) -> None:
             write_layer(file.create_group(paths[layer.label]), sink, chosen, model, layer, labels)
 
 
-def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
+def take_labels(chosen: ExportSelection, model: SelectedModel) -> Variables:
     """Return the labels of the selected stimuli and replicates, and the labels of the model, without dimensions."""
     taken: Variables = {}
     for name, (dims, values) in chosen.catalog.make_coords({"model": model.axis_index}).items():
@@ -87,7 +87,7 @@ def take_labels(chosen: Selection, model: SelectedModel) -> Variables:
 def write_layer(
     group: h5netcdf.Group,
     sink: Sink,
-    chosen: Selection,
+    chosen: ExportSelection,
     model: SelectedModel,
     layer: SelectedLayer,
     labels: Variables,
@@ -110,7 +110,7 @@ def write_layer(
         sink.check()
 
 
-def find_provenance(chosen: Selection, model: SelectedModel) -> Variables:
+def find_provenance(chosen: ExportSelection, model: SelectedModel) -> Variables:
     """Return the recipe and the provenance of one model, as JSON text."""
     said = chosen.load_provenance()
     found = {"recipe": said["recipe"], "provenance": said["models"].get(model.label, {})}

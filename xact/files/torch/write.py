@@ -25,7 +25,7 @@ import numpy as np
 from xact.disk.paths import MAX_NAME_NBYTES
 from xact.errors import RequestError, WorkError
 from xact.files.atomic import MARGIN_NBYTES, NAME_PART_NBYTES, make_file_name, open_beside
-from xact.files.export import ExportFile, NotWritten, Options, SelectedLayer, SelectedModel, Selection
+from xact.files.export import ExportFile, ExportSelection, NotWritten, Options, SelectedLayer, SelectedModel
 from xact.labels import POOLS, UNTRAINED_FOLDER
 from xact.stimuli.sources.datasets import N_IMAGES
 
@@ -67,7 +67,7 @@ class Content:
         return int(np.prod(self.shape, dtype=np.int64)) * (2 if self.dtype == "bfloat16" else 4)
 
 
-def plan_files(chosen: Selection, options: Options) -> list[ExportFile | NotWritten]:
+def plan_files(chosen: ExportSelection, options: Options) -> list[ExportFile | NotWritten]:
     """Return one file for each model and reduction, or, if `per_layer`, one for each layer."""
     n = len(chosen.catalog.labels["replicate"][1])
     if chosen.replicates == "all" and n > 1:
@@ -103,7 +103,7 @@ def plan_files(chosen: Selection, options: Options) -> list[ExportFile | NotWrit
     return files
 
 
-def find_file_labels(chosen: Selection) -> dict[str, str]:
+def find_file_labels(chosen: ExportSelection) -> dict[str, str]:
     """Return {untrained network: its name in file names}: the trained one's name, if it is the only twin of it.
 
     So the path of its file becomes the trained one's when `-untrained` is taken off, as the second study's scripts do.
@@ -147,7 +147,7 @@ def describe_widths(model: SelectedModel, whose: str, first: SelectedLayer, othe
 
 
 def make_place(
-    chosen: Selection, model: SelectedModel, label: str, pool: str, layer: str | None, recipe: Mapping[str, Any]
+    chosen: ExportSelection, model: SelectedModel, label: str, pool: str, layer: str | None, recipe: Mapping[str, Any]
 ) -> Path:
     """Return the path of a file, relative to the output folder. `label` is the model's name in it."""
     stimuli = recipe.get("stimuli", {})
@@ -165,7 +165,7 @@ def make_place(
     return folder / f"{name}{before}{asked}{after}"
 
 
-def find_row_note(chosen: Selection, recipe: Mapping[str, Any]) -> str:
+def find_row_note(chosen: ExportSelection, recipe: Mapping[str, Any]) -> str:
     """Return a note if the rows are only a part of the data set, else an empty text."""
     stimuli = recipe.get("stimuli", {})
     n_rows, n_stimuli = len(chosen.rows), len(chosen.catalog.labels["stimulus"][1])
@@ -175,7 +175,7 @@ def find_row_note(chosen: Selection, recipe: Mapping[str, Any]) -> str:
 
 
 def make_content(
-    chosen: Selection,
+    chosen: ExportSelection,
     model: SelectedModel,
     layers: tuple[SelectedLayer, ...],
     record: Mapping[str, Any],
@@ -210,7 +210,7 @@ def make_mask(n_tokens: np.ndarray) -> np.ndarray:
     return np.arange(n_tokens.max(initial=0)) < n_tokens[:, np.newaxis]
 
 
-def write_file(chosen: Selection, content: Content, path: Path) -> None:
+def write_file(chosen: ExportSelection, content: Content, path: Path) -> None:
     """Write one file to `path`."""
     write_frame(content, path)
     with zipfile.ZipFile(path) as archive:
@@ -267,7 +267,7 @@ def write_frame(content: Content, path: Path) -> None:
             torch.save({"feats": flat.view(content.shape), **tensors, **content.fields}, file)
 
 
-def make_values(chosen: Selection, content: Content) -> Iterator[np.ndarray]:
+def make_values(chosen: ExportSelection, content: Content) -> Iterator[np.ndarray]:
     """Yield `feats` in blocks of stimuli, in the dtype of the file."""
     convert = make_converter(content.dtype)
     for block in chosen.read_blocks(content.layers, chosen.rows):

@@ -180,11 +180,11 @@ def load_network(spec: ModelSpec, weights: Weights) -> Network:
     missing = {*report["missing_keys"], *map(_name_mismatch, report["mismatched_keys"])}
     is_clip = isinstance(chosen.config, library.CLIPVisionConfig)
     unexpected = [key for key in report["unexpected_keys"] if not (is_clip and CLIP_TEXT_KEYS.match(key))]
-    left_out = missing & weights.unread
+    left_out = missing & (weights.unread or set())
     if weights.unread:
         shapes = list_shapes(module)
         left_out |= find_in_heads(unexpected, shapes, weights.unread, drops_head=spec.head == "drop")
-    hint = HEAD_HINT if weights.unread else None
+    hint = HEAD_HINT if weights.unread is not None else None
     check_keys(missing - left_out, set(unexpected) - left_out, what, hint=hint)
     make_zero(module, left_out)
     if left_out:
@@ -233,7 +233,7 @@ def find_tensors(
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         shapes = list_shapes(make())
     what = f"model {spec.label!r}: the weights in {path.name}"
-    fit = find_fit(read_states(path), shapes, spec, weights.unread, what)
+    fit = find_fit(read_states(path), shapes, spec, weights.unread or (), what)
     # copies: the library keeps these tensors, and a change of the mapped file would change them
     kept = {key: tensor for key, tensor in fit.part.state.items() if key not in fit.left_out}
     state = {key: tensor.to("meta") if is_on_meta() else tensor.clone() for key, tensor in kept.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xact.disk.paths import refuse_url
+from xact.disk.places import Place, locate
 from xact.errors import NameNotFoundError, RequestError, StoreError, make_command, make_nearest_text
 
 HOMES = {"store": "xact.reading.trees.store", "hdf5": "xact.reading.trees.hdf5"}
@@ -23,8 +23,8 @@ HOMES = {"store": "xact.reading.trees.store", "hdf5": "xact.reading.trees.hdf5"}
 class Tree(ABC):
     """Activations by model, stimulus and layer. Safe with threads and after a fork; unpickling opens it again."""
 
-    path: Path
-    """Absolute: a worker process may have another working directory."""
+    path: Place
+    """Absolute, or a URL: a worker process may have another working directory."""
     allow_incomplete: bool
     """If True, unfinished rows of a store read as NaN; otherwise reading them raises StoreError."""
     identity: object
@@ -78,20 +78,22 @@ class Tree(ABC):
         return _open_again, (self.path, self.allow_incomplete, self.identity)
 
 
-def open_tree(path: str | Path, *, allow_incomplete: bool = False) -> Tree:
+def open_tree(path: str | Place, *, allow_incomplete: bool = False) -> Tree:
     """Open an HDF5 file or a store; raise StoreError if it does not exist or is damaged."""
-    refuse_url(path)
-    path = Path(path).absolute()
-    if not path.exists():
-        raise StoreError(
-            f"there is no file or store at {str(path)!r}", hint="give the path of an HDF5 file or of a store"
-        )
-    home = importlib.import_module(HOMES["store" if path.is_dir() else "hdf5"])
-    tree: Tree = home.open_tree(path, allow_incomplete=allow_incomplete)
+    place = locate(path)
+    if isinstance(place, Path):
+        place = place.absolute()
+        if not place.exists():
+            raise StoreError(
+                f"there is no file or store at {str(place)!r}", hint="give the path of an HDF5 file or of a store"
+            )
+    is_file = isinstance(place, Path) and not place.is_dir()  # at a URL there are only stores
+    home = importlib.import_module(HOMES["hdf5" if is_file else "store"])
+    tree: Tree = home.open_tree(place, allow_incomplete=allow_incomplete)
     return tree
 
 
-def _open_again(path: Path, allow_incomplete: bool, identity: object) -> Tree:
+def _open_again(path: Place, allow_incomplete: bool, identity: object) -> Tree:
     """Open the same file or store in another process."""
     tree = open_tree(path, allow_incomplete=allow_incomplete)
     if tree.identity != identity:
@@ -99,6 +101,6 @@ def _open_again(path: Path, allow_incomplete: bool, identity: object) -> Tree:
     return tree
 
 
-def refuse_changed(path: Path) -> StoreError:
+def refuse_changed(path: Place) -> StoreError:
     """Return the error for a file or store that is no longer the one that was opened."""
     return StoreError(f"{path} has changed since it was opened", hint="load it again")

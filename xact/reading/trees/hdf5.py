@@ -39,6 +39,8 @@ def open_tree(path: Path, *, allow_incomplete: bool) -> Hdf5Tree:
 class Hdf5Tree(Tree):
     """An HDF5 file, opened once in each process."""
 
+    path: Path
+
     def __init__(self, path: Path, *, allow_incomplete: bool = False) -> None:
         self.path = path
         self.allow_incomplete = allow_incomplete

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
+from xact.disk.places import Place
 from xact.errors import RUN_AGAIN, NameNotFoundError, StoreError
 from xact.reading.catalog import open_catalog
 from xact.reading.disk_arrays import Rows
@@ -17,7 +17,7 @@ NEIGHBOURS_NBYTES = 16 * 2**20
 """Upper bound, in bytes, of a chunk whose other stimuli are kept after one of them was requested."""
 
 
-def open_tree(path: Path, *, allow_incomplete: bool) -> StoreTree:
+def open_tree(path: Place, *, allow_incomplete: bool) -> StoreTree:
     """Open a store; raise StoreError if it is not a store or is unfinished."""
     return StoreTree(path, allow_incomplete=allow_incomplete)
 
@@ -25,7 +25,7 @@ def open_tree(path: Path, *, allow_incomplete: bool) -> StoreTree:
 class StoreTree(Tree):
     """A store at the time of opening. Generations that are published later stay invisible."""
 
-    def __init__(self, path: Path, *, allow_incomplete: bool = False) -> None:
+    def __init__(self, path: Place, *, allow_incomplete: bool = False) -> None:
         self.path = path
         self.allow_incomplete = allow_incomplete
         self._catalog = open_catalog(path)

@@ -14,11 +14,11 @@ from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
 from xact.stimuli.base import resolve_path
-from xact.stimuli.columns import SEPARATORS, drop_differing, find_column, load_columns, to_labels
-from xact.stimuli.csv_text import unescape_cell
 from xact.stimuli.open import open_listing
 from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, rename_columns, strip_extension
 from xact.stimuli.sources.nsd import make_id
+from xact.tables.columns import SEPARATORS, drop_differing, find_column, load_columns, to_labels
+from xact.tables.csv_text import unescape_cell
 
 NAMES = ("image_name", "name")
 """Columns with names of images. The extension of a name is removed."""
@@ -65,6 +65,10 @@ class CaptionSource:
 
     def check(self, rows: Sequence[SourceRow], *, skip: bool = False) -> None:
         """Do nothing: all captions are in memory."""
+
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows."""
+        return [self.stamp(row) for row in rows]
 
     def check_header(self, row: SourceRow, *, mask_alpha: str) -> None:
         """Do nothing: a caption has no header."""

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import RESERVED_COLUMNS, Column, StimulusTable, fold_label
 from xact.stimuli.base import FileSource, make_file_label, resolve_path
-from xact.stimuli.columns import find_column, load_columns, to_labels
+from xact.tables.columns import find_column, load_columns, to_labels
 
 VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}
 """{source: environment variable with the root folder, for recipes without a root}."""

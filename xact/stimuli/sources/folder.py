@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli
-from xact.stimuli.base import FileSource, find_stores, is_store, make_file_label, resolve_path
+from xact.stimuli.base import FileLooks, FileSource, find_stores, is_store, make_file_label, resolve_path
 from xact.stimuli.written_names import fold_name, list_forms, write_path
 
 ROOT_CONDITION = "root"
@@ -71,7 +71,8 @@ def open_source(block: FolderStimuli, folder: Path) -> FileSource:
     folders = find_folders([block.folders] if isinstance(block.folders, str) else block.folders, root)
     patterns = [block.pattern] if isinstance(block.pattern, str) else block.pattern
     beside: dict[str, Counter[str]] = defaultdict(Counter)
-    found = [one for folder in folders for one in _find_files(folder, patterns, root, beside)]
+    looks = FileLooks()
+    found = [one for folder in folders for one in _find_files(folder, patterns, root, beside, looks)]
     if not found:
         raise RequestError(
             f"no folder under {str(root)!r} holds a file that matches {', '.join(map(repr, patterns))}",
@@ -81,7 +82,9 @@ def open_source(block: FolderStimuli, folder: Path) -> FileSource:
     is_root = [one.path for one in folders] == [root] and not folders[0].may_be_empty
     has_prefix = isinstance(block.folders, dict) or not is_root
     table = _make_table(found, root, has_prefix=has_prefix)
-    return FileSource(table, [one.path for one in found], str(root), str(root), _describe_beside(beside, patterns))
+    return FileSource(
+        table, [one.path for one in found], str(root), str(root), _describe_beside(beside, patterns), looks
+    )
 
 
 def find_folders(asked: list[str] | dict[str, str], root: Path) -> list[_Folder]:
@@ -204,7 +207,9 @@ def _make_condition(where: Path, root: Path) -> str:
     return where.name
 
 
-def _find_files(folder: _Folder, patterns: Iterable[str], root: Path, beside: dict[str, Counter[str]]) -> list[_Found]:
+def _find_files(
+    folder: _Folder, patterns: Iterable[str], root: Path, beside: dict[str, Counter[str]], looks: FileLooks
+) -> list[_Found]:
     """Return the files of one folder that match a pattern.
 
     Add the number of other pictures that differ from a pattern by their extension to `beside`: {extension: {condition:
@@ -221,7 +226,9 @@ def _find_files(folder: _Folder, patterns: Iterable[str], root: Path, beside: di
             raise RequestError(f"the pattern {pattern!r} is not a pattern for files inside a folder")
         matched.update(path for path in _glob(where, pattern) if not _is_hidden(path, where))
     stores = find_stores(path.parent for path in matched)
-    files = sorted(path for path in matched if path.parent not in stores and not path.is_dir())
+    matched = {path for path in matched if path.parent not in stores}
+    looks.look_at(matched)
+    files = sorted(path for path in matched if not looks.is_folder(path))
     if not files and not folder.may_be_empty:
         raise RequestError(
             f"no file in {str(where)!r} matches {', '.join(map(repr, patterns))} (it holds {_describe(where)})",

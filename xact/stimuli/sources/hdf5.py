@@ -63,6 +63,10 @@ class Hdf5Source:
         mtime_ns = stamp_file(self._path, name=self._path.name).mtime_ns
         return FileStamp(self._row_nbytes, mtime_ns ^ zlib.crc32(self._dataset.encode()))
 
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows, which are those of one file."""
+        return [self.stamp(row) for row in rows[:1]] * len(rows)
+
     def read(self, row: SourceRow) -> npt.NDArray[np.uint8]:
         """Return one picture, of shape (height, width), (height, width, 3) or (height, width, 4)."""
         try:

@@ -44,6 +44,10 @@ class NpySource:
         mtime_ns = stamp_file(self.path, name=self.path.name).mtime_ns
         return FileStamp(math.prod(self.shape) * self.dtype.itemsize, mtime_ns)
 
+    def list_stamps(self, rows: Sequence[SourceRow]) -> list[FileStamp]:
+        """Return the stamps of these rows, which are those of one file."""
+        return [self.stamp(row) for row in rows[:1]] * len(rows)
+
     def read(self, row: SourceRow) -> npt.NDArray[np.uint8]:
         """Return one picture, of shape (height, width), (height, width, 3) or (height, width, 4)."""
         nbytes = math.prod(self.shape) * self.dtype.itemsize

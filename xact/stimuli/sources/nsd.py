@@ -10,9 +10,9 @@ from xact.errors import RequestError
 from xact.labels import Column, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import NsdStimuli
 from xact.stimuli.base import ChosenStimuli, FileSource, ListedStimuli, make_file_label
-from xact.stimuli.columns import find_column, to_labels
 from xact.stimuli.sources.datasets import find_images, find_root, find_under, load_index
 from xact.stimuli.sources.hdf5 import Hdf5Source, load_shape
+from xact.tables.columns import find_column, to_labels
 
 BRICK = "imgBrick"
 FILES = ("nsd_stimuli.hdf5", "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, cast
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column
-from xact.stimuli.column_types import MAX_EXACT, type_column
-from xact.stimuli.csv_text import decode_text, find_separator, parse_records
+from xact.tables.column_types import MAX_EXACT, type_column
+from xact.tables.csv_text import decode_text, find_separator, parse_records
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 """{extension of a text table: separator of a table with a single column}."""

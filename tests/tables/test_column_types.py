@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from xact.stimuli.column_types import MISSING, describe_column, find_comma, type_column
+from xact.tables.column_types import MISSING, describe_column, find_comma, type_column
 
 
 @pytest.mark.parametrize(

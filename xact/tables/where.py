@@ -1,4 +1,7 @@
-"""The recipe's `where`, for example `rating > 3`: parsed into a tree of allowed nodes, never evaluated as Python."""
+"""Expressions over labels, such as the recipe's `where`, for example `rating > 3`.
+
+They are parsed into a tree of allowed nodes, never evaluated as Python.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, NoReturn
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, compose_label
-from xact.stimuli.column_types import describe_column
+from xact.tables.column_types import describe_column
 
 MAX_LENGTH = 100_000
 """Most characters of an expression, enough for a list of some ten thousand ids."""
@@ -46,21 +49,22 @@ class _Operand:
     """Its description, for messages."""
 
 
-def find_rows(text: str, columns: Mapping[str, Column]) -> list[int]:
+def find_rows(text: str, columns: Mapping[str, Column], *, key: str = "stimuli.where") -> list[int]:
     """Return the rows for which an expression is true. `columns` has at least one column; all have the same length.
 
     Text compares with text, numbers with numbers, true and false with true and false; anything else raises
     RequestError with the name of the column. Texts that differ in their Unicode form only are equal. A missing number
     (NaN) is unequal to everything: only `!=` and `not in` are true for it. Raise RequestError with the position of
-    anything that is not allowed.
+    anything that is not allowed. `key` names the expression in messages.
     """
-    return _Where(text.strip(), columns).find_rows()
+    return _Where(text.strip(), columns, key).find_rows()
 
 
 class _Where:
     """One expression over one table."""
 
-    def __init__(self, text: str, columns: Mapping[str, Column]) -> None:
+    def __init__(self, text: str, columns: Mapping[str, Column], key: str) -> None:
+        self.key = key
         self.text = re.sub(r"[\r\n]", " ", text)
         self.columns = columns
         self.n_rows = len(next(iter(columns.values())))
@@ -73,7 +77,7 @@ class _Where:
     def parse(self) -> ast.expr:
         """Return the syntax tree of the text. Its nodes are not checked yet."""
         if len(self.text) > MAX_LENGTH:
-            raise RequestError(f"stimuli.where has {len(self.text)} characters; {MAX_LENGTH} is the most")
+            raise RequestError(f"{self.key} has {len(self.text)} characters; {MAX_LENGTH} is the most")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # such as `\d` in a text
@@ -81,7 +85,7 @@ class _Where:
         except SyntaxError as error:
             self.refuse_at((error.offset or 1) - 1, f"is not an expression ({error.msg})")
         except (ValueError, RecursionError, MemoryError):
-            raise RequestError("stimuli.where is nested too deeply, or holds a NUL character", hint=ALLOWED) from None
+            raise RequestError(f"{self.key} is nested too deeply, or holds a NUL character", hint=ALLOWED) from None
 
     def find_truth(self, node: ast.expr, depth: int) -> _Operand:
         """Return for each row whether a part of the expression is true."""
@@ -180,7 +184,7 @@ class _Where:
 
     def refuse_at(self, n_characters: int, problem: str, *, hint: str = ALLOWED) -> NoReturn:
         """Raise RequestError with a position in the text."""
-        raise RequestError(f"stimuli.where, character {n_characters + 1}: {problem}", hint=hint)
+        raise RequestError(f"{self.key}, character {n_characters + 1}: {problem}", hint=hint)
 
 
 def _find_name(node: ast.expr) -> str | None:

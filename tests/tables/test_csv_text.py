@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xact.errors import RequestError
-from xact.stimuli.csv_text import (
+from xact.tables.csv_text import (
     decode_text,
     escape_cell,
     find_separator,

@@ -1,0 +1,1 @@
+"""From activations to dissimilarities: RDMs, their comparison, references. Needs no torch."""

@@ -1,0 +1,128 @@
+"""Arrays of labels and their metadata, as the bytes of the files of a Zarr store (version 3). Needs no plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numcodecs import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from xact.store.shards import add_crc32c
+
+LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64, "stimulus_": 8192}
+"""Chunk length of label arrays along each dimension. It is fixed, so that every axis can grow."""
+
+FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
+"""{type: fill value} of label arrays."""
+
+Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""{name: (dimensions, values)} of label arrays. Text is an object array of str."""
+
+
+def make_text(values: Iterable[Any]) -> np.ndarray:
+    """Return texts as an array of objects."""
+    values = list(values)
+    array = np.empty(len(values), dtype=object)
+    array[:] = [str(value) for value in values]
+    return array
+
+
+def get_kind(values: np.ndarray) -> str:
+    """Return Zarr's name for the type of labels."""
+    return "string" if values.dtype == object else str(values.dtype)
+
+
+def get_label_chunk(dims: Sequence[str]) -> tuple[int, ...]:
+    """Return the shape of the chunks of a label array."""
+    return tuple(LABEL_CHUNKS[dim] for dim in dims)
+
+
+def encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """Yield (position, bytes) of every chunk of a label array."""
+    chunk = get_label_chunk(dims)
+    kind = get_kind(values)
+    for at in np.ndindex(*(-(-length // size) for length, size in zip(values.shape, chunk, strict=True))):
+        part = values[tuple(slice(i * size, (i + 1) * size) for i, size in zip(at, chunk, strict=True))]
+        padded = np.full(chunk, np.nan if kind == "float64" else FILLS[kind], dtype=values.dtype)
+        padded[tuple(slice(length) for length in part.shape)] = part
+        raw = (
+            VLenUTF8().encode(padded.ravel())
+            if kind == "string"
+            else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
+        )
+        yield at, add_crc32c(bytes(Zstd(level=3).encode(raw)))
+
+
+def make_label_metadata(dims: Sequence[str], values: np.ndarray, separator: str) -> dict[str, Any]:
+    """Return the metadata of a label array."""
+    kind = get_kind(values)
+    first: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    if kind == "string":
+        first = {"name": "vlen-utf8", "configuration": {}}
+    elif kind == "bool":
+        first = {"name": "bytes"}
+    zstd = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+    return make_array_metadata(
+        shape=values.shape,
+        kind=kind,
+        chunk=get_label_chunk(dims),
+        fill=FILLS[kind],
+        codecs=[first, zstd, {"name": "crc32c"}],
+        dims=dims,
+        separator=separator,
+    )
+
+
+def make_array_metadata(
+    *,
+    shape: Sequence[int],
+    kind: str,
+    chunk: Sequence[int],
+    fill: str | bool | int,
+    codecs: list[dict[str, Any]],
+    dims: Sequence[str],
+    separator: str,
+) -> dict[str, Any]:
+    """Return the metadata of an array."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": kind,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": separator}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "attributes": {},
+        "dimension_names": list(dims),
+        "storage_transformers": [],
+    }
+
+
+def make_group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def make_root_metadata(attributes: dict[str, Any], metadata: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the metadata of a root that holds a copy of all `metadata` below it."""
+    empty: dict[str, Any] = {"kind": "inline", "must_understand": False, "metadata": {}}
+    whole = {
+        path: data | {"consolidated_metadata": empty} if data["node_type"] == "group" else data
+        for path, data in metadata.items()
+    }
+    return {**make_group_metadata(attributes), "consolidated_metadata": empty | {"metadata": whole}}
+
+
+def name_coordinates(arrays: Arrays) -> dict[str, str]:
+    """Return the attribute `coordinates`, which tells xarray the labels. It cannot hold a name with a space."""
+    names = [name for name, (dims, _) in arrays.items() if dims != (name,) and name.split() == [name]]
+    return {"coordinates": " ".join(names)} if names else {}
+
+
+def dump_metadata(data: Mapping[str, Any]) -> bytes:
+    """Return metadata as the bytes of its file."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,1 @@
+"""Tables of labels: CSV and parquet files, the types of columns, expressions over them."""

@@ -1,9 +1,10 @@
 """What workers cost: CPU time of two workers against one process, the loss by a death, starts, adoption.
 
-    python tests/benchmarks/bench_cluster.py [speed|death|start|adopt ...] [--images 96] [--pairs 3]
+    python tests/benchmarks/bench_cluster.py [speed|death|start|adopt ...] [--images 384] [--pairs 3]
 
 speed: pictures per CPU second of two workers of one lane, against one process of two lanes (at least 0.90).
-    Without the check of values: it costs each span two batches and some single pictures, and here spans are short.
+    Without the check of values, which costs each span two batches and some single pictures. What is fixed for a span
+    (half a CPU second for ResNet50) counts ten times less in a real build, whose tasks are of 256 MB.
 death: seconds from a worker's death to the moment at which its span is given to another (at most 2).
 start: a plan of 73,000 stimuli x 50 models x 24 layers whose journal lacks one model: seconds from reading the store to
     the first span, without imports and a look at stimuli and networks; the shards are empty (under 10).
@@ -55,7 +56,7 @@ def write_recipe(folder: Path) -> Path:
     recipe = folder / "recipe.yml"
     recipe.write_text(
         f"store: {folder / 'store.zarr'}\nstimuli: {{source: folder, root: images}}\nmodels: [{ENTRY}]\n"
-        "compute: {device: cpu, batch_size: 8, check: off}\nstorage: {buffer_mb: 0.5}\n"
+        "compute: {device: cpu, batch_size: 8, check: off}\nstorage: {buffer_mb: 2}\n"
     )
     return recipe
 
@@ -197,7 +198,7 @@ def main() -> None:
     """Run the benches that are named, else all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("benches", nargs="*", choices=[[], *BENCHES], default=list(BENCHES))
-    parser.add_argument("--images", type=int, default=96)
+    parser.add_argument("--images", type=int, default=384)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     for name in options.benches:

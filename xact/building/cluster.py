@@ -136,6 +136,7 @@ class DaskWorkers:
             if found[-1][1] is None:
                 self._tell(f"the worker {name} is lost; others do what it has not finished")
                 self._client.cancel([future], force=True)
+                self._looked_at = float("-inf")  # it must not be among those that are there
             del self._futures[name]
         return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from xact.building.prepare import PreparedBuild
@@ -125,7 +125,7 @@ class Coordinator:
             n_sharing = 1 + sum(span.model == model for span in self.spans.values())
             n_idle = len(set(names) - self.spans.keys())
             n_blocks = max(1, len(free) // (SHARE * max(n_sharing, n_idle)))
-            span = self._make_span(model, free[:n_blocks])
+            span = replace(self._make_span(model, free[:n_blocks]), worker=worker)
             self.workers.submit(worker, span)
             self.spans[worker], self.last_model[worker] = span, model
 
@@ -164,8 +164,9 @@ class Coordinator:
         left = [block for block in span.blocks if block in self.open.get(span.model, {})]
         if result is None:
             self.last_model.pop(worker, None)
-            if left:
+            if left and worker not in self.adoption.left:
                 self._lose(span.model, left[0], "the worker was lost")
+            self.adoption.left.discard(worker)
             return
         for warning in result.warnings:
             self._warn(warning)

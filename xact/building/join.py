@@ -62,7 +62,7 @@ def serve(store: Path, contact: Contact, name: str | None = None) -> bool:
 
     Raise the error if it refuses this worker, and InterruptedBuildError if it goes.
     """
-    from xact.building.serve import SERVING
+    from xact.building.serve import SERVING, leave
 
     silence_dask()
     joined: list[bool] = []
@@ -74,7 +74,11 @@ def serve(store: Path, contact: Contact, name: str | None = None) -> bool:
             SERVING.ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    SERVING.ended.wait()
+    try:
+        SERVING.ended.wait()
+    except InterruptedBuildError:  # a signal
+        leave()
+        raise
     if not joined:
         time.sleep(LOOK_SECONDS)
         SERVING.ended.clear()

@@ -74,6 +74,12 @@ def set_threads(loaded: LoadedRecipe, n_threads: int | None) -> LoadedRecipe:
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"compute": compute}))
 
 
+def leave() -> None:
+    """Note that this process ends in order, e.g. after a signal: the coordinator does not count it as lost."""
+    if SERVING.worker is not None:
+        SERVING.worker.leave()
+
+
 def end_job(job_id: str, *, is_published: bool) -> None:
     """Forget a build that has ended."""
     if SERVING.worker is not None and SERVING.worker.job.id == job_id and SERVING.lock.acquire(blocking=False):

@@ -42,6 +42,8 @@ class Span:
     """Generation of the plan, and sha256 of its file."""
     lines: tuple[dict[str, Any], ...]
     """Lines of the journal that concern these tasks."""
+    worker: str = ""
+    """The coordinator's name of the worker."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Worker:
         self._box: Box | None = None
         self._loaded: tuple[PlannedModel, LoadedModel] | None = None
         self._texts: dict[str, TextLengths] = {}
+        self._name_there = ""
+        """What the coordinator calls this worker."""
         self._open = ExitStack()
         """Puts the state of the process back when the network leaves it."""
 
@@ -109,6 +113,11 @@ class Worker:
         """Forget the network, and return the result of a span that failed."""
         self.close()
         return SpanResult(self._name, tuple(warnings), error, is_refused)
+
+    def leave(self) -> None:
+        """Note that this process ends in order in the middle of a span: its tasks are not what ends it."""
+        if self._box is not None:
+            self._box.leave(self._name_there)
 
     def close(self) -> None:
         """Forget the network, and put the state of the process back."""
@@ -171,6 +180,7 @@ class Worker:
             measured=self._texts,
         )
         by_block = {task.block: task for task in tasks}
+        self._name_there = span.worker
         if self._box is None:
             self._box = Box(self.job.store)
         writer = BoxWriter(self.job.store, prepared.plan, state, self._box)

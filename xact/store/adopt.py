@@ -23,7 +23,7 @@ from xact.labels import StoreRow
 from xact.store.check_journal import ShardKeys, find_line_fault
 from xact.store.journal import FOLDER, INBOX, TaskRecord, load_state
 from xact.store.plan import PlannedModel
-from xact.store.receipts import RECEIPTS, Receipt, TaskRequests
+from xact.store.receipts import LEFT, RECEIPTS, Receipt, TaskRequests
 from xact.store.tasks import find_stop
 from xact.store.write import StoreWriter
 
@@ -48,6 +48,8 @@ class Adoption:
     excluded: set[str] = field(default_factory=set)
     """Models whose receipts are not adopted: they have failed."""
     refused: list[Refusal] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+    """Workers that have ended in order since they were last asked for."""
     _read: dict[str, int] = field(default_factory=dict)
     """{worker: bytes of its receipts that were read}."""
 
@@ -62,6 +64,9 @@ class Adoption:
         adopted = []
         for box in list_boxes(self.writer.store):
             for line in self._read_new(box):
+                if isinstance(line, dict) and isinstance(line.get(LEFT), str):
+                    self.left.add(line[LEFT])
+                    continue
                 record = self._adopt(box, line)
                 if record is not None:
                     adopted.append(record)

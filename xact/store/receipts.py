@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from xact.disk.digest import FileStamp
-from xact.disk.durable import OpenFolder, Written
+from xact.disk.durable import FolderGoneError, OpenFolder, Written
 from xact.labels import StoreRow
 from xact.store.journal import FOLDER, INBOX, State, TaskRecord, make_stimuli_line
 from xact.store.plan import Plan, PlannedModel
@@ -31,6 +32,10 @@ from xact.store.write import encode_task
 
 RECEIPTS = "receipts.jsonl"
 """File of a worker's receipts."""
+
+
+LEFT = "left"
+"""Key of a line that is no receipt: the worker of this name has ended in order."""
 
 
 class Receipt(BaseModel):
@@ -92,6 +97,11 @@ class Box:
         self.name = f"{host}-{os.getpid()}-{secrets.token_hex(8)}"
         self.folder = OpenFolder(store / FOLDER / INBOX / self.name)
         self.n_files = itertools.count()
+
+    def leave(self, worker: str) -> None:
+        """Note that the worker of this name ends in order. Do nothing if the folder is gone."""
+        with suppress(FolderGoneError):
+            self.folder.append_line(RECEIPTS, {LEFT: worker})
 
 
 class BoxWriter:

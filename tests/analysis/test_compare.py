@@ -166,6 +166,22 @@ def test_responses_of_subjects_become_their_rdms(acts):
     assert scores["subject"].values.tolist() == ["x", "y", "z"]
 
 
+def test_responses_of_voxels_are_responses(acts):
+    betas = acts.isel(model=0, layer=1, replicate=0, drop=True)
+    named = compare(acts, to=betas.rename(unit="voxel"))["score"]
+    np.testing.assert_array_equal(named, compare(acts, to=betas)["score"])
+    for odd in (betas.rename(unit="time", stimulus="presentation"), betas.expand_dims(time=2)):
+        with pytest.raises(RequestError, match=r"reference 'reference': dimensions \(") as caught:
+            compare(acts, to=odd.rename(unit="x") if "unit" in odd.dims else odd)
+        assert caught.value.hint
+
+
+def test_several_rdms_of_one_subject_are_warned_of(acts, it):
+    sessions = it.assign_coords(subject=("rdm", ["s1", "s1", "s2", "s2"]))
+    with pytest.warns(UserWarning, match="reference 'it': 4 RDMs of 2 subjects, and each counts as a subject"):
+        compare(acts, to=sessions)
+
+
 def test_regions_are_references_and_their_rdms_are_subjects(acts, it):
     regions = it.assign_coords(region=("rdm", ["IT", "IT", "V1", "V1"]), subject=("rdm", ["a", "b", "a", "b"]))
     scores = compare(acts, to=regions)

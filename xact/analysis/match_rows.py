@@ -169,7 +169,10 @@ def _refuse_bad(asked: Sequence[str], name: str) -> None:
     missing = [str(row + 1) for row, label in enumerate(asked) if not label]
     if missing:
         shown = ", ".join(missing[:MAX_EXAMPLES])
-        raise RequestError(f"{name}: {len(missing)} of its {len(asked)} rows have no label, such as row {shown}")
+        raise RequestError(
+            f"{name}: {len(missing)} of its {len(asked)} rows have no label, such as row {shown}",
+            hint="name each row, or leave these rows out",
+        )
     twice = [label for label, n in Counter(asked).items() if n > 1]
     if twice:
         shown = ", ".join(map(repr, twice[:MAX_EXAMPLES]))
@@ -181,7 +184,10 @@ def _refuse_bad(asked: Sequence[str], name: str) -> None:
 
 def _check_count(rows: np.ndarray, name: str) -> None:
     if len(rows) < LEAST_STIMULI:
-        raise RequestError(f"{name} has {len(rows)} stimuli; a comparison needs at least {LEAST_STIMULI}")
+        raise RequestError(
+            f"{name} has {len(rows)} stimuli; a comparison needs at least {LEAST_STIMULI}",
+            hint="choose more stimuli, or another reference",
+        )
 
 
 def _count(labels: Sequence[str], n_all: int) -> str:

@@ -15,6 +15,7 @@ from xact.analysis.label_rdm import make_label_rdm
 from xact.analysis.match_rows import match_rows
 from xact.analysis.pairs import check_symmetric, find_undefined, make_square, take_pairs
 from xact.analysis.references.base import align_columns, stack_rdms
+from xact.analysis.references.labelled import make_responses
 from xact.analysis.references.open_rdms import open_rdms
 from xact.analysis.references.responses import compute_rdms
 from xact.errors import RequestError
@@ -146,8 +147,8 @@ def _open(name: str, source: ReferenceSource) -> xr.DataArray:
     """Return RDMs (rdm, stimulus, stimulus_) of what is given."""
     if not isinstance(source, xr.DataArray):
         return open_rdms(source)
-    if "stimulus_" not in source.dims:
-        return compute_rdms(source)
+    if "stimulus_" not in source.dims and "stimulus" in source.dims:
+        return compute_rdms(source if "unit" in source.dims else make_responses(source, f"reference {name!r}"))
     if "stimulus" not in source.dims:
         raise RequestError(
             f"reference {name!r}: dimensions ({', '.join(map(str, source.dims))}), and no `stimulus`",

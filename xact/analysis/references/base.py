@@ -246,7 +246,10 @@ def check_rdms(rdms: xr.DataArray, file: Path | str, *, has_constant: bool = Fal
     With `has_constant`, a stimulus may have NaN to all others, as a constant pattern has.
     """
     if rdms.sizes["stimulus"] < LEAST_STIMULI:
-        raise RequestError(f"{file}: {rdms.sizes['stimulus']} stimuli; an RDM has at least {LEAST_STIMULI}")
+        raise RequestError(
+            f"{file}: {rdms.sizes['stimulus']} stimuli; an RDM has at least {LEAST_STIMULI}",
+            hint="save more stimuli; is this the right array?",
+        )
     for one in rdms:
         where = f"{file}: the RDM {str(one['rdm'].values)!r}"
         square = one.values

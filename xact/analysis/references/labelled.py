@@ -72,7 +72,7 @@ def _read(path: Path, *, kind: str, stored: int, **options: Any) -> xr.DataArray
         raise RequestError(f"{path}: {name!r} has type {found.dtype}; numbers are wanted")
     if "stimulus_" in found.dims:
         return _make_rdms(found, path, is_xact=opened.attrs.get("xact_kind") == "rdm", attrs=opened.attrs)
-    return _make_responses(found, path)
+    return make_responses(found, str(path))
 
 
 def _find_variable(opened: xr.Dataset, path: Path) -> str:
@@ -99,12 +99,15 @@ def _make_rdms(found: xr.DataArray, path: Path, *, is_xact: bool, attrs: Any) ->
     return rdms
 
 
-def _make_responses(found: xr.DataArray, path: Path) -> xr.DataArray:
+def make_responses(found: xr.DataArray, what: str) -> xr.DataArray:
     """Return responses with the dimensions ([GROUP], [replicate], stimulus, unit)."""
     others = [str(dim) for dim in found.dims if dim not in ("stimulus", "replicate", *GROUPS)]
     units = [dim for dim in others if dim in UNIT_DIMS] or others
     if len(units) != 1 or len(others) != 1:
-        raise RequestError(f"{path}: dimensions ({', '.join(map(str, found.dims))}); wanted are {DIMS}")
+        raise RequestError(
+            f"{what}: dimensions ({', '.join(map(str, found.dims))}); wanted are {DIMS}",
+            hint="array.rename(NAME='unit') of xarray",
+        )
     renamed = found if units == ["unit"] else found.rename({units[0]: "unit"})
     if "stimulus" in renamed.coords:
         renamed = renamed.assign_coords(stimulus=make_texts(renamed["stimulus"].values))

@@ -68,6 +68,37 @@ def test_rows_are_paired_by_label_never_by_place(acts, it):
     np.testing.assert_array_equal(compare(acts, to=shuffled)["score"], compare(acts, to=it)["score"])
 
 
+def test_columns_of_a_reference_are_paired_by_label_too(acts, it):
+    turned = it.isel(stimulus_=np.random.default_rng(0).permutation(16))
+    np.testing.assert_array_equal(compare(acts, to=turned)["score"], compare(acts, to=it)["score"])
+    for part, said in ((slice(0, 8), "not square: 16 stimuli by 8"), ([*range(15), 0], "have different labels")):
+        with pytest.raises(RequestError, match=f"reference 'it': .*{said}"):
+            compare(acts, to=it.isel(stimulus_=part))
+    with pytest.raises(RequestError, match=r"reference 'it': dimensions \(rdm, stimulus_\), and no `stimulus`"):
+        compare(acts, to=it.isel(stimulus=0))
+
+
+def test_rows_without_labels_are_paired_by_place_only_with_an_order(acts, it):
+    bare = xact.rdm(acts).drop_vars([name for name in acts.coords if acts[name].dims == ("stimulus",)])
+    bare = bare.drop_vars([name for name in bare.coords if bare[name].dims == ("stimulus_",)])
+    counted = it.assign_coords(stimulus=np.arange(16), stimulus_=np.arange(16))
+    with pytest.raises(RequestError, match="not among the 16 stimuli") as caught:
+        compare(bare, to=counted)
+    assert "row 1 (no label)" in caught.value.hint
+    assert compare(bare, to=counted, order="store")["score"].equals(compare(bare, to=it, order="store")["score"])
+    np.testing.assert_array_equal(compare(bare, to=it, order="store")["score"], compare(acts, to=it)["score"])
+
+
+@pytest.mark.parametrize("dim", ["model", "layer"])
+@pytest.mark.parametrize("method", ["rho-a", "cka"])
+def test_activations_of_one_layer_need_no_names(acts, it, dim, method):
+    to = it if method == "rho-a" else None
+    named, bare = acts.isel({dim: [1]}), acts.isel({dim: 1}, drop=True)
+    np.testing.assert_array_equal(
+        compare(bare, to=to, method=method)["score"], compare(named, to=to, method=method)["score"]
+    )
+
+
 def test_an_rdm_scores_one_against_itself(acts):
     rdms = xact.rdm(acts)
     one = rdms.isel(model=0, layer=2).drop_vars(["model", "layer"])
@@ -106,6 +137,12 @@ def test_several_references_have_names(acts, it):
     assert np.isfinite(scores["ceiling_low"].values).tolist() == [True, True, False, False, False]
 
 
+def test_rdms_of_responses_keep_the_names_that_are_given(acts):
+    responses = acts.isel(model=0, layer=1, drop=True)
+    areas = {"V4": xact.rdm(responses), "IT": xact.rdm(responses + 1), "nets": xact.rdm(acts.isel(layer=[0]))}
+    assert compare(acts, to=areas)["reference"].values.tolist() == ["V4", "IT", "nets A l0", "nets B l0"]
+
+
 def test_labels_are_same_or_different_absolute_or_circular(acts):
     scores = compare(acts, labels=["object", "rating", "orientation:360"], method="spearman")
     names, rating, angle = (acts[name].values for name in ("object", "rating", "orientation"))
@@ -127,6 +164,22 @@ def test_responses_of_subjects_become_their_rdms(acts):
     expected = toolbox(take_pairs(make_squares(acts)), take_pairs(squares), "corr")
     np.testing.assert_allclose(scores["subject_score"].values.reshape(6, 3), expected, rtol=0, atol=1e-10)
     assert scores["subject"].values.tolist() == ["x", "y", "z"]
+
+
+def test_responses_of_voxels_are_responses(acts):
+    betas = acts.isel(model=0, layer=1, replicate=0, drop=True)
+    named = compare(acts, to=betas.rename(unit="voxel"))["score"]
+    np.testing.assert_array_equal(named, compare(acts, to=betas)["score"])
+    for odd in (betas.rename(unit="time", stimulus="presentation"), betas.expand_dims(time=2)):
+        with pytest.raises(RequestError, match=r"reference 'reference': dimensions \(") as caught:
+            compare(acts, to=odd.rename(unit="x") if "unit" in odd.dims else odd)
+        assert caught.value.hint
+
+
+def test_several_rdms_of_one_subject_are_warned_of(acts, it):
+    sessions = it.assign_coords(subject=("rdm", ["s1", "s1", "s2", "s2"]))
+    with pytest.warns(UserWarning, match="reference 'it': 4 RDMs of 2 subjects, and each counts as a subject"):
+        compare(acts, to=sessions)
 
 
 def test_regions_are_references_and_their_rdms_are_subjects(acts, it):

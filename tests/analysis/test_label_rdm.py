@@ -81,3 +81,16 @@ def test_wrong_labels_are_refused():
         label_rdm(xr.DataArray(np.zeros((2, 2)), dims=("stimulus", "unit")))
     with pytest.raises(RequestError, match="infinite"):
         label_rdm([1, 2, np.inf])
+
+
+@pytest.mark.parametrize("period", [None, 1.0])
+def test_equal_differences_of_decimal_numbers_are_equal(period):
+    values = label_rdm([0.1, 0.2, 0.3, 0.4, 0.7], period).values  # 0.3 - 0.1 is below 0.4 - 0.2 in floating point
+    by_hand = np.abs(np.subtract.outer([1, 2, 3, 4, 7], [1, 2, 3, 4, 7]))
+    by_hand = by_hand if period is None else np.minimum(by_hand, 10 - by_hand)
+    np.testing.assert_array_equal(values, by_hand / 10)
+
+
+def test_numbers_of_any_size_keep_their_differences():
+    for labels in ([1e300, 3e300, 0.0], [1e-300, 3e-300, 0.0], [0.0, 0.0, 0.0], [np.nan, 1e5, 3e5]):
+        np.testing.assert_allclose(label_rdm(labels).values, np.abs(np.subtract.outer(labels, labels)), rtol=1e-12)

@@ -118,3 +118,14 @@ def test_two_labels_of_a_reference_are_named():
     with pytest.raises(RequestError) as caught:
         match_rows(reference, make_stimuli())
     assert "it has conds, names" in caught.value.hint
+
+
+@pytest.mark.parametrize("order", ["store", "ids.txt"])
+def test_an_order_that_contradicts_the_labels_of_a_reference_is_refused(tmp_path, order):
+    (tmp_path / "ids.txt").write_text("\n".join(IDS) + "\n", encoding="utf-8")
+    asked = order if order == "store" else tmp_path / order
+    with pytest.raises(RequestError, match="its row 1 is 'leaves/7', --order says 'plain/cat'") as caught:
+        match_rows(make_reference(IDS[::-1]), make_stimuli(), order=asked)
+    assert "leave --order out" in caught.value.hint
+    for labels in (IDS, ["of", "another", "data", "set", "5"]):  # the same order, or names that are no labels here
+        assert match_rows(make_reference(labels), make_stimuli(), order=asked)[1].tolist() == [0, 1, 2, 3, 4]

@@ -475,6 +475,26 @@ def test_a_table_of_replicates_is_averaged(tmp_path):
     assert_refused(tmp_path / "b.csv", "6 stimuli in 2 replicates are not its 11 rows")
 
 
+def test_an_index_of_pandas_is_no_unit(tmp_path):
+    values = np.random.default_rng(0).standard_normal((6, 5))
+    table = pd.DataFrame(values, columns=[f"voxel {i}" for i in range(5)])
+    table.insert(0, "stimulus", list("abcdef"))
+    table.to_csv(tmp_path / "index.csv")
+    pd.read_csv(tmp_path / "index.csv").to_csv(tmp_path / "twice.csv")
+    for name in ("index.csv", "twice.csv"):
+        np.testing.assert_allclose(open_rdms(tmp_path / name).values[0], 1 - np.corrcoef(values), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["subject", "Session", "roi"])
+def test_a_column_that_says_what_a_row_is_is_no_unit(tmp_path, name):
+    pd.DataFrame({"stimulus": list("abcd"), name: 1, "v0": range(4), "v1": [3, 1, 2, 0]}).to_csv(
+        tmp_path / "betas.csv", index=False
+    )
+    with pytest.raises(RequestError, match=f"betas.csv: the column '{name}' is no unit") as caught:
+        open_rdms(tmp_path / "betas.csv")
+    assert "one file for each subject" in caught.value.hint
+
+
 def test_responses_without_labels_have_rdms_without_labels(tmp_path):
     draw_responses().drop_vars("stimulus").to_netcdf(tmp_path / "betas.nc", engine="h5netcdf")
     assert "stimulus" not in open_rdms(tmp_path / "betas.nc").coords

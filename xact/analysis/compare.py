@@ -324,6 +324,12 @@ def find_warnings(outcomes: Outcomes, draws: Inference, *, choose_layer: bool) -
             found.append(
                 f"reference {name!r}: a bootstrap over {n} stimuli is not reliable; have at least {FEW_STIMULI}"
             )
+        n_names = len(set(one.reference.subjects))
+        if n_names < one.reference.n_subjects:
+            found.append(
+                f"reference {name!r}: {one.reference.n_subjects} RDMs of {n_names} subjects, and each counts as a "
+                "subject in the noise ceiling and in a bootstrap; average those of one subject first"
+            )
         if one.ceiling.low < 0:
             found.append(
                 f"reference {name!r}: a noise ceiling below 0 ({one.ceiling.low:.3f}): its subjects do not agree"

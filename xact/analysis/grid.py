@@ -33,7 +33,7 @@ GRAM_METHODS = ("cka", "mutual_knn")
 FEWEST = {"cka": 4, "mutual_knn": N_NEIGHBOURS + 2}
 """{method: fewest stimuli}."""
 
-Place = tuple[str, str]
+LayerName = tuple[str, str]
 """(model, layer)."""
 
 
@@ -41,16 +41,16 @@ Place = tuple[str, str]
 class GridScores:
     """Scores (left layer, right layer)."""
 
-    left: list[Place]
-    right: list[Place]
+    left: list[LayerName]
+    right: list[LayerName]
     scores: np.ndarray
     null_sd: np.ndarray | None
     """mutual_knn: standard deviation over all permutations of the stimuli. None for other methods."""
     p: np.ndarray | None
     """mutual_knn with permutations: p of each score."""
     n_stimuli: int
-    undefined: dict[Place, int]
-    empty: list[Place]
+    undefined: dict[LayerName, int]
+    empty: list[LayerName]
     n_left_out: int
 
 
@@ -72,7 +72,7 @@ class Item:
     """A layer on its way: its number in the stream, and its vector (or its neighbours)."""
 
     number: int
-    place: Place
+    place: LayerName
     vector: np.ndarray
 
 
@@ -84,8 +84,8 @@ class GridStream:
         self.method = method
         self._before = lost
         self.lost = lost.copy()
-        self.undefined: dict[Place, int] = {}
-        self.empty: dict[Place, None] = {}
+        self.undefined: dict[LayerName, int] = {}
+        self.empty: dict[LayerName, None] = {}
 
     @property
     def n_stimuli(self) -> int:
@@ -135,8 +135,8 @@ class GridStream:
 class Found:
     """Layers of the left and of the right, and their scores; for mutual_knn the spread by chance and p."""
 
-    left: list[Place]
-    right: list[Place]
+    left: list[LayerName]
+    right: list[LayerName]
     scores: np.ndarray
     null_sd: np.ndarray | None = None
     p: np.ndarray | None = None
@@ -190,7 +190,7 @@ def _score_within(stream: GridStream, left: Side, _right: Side | None, _draws: I
     n_held = min(n_most, _count_held(stream.n_stimuli))
     held = np.empty((n_held, n_pairs))
     scores = np.full((n_most, n_most), np.nan)
-    places: list[Place] = []
+    places: list[LayerName] = []
     start = first = 0
     while True:
         is_first, column, n = not places, start, 0
@@ -218,8 +218,8 @@ def _score_within(stream: GridStream, left: Side, _right: Side | None, _draws: I
 def _score_between(stream: GridStream, left: Side, right: Side | None, _draws: Inference) -> Found:
     """Score by products. Hold as many vectors of the left as fit, while those of the right stream by."""
     n_held = _count_held(stream.n_stimuli)
-    places: list[Place] = []
-    others: list[Place] = []
+    places: list[LayerName] = []
+    others: list[LayerName] = []
     blocks = []
     first = 0
     while right is not None:

@@ -11,6 +11,12 @@ import xarray as xr
 
 from xact.errors import RequestError, check_name
 
+EXACT_DIGITS = 14
+"""Digits of decimal numbers, from the first of the largest: 0.3 - 0.1 and 0.4 - 0.2 are equal, and ranks see it."""
+
+TINIEST = 1e-280
+"""Labels below this, or above 1 divided by it, are not rounded."""
+
 
 def label_rdm(array: Any, period: float | None = None) -> xr.DataArray:  # noqa: ANN401  any labels
     """Return the dissimilarities of one label of the stimuli.
@@ -131,4 +137,15 @@ def _subtract(cells: np.ndarray, period: float | None) -> np.ndarray:
     if period is not None:
         values %= period
         values = np.minimum(values, period - values)
-    return np.asarray(values)
+    return _round_decimals(np.asarray(values), cells)
+
+
+def _round_decimals(values: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Return the differences of decimal numbers as decimal numbers; those of other numbers as they are."""
+    known = cells[~np.isnan(cells)]
+    largest = float(np.abs(known).max(initial=0))
+    if not TINIEST < largest < 1 / TINIEST:
+        return values
+    scale = 10.0 ** (EXACT_DIGITS - 1 - math.floor(math.log10(largest)))
+    is_decimal = bool((np.round(known * scale) / scale == known).all())
+    return np.asarray(np.round(values * scale) / scale) if is_decimal else values

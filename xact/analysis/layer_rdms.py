@@ -65,7 +65,7 @@ def open_layer_rdms(source: RdmSource) -> LayerRdms:
     array = open_array(source)
     if "unit" in array.dims:
         chosen = choose(array, Selection())
-        return _describe(add_dims(array), lambda first: _stream_computed(chosen, first))
+        return _describe(add_dims(array, **name_only(chosen)), lambda first: _stream_computed(chosen, first))
     check_dims(array)
     rdms = add_dims(array)
     return _describe(rdms, lambda first: islice(_stream_squares(rdms), first, None))
@@ -82,7 +82,13 @@ def open_layer_grams(source: RdmSource, *, is_centred: bool, method: str) -> Lay
             f"method {method!r} needs activations, found RDMs", hint="give the store that xact build made"
         )
     chosen = choose(array, Selection())
-    return _describe(add_dims(array), lambda first: _stream_grams(chosen, first, is_centred=is_centred))
+    named = add_dims(array, **name_only(chosen))
+    return _describe(named, lambda first: _stream_grams(chosen, first, is_centred=is_centred))
+
+
+def name_only(chosen: Chosen) -> dict[str, str]:
+    """Return the names of the only model and layer of an array without these dimensions, as its stream has them."""
+    return {"model": next(iter(chosen.models)), "layer": next(iter(chosen.layers))}
 
 
 def _stream_computed(chosen: Chosen, first: int) -> Iterator[LayerSquare]:
@@ -144,11 +150,11 @@ def check_dims(rdms: xr.DataArray) -> None:
         )
 
 
-def add_dims(array: xr.DataArray) -> xr.DataArray:
-    """Return the array with a model and a layer, the labels of an array of one layer where it has them."""
-    for dim in ("layer", "model"):
+def add_dims(array: xr.DataArray, *, model: str = "model", layer: str = "layer") -> xr.DataArray:
+    """Return the array with a model and a layer: the labels of an array of one layer, or these names."""
+    for dim, name in (("layer", layer), ("model", model)):
         if dim not in array.dims:
-            array = array.expand_dims(dim) if dim in array.coords else array.expand_dims({dim: [dim]})
+            array = array.expand_dims(dim) if dim in array.coords else array.expand_dims({dim: [name]})
     return array
 
 
@@ -165,7 +171,7 @@ def _describe(array: xr.DataArray, stream: Callable[[int], Iterator[LayerSquare]
     return LayerRdms(
         models=[str(name) for name in array["model"].values],
         layers=[str(name) for name in array["layer"].values],
-        stimuli=xr.Dataset(coords=on_stimulus) if on_stimulus else xr.Dataset(coords={"stimulus": np.arange(n)}),
+        stimuli=xr.Dataset(coords=on_stimulus or {"stimulus": [f"row {row + 1} (no label)" for row in range(n)]}),
         labels=xr.Dataset(on_layer),
         stream=stream,
     )

@@ -66,10 +66,15 @@ def match_rows(
             raise RequestError(
                 f"{name} has {n_rows} rows, but there are {len(known)} stimuli", hint="--order FILE names each row"
             )
+        _refuse_other_order(reference, key, known, known, name)
         rows = np.arange(n_rows)
         _check_count(rows, name)
         return rows, rows
-    asked = _list_reference(reference, key, name) if order is None else _read_order(order, n_rows, name)
+    if order is None:
+        asked = _list_reference(reference, key, name)
+    else:
+        asked = _read_order(order, n_rows, name)
+        _refuse_other_order(reference, key, asked, known, name)
     _refuse_bad(asked, name)
     place_of = {label: row for row, label in enumerate(known)}
     foreign = [label for label in asked if label not in place_of]
@@ -113,14 +118,37 @@ def _compose(cells: np.ndarray | Sequence[str]) -> list[str]:
 
 
 def _list_reference(reference: xr.DataArray, key: str, name: str) -> list[str]:
-    for label in (key, "stimulus"):
-        if label in reference.coords and reference.coords[label].dims == ("stimulus",):
-            return _compose(reference.coords[label].values)
+    own = _find_own_labels(reference, key)
+    if own is not None:
+        return own
     others = [str(label) for label, one in reference.coords.items() if one.dims == ("stimulus",)]
     hint = "--order store, if its rows are in the order of the stimuli; --order FILE with one label a line"
     if others:
         hint = f"it has {', '.join(others)}: rename the label of the stimuli to 'stimulus', or --key if both have it"
     raise RequestError(f"{name} has no label {key!r} of its stimuli", hint=hint)
+
+
+def _refuse_other_order(
+    reference: xr.DataArray, key: str, asked: Sequence[str], known: Sequence[str], name: str
+) -> None:
+    """Refuse an order that contradicts the reference's own labels, where these are labels of the stimuli."""
+    own = _find_own_labels(reference, key)
+    if own is None or own == [*asked] or not set(own) <= set(known):
+        return
+    row = next(i for i, (one, other) in enumerate(zip(own, asked, strict=True)) if one != other)
+    raise RequestError(
+        f"{name} has labels of its own in another order: its row {row + 1} is {own[row]!r}, --order says "
+        f"{asked[row]!r}",
+        hint="leave --order out: its rows are paired by their labels",
+    )
+
+
+def _find_own_labels(reference: xr.DataArray, key: str) -> list[str] | None:
+    """Return the labels of the rows of a reference: those of this name, else `stimulus`, else None."""
+    for label in (key, "stimulus"):
+        if label in reference.coords and reference.coords[label].dims == ("stimulus",):
+            return _compose(reference.coords[label].values)
+    return None
 
 
 def _read_order(order: str | Path, n_rows: int, name: str) -> list[str]:
@@ -141,7 +169,10 @@ def _refuse_bad(asked: Sequence[str], name: str) -> None:
     missing = [str(row + 1) for row, label in enumerate(asked) if not label]
     if missing:
         shown = ", ".join(missing[:MAX_EXAMPLES])
-        raise RequestError(f"{name}: {len(missing)} of its {len(asked)} rows have no label, such as row {shown}")
+        raise RequestError(
+            f"{name}: {len(missing)} of its {len(asked)} rows have no label, such as row {shown}",
+            hint="name each row, or leave these rows out",
+        )
     twice = [label for label, n in Counter(asked).items() if n > 1]
     if twice:
         shown = ", ".join(map(repr, twice[:MAX_EXAMPLES]))
@@ -153,7 +184,10 @@ def _refuse_bad(asked: Sequence[str], name: str) -> None:
 
 def _check_count(rows: np.ndarray, name: str) -> None:
     if len(rows) < LEAST_STIMULI:
-        raise RequestError(f"{name} has {len(rows)} stimuli; a comparison needs at least {LEAST_STIMULI}")
+        raise RequestError(
+            f"{name} has {len(rows)} stimuli; a comparison needs at least {LEAST_STIMULI}",
+            hint="choose more stimuli, or another reference",
+        )
 
 
 def _count(labels: Sequence[str], n_all: int) -> str:

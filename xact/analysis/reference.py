@@ -14,7 +14,8 @@ from xact.analysis.bootstrap import FEWEST_STIMULI
 from xact.analysis.label_rdm import make_label_rdm
 from xact.analysis.match_rows import match_rows
 from xact.analysis.pairs import check_symmetric, find_undefined, make_square, take_pairs
-from xact.analysis.references.base import stack_rdms
+from xact.analysis.references.base import align_columns, stack_rdms
+from xact.analysis.references.labelled import make_responses
 from xact.analysis.references.open_rdms import open_rdms
 from xact.analysis.references.responses import compute_rdms
 from xact.errors import RequestError
@@ -82,7 +83,7 @@ def open_references(
     """Return the references of files, arrays and label columns, each with the rows of its stimuli."""
     found = []
     for name, source in _name_sources(sources):
-        for group, rdms in _split(name, _open(source)):
+        for group, rdms in _split(name, _open(name, source), is_named=isinstance(sources, Mapping)):
             found.append(_pair(group, rdms, stimuli, key=key, order=order, notes=notes))
     for label in [] if labels is None else list_names(labels):
         found.append(make_label_reference(label, stimuli, notes=notes))
@@ -142,17 +143,30 @@ def _name_sources(
     return named
 
 
-def _open(source: ReferenceSource) -> xr.DataArray:
+def _open(name: str, source: ReferenceSource) -> xr.DataArray:
     """Return RDMs (rdm, stimulus, stimulus_) of what is given."""
     if not isinstance(source, xr.DataArray):
         return open_rdms(source)
-    return stack_rdms(source) if "stimulus_" in source.dims else compute_rdms(source)
+    if "stimulus_" not in source.dims and "stimulus" in source.dims:
+        return compute_rdms(source if "unit" in source.dims else make_responses(source, f"reference {name!r}"))
+    if "stimulus" not in source.dims:
+        raise RequestError(
+            f"reference {name!r}: dimensions ({', '.join(map(str, source.dims))}), and no `stimulus`",
+            hint="RDMs are (rdm, stimulus, stimulus_), responses (stimulus, unit)",
+        )
+    return align_columns(stack_rdms(source), f"reference {name!r}")
 
 
-def _split(name: str, rdms: xr.DataArray) -> list[tuple[str, xr.DataArray]]:
-    """Return the references of one file: one for each region, or for each layer of models; else all are subjects."""
+def _split(name: str, rdms: xr.DataArray, *, is_named: bool) -> list[tuple[str, xr.DataArray]]:
+    """Return the references of one file: one for each region, or for each layer of models; else all are subjects.
+
+    `is_named`: the user gave the name.
+    """
     if {"model", "layer"} <= set(rdms.coords):
-        return [(str(one["rdm"].values), rdms[i : i + 1]) for i, one in enumerate(rdms)]
+        names = [str(one) for one in rdms["rdm"].values]
+        if is_named:
+            names = [name] if len(names) == 1 else [f"{name} {one}" for one in names]
+        return [(one, rdms[i : i + 1]) for i, one in enumerate(names)]
     regions = [label for label in REGIONS if label in rdms.coords and rdms[label].dims == ("rdm",)]
     if not regions:
         return [(name, rdms)]

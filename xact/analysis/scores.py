@@ -151,7 +151,7 @@ BEST = "model reference layer chosen_on score low high p p_max ceiling_low ceili
 
 
 def list_best(scores: xr.Dataset) -> BestLayers:
-    """Return the best layer of each model and reference; in a grid, that of each pair of models."""
+    """Return the best layer of each model and reference; in a grid, that of each model with others."""
     table = make_table(scores)
     shown = table[(table["subject"] == ALL) & table["score"].notna()]
     if "model_" in scores.dims:

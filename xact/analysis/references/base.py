@@ -86,6 +86,29 @@ def stack_rdms(found: xr.DataArray) -> xr.DataArray:
     return stacked.assign_coords(rdm=np.array([" ".join(row) for row in rows], dtype=str))
 
 
+def align_columns(rdms: xr.DataArray, what: str) -> xr.DataArray:
+    """Return RDMs whose columns are in the order of their rows, by label. Refuse other columns than rows."""
+    if rdms.sizes["stimulus"] != rdms.sizes["stimulus_"]:
+        raise RequestError(
+            f"{what}: not square: {rdms.sizes['stimulus']} stimuli by {rdms.sizes['stimulus_']}",
+            hint="choose the same stimuli on `stimulus` and `stimulus_`",
+        )
+    for dim in ("stimulus", "stimulus_"):
+        if dim in rdms.coords:
+            rdms = rdms.assign_coords({dim: make_texts(rdms[dim].values)})
+    labels, again = (rdms[dim].values if dim in rdms.coords else None for dim in ("stimulus", "stimulus_"))
+    if labels is None or (again is not None and np.array_equal(labels, again)):
+        return rdms
+    if again is not None:
+        if not sorted(labels) == sorted(again) == sorted(set(labels)):
+            raise RequestError(
+                f"{what}: 'stimulus' and 'stimulus_' have different labels",
+                hint="choose the same stimuli on `stimulus` and `stimulus_`",
+            )
+        rdms = rdms.sel(stimulus_=labels)
+    return rdms.assign_coords(stimulus_=labels)
+
+
 def add_labels(columns: Columns, n_stimuli: int) -> dict[str, Any]:
     """Return the labels of the stimuli as coordinates of both dimensions, with `stimulus` if one tells them apart."""
     source = find_label(columns, n_stimuli, STIMULUS_LABELS)
@@ -223,7 +246,10 @@ def check_rdms(rdms: xr.DataArray, file: Path | str, *, has_constant: bool = Fal
     With `has_constant`, a stimulus may have NaN to all others, as a constant pattern has.
     """
     if rdms.sizes["stimulus"] < LEAST_STIMULI:
-        raise RequestError(f"{file}: {rdms.sizes['stimulus']} stimuli; an RDM has at least {LEAST_STIMULI}")
+        raise RequestError(
+            f"{file}: {rdms.sizes['stimulus']} stimuli; an RDM has at least {LEAST_STIMULI}",
+            hint="save more stimuli; is this the right array?",
+        )
     for one in rdms:
         where = f"{file}: the RDM {str(one['rdm'].values)!r}"
         square = one.values

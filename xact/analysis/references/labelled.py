@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from xact.analysis.references.base import HDF5_DAMAGED, check_rdms, make_texts, read_safely, refuse_large, stack_rdms
+from xact.analysis.references.base import (
+    HDF5_DAMAGED,
+    align_columns,
+    check_rdms,
+    make_texts,
+    read_safely,
+    refuse_large,
+    stack_rdms,
+)
 from xact.disk.hdf5_members import check_whole
 from xact.errors import RequestError
 
@@ -64,7 +72,7 @@ def _read(path: Path, *, kind: str, stored: int, **options: Any) -> xr.DataArray
         raise RequestError(f"{path}: {name!r} has type {found.dtype}; numbers are wanted")
     if "stimulus_" in found.dims:
         return _make_rdms(found, path, is_xact=opened.attrs.get("xact_kind") == "rdm", attrs=opened.attrs)
-    return _make_responses(found, path)
+    return make_responses(found, str(path))
 
 
 def _find_variable(opened: xr.Dataset, path: Path) -> str:
@@ -83,31 +91,23 @@ def _find_variable(opened: xr.Dataset, path: Path) -> str:
 
 def _make_rdms(found: xr.DataArray, path: Path, *, is_xact: bool, attrs: Any) -> xr.DataArray:  # noqa: ANN401
     """Return (rdm, stimulus, stimulus_): other dimensions, such as model and layer, become `rdm` and its labels."""
-    if found.sizes["stimulus"] != found.sizes["stimulus_"]:
-        raise RequestError(f"{path}: not square: {dict(found.sizes)}")
-    rdms = stack_rdms(found.astype(np.float64)).rename("dissimilarity")
+    rdms = align_columns(stack_rdms(found.astype(np.float64)).rename("dissimilarity"), str(path))
     rdms.attrs = {**attrs, **found.attrs}
     if is_xact and rdms.sizes["rdm"] > 1:
         rdms = rdms[~np.isnan(rdms.values).all(axis=(1, 2))]  # a layer that a model lacks
-    for dim in ("stimulus", "stimulus_"):
-        if dim in rdms.coords:
-            rdms = rdms.assign_coords({dim: make_texts(rdms[dim].values)})
-    labels, again = (rdms[dim].values if dim in rdms.coords else None for dim in ("stimulus", "stimulus_"))
-    if labels is not None and (again is None or sorted(labels) == sorted(again) == sorted(set(labels))):
-        rdms = rdms if again is None else rdms.sel(stimulus_=labels)
-        rdms = rdms.assign_coords(stimulus_=labels)
-    elif labels is not None and again is not None and not np.array_equal(labels, again):
-        raise RequestError(f"{path}: 'stimulus' and 'stimulus_' have different labels")
     check_rdms(rdms, path, has_constant=is_xact)
     return rdms
 
 
-def _make_responses(found: xr.DataArray, path: Path) -> xr.DataArray:
+def make_responses(found: xr.DataArray, what: str) -> xr.DataArray:
     """Return responses with the dimensions ([GROUP], [replicate], stimulus, unit)."""
     others = [str(dim) for dim in found.dims if dim not in ("stimulus", "replicate", *GROUPS)]
     units = [dim for dim in others if dim in UNIT_DIMS] or others
     if len(units) != 1 or len(others) != 1:
-        raise RequestError(f"{path}: dimensions ({', '.join(map(str, found.dims))}); wanted are {DIMS}")
+        raise RequestError(
+            f"{what}: dimensions ({', '.join(map(str, found.dims))}); wanted are {DIMS}",
+            hint="array.rename(NAME='unit') of xarray",
+        )
     renamed = found if units == ["unit"] else found.rename({units[0]: "unit"})
     if "stimulus" in renamed.coords:
         renamed = renamed.assign_coords(stimulus=make_texts(renamed["stimulus"].values))

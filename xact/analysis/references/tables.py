@@ -22,6 +22,9 @@ LONG = ("a", "b", "value")
 FORMS = "a square with ids in its first line and first column, or three columns a, b, value"
 ROWS = "responses have a row for each stimulus, and a column for each unit"
 NO_IDS = "write ids into its first line and first column, or save it as .npy and use --order"
+NO_UNITS = frozenset((*RDM_LABELS, "session", "run", "trial", "repetition", "roi", "region", "condition"))
+"""Columns that say what a row of responses is."""
+
 MAX_EXAMPLES = 3
 
 
@@ -78,6 +81,8 @@ def _is_square(table: _Table) -> bool:
     if sorted(labels) == sorted(names):
         return True
     foreign = [name for name in names if name not in set(labels)]
+    if "stimulus" in map(str.casefold, foreign):
+        return False
     values = np.array([table.read_numbers(at + 1) for at in range(len(names))])
     if np.allclose(values, values.T, rtol=0, atol=TOLERANCE) or len(foreign) < len(names):
         raise RequestError(
@@ -172,7 +177,8 @@ def _read_responses(table: _Table) -> xr.DataArray:
     """Return the responses of units: a row for each stimulus, a column for each unit."""
     at = next((i for i, name in enumerate(table.names) if name.strip().casefold() == "stimulus"), 0)
     again = next((i for i, name in enumerate(table.names) if name.strip().casefold() == "replicate"), None)
-    units = [i for i in range(len(table.names)) if i not in (at, again)]
+    units = [i for i, name in enumerate(table.names) if i not in (at, again) and not _is_index(name)]
+    _refuse_no_units([table.names[i] for i in units], table.file)
     values = np.array([table.read_numbers(i) for i in units]).T
     labels = table.read_texts(at)
     coords = {"stimulus": labels, "unit": [table.names[i] for i in units]}
@@ -189,6 +195,23 @@ def _read_responses(table: _Table) -> xr.DataArray:
     rows = np.array([[row_of[one, name] for one in ids] for name in names])
     coords = {"replicate": names, "stimulus": ids, "unit": coords["unit"]}
     return xr.DataArray(values[rows], coords, ("replicate", "stimulus", "unit"), name="responses")
+
+
+def _is_index(name: str) -> bool:
+    """Return True for the name that the index of a table of pandas has in a file."""
+    return is_missing(name) or name.startswith("Unnamed: ")
+
+
+def _refuse_no_units(names: Sequence[str], file: Path) -> None:
+    """Refuse columns that say what a row is, in place of units."""
+    odd = [name for name in names if name.strip().casefold() in NO_UNITS]
+    if odd:
+        raise RequestError(
+            f"{file}: the column {odd[0]!r} is no unit; {ROWS}",
+            hint="take it out: one file for each subject, or netCDF with a dimension `subject`",
+        )
+    if not names:
+        raise RequestError(f"{file} has no column of a unit", hint=ROWS)
 
 
 # ---- files

@@ -180,6 +180,40 @@ def test_what_is_not_a_receipt_is_ignored(work, line):
     assert work.adopt() == [("one", 0)]
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("line", "task", 5),
+        ("line", "task", None),
+        ("line", "task", ["one", []]),
+        ("line", "task", ["one", "x"]),
+        ("line", "task", [["one"], 0]),
+        ("line", "seconds", "1"),
+        ("line", "scores", {"x": [[0, "1"]]}),
+        ("line", "stimuli", [1]),
+        ("line", "network", "two"),
+        ("network", "network", "two"),
+        ("network", "task", 5),
+        ("network", "stimuli", [[0, 1, 2, "x"]]),
+        ("network", "dropped", "two"),
+        ("network", "replaced", {"zarr.json": ["absent", "absent"]}),
+        ("network", "hardware", 5),
+        ("network", "hardware", []),
+        ("network", "check", None),
+        ("network", "code", 1),
+        ("network", "tensors_sha256", 1),
+    ],
+)
+def test_a_receipt_with_a_wrong_type_or_key_is_not_adopted(work, part, key, value):
+    work.do(work.make_worker(), "one", 0)
+    file, (receipt,) = read_receipts(work)
+    write_receipts(file, [receipt | {part: receipt[part] | {key: value}}])
+    assert work.adopt() == []
+    assert load_state(work.prepared.store).networks == {}
+    work.do(work.make_worker(), "one", 0)
+    assert work.adopt() == [("one", 0)]
+
+
 def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)

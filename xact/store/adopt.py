@@ -20,7 +20,7 @@ from xact.disk.digest import FileStamp, hash_files
 from xact.disk.durable import parse_json, read_whole
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.check_journal import ShardKeys, find_line_fault
+from xact.store.check_journal import LINE_KEYS, ShardKeys, find_line_fault
 from xact.store.journal import FOLDER, INBOX, TaskRecord, load_state
 from xact.store.plan import PlannedModel
 from xact.store.receipts import RECEIPTS, Receipt, TaskRequests
@@ -89,8 +89,7 @@ class Adoption:
         fault = self._find_fault(box, receipt, files)
         if fault is not None:
             if fault:
-                model, block = (*receipt.line.get("task", ()), "", 0)[:2]
-                self.refused.append(Refusal(str(model), int(block), f"{receipt.by}: {fault}"))
+                self.refused.append(Refusal(*_find_task(receipt.line), f"{receipt.by}: {fault}"))
             _remove_staged(box, receipt)
             return None
         record = TaskRecord.from_line(receipt.line)
@@ -108,7 +107,7 @@ class Adoption:
         plan, state, line = self.writer.plan, self.writer.state, receipt.line
         if receipt.by != box.name:
             return "its receipt is of another worker"
-        if not {"task", "stimuli"} <= line.keys() or line.keys() & {"network", "replaced", "dropped"}:
+        if line.keys() & LINE_KEYS != {"task", "stimuli"}:
             return "its receipt has other keys than a task"
         fault = find_line_fault(line, plan, self._keys)
         if fault is not None:
@@ -233,6 +232,14 @@ def _find_size(file: Path) -> int | None:
             return None
         found = os.lstat(file)
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
+def _find_task(line: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the model and the block that a line names, even if the line is damaged."""
+    match line.get("task"):
+        case [str(model), int(block)]:
+            return model, block
+    return "", 0
 
 
 def _read_stamps(line: Mapping[str, Any]) -> dict[StoreRow, tuple[FileStamp, str]]:

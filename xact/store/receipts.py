@@ -17,20 +17,40 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from xact.disk.digest import FileStamp
 from xact.disk.durable import OpenFolder, Written
 from xact.labels import StoreRow
+from xact.store.check_journal import LINE_KEYS
 from xact.store.journal import FOLDER, INBOX, State, TaskRecord, make_stimuli_line
 from xact.store.plan import Plan, PlannedModel
 from xact.store.write import encode_task
 
 RECEIPTS = "receipts.jsonl"
 """File of a worker's receipts."""
+
+
+class _NetworkFacts(BaseModel):
+    """What adoption reads of the facts from loading a network; there are others."""
+
+    tensors_sha256: str
+    unsaved_sha256: str
+    code: dict[str, Any]
+    memory_format: str
+    hardware: Annotated[list[str], Field(min_length=1)]
+    check: Literal["on", "off"]
+
+
+def _check_network(network: dict[str, Any]) -> dict[str, Any]:
+    _NetworkFacts.model_validate(network)
+    foreign = network.keys() & LINE_KEYS
+    if foreign:
+        raise ValueError(f"it has the key {min(foreign)!r} of another line")
+    return network
 
 
 class Receipt(BaseModel):
@@ -42,7 +62,7 @@ class Receipt(BaseModel):
     """Name of the worker's folder."""
     request: str
     """What `TaskRequests.hash` returned for the task."""
-    network: dict[str, Any]
+    network: Annotated[dict[str, Any], AfterValidator(_check_network)]
     """Facts from loading the network, as in the journal."""
     staged: dict[str, Annotated[str, Field(pattern=r"^\d+$")]]
     """{path of a shard in the store: name of its file in the worker's folder}, of shards with new bytes."""

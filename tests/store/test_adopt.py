@@ -16,12 +16,13 @@ from xact.building.api import open_build
 from xact.building.coordinate import Coordinator, make_job
 from xact.building.prepare import PreparedBuild
 from xact.building.run import Outcome, build_store
-from xact.building.work import SpanResult, Worker
+from xact.building.work import PlanGoneError, SpanResult, Worker
 from xact.disk.durable import FolderGoneError
-from xact.errors import StoreError
+from xact.errors import DeviceMemoryError, StoreError
 from xact.files.verify import verify
 from xact.recipe.load import load_recipe
 from xact.store.adopt import Adoption, adopt_left, is_same_gpu, merge_networks
+from xact.store.contact import Contact, is_listening, write_contact
 from xact.store.journal import load_state
 from xact.store.tasks import halve_batch
 from xact.store.write import StoreWriter
@@ -263,6 +264,55 @@ def test_a_receipt_of_a_batch_size_that_was_halved_meanwhile_is_not_adopted(work
     assert work.adopt() == [("one", 0)]
 
 
+@pytest.mark.parametrize("error", [None, PlanGoneError("no plan"), DeviceMemoryError("no memory")])
+def test_a_span_of_a_plan_that_was_halved_meanwhile_counts_against_no_task(work, error):
+    span = work.coordinator._make_span("one", [0])
+    smaller = halve_batch(work.writer.plan, work.writer.plan.models[0])
+    assert smaller is not None
+    work.writer.replace_model(smaller)
+    for _ in range(3):
+        work.coordinator.spans["here"] = span
+        work.coordinator._take("here", SpanResult("", error=error))
+    assert work.coordinator.losses == {}
+    assert 0 in work.coordinator.open["one"]
+    assert work.writer.plan.models[0] == smaller
+
+
+def test_a_receipt_that_is_refused_counts_once_against_its_task(work):
+    work.do(work.make_worker(), "one", 0)
+    file, (receipt,) = read_receipts(work)
+    write_receipts(file, [receipt | {"staged": {}}])
+    work.coordinator._adopt()
+    work.coordinator.spans["here"] = work.coordinator._make_span("one", [0])
+    work.coordinator._take("here", SpanResult(receipt["by"]))
+    assert work.coordinator.losses == {("one", 0): 1}
+
+
+def test_tasks_that_were_taken_back_are_not_adopted_from_receipts_of_before(recipe):
+    with open_work(recipe) as work:
+        store, model = work.prepared.store, work.writer.plan.models[0]
+        work.do(work.make_worker(), model.label, 0)
+        assert work.adopt() == [("one", 0)]
+        late = work.make_worker()
+        late.run(work.coordinator._make_span("one", [1]))
+        work.writer.drop_tasks(model)
+        late.run(work.coordinator._make_span("one", [2]))
+    adopt_left(store)
+    assert load_state(store).find_done("one").keys() == {2}
+
+
+def test_receipts_are_read_once(work, monkeypatch):
+    worker = work.make_worker()
+    work.do(worker, "one", 0)
+    assert work.adopt() == [("one", 0)]
+    read = []
+    monkeypatch.setattr("xact.store.adopt.parse_json", lambda text: read.append(text) or json.loads(text))
+    work.do(worker, "one", 1)
+    assert work.adopt() == [("one", 1)]
+    assert work.adopt() == []
+    assert len(list(filter(None, read))) == 1
+
+
 def test_a_stimulus_with_other_bytes_than_the_tasks_before_is_refused(work):
     work.do(work.make_worker(), "one", 0)
     work.adopt()
@@ -311,6 +361,14 @@ def test_a_receipt_after_the_commit_is_a_leftover_that_the_next_build_removes(re
     xact.build(recipe, allow_code=True)
     assert not (store / ".xact" / "inbox").exists()
     assert faults.digest_store(store) == values
+
+
+def test_the_contact_that_a_killed_coordinator_left_is_a_file_of_the_store(recipe):
+    store = xact.build(recipe, allow_code=True).store
+    write_contact(store, Contact(address="tcp://[::1]:99999", scheduler="", job="", store_id="", generation=1))
+    assert verify(store).find_error() is None
+    assert not is_listening("tcp://[::1]:99999")
+    assert xact.drop(store, models="two").models == ("two",)
 
 
 def test_a_link_in_the_inbox_is_not_followed(work, tmp_path):

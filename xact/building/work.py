@@ -31,6 +31,10 @@ PLAN_PATIENCE = 60.0
 """Seconds in which a shared disk must show the plan that the coordinator has written."""
 
 
+class PlanGoneError(StoreError):
+    """Raised when the plan of a span does not show up: this machine does not see it, or a newer one took its place."""
+
+
 @dataclass(frozen=True)
 class Span:
     """Tasks of one model for one worker."""
@@ -203,7 +207,7 @@ def read_planned(store: Path, generation: int, sha256: str) -> Plan:
         if hashlib.sha256(data).hexdigest() == sha256:
             return Plan.model_validate_json(data)
         if time.monotonic() > deadline:
-            raise StoreError(
+            raise PlanGoneError(
                 f"{file} is not the plan of the build", hint="all machines must see the store at the same path"
             )
         time.sleep(0.5)

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xact.disk.digest import FileStamp, hash_files
-from xact.disk.durable import parse_json, read_whole
+from xact.disk.digest import FileStamp, hash_files, open_regular
+from xact.disk.durable import parse_json
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.check_journal import LINE_KEYS, ShardKeys, find_line_fault
@@ -69,14 +69,16 @@ class Adoption:
 
     def _read_new(self, box: Path) -> Iterator[Any]:
         """Yield the whole lines that a worker has added. A line that is no JSON is skipped: its task is open."""
-        try:
-            data = read_whole(box / RECEIPTS)
-        except OSError:  # no receipt yet
-            return
         start = self._read.get(box.name, 0)
+        try:
+            with os.fdopen(open_regular(box / RECEIPTS), "rb") as file:
+                file.seek(start)
+                data = file.read()
+        except (OSError, StoreError):  # no receipt yet, or no file
+            return
         end = data.rfind(b"\n") + 1
-        self._read[box.name] = max(start, end)
-        for text in data[start:end].splitlines():
+        self._read[box.name] = start + end
+        for text in data[:end].split(b"\n"):
             with suppress(ValueError):
                 yield parse_json(text)
 
@@ -114,7 +116,7 @@ class Adoption:
             return f"its receipt is damaged: {fault}"
         label, block = line["task"]
         model, older = plan.find_model(label), state.tasks.get((label, block))
-        if model is None or label in self.excluded or self._requests.hash(model, block, older) != receipt.request:
+        if model is None or label in self.excluded or self._requests.hash(model, block, state) != receipt.request:
             return ""
         if line["stop"] != find_stop(plan, model, block, 0 if older is None else older.stop):
             return "its task ends at another stimulus"

@@ -78,12 +78,12 @@ class TaskRequests:
     _models: dict[str, str] = field(default_factory=dict)
     """{model: sha256 of its plan}."""
 
-    def hash(self, model: PlannedModel, block: int, older: TaskRecord | None) -> str:
-        """Return the sha256 of all that decides the bytes of a task, and of what the store has of it (`older`).
+    def hash(self, model: PlannedModel, block: int, state: State) -> str:
+        """Return the sha256 of all that decides the bytes of a task, and of what the store has of it (`state`).
 
-        Once a task is recorded, its request is another one.
+        Once a task is recorded, or the tasks of its model are taken back, its request is another one.
         """
-        plan = self.plan
+        plan, older = self.plan, state.tasks.get((model.label, block))
         start = block * plan.stimuli_per_task
         if model.label not in self._models:
             self._models[model.label] = _hash(model.model_dump(mode="json"))
@@ -96,6 +96,7 @@ class TaskRequests:
                 "shards": [[shard.key, shard.shape.shard, shard.shape.chunk] for shard in shards],
                 "stimuli": [start, plan.stimuli.ids[start : start + plan.stimuli_per_task]],
                 "older": None if older is None else older.to_line(),
+                "dropped": state.dropped[model.label],
             }
         )
 
@@ -150,10 +151,9 @@ class BoxWriter:
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Write the receipt of a task after its shards are written."""
         model = next(model for model in self.plan.models if model.label == record.model)
-        older = self.state.tasks.get((record.model, record.block))
         receipt = Receipt(
             by=self._box.name,
-            request=self._requests.hash(model, record.block, older),
+            request=self._requests.hash(model, record.block, self.state),
             network=self.state.networks[record.model],
             staged=self._staged.pop(record.block),
             line=record.to_line() | make_stimuli_line(stamps or {}),

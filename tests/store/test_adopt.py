@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from xact.disk.durable import FolderGoneError
 from xact.errors import DeviceMemoryError, StoreError
 from xact.files.verify import verify
 from xact.recipe.load import load_recipe
-from xact.store.adopt import Adoption, adopt_left, is_same_gpu, merge_networks
+from xact.store.adopt import Adoption, adopt_left, is_same_gpu, list_boxes, merge_networks
 from xact.store.contact import Contact, is_listening, write_contact
 from xact.store.journal import load_state
 from xact.store.tasks import halve_batch
@@ -161,6 +161,7 @@ def test_a_receipt_that_is_not_whole_is_no_receipt_until_it_is(work):
         (lambda one: one | {"line": one["line"] | {"dropped": "one"}}, "other keys than a task"),
         (lambda one: one | {"line": one["line"] | {"task": ["one", 77]}}, "is damaged"),
         (lambda one: one | {"staged": {}}, "has no file for"),
+        (lambda one: one | {"staged": dict.fromkeys([*one["staged"], "a"], "0")}, "names a file twice"),
     ],
 )
 def test_a_receipt_that_lies_is_refused_and_its_task_stays_open(work, change, said):
@@ -224,7 +225,7 @@ def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
     assert (work.prepared.store / "zarr.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "link"])
+@pytest.mark.parametrize("damage", ["short", "gone", "link", "folder"])
 def test_a_file_that_is_not_what_its_receipt_says_is_refused(work, damage, tmp_path):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
@@ -233,6 +234,8 @@ def test_a_file_that_is_not_what_its_receipt_says_is_refused(work, damage, tmp_p
     staged.unlink()
     if damage == "short":
         staged.write_bytes(data[:-1])
+    elif damage == "folder":
+        staged.mkdir()
     elif damage == "link":
         (tmp_path / "elsewhere").write_bytes(data)
         staged.symlink_to(tmp_path / "elsewhere")
@@ -387,6 +390,22 @@ def test_an_inbox_that_is_a_link_is_refused(recipe, tmp_path):
     with pytest.raises(StoreError, match="inbox is not a folder"):
         xact.build(recipe, allow_code=True)
     assert (tmp_path / "elsewhere").exists()
+
+
+def test_an_inbox_that_is_a_file_holds_no_worker(recipe):
+    store = xact.build(recipe, allow_code=True).store
+    (store / ".xact" / "inbox").write_text("")
+    assert list_boxes(store) == []
+
+
+def test_a_worker_that_lacks_a_stimulus_is_refused_by_its_name_beside_those_that_the_recipe_leaves_out(work):
+    job = make_job(work.prepared, allow_code=True)
+    (picture,) = work.prepared.store.parents[1].rglob("a/p00.*")
+    picture.unlink()
+    last = work.prepared.plan.n_stimuli - 1
+    result = Worker(replace(job, left_out=frozenset([last]))).run(work.coordinator._make_span("one", [0]))
+    assert result.is_refused
+    assert f"are not here, e.g. {work.prepared.plan.stimuli.ids[0]!r}" in str(result.error)
 
 
 def test_rows_for_a_block_that_has_some_are_adopted_beside_them(recipe, tmp_path):

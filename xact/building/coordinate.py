@@ -236,4 +236,4 @@ def run_with(workers: Workers) -> RunTasks:
 def make_job(prepared: PreparedBuild, *, allow_code: bool) -> Job:
     """Return what workers have to know of a build before their first span."""
     store = prepared.store.absolute()
-    return Job(secrets.token_hex(8), store, prepared.loaded, allow_code, n_left_out=len(prepared.left_out))
+    return Job(secrets.token_hex(8), store, prepared.loaded, allow_code, left_out=prepared.left_out)

@@ -111,6 +111,8 @@ class Adoption:
             return "its receipt is of another worker"
         if line.keys() & LINE_KEYS != {"task", "stimuli"}:
             return "its receipt has other keys than a task"
+        if len(set(receipt.staged.values())) < len(receipt.staged):
+            return "its receipt names a file twice"
         fault = find_line_fault(line, plan, self._keys)
         if fault is not None:
             return f"its receipt is damaged: {fault}"
@@ -220,7 +222,7 @@ def list_boxes(store: Path) -> list[Path]:
     try:
         with os.scandir(store / FOLDER / INBOX) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -250,5 +252,5 @@ def _read_stamps(line: Mapping[str, Any]) -> dict[StoreRow, tuple[FileStamp, str
 
 def _remove_staged(box: Path, receipt: Receipt) -> None:
     for name in receipt.staged.values():
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it goes with the inbox
             (box / name).unlink()

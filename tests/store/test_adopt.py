@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,13 @@ from xact.building.api import open_build
 from xact.building.coordinate import Coordinator, make_job
 from xact.building.prepare import PreparedBuild
 from xact.building.run import Outcome, build_store
-from xact.building.work import SpanResult, Worker
+from xact.building.work import PlanGoneError, SpanResult, Worker
 from xact.disk.durable import FolderGoneError
-from xact.errors import StoreError
+from xact.errors import DeviceMemoryError, StoreError
 from xact.files.verify import verify
 from xact.recipe.load import load_recipe
-from xact.store.adopt import Adoption, adopt_left, is_same_gpu, merge_networks
+from xact.store.adopt import Adoption, adopt_left, is_same_gpu, list_boxes, merge_networks
+from xact.store.contact import Contact, is_listening, write_contact
 from xact.store.journal import load_state
 from xact.store.tasks import halve_batch
 from xact.store.write import StoreWriter
@@ -160,6 +161,7 @@ def test_a_receipt_that_is_not_whole_is_no_receipt_until_it_is(work):
         (lambda one: one | {"line": one["line"] | {"dropped": "one"}}, "other keys than a task"),
         (lambda one: one | {"line": one["line"] | {"task": ["one", 77]}}, "is damaged"),
         (lambda one: one | {"staged": {}}, "has no file for"),
+        (lambda one: one | {"staged": dict.fromkeys([*one["staged"], "a"], "0")}, "names a file twice"),
     ],
 )
 def test_a_receipt_that_lies_is_refused_and_its_task_stays_open(work, change, said):
@@ -180,6 +182,40 @@ def test_what_is_not_a_receipt_is_ignored(work, line):
     assert work.adopt() == [("one", 0)]
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("line", "task", 5),
+        ("line", "task", None),
+        ("line", "task", ["one", []]),
+        ("line", "task", ["one", "x"]),
+        ("line", "task", [["one"], 0]),
+        ("line", "seconds", "1"),
+        ("line", "scores", {"x": [[0, "1"]]}),
+        ("line", "stimuli", [1]),
+        ("line", "network", "two"),
+        ("network", "network", "two"),
+        ("network", "task", 5),
+        ("network", "stimuli", [[0, 1, 2, "x"]]),
+        ("network", "dropped", "two"),
+        ("network", "replaced", {"zarr.json": ["absent", "absent"]}),
+        ("network", "hardware", 5),
+        ("network", "hardware", []),
+        ("network", "check", None),
+        ("network", "code", 1),
+        ("network", "tensors_sha256", 1),
+    ],
+)
+def test_a_receipt_with_a_wrong_type_or_key_is_not_adopted(work, part, key, value):
+    work.do(work.make_worker(), "one", 0)
+    file, (receipt,) = read_receipts(work)
+    write_receipts(file, [receipt | {part: receipt[part] | {key: value}}])
+    assert work.adopt() == []
+    assert load_state(work.prepared.store).networks == {}
+    work.do(work.make_worker(), "one", 0)
+    assert work.adopt() == [("one", 0)]
+
+
 def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
@@ -189,7 +225,7 @@ def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
     assert (work.prepared.store / "zarr.json").exists()
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "link"])
+@pytest.mark.parametrize("damage", ["short", "gone", "link", "folder"])
 def test_a_file_that_is_not_what_its_receipt_says_is_refused(work, damage, tmp_path):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
@@ -198,6 +234,8 @@ def test_a_file_that_is_not_what_its_receipt_says_is_refused(work, damage, tmp_p
     staged.unlink()
     if damage == "short":
         staged.write_bytes(data[:-1])
+    elif damage == "folder":
+        staged.mkdir()
     elif damage == "link":
         (tmp_path / "elsewhere").write_bytes(data)
         staged.symlink_to(tmp_path / "elsewhere")
@@ -227,6 +265,55 @@ def test_a_receipt_of_a_batch_size_that_was_halved_meanwhile_is_not_adopted(work
     assert work.coordinator.adoption.refused == []
     work.do(work.make_worker(), "one", 0)
     assert work.adopt() == [("one", 0)]
+
+
+@pytest.mark.parametrize("error", [None, PlanGoneError("no plan"), DeviceMemoryError("no memory")])
+def test_a_span_of_a_plan_that_was_halved_meanwhile_counts_against_no_task(work, error):
+    span = work.coordinator._make_span("one", [0])
+    smaller = halve_batch(work.writer.plan, work.writer.plan.models[0])
+    assert smaller is not None
+    work.writer.replace_model(smaller)
+    for _ in range(3):
+        work.coordinator.spans["here"] = span
+        work.coordinator._take("here", SpanResult("", error=error))
+    assert work.coordinator.losses == {}
+    assert 0 in work.coordinator.open["one"]
+    assert work.writer.plan.models[0] == smaller
+
+
+def test_a_receipt_that_is_refused_counts_once_against_its_task(work):
+    work.do(work.make_worker(), "one", 0)
+    file, (receipt,) = read_receipts(work)
+    write_receipts(file, [receipt | {"staged": {}}])
+    work.coordinator._adopt()
+    work.coordinator.spans["here"] = work.coordinator._make_span("one", [0])
+    work.coordinator._take("here", SpanResult(receipt["by"]))
+    assert work.coordinator.losses == {("one", 0): 1}
+
+
+def test_tasks_that_were_taken_back_are_not_adopted_from_receipts_of_before(recipe):
+    with open_work(recipe) as work:
+        store, model = work.prepared.store, work.writer.plan.models[0]
+        work.do(work.make_worker(), model.label, 0)
+        assert work.adopt() == [("one", 0)]
+        late = work.make_worker()
+        late.run(work.coordinator._make_span("one", [1]))
+        work.writer.drop_tasks(model)
+        late.run(work.coordinator._make_span("one", [2]))
+    adopt_left(store)
+    assert load_state(store).find_done("one").keys() == {2}
+
+
+def test_receipts_are_read_once(work, monkeypatch):
+    worker = work.make_worker()
+    work.do(worker, "one", 0)
+    assert work.adopt() == [("one", 0)]
+    read = []
+    monkeypatch.setattr("xact.store.adopt.parse_json", lambda text: read.append(text) or json.loads(text))
+    work.do(worker, "one", 1)
+    assert work.adopt() == [("one", 1)]
+    assert work.adopt() == []
+    assert len(list(filter(None, read))) == 1
 
 
 def test_a_stimulus_with_other_bytes_than_the_tasks_before_is_refused(work):
@@ -279,6 +366,14 @@ def test_a_receipt_after_the_commit_is_a_leftover_that_the_next_build_removes(re
     assert faults.digest_store(store) == values
 
 
+def test_the_contact_that_a_killed_coordinator_left_is_a_file_of_the_store(recipe):
+    store = xact.build(recipe, allow_code=True).store
+    write_contact(store, Contact(address="tcp://[::1]:99999", scheduler="", job="", store_id="", generation=1))
+    assert verify(store).find_error() is None
+    assert not is_listening("tcp://[::1]:99999")
+    assert xact.drop(store, models="two").models == ("two",)
+
+
 def test_a_link_in_the_inbox_is_not_followed(work, tmp_path):
     work.do(work.make_worker(), "one", 0)
     (box,) = work.inbox.iterdir()
@@ -295,6 +390,22 @@ def test_an_inbox_that_is_a_link_is_refused(recipe, tmp_path):
     with pytest.raises(StoreError, match="inbox is not a folder"):
         xact.build(recipe, allow_code=True)
     assert (tmp_path / "elsewhere").exists()
+
+
+def test_an_inbox_that_is_a_file_holds_no_worker(recipe):
+    store = xact.build(recipe, allow_code=True).store
+    (store / ".xact" / "inbox").write_text("")
+    assert list_boxes(store) == []
+
+
+def test_a_worker_that_lacks_a_stimulus_is_refused_by_its_name_beside_those_that_the_recipe_leaves_out(work):
+    job = make_job(work.prepared, allow_code=True)
+    (picture,) = work.prepared.store.parents[1].rglob("a/p00.*")
+    picture.unlink()
+    last = work.prepared.plan.n_stimuli - 1
+    result = Worker(replace(job, left_out=frozenset([last]))).run(work.coordinator._make_span("one", [0]))
+    assert result.is_refused
+    assert f"are not here, e.g. {work.prepared.plan.stimuli.ids[0]!r}" in str(result.error)
 
 
 def test_rows_for_a_block_that_has_some_are_adopted_beside_them(recipe, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from xact.building.prepare import PreparedBuild
 from xact.building.run import Outcome, RunTasks, fail_model, halve
 from xact.building.run_tasks import Tally
-from xact.building.work import Job, Span, SpanResult, hash_plan
+from xact.building.work import Job, PlanGoneError, Span, SpanResult, hash_plan
 from xact.errors import DeviceMemoryError, StimulusError, UnsteadyError, WorkError, XactError
 from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.adopt import Adoption, remove_inbox
@@ -70,6 +70,8 @@ class Coordinator:
     """{worker: the model that it has loaded}."""
     losses: Counter[tuple[str, int]] = field(default_factory=Counter)
     """{(model, block): workers that were lost at it, or came back without it}."""
+    faults: dict[tuple[str, int], str] = field(default_factory=dict)
+    """{(model, block): why its last receipt was refused}."""
     tallies: dict[str, Tally] = field(default_factory=dict)
     warned: dict[str, None] = field(default_factory=dict)
 
@@ -104,7 +106,7 @@ class Coordinator:
             self._close(record.model, record.block)
         for refusal in self.adoption.refused:
             self._warn(f"a task of worker {refusal.fault}; it is computed again")
-            self._lose(refusal.model, refusal.block, refusal.fault)
+            self.faults[refusal.model, refusal.block] = refusal.fault
         self.adoption.refused.clear()
 
     def _close(self, model: str, block: int) -> None:
@@ -147,6 +149,7 @@ class Coordinator:
         held = {*blocks, *(record.block for record in records)}
         rows = [row for block in held for row in make_rows(block * size, (block + 1) * size) if row in state.stamps]
         lines: list[dict[str, Any]] = [{"network": label, **state.networks[label]}] if label in state.networks else []
+        lines += [{"dropped": label}] * state.dropped[label]
         lines += [make_stimuli_line({row: state.stamps[row] for row in rows})]
         lines += [record.to_line() for record in records]
         generation = plan.generation
@@ -171,8 +174,9 @@ class Coordinator:
         for warning in result.warnings:
             self._warn(warning)
         if result.error is None:
-            for block in left:
-                self._lose(span.model, block, "the worker came back without it")
+            for block in left if self._is_planned(span) else ():  # else its batch is not the planned one any more
+                why = self.faults.pop((span.model, block), "the worker came back without it")
+                self._lose(span.model, block, why)
         elif result.is_refused:
             self.workers.refuse(worker, result.error)
             self._warn(f"a worker was refused: {result.error.tell()}")
@@ -182,10 +186,11 @@ class Coordinator:
     def _fail(self, span: Span, error: XactError) -> None:
         """Do with an error of a worker what a build in one process does with it."""
         model = self._find_model(span.model)
+        if isinstance(error, DeviceMemoryError | PlanGoneError) and not self._is_planned(span):
+            return  # another worker was first: the plan has a smaller batch by now
         if isinstance(error, DeviceMemoryError):
-            if self._is_planned(span):  # else another worker was first, and the plan has a smaller batch by now
-                smaller, tasks = halve(self.prepared, model, self.writer, error, self.outcome)
-                self.open[smaller.label] = {task.block: task for task in tasks}
+            smaller, tasks = halve(self.prepared, model, self.writer, error, self.outcome)
+            self.open[smaller.label] = {task.block: task for task in tasks}
             return
         if isinstance(error, StimulusError):
             raise add_hint(error, SKIP_HINT)
@@ -232,4 +237,4 @@ def run_with(workers: Workers) -> RunTasks:
 def make_job(prepared: PreparedBuild, *, allow_code: bool) -> Job:
     """Return what workers have to know of a build before their first span."""
     store = prepared.store.absolute()
-    return Job(secrets.token_hex(8), store, prepared.loaded, allow_code, n_left_out=len(prepared.left_out))
+    return Job(secrets.token_hex(8), store, prepared.loaded, allow_code, left_out=prepared.left_out)

@@ -21,6 +21,7 @@ from xact.capture.job import order_stimuli
 from xact.capture.load_captions import TextLengths
 from xact.disk.durable import FolderGoneError, read_whole
 from xact.errors import CaptureError, MismatchError, RequestError, StoreError, WeightsError, XactError
+from xact.labels import StoreRow
 from xact.models.global_state import keep_global_state
 from xact.recipe.schema import LoadedRecipe
 from xact.store.journal import FOLDER, State
@@ -29,6 +30,10 @@ from xact.store.receipts import Box, BoxWriter
 
 PLAN_PATIENCE = 60.0
 """Seconds in which a shared disk must show the plan that the coordinator has written."""
+
+
+class PlanGoneError(StoreError):
+    """Raised when the plan of a span does not show up: this machine does not see it, or a newer one took its place."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Job:
     loaded: LoadedRecipe
     allow_code: bool
     xact: str = field(default_factory=find_xact_version)
-    n_left_out: int = 0
+    left_out: frozenset[StoreRow] = frozenset()
     """Stimuli of the store that the recipe does not name."""
 
 
@@ -136,11 +141,10 @@ class Worker:
             plan = read_planned(self.job.store, *span.plan)
             self._prepared = prepare_worker(self.job.loaded, self.job.store, plan, allow_code=self.job.allow_code)
             self._plan_sha256 = span.plan[1]
-            n_lost = len(self._prepared.left_out) - self.job.n_left_out
-            if n_lost > 0:
-                lost = plan.stimuli.ids[max(self._prepared.left_out)]
+            lost = self._prepared.left_out - self.job.left_out
+            if lost:
                 raise MismatchError(
-                    f"{n_lost} stimuli of the build are not here, e.g. {lost!r}",
+                    f"{len(lost)} stimuli of the build are not here, e.g. {plan.stimuli.ids[min(lost)]!r}",
                     hint="all machines must see the same stimuli",
                 )
         return self._prepared
@@ -213,7 +217,7 @@ def read_planned(store: Path, generation: int, sha256: str) -> Plan:
         if hashlib.sha256(data).hexdigest() == sha256:
             return Plan.model_validate_json(data)
         if time.monotonic() > deadline:
-            raise StoreError(
+            raise PlanGoneError(
                 f"{file} is not the plan of the build", hint="all machines must see the store at the same path"
             )
         time.sleep(0.5)

@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from xact.disk.digest import FileStamp, hash_files
-from xact.disk.durable import parse_json, read_whole
+from xact.disk.digest import FileStamp, hash_files, open_regular
+from xact.disk.durable import parse_json
 from xact.errors import StoreError
 from xact.labels import StoreRow
-from xact.store.check_journal import ShardKeys, find_line_fault
+from xact.store.check_journal import LINE_KEYS, ShardKeys, find_line_fault
 from xact.store.journal import FOLDER, INBOX, TaskRecord, load_state
 from xact.store.plan import PlannedModel
 from xact.store.receipts import LEFT, RECEIPTS, Receipt, TaskRequests
@@ -74,14 +74,16 @@ class Adoption:
 
     def _read_new(self, box: Path) -> Iterator[Any]:
         """Yield the whole lines that a worker has added. A line that is no JSON is skipped: its task is open."""
-        try:
-            data = read_whole(box / RECEIPTS)
-        except OSError:  # no receipt yet
-            return
         start = self._read.get(box.name, 0)
+        try:
+            with os.fdopen(open_regular(box / RECEIPTS), "rb") as file:
+                file.seek(start)
+                data = file.read()
+        except (OSError, StoreError):  # no receipt yet, or no file
+            return
         end = data.rfind(b"\n") + 1
-        self._read[box.name] = max(start, end)
-        for text in data[start:end].splitlines():
+        self._read[box.name] = start + end
+        for text in data[:end].split(b"\n"):
             with suppress(ValueError):
                 yield parse_json(text)
 
@@ -94,8 +96,7 @@ class Adoption:
         fault = self._find_fault(box, receipt, files)
         if fault is not None:
             if fault:
-                model, block = (*receipt.line.get("task", ()), "", 0)[:2]
-                self.refused.append(Refusal(str(model), int(block), f"{receipt.by}: {fault}"))
+                self.refused.append(Refusal(*_find_task(receipt.line), f"{receipt.by}: {fault}"))
             _remove_staged(box, receipt)
             return None
         record = TaskRecord.from_line(receipt.line)
@@ -113,14 +114,16 @@ class Adoption:
         plan, state, line = self.writer.plan, self.writer.state, receipt.line
         if receipt.by != box.name:
             return "its receipt is of another worker"
-        if not {"task", "stimuli"} <= line.keys() or line.keys() & {"network", "replaced", "dropped"}:
+        if line.keys() & LINE_KEYS != {"task", "stimuli"}:
             return "its receipt has other keys than a task"
+        if len(set(receipt.staged.values())) < len(receipt.staged):
+            return "its receipt names a file twice"
         fault = find_line_fault(line, plan, self._keys)
         if fault is not None:
             return f"its receipt is damaged: {fault}"
         label, block = line["task"]
         model, older = plan.find_model(label), state.tasks.get((label, block))
-        if model is None or label in self.excluded or self._requests.hash(model, block, older) != receipt.request:
+        if model is None or label in self.excluded or self._requests.hash(model, block, state) != receipt.request:
             return ""
         if line["stop"] != find_stop(plan, model, block, 0 if older is None else older.stop):
             return "its task ends at another stimulus"
@@ -224,7 +227,7 @@ def list_boxes(store: Path) -> list[Path]:
     try:
         with os.scandir(store / FOLDER / INBOX) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -240,11 +243,19 @@ def _find_size(file: Path) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
+def _find_task(line: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the model and the block that a line names, even if the line is damaged."""
+    match line.get("task"):
+        case [str(model), int(block)]:
+            return model, block
+    return "", 0
+
+
 def _read_stamps(line: Mapping[str, Any]) -> dict[StoreRow, tuple[FileStamp, str]]:
     return {StoreRow(row): (FileStamp(nbytes, mtime_ns), sha256) for row, nbytes, mtime_ns, sha256 in line["stimuli"]}
 
 
 def _remove_staged(box: Path, receipt: Receipt) -> None:
     for name in receipt.staged.values():
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it goes with the inbox
             (box / name).unlink()

@@ -23,7 +23,8 @@ MAX_SHARDS = 20_000_000
 
 Count = Annotated[int, Field(strict=True, ge=0)]
 RowText = Annotated[str, Field(pattern=r"^\d+$")]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True)]
+Seconds = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
 
 
 def _name_shard(written: object) -> str:
@@ -43,7 +44,7 @@ class _TaskLine(BaseModel):
     shards: dict[str, Shard]
     n_nonfinite: dict[str, Count]
     seconds: Seconds
-    scores: dict[str, list[tuple[Count, float]]] = {}
+    scores: dict[str, list[tuple[Count, Number]]] = {}
     values_version: Count | None = None
     xact: dict[str, Count] = {}
     spans: list[tuple[Count, str]] = []
@@ -74,6 +75,9 @@ _KINDS: Mapping[str, type[BaseModel]] = {
     "dropped": _DroppedLine,
 }
 """{key: schema of the lines that have this key}. A line may have several of these keys."""
+
+LINE_KEYS = frozenset(_KINDS)
+"""Keys that say of what kind a line is."""
 
 
 @dataclass

@@ -58,6 +58,6 @@ def is_listening(address: str, *, seconds: float = 2.0) -> bool:
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):  # the last: a port beyond 65535
         return False
     return True

@@ -21,6 +21,7 @@ from xact.disk.exchange import hint_missing
 from xact.disk.places import Place, read_whole
 from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
+from xact.store.contact import CONTACT
 from xact.store.findings import Fault
 from xact.store.journal import FOLDER, INBOX, State, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
@@ -82,7 +83,7 @@ class Expected:
 
     def owns(self, key: str) -> bool:
         """Return True for a working file of a build: lock, holder, half-written file, or the files of a generation."""
-        if key.endswith(PARTIAL) or key in self.left or key in (f"{FOLDER}/lock", f"{FOLDER}/holder.json", CLAIM):
+        if key.endswith(PARTIAL) or key in self.left or key in _WORKING:
             return True
         if key.startswith(f"{FOLDER}/{INBOX}/"):  # of workers: the next build adopts or removes it
             return True
@@ -91,6 +92,7 @@ class Expected:
         return match is not None and int(match[2]) <= newest
 
 
+_WORKING = {*(f"{FOLDER}/{name}" for name in ("lock", "holder.json", CONTACT)), CLAIM}
 _GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|replaced-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
 
 

@@ -162,6 +162,8 @@ class State:
     The journal has the new record once the whole task is written."""
     grown: set[tuple[str, int]] = field(default_factory=set)
     """Tasks whose shards hold rows that their record does not have."""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """{model: times that its tasks were taken back}, in a generation that is not published."""
     forgotten: frozenset[str] = frozenset()
     """Models whose tasks were forgotten; the journal does not say so yet."""
 
@@ -244,6 +246,7 @@ class State:
             networks=dict(self.networks),
             replaced={key: list(pairs) for key, pairs in self.replaced.items()},
             grown=set(self.grown),
+            dropped=Counter(self.dropped),
         )
 
     def forget(self, models: Iterable[str]) -> State:
@@ -271,6 +274,7 @@ class State:
         if "dropped" in line:
             others = {key: record for key, record in self.tasks.items() if key[0] != line["dropped"]}
             self.tasks = others | self._find_published(line["dropped"])
+            self.dropped[line["dropped"]] += 1
         if "network" in line:
             self.networks[line["network"]] = {key: value for key, value in line.items() if key != "network"}
 

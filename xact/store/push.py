@@ -150,10 +150,11 @@ def push(
 
 
 def _parse_target(url: str) -> RemotePath:
-    scheme = str(url).strip().partition("://")[0].lower()
-    if scheme not in CREDENTIALS:
+    scheme, is_url, _ = str(url).strip().partition("://")
+    if scheme.lower() not in CREDENTIALS:
+        other = f"{scheme[:20]}://" if is_url else "a path"  # what is no URL, user:password@host:path, is not shown
         raise RequestError(
-            f"a store is pushed to {' or '.join(f'{one}://' for one in CREDENTIALS)}, not to {scheme[:20]!r}",
+            f"a store is pushed to {' or '.join(f'{one}://' for one in CREDENTIALS)}, not to {other}",
             hint="for another server, copy the folder with its hidden files (rsync -a), the file zarr.json last",
         )
     return parse_url(str(url))

@@ -18,14 +18,15 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from xact.disk.digest import FileStamp
 from xact.disk.durable import FolderGoneError, OpenFolder, Written
 from xact.labels import StoreRow
+from xact.store.check_journal import LINE_KEYS
 from xact.store.journal import FOLDER, INBOX, State, TaskRecord, make_stimuli_line
 from xact.store.plan import Plan, PlannedModel
 from xact.store.write import encode_task
@@ -38,6 +39,25 @@ LEFT = "left"
 """Key of a line that is no receipt: the worker of this name has ended in order."""
 
 
+class _NetworkFacts(BaseModel):
+    """What adoption reads of the facts from loading a network; there are others."""
+
+    tensors_sha256: str
+    unsaved_sha256: str
+    code: dict[str, Any]
+    memory_format: str
+    hardware: Annotated[list[str], Field(min_length=1)]
+    check: Literal["on", "off"]
+
+
+def _check_network(network: dict[str, Any]) -> dict[str, Any]:
+    _NetworkFacts.model_validate(network)
+    foreign = network.keys() & LINE_KEYS
+    if foreign:
+        raise ValueError(f"it has the key {min(foreign)!r} of another line")
+    return network
+
+
 class Receipt(BaseModel):
     """One finished task of a worker."""
 
@@ -47,7 +67,7 @@ class Receipt(BaseModel):
     """Name of the worker's folder."""
     request: str
     """What `TaskRequests.hash` returned for the task."""
-    network: dict[str, Any]
+    network: Annotated[dict[str, Any], AfterValidator(_check_network)]
     """Facts from loading the network, as in the journal."""
     staged: dict[str, Annotated[str, Field(pattern=r"^\d+$")]]
     """{path of a shard in the store: name of its file in the worker's folder}, of shards with new bytes."""
@@ -63,12 +83,12 @@ class TaskRequests:
     _models: dict[str, str] = field(default_factory=dict)
     """{model: sha256 of its plan}."""
 
-    def hash(self, model: PlannedModel, block: int, older: TaskRecord | None) -> str:
-        """Return the sha256 of all that decides the bytes of a task, and of what the store has of it (`older`).
+    def hash(self, model: PlannedModel, block: int, state: State) -> str:
+        """Return the sha256 of all that decides the bytes of a task, and of what the store has of it (`state`).
 
-        Once a task is recorded, its request is another one.
+        Once a task is recorded, or the tasks of its model are taken back, its request is another one.
         """
-        plan = self.plan
+        plan, older = self.plan, state.tasks.get((model.label, block))
         start = block * plan.stimuli_per_task
         if model.label not in self._models:
             self._models[model.label] = _hash(model.model_dump(mode="json"))
@@ -81,6 +101,7 @@ class TaskRequests:
                 "shards": [[shard.key, shard.shape.shard, shard.shape.chunk] for shard in shards],
                 "stimuli": [start, plan.stimuli.ids[start : start + plan.stimuli_per_task]],
                 "older": None if older is None else older.to_line(),
+                "dropped": state.dropped[model.label],
             }
         )
 
@@ -140,10 +161,9 @@ class BoxWriter:
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
         """Write the receipt of a task after its shards are written."""
         model = next(model for model in self.plan.models if model.label == record.model)
-        older = self.state.tasks.get((record.model, record.block))
         receipt = Receipt(
             by=self._box.name,
-            request=self._requests.hash(model, record.block, older),
+            request=self._requests.hash(model, record.block, self.state),
             network=self.state.networks[record.model],
             staged=self._staged.pop(record.block),
             line=record.to_line() | make_stimuli_line(stamps or {}),

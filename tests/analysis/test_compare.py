@@ -439,6 +439,24 @@ def test_the_best_of_several_layers_is_warned_of(acts, it):
         xact.compare(acts)
 
 
+def test_a_reference_without_differences_is_warned_of(acts, it):
+    with pytest.warns(UserWarning, match="reference 'stem': all dissimilarities are equal, so that a score of 0"):
+        compare(acts, labels="stem")
+    flat = it.copy(deep=True)
+    flat.values[1] = 1 - np.eye(16)
+    with pytest.warns(UserWarning, match="reference 'it': those of 1 subjects are equal"):
+        compare(acts, to=flat)
+    one = acts.assign_coords(kind=("stimulus", ["a"] + ["b"] * 15))
+    with pytest.warns(UserWarning, match=r"reference 'kind', half [12] of its stimuli: all dissimilarities are equal"):
+        compare(one, labels="kind", choose_layer=True)
+
+
+def test_an_unknown_label_is_named_in_a_sentence(acts, it):
+    for options in ({"labels": "objct"}, {"to": it, "key": "objct"}):
+        with pytest.raises(NameNotFoundError, match=r"^there is no label of the stimuli 'objct' \(nearest: object\)"):
+            compare(acts, **options)
+
+
 def test_a_bootstrap_over_few_stimuli_is_warned_of(acts, it):
     with pytest.warns(UserWarning, match="reference 'it': a bootstrap over 9 stimuli is not reliable"):
         xact.compare(acts.isel(layer=[1]), to=it[:, :9, :9], bootstrap="stimuli", samples=5)

@@ -330,6 +330,11 @@ def find_warnings(outcomes: Outcomes, draws: Inference, *, choose_layer: bool) -
                 f"reference {name!r}: {one.reference.n_subjects} RDMs of {n_names} subjects, and each counts as a "
                 "subject in the noise ceiling and in a bootstrap; average those of one subject first"
             )
+        n_flat = int((np.ptp(one.reference.pairs, axis=1) == 0).sum())
+        if n_flat:
+            half = "" if one.reference.half is None else f", half {one.reference.half} of its stimuli"
+            which = "all dissimilarities" if n_flat == one.reference.n_subjects else f"those of {n_flat} subjects"
+            found.append(f"reference {name!r}{half}: {which} are equal, so that a score of 0 says nothing")
         if one.ceiling.low < 0:
             found.append(
                 f"reference {name!r}: a noise ceiling below 0 ({one.ceiling.low:.3f}): its subjects do not agree"

@@ -439,6 +439,24 @@ def test_the_best_of_several_layers_is_warned_of(acts, it):
         xact.compare(acts)
 
 
+def test_a_control_without_differences_is_warned_of(acts, it):
+    with pytest.warns(UserWarning, match="control 'stem': all its dissimilarities are equal, so that nothing is taken"):
+        compare(acts, to=it, control="stem")
+
+
+@pytest.mark.parametrize("value", [2.0, 0.1])
+def test_a_layer_with_one_pattern_for_all_stimuli_has_no_cka(acts, value):
+    dead = acts.copy(deep=True)
+    dead.values[1, :, 2] = value + np.arange(30)
+    with pytest.warns(
+        UserWarning, match=r"1 layers have no score: .* all are the same; the first: model 'B', layer 'l2'"
+    ):
+        scores = compare(dead, method="cka")["score"]
+    others = compare(acts, method="cka")["score"].where(~scores.isnull())
+    assert int(scores.isnull().sum()) == 11
+    np.testing.assert_array_equal(scores, others)
+
+
 def test_a_reference_without_differences_is_warned_of(acts, it):
     with pytest.warns(UserWarning, match="reference 'stem': all dissimilarities are equal, so that a score of 0"):
         compare(acts, labels="stem")

@@ -165,7 +165,12 @@ def compare_references(
     check_references(references, method, draws)
     outcomes = score_references(source, references, Comparison(method, controls, choose_layer, draws))
     scores = (arrange_chosen if choose_layer else arrange_scores)(outcomes, source, draws)
-    found = find_warnings(outcomes, draws, choose_layer=choose_layer)
+    found = [
+        f"control {one.name!r}: all its dissimilarities are equal, so that nothing is taken out"
+        for one in controls
+        if np.ptp(one.pairs.mean(axis=0)) == 0
+    ]
+    found += find_warnings(outcomes, draws, choose_layer=choose_layer)
     described = describe(method, draws, [one.name for one in controls])
     return scores.assign_attrs(described, notes=notes, warnings=found)
 
@@ -364,7 +369,8 @@ def describe_undefined(
     if empty:
         model, layer = empty[0]
         found.append(
-            f"{len(empty)} layers have no score: fewer than 3 of their patterns are not constant; the first: "
+            f"{len(empty)} layers have no score: fewer than 3 of their patterns are not constant, or all are the same; "
+            f"the first: "
             f"model {model!r}, layer {layer!r}"
         )
     return found

@@ -455,6 +455,9 @@ def test_a_layer_with_one_pattern_for_all_stimuli_has_no_cka(acts, value):
     others = compare(acts, method="cka")["score"].where(~scores.isnull())
     assert int(scores.isnull().sum()) == 11
     np.testing.assert_array_equal(scores, others)
+    with pytest.warns(UserWarning, match="1 layers have no score"):
+        between = compare(acts, to=dead, method="cka")
+    np.testing.assert_array_equal(between["position"], [[0, 0.5, 1]] * 2)
 
 
 def test_a_reference_without_differences_is_warned_of(acts, it):

@@ -460,6 +460,13 @@ def test_a_layer_with_one_pattern_for_all_stimuli_has_no_cka(acts, value):
     np.testing.assert_array_equal(between["position"], [[0, 0.5, 1]] * 2)
 
 
+def test_a_layer_without_differences_is_warned_of(acts, it):
+    dead = acts.copy(deep=True)
+    dead.values[1, :, 2] = np.arange(30)
+    with pytest.warns(UserWarning, match="1 layers have equal dissimilarities .* the first: model 'B', layer 'l2'"):
+        compare(dead, to=it)
+
+
 def test_a_reference_without_differences_is_warned_of(acts, it):
     with pytest.warns(UserWarning, match="reference 'stem': all dissimilarities are equal, so that a score of 0"):
         compare(acts, labels="stem")

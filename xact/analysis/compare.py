@@ -323,6 +323,12 @@ def describe(method: str, draws: Inference, controls: Sequence[str] = ()) -> dic
 def find_warnings(outcomes: Outcomes, draws: Inference, *, choose_layer: bool) -> list[str]:
     """Return what should be known about the scores."""
     found = describe_undefined(outcomes.undefined, outcomes.n_left_out, outcomes.empty)
+    if outcomes.flat:
+        model, layer = outcomes.flat[0]
+        found.append(
+            f"{len(outcomes.flat)} layers have equal dissimilarities for all pairs, so that a score of 0 says nothing; "
+            f"the first: model {model!r}, layer {layer!r}"
+        )
     for one in outcomes.scored:
         name, n = one.reference.name, one.reference.n_stimuli
         if 2 in WANTED[draws.bootstrap] and n < FEW_STIMULI:

@@ -227,7 +227,7 @@ def test_a_control_may_be_an_rdm(acts, it):
 def test_a_constant_pattern_is_left_out_of_all_layers_and_said(acts, it):
     acts.values[1, 3, 2] = 0.7
     with pytest.warns(
-        UserWarning, match="1 stimuli have a constant pattern in some of 1 layers and are left out of all"
+        UserWarning, match="1 stimuli have a constant pattern or no row in some of 1 layers and are left out of all"
     ):
         scores = xact.compare(acts, to=it)
     kept = np.delete(np.arange(16), 3)

@@ -369,8 +369,8 @@ def describe_undefined(
         shown = {place: n for place, n in undefined.items() if place not in empty}
         model, layer = max(shown, key=lambda place: shown[place])
         found.append(
-            f"{n_left_out} stimuli have a constant pattern in some of {len(shown)} layers and are left out of all "
-            f"scores; most of them, {shown[model, layer]}, in model {model!r}, layer {layer!r}"
+            f"{n_left_out} stimuli have a constant pattern or no row in some of {len(shown)} layers and are left out "
+            f"of all scores; most of them, {shown[model, layer]}, in model {model!r}, layer {layer!r}"
         )
     if empty:
         model, layer = empty[0]

@@ -227,7 +227,7 @@ def test_a_control_may_be_an_rdm(acts, it):
 def test_a_constant_pattern_is_left_out_of_all_layers_and_said(acts, it):
     acts.values[1, 3, 2] = 0.7
     with pytest.warns(
-        UserWarning, match="1 stimuli have a constant pattern in some of 1 layers and are left out of all"
+        UserWarning, match="1 stimuli have a constant pattern or no row in some of 1 layers and are left out of all"
     ):
         scores = xact.compare(acts, to=it)
     kept = np.delete(np.arange(16), 3)
@@ -437,6 +437,52 @@ def test_the_best_of_several_layers_is_warned_of(acts, it):
         xact.compare(acts, to=it, choose_layer=True)
         xact.compare(acts.isel(layer=[1]), to=it)
         xact.compare(acts)
+
+
+def test_a_control_without_differences_is_warned_of(acts, it):
+    with pytest.warns(UserWarning, match="control 'stem': all its dissimilarities are equal, so that nothing is taken"):
+        compare(acts, to=it, control="stem")
+
+
+@pytest.mark.parametrize("value", [2.0, 0.1])
+def test_a_layer_with_one_pattern_for_all_stimuli_has_no_cka(acts, value):
+    dead = acts.copy(deep=True)
+    dead.values[1, :, 2] = value + np.arange(30)
+    with pytest.warns(
+        UserWarning, match=r"1 layers have no score: .* all are the same; the first: model 'B', layer 'l2'"
+    ):
+        scores = compare(dead, method="cka")["score"]
+    others = compare(acts, method="cka")["score"].where(~scores.isnull())
+    assert int(scores.isnull().sum()) == 11
+    np.testing.assert_array_equal(scores, others)
+    with pytest.warns(UserWarning, match="1 layers have no score"):
+        between = compare(acts, to=dead, method="cka")
+    np.testing.assert_array_equal(between["position"], [[0, 0.5, 1]] * 2)
+
+
+def test_a_layer_without_differences_is_warned_of(acts, it):
+    dead = acts.copy(deep=True)
+    dead.values[1, :, 2] = np.arange(30)
+    with pytest.warns(UserWarning, match="1 layers have equal dissimilarities .* the first: model 'B', layer 'l2'"):
+        compare(dead, to=it)
+
+
+def test_a_reference_without_differences_is_warned_of(acts, it):
+    with pytest.warns(UserWarning, match="reference 'stem': all dissimilarities are equal, so that a score of 0"):
+        compare(acts, labels="stem")
+    flat = it.copy(deep=True)
+    flat.values[1] = 1 - np.eye(16)
+    with pytest.warns(UserWarning, match="reference 'it': those of 1 subjects are equal"):
+        compare(acts, to=flat)
+    one = acts.assign_coords(kind=("stimulus", ["a"] + ["b"] * 15))
+    with pytest.warns(UserWarning, match=r"reference 'kind', half [12] of its stimuli: all dissimilarities are equal"):
+        compare(one, labels="kind", choose_layer=True)
+
+
+def test_an_unknown_label_is_named_in_a_sentence(acts, it):
+    for options in ({"labels": "objct"}, {"to": it, "key": "objct"}):
+        with pytest.raises(NameNotFoundError, match=r"^there is no label of the stimuli 'objct' \(nearest: object\)"):
+            compare(acts, **options)
 
 
 def test_a_bootstrap_over_few_stimuli_is_warned_of(acts, it):

@@ -68,7 +68,8 @@ def arrange_grid(found: GridScores, left: LayerRdms, right: LayerRdms) -> xr.Dat
     if found.p is not None:
         variables["p"] = spread(found.p)
     empty = [one for one in found.empty if one[0] in left.models and one[1] in left.layers]
-    coords = make_coords([*found.left, *empty], left) | make_coords(found.right, right, "_")
+    ours = [*dict.fromkeys([*found.left, *empty])]  # an empty layer may be one of the right
+    coords = make_coords(ours, left) | make_coords(found.right, right, "_")
     return xr.Dataset(variables, coords)
 
 

@@ -165,7 +165,12 @@ def compare_references(
     check_references(references, method, draws)
     outcomes = score_references(source, references, Comparison(method, controls, choose_layer, draws))
     scores = (arrange_chosen if choose_layer else arrange_scores)(outcomes, source, draws)
-    found = find_warnings(outcomes, draws, choose_layer=choose_layer)
+    found = [
+        f"control {one.name!r}: all its dissimilarities are equal, so that nothing is taken out"
+        for one in controls
+        if np.ptp(one.pairs.mean(axis=0)) == 0
+    ]
+    found += find_warnings(outcomes, draws, choose_layer=choose_layer)
     described = describe(method, draws, [one.name for one in controls])
     return scores.assign_attrs(described, notes=notes, warnings=found)
 
@@ -318,6 +323,12 @@ def describe(method: str, draws: Inference, controls: Sequence[str] = ()) -> dic
 def find_warnings(outcomes: Outcomes, draws: Inference, *, choose_layer: bool) -> list[str]:
     """Return what should be known about the scores."""
     found = describe_undefined(outcomes.undefined, outcomes.n_left_out, outcomes.empty)
+    if outcomes.flat:
+        model, layer = outcomes.flat[0]
+        found.append(
+            f"{len(outcomes.flat)} layers have equal dissimilarities for all pairs, so that a score of 0 says nothing; "
+            f"the first: model {model!r}, layer {layer!r}"
+        )
     for one in outcomes.scored:
         name, n = one.reference.name, one.reference.n_stimuli
         if 2 in WANTED[draws.bootstrap] and n < FEW_STIMULI:
@@ -330,6 +341,11 @@ def find_warnings(outcomes: Outcomes, draws: Inference, *, choose_layer: bool) -
                 f"reference {name!r}: {one.reference.n_subjects} RDMs of {n_names} subjects, and each counts as a "
                 "subject in the noise ceiling and in a bootstrap; average those of one subject first"
             )
+        n_flat = int((np.ptp(one.reference.pairs, axis=1) == 0).sum())
+        if n_flat:
+            half = "" if one.reference.half is None else f", half {one.reference.half} of its stimuli"
+            which = "all dissimilarities" if n_flat == one.reference.n_subjects else f"those of {n_flat} subjects"
+            found.append(f"reference {name!r}{half}: {which} are equal, so that a score of 0 says nothing")
         if one.ceiling.low < 0:
             found.append(
                 f"reference {name!r}: a noise ceiling below 0 ({one.ceiling.low:.3f}): its subjects do not agree"
@@ -353,13 +369,14 @@ def describe_undefined(
         shown = {place: n for place, n in undefined.items() if place not in empty}
         model, layer = max(shown, key=lambda place: shown[place])
         found.append(
-            f"{n_left_out} stimuli have a constant pattern in some of {len(shown)} layers and are left out of all "
-            f"scores; most of them, {shown[model, layer]}, in model {model!r}, layer {layer!r}"
+            f"{n_left_out} stimuli have a constant pattern or no row in some of {len(shown)} layers and are left out "
+            f"of all scores; most of them, {shown[model, layer]}, in model {model!r}, layer {layer!r}"
         )
     if empty:
         model, layer = empty[0]
         found.append(
-            f"{len(empty)} layers have no score: fewer than 3 of their patterns are not constant; the first: "
+            f"{len(empty)} layers have no score: fewer than 3 of their patterns are not constant, or all are the same; "
+            f"the first: "
             f"model {model!r}, layer {layer!r}"
         )
     return found

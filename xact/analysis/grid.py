@@ -107,8 +107,13 @@ class GridStream:
                 self.empty[model, layer] = None
                 continue
             self.lost |= bad
-            if not self.is_broken:
-                yield Item(number, (model, layer), self._make(square, side.rows[~self._before]))
+            if self.is_broken:
+                continue
+            vector = self._make(square, side.rows[~self._before])
+            if self.method == "cka" and not vector.any():
+                self.empty[model, layer] = None
+                continue
+            yield Item(number, (model, layer), vector)
 
     def _find_bad(self, square: np.ndarray, what: str) -> np.ndarray:
         if self.method == "mutual_knn":

@@ -66,7 +66,8 @@ def make_label_rdm(stimuli: xr.DataArray | xr.Dataset, asked: str) -> xr.DataArr
     """Return the RDM of a request such as `object` or `orientation:360`, from the labels of the stimuli."""
     columns = [str(name) for name, one in stimuli.coords.items() if one.dims == ("stimulus",)]
     name, period = parse_label(asked, columns)
-    check_name(name, columns, what="label of the stimuli", hint=f"there are {', '.join(columns[:12]) or 'none'}")
+    hint = f"there are {', '.join(columns[:12]) or 'none'}"
+    check_name(name, columns, what="there is no label of the stimuli", hint=hint)
     return label_rdm(stimuli.coords[name], period)
 
 

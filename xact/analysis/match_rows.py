@@ -101,7 +101,8 @@ def match_rows(
 def list_labels(stimuli: Labelled, key: str) -> list[str]:
     """Return a label of the stimuli as text. Raise NameNotFoundError if there is none of this name."""
     columns = _list_columns(stimuli)
-    check_name(key, columns, what="label of the stimuli", hint=f"there are {', '.join([*columns][:12]) or 'none'}")
+    hint = f"there are {', '.join([*columns][:12]) or 'none'}"
+    check_name(key, columns, what="there is no label of the stimuli", hint=hint)
     return _compose(columns[key].values)
 
 

@@ -42,6 +42,8 @@ class Outcomes:
     """Layers with fewer than 3 patterns that are not constant; they have no score."""
     undefined: dict[tuple[str, str], int]
     """{layer: stimuli whose pattern is constant}."""
+    flat: list[tuple[str, str]]
+    """Layers whose dissimilarities are all equal, of the stimuli of some reference."""
     n_left_out: int
     """Stimuli that are left out of every comparison, because some layer has a constant pattern."""
 
@@ -125,7 +127,7 @@ class Stream:
 
     def run(self) -> Outcomes | None:
         """Score all layers. Return None if stimuli were lost on the way: the scores before are of other stimuli."""
-        places, empty, undefined = [], [], {}
+        places, empty, flat, undefined = [], [], [], {}
         held: list[tuple[np.ndarray, ...]] = []
         n_used = np.count_nonzero(self._used)
         for model, layer, square in self._source.stream(0):
@@ -141,6 +143,8 @@ class Stream:
                 continue  # all that is left to learn is what else is lost
             places.append((model, layer))
             held.append(tuple(take_pairs(square, one.reference.rows) for one in self._problems))
+            if any(pairs.min() == pairs.max() for pairs in held[-1]):
+                flat.append((model, layer))
             if len(held) == self._n_group:
                 self._score(held)
         if (self.lost & ~self._before).any():
@@ -151,7 +155,7 @@ class Stream:
             Scored(one.reference, join_layers(groups) if groups else _score_none(one, self._draws), ceiling)
             for one, groups, ceiling in zip(self._problems, self._scored, ceilings, strict=True)
         ]
-        return Outcomes(places, scored, empty, undefined, int(np.count_nonzero(self.lost)))
+        return Outcomes(places, scored, empty, undefined, flat, int(np.count_nonzero(self.lost)))
 
     def _score(self, held: list[tuple[np.ndarray, ...]]) -> None:
         """Score the group and let it go."""

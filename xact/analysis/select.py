@@ -333,7 +333,7 @@ def _check_present(chosen: Chosen, *, allow_missing: bool) -> None:
         f"{str(chosen.stimuli[row])!r}"
     )
     if not allow_missing:
-        raise StoreError(found, hint=f"allow_missing makes their dissimilarities NaN, or {RUN_AGAIN}")
+        raise StoreError(found, hint=f"allow_missing of an RDM makes their dissimilarities NaN, or {RUN_AGAIN}")
     few = [label for label, has in zip(chosen.models, chosen.present, strict=True) if has.sum() < MIN_STIMULI]
     if few:
         raise StoreError(f"model {few[0]!r} has fewer than {MIN_STIMULI} of the chosen rows", hint="leave it out")

@@ -340,5 +340,5 @@ def test_a_store_is_pushed_to_buckets_only(tmp_path):
     for url in ("https://host/s.zarr", "s.zarr", "/s.zarr", "file:///s.zarr"):
         with pytest.raises(RequestError, match="is pushed to s3:// or gs://"):
             push(store, url)
-    with pytest.raises(RequestError, match=r"not to a path$"):
+    with pytest.raises(RequestError, match="not to a path"):
         push(store, "user:secret@host:/s.zarr")

@@ -106,7 +106,10 @@ class _Push:
         old = self.there.get(key)
         new = (self.at / key).put(data, old=old, attributes={"sha256": want.sha256})
         if hash_file(self.at / key) != want:  # also where the answer to a first, successful try was lost
-            what = "came back with other bytes than were sent" if new else "was written by another push meanwhile"
+            what = "was written by another push meanwhile"
+            if new is not None:
+                (self.at / key).remove()  # its attributes say the sha256 of the bytes that were sent
+                what = "came back with other bytes than were sent"
             raise RemoteError(f"{self.at / key} {what}", hint=OTHER_PUSH)
         found = new or (self.at / key).find_object()
         if found is not None:

@@ -55,7 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     build = add("build", run_build, "Build the store that a recipe describes, or its missing part.")
     add_overrides(build)
     build.add_argument("--yes", action="store_true", help="do not ask before a large build")
-    worker = add("worker", run_worker, "Take part in the build of a store whose coordinator waits for workers (--cluster wait).")
+    worker = add(
+        "worker", run_worker, "Take part in the build of a store whose coordinator waits for workers (--cluster wait)."
+    )
     worker.add_argument("store", metavar="STORE", help="folder of the store; need not exist yet")
     plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)

@@ -153,7 +153,8 @@ def test_an_error_in_a_worker_of_a_cluster_says_the_same(store):
 
     flip(20)(find_shard(store))
     one = open_layer(store, "M", DAMAGED)
-    with Client(n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None) as client:
+    alone = {"dashboard_address": "127.0.0.1:0", "set_as_default": False}  # dask has a web server in any case
+    with Client(n_workers=1, threads_per_worker=1, processes=True, **alone) as client:
         with pytest.raises(StoreError) as caught:
             client.compute(one.mean("replicate")).result()
         assert f"store '{store}', model 'M', layer '{DAMAGED}': " in str(caught.value)

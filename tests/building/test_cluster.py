@@ -109,7 +109,7 @@ def test_a_client_of_the_user_builds_the_store_of_one_and_keeps_its_workers(lab)
     import distributed
 
     with (
-        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         outcome = xact.build(lab, client=client, allow_code=True)
@@ -275,7 +275,7 @@ def test_a_client_whose_workers_are_threads_is_refused(lab):
     import distributed
 
     with (
-        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
         pytest.raises(RequestError, match="threads of this process"),
     ):

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact import plot
     from xact.analysis.compare import compare
     from xact.analysis.label_rdm import label_rdm
     from xact.analysis.rdm import rdm
@@ -51,6 +52,7 @@ __all__ = [
     "open_map",
     "open_rdms",
     "open_tokens",
+    "plot",
     "rdm",
     "to_rsatoolbox",
 ]
@@ -80,8 +82,13 @@ _HOMES = {
     "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 
+_ROOMS = ("plot",)
+"""Modules that are loaded when they are first used."""
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  any of the names above
+    if name in _ROOMS:
+        return importlib.import_module(f"xact.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'xact' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -90,4 +97,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  any of the names above
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_ROOMS])

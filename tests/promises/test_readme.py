@@ -146,6 +146,18 @@ def test_the_chapter_on_comparing_runs(quickstart: Path, monkeypatch: pytest.Mon
     assert (code, "labels.csv" in out) == (0, True), err
 
 
+@pytest.mark.filterwarnings("ignore:the best of 20 layers is chosen:UserWarning")
+def test_the_chapter_on_figures_draws_them(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("Agg")
+    _, namespace = run_blocks("Figures", quickstart, monkeypatch)
+    pyplot.close("all")
+    assert namespace["matrix"].images[0].get_array().shape == (48, 48)
+    assert len(namespace["lines"].lines) == 3  # zero, condition, stem
+    assert (quickstart / "profile.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
     write_betas(quickstart / "betas.nc", store["activations"])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xact.analysis.label_rdm import label_rdm
     from xact.analysis.rdm import rdm
     from xact.analysis.references.open_rdms import open_rdms
+    from xact.analysis.report.report import report
     from xact.analysis.rsatoolbox_objects import from_rsatoolbox, to_rsatoolbox
     from xact.building.api import build
     from xact.building.drop import drop
@@ -54,6 +55,7 @@ __all__ = [
     "open_tokens",
     "plot",
     "rdm",
+    "report",
     "to_rsatoolbox",
 ]
 
@@ -79,6 +81,7 @@ _HOMES = {
     "open_rdms": "xact.analysis.references.open_rdms",
     "open_tokens": "xact.reading.xarray",
     "rdm": "xact.analysis.rdm",
+    "report": "xact.analysis.report.report",
     "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 

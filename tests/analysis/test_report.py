@@ -159,6 +159,22 @@ def test_pictures_come_from_a_folder_and_never_from_outside(tmp_path):
         xact.report(acts, images=tmp_path / "none_here", output=tmp_path / "s.html")
 
 
+def test_captions_are_shown_as_texts(tmp_path):
+    acts = make_labelled(caption=[f"a <b>dog</b> {i}" for i in range(16)])
+    text = xact.report(acts, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert text.count("<figcaption>a &lt;b&gt;dog&lt;/b&gt; ") == 16
+
+
+def test_many_stimuli_are_a_sample_and_averaged_and_a_large_page_is_the_same(tmp_path, monkeypatch):
+    acts = make_activations(520, models=["A"], n_layers=2, n_replicates=1, n_units=5)
+    first = xact.report(acts, labels=["rating"], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    check_page(first)
+    assert "A sample of 200 of 520 stimuli (seed 0)." in first
+    assert "520 stimuli are averaged over blocks." in first
+    monkeypatch.setattr("xact.analysis.report.gather.HELD_NBYTES", 0)
+    assert xact.report(acts, labels=["rating"], output=tmp_path / "s.html").read_text(encoding="utf-8") == first
+
+
 def test_rdms_have_a_report_of_their_own(tmp_path):
     rdms = xact.rdm(make_labelled(), method="euclidean")
     text = xact.report(rdms, layers="l*", output=tmp_path / "r.html").read_text(encoding="utf-8")

@@ -158,6 +158,16 @@ def test_the_chapter_on_figures_draws_them(quickstart: Path, monkeypatch: pytest
     assert (quickstart / "profile.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_the_chapter_on_a_report_writes_it(quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from support.cli import run
+
+    monkeypatch.chdir(quickstart)
+    ((_, command),) = list_blocks(find_chapter("A report"), "bash")
+    code, out, err = run(capsys, *command.split()[1:])
+    assert (code, out.split(":")[0]) == (0, "quickstart.html"), err
+    assert (quickstart / "quickstart.html").read_text(encoding="utf-8").count("<figure data-stimulus=") == 48
+
+
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
     write_betas(quickstart / "betas.nc", store["activations"])

@@ -85,22 +85,21 @@ def draw_profiles(scores: xr.Dataset, *, by_model: bool) -> list[tuple[str, str]
         def draw(axes: Any, one: xr.Dataset = one) -> None:  # noqa: ANN401  axes
             profile(one, ax=axes)
 
-        found.append((shorten(name), draw_svg(draw, (95, 65))))
+        found.append((shorten(name), draw_svg(draw, (95, 65) if by_model else (150, 80))))
     return found
 
 
 def draw_maps(found: Gathered, maps: list[xr.DataArray]) -> list[tuple[str, str]]:
-    """Return (name, data URL) of the map of each RDM, with pictures where there are all."""
+    """Return (name, data URL) of the map of each RDM, with pictures if all could be read."""
     drawn = []
     for one in maps:
-        shown = one.isel(stimulus=found.thumbnails.rows, stimulus_=found.thumbnails.rows)
         arrays = [found.thumbnails.arrays.get(row) for row in found.thumbnails.rows]
         pictures = None if any(array is None for array in arrays) else arrays
-        known = {str(value) for value in shown["condition"].values} if "condition" in shown.coords else set()
+        known = {str(value) for value in one["condition"].values} if "condition" in one.coords else set()
         colours = "condition" if known and len(known) <= len(COLOURS) and pictures is None else None
 
-        def draw(axes: Any, shown: xr.DataArray = shown, pictures: Any = pictures, colours: Any = colours) -> None:  # noqa: ANN401
-            draw_map(shown, ax=axes, colours=colours, pictures=pictures)
+        def draw(axes: Any, one: xr.DataArray = one, pictures: Any = pictures, colours: Any = colours) -> None:  # noqa: ANN401
+            draw_map(one, ax=axes, colours=colours, pictures=pictures)
 
         drawn.append((f"{shorten(one['model'].item())} · {shorten(one['layer'].item())}", draw_svg(draw, (95, 95))))
     return drawn

@@ -21,7 +21,7 @@ from xact.analysis.layer_rdms import LayerRdms, RdmSource, open_array, open_laye
 from xact.analysis.mds import embed
 from xact.analysis.measure import make_measure
 from xact.analysis.pairs import count_pairs, take_pairs
-from xact.analysis.rdm import compute_rdms, list_layers
+from xact.analysis.rdm import compute_rdms, list_layers, rdm
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
 from xact.analysis.select import Selection, choose
 from xact.errors import RequestError
@@ -32,6 +32,9 @@ SMALL = 32
 
 LARGE = 512
 """Rows and columns of the large RDM at most."""
+
+HELD_NBYTES = 2**31
+"""Bytes of RDMs that are computed once and held; more are computed anew by each step."""
 
 N_SAMPLES = 200
 """Bootstrap samples of the bands."""
@@ -102,15 +105,17 @@ def gather(source: RdmSource, asked: Asked) -> Gathered:
         chosen = find_names(asked.layers, known, what="layer", hint="xact info lists them")
         array = array.isel(layer=[known.index(layer) for layer in chosen])
     is_activations = "unit" in array.dims
-    rdms = open_layer_rdms(array)
+    held = hold_rdms(array)
+    rdms = open_layer_rdms(held)
+    thumbnails = load_thumbnails(rdms.stimuli, asked.images, asked.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        grid = compare(array)
+        grid = compare(held)
         labels = choose_labels(rdms.stimuli) if asked.labels is None else asked.labels
         draws = plan_draws(rdms, asked.seed)
-        labelled = compare(array, labels=labels, **draws) if labels else None
-        scored = None if asked.to is None else compare_reference(array, asked, draws)
-    facts, large, maps = read_layers(rdms, grid)
+        labelled = compare(held, labels=labels, **draws) if labels else None
+        scored = None if asked.to is None else compare_reference(held, asked, draws)
+    facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
     if is_activations:
         add_quality(array, facts)
     return Gathered(
@@ -125,10 +130,20 @@ def gather(source: RdmSource, asked: Asked) -> Gathered:
         labelled=labelled,
         scored=scored,
         grid=grid,
-        thumbnails=load_thumbnails(rdms.stimuli, asked.images, asked.seed),
+        thumbnails=thumbnails,
         is_activations=is_activations,
         notes=list(dict.fromkeys(str(one.message) for one in caught)),
     )
+
+
+def hold_rdms(array: xr.DataArray) -> xr.DataArray:
+    """Return the RDMs of activations, if they have room in memory: several steps read them. If not, what is given."""
+    n_bytes = 8 * array.sizes["stimulus"] ** 2 * array.sizes.get("model", 1) * array.sizes.get("layer", 1)
+    if "unit" not in array.dims or n_bytes > HELD_NBYTES:
+        return array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the page tells constant patterns
+        return rdm(array)
 
 
 def plan_draws(rdms: LayerRdms, seed: int) -> dict[str, Any]:
@@ -161,10 +176,13 @@ def choose_labels(stimuli: xr.Dataset) -> list[str]:
     return [name for name in found if np.isfinite(label_rdm(stimuli[name]).values).all()][:MOST_LABELS]
 
 
-def read_layers(rdms: LayerRdms, grid: xr.Dataset) -> tuple[list[LayerFacts], xr.DataArray, list[xr.DataArray]]:
-    """Return the facts of all layers, the last RDM of the first model, and RDMs to map."""
+def read_layers(
+    rdms: LayerRdms, grid: xr.Dataset, sampled: list[int]
+) -> tuple[list[LayerFacts], xr.DataArray, list[xr.DataArray]]:
+    """Return the facts of all layers, the last RDM of the first model, and that of each model for these stimuli."""
     positions = grid["position"]
-    facts, kept = [], {}
+    facts: list[LayerFacts] = []
+    large, maps = None, {}
     for model, layer, square in rdms.stream(0):
         position = float(positions.sel(model=model, layer=layer))
         pairs = take_pairs(square, np.arange(len(square)))
@@ -187,10 +205,13 @@ def read_layers(rdms: LayerRdms, grid: xr.Dataset) -> tuple[list[LayerFacts], xr
             small=average_blocks(ranks, SMALL),
         )
         facts.append(one)
-        if position == 1 or model not in kept:
-            kept[model] = (layer, square.copy())
-    maps = [make_array(rdms, model, layer, square) for model, (layer, square) in kept.items()]
-    return facts, maps[0], maps
+        if position == 1 or model not in maps:
+            whole = make_array(rdms, model, layer, square)
+            maps[model] = whole.isel(stimulus=sampled, stimulus_=sampled)
+            large = whole if model == facts[0].model else large
+    if large is None:
+        raise RequestError("no layer has an RDM", hint="choose layers that a model has")
+    return facts, large, list(maps.values())
 
 
 def make_array(rdms: LayerRdms, model: str, layer: str, square: np.ndarray) -> xr.DataArray:
@@ -221,9 +242,9 @@ def add_quality(array: xr.DataArray, facts: list[LayerFacts]) -> None:
         total = float((gram**2).sum())
         one.ratio = float(np.trace(gram)) ** 2 / total if total > 0 else np.nan
     if len(chosen.replicates) > 1:
-        for rdm in compute_rdms(chosen, make_measure("correlation", "each", "none", "raw"), list_layers(chosen)):
-            if (rdm.model, rdm.layer) in of_layer:
-                of_layer[rdm.model, rdm.layer].agreement = find_agreement(rdm.values)
+        for made in compute_rdms(chosen, make_measure("correlation", "each", "none", "raw"), list_layers(chosen)):
+            if (made.model, made.layer) in of_layer:
+                of_layer[made.model, made.layer].agreement = find_agreement(made.values)
 
 
 def find_agreement(squares: np.ndarray) -> float:

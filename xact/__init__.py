@@ -9,10 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact import plot
     from xact.analysis.compare import compare
     from xact.analysis.label_rdm import label_rdm
     from xact.analysis.rdm import rdm
     from xact.analysis.references.open_rdms import open_rdms
+    from xact.analysis.report.report import report
     from xact.analysis.rsatoolbox_objects import from_rsatoolbox, to_rsatoolbox
     from xact.building.api import build
     from xact.building.drop import drop
@@ -51,7 +53,9 @@ __all__ = [
     "open_map",
     "open_rdms",
     "open_tokens",
+    "plot",
     "rdm",
+    "report",
     "to_rsatoolbox",
 ]
 
@@ -77,11 +81,17 @@ _HOMES = {
     "open_rdms": "xact.analysis.references.open_rdms",
     "open_tokens": "xact.reading.xarray",
     "rdm": "xact.analysis.rdm",
+    "report": "xact.analysis.report.report",
     "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 
+_ROOMS = ("plot",)
+"""Modules that are loaded when they are first used."""
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  any of the names above
+    if name in _ROOMS:
+        return importlib.import_module(f"xact.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'xact' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -90,4 +100,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  any of the names above
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_ROOMS])

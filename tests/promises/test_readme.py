@@ -146,6 +146,28 @@ def test_the_chapter_on_comparing_runs(quickstart: Path, monkeypatch: pytest.Mon
     assert (code, "labels.csv" in out) == (0, True), err
 
 
+@pytest.mark.filterwarnings("ignore:the best of 20 layers is chosen:UserWarning")
+def test_the_chapter_on_figures_draws_them(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("Agg")
+    _, namespace = run_blocks("Figures", quickstart, monkeypatch)
+    pyplot.close("all")
+    assert namespace["matrix"].images[0].get_array().shape == (48, 48)
+    assert len(namespace["lines"].lines) == 3  # zero, condition, stem
+    assert (quickstart / "profile.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_chapter_on_a_report_writes_it(quickstart: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    from support.cli import run
+
+    monkeypatch.chdir(quickstart)
+    ((_, command),) = list_blocks(find_chapter("A report"), "bash")
+    code, out, err = run(capsys, *command.split()[1:])
+    assert (code, out.split(":")[0]) == (0, "quickstart.html"), err
+    assert (quickstart / "quickstart.html").read_text(encoding="utf-8").count("<figure data-stimulus=") == 48
+
+
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):
     store = xr.open_zarr(quickstart / "quickstart.zarr").load()
     write_betas(quickstart / "betas.nc", store["activations"])

@@ -21,6 +21,7 @@ from xact.cli.commands import (
     run_models,
     run_plan,
     run_push,
+    run_report,
     run_schema,
     run_verify,
     run_worker,
@@ -93,6 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     compare = add("compare", run_compare, "Score layers against reference RDMs or labels, or against each other.")
     add_compare_options(compare)
+    report = add("report", run_report, "Write one HTML page about a store or its RDMs.")
+    add_report_options(report)
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
     drop = add("drop", run_drop, "Take models or stimuli out of a store; without --yes, only say what would go.")
@@ -187,6 +190,20 @@ def add_compare_options(command: argparse.ArgumentParser) -> None:
         "--choose-layer", action="store_true", help="choose the best layer on one half of the stimuli, score the other"
     )
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_report_options(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `xact report`."""
+    command.add_argument("source", metavar="STORE|RDMS", help="a store, which the page tells more of, or an RDM store")
+    command.add_argument("--to", metavar="REFERENCE", nargs="+", action="extend", help="files of RDMs or of responses")
+    command.add_argument("--labels", metavar="COLUMN", nargs="+", action="extend", help="default: up to three")
+    command.add_argument(
+        "--key", metavar="stimulus|stem|COLUMN", default="stimulus", help="what references call stimuli"
+    )
+    command.add_argument("--output", metavar="FILE", default="report.html", help="default report.html")
+    command.add_argument("--images", metavar="ROOT|none", help="folder of the stimuli's files; default none")
+    command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
+    command.add_argument("--seed", metavar="N", type=int, default=0, help="of the sample of pictures and the bootstrap")
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:

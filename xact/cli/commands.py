@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
+    format_nbytes,
     show_drop,
     show_estimate,
     show_file,
@@ -320,6 +321,22 @@ def run_compare(options: argparse.Namespace) -> int:
     else:
         show_table(best.make_rows())
         write_out(f"{output}: {best.text}\n")
+    return 0
+
+
+REPORT_OPTIONS = "to labels key output images layers seed".split()
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write one HTML page, and print its path."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
+        from xact.analysis.report.report import report
+
+        asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
+        file = report(options.source, **asked)
+    write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
     return 0
 
 

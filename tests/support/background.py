@@ -56,6 +56,7 @@ class Background:
     def start(self, folder: Path, *arguments: object, prelude: str = "") -> Running:
         """Start a command in a child that executes `prelude` first."""
         file = folder / f"output-{len(self.running)}.txt"
+        file.touch()  # it may be read before the child has opened it
         said = {"folder": str(folder), "arguments": list(map(str, arguments)), "code": prelude, "file": str(file)}
         self.running.append(Running(self, self._ask(said), file))
         return self.running[-1]

@@ -97,13 +97,14 @@ def make_store_plan(
 ) -> Plan:
     """Plan a store. Unless `is_small`, a cube with few values has the shards of a large one, as a trial has."""
     recipe = {
-        "stimuli": {"source": "folder", "limit": None if is_small else len(table)},
+        "stimuli": {"source": "folder", "limit": None},
         "replicates": {"count": n_replicates},
         "storage": {"layout": layout, "precision": "full", "codec": codec, "shard_mb": shard_mb, "buffer_mb": 256},
     }
     planned = tuple(model.model_copy(update={"n_stimuli": len(table)}) for model in models)
-    request = Request(recipe=recipe, table=table, models=planned, jitter_names=tuple(jitter_names), failed_models={})
-    return make_plan(request, old, is_committed=True)
+    trial = recipe | {"stimuli": {"source": "folder", "limit": None if is_small else len(table)}}
+    request = Request(recipe=trial, table=table, models=planned, jitter_names=tuple(jitter_names), failed_models={})
+    return make_plan(request, old, is_committed=True).model_copy(update={"recipe": recipe})
 
 
 def write_store(

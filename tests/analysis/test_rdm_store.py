@@ -214,6 +214,7 @@ def test_a_fault_at_any_operation_on_files_leaves_no_rdms_that_lie(small, tmp_pa
     disturb(small, tmp_path, 12)
 
 
+@pytest.mark.slow
 def test_a_fault_while_rdms_are_replaced_leaves_the_old_or_the_new_or_none(small, tmp_path):
     write(small, tmp_path / "before.zarr", method="cosine")
     disturb(small, tmp_path, 8, "--overwrite")

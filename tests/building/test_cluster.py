@@ -183,6 +183,7 @@ def test_a_worker_that_computes_other_values_is_refused_and_the_others_go_on(lab
     assert_as_serial(lab)
 
 
+@pytest.mark.slow  # test_coordinate.py has the rule
 def test_three_deaths_at_one_task_end_the_build_with_its_name(lab, background):
     (lab.parent / "deadly").touch()
     build = start_build(background, lab)

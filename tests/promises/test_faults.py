@@ -124,7 +124,7 @@ def test_a_fault_at_any_operation_on_files_loses_nothing_and_lies_to_nobody(case
 @pytest.mark.parametrize("case", WORKER_CASES)
 def test_a_fault_in_a_coordinator_or_a_worker_loses_nothing(case, driver, tmp_path):
     make_case(tmp_path, **WORKER_CASES[case])
-    check(driver.run(tmp_path, "inject", 3, 5))
+    check(driver.run(tmp_path, "inject", 2, 5))
 
 
 @pytest.mark.slow

@@ -134,6 +134,7 @@ def test_the_page_shows_one_script_whole_and_of_the_others_what_differs():
         assert [f"# {name}\n{differing}\n" in block for block in shown[1:]].count(True) == 1, name
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_warns_ahead_of_its_time_limit_goes_on_in_the_queue(slurm: Slurm, case: Case, serial: Serial):
     job = case.submit(slurm, "one_job.sh", "recipe.yml", "--allow-code", options=["--time=2"])
     slurm.wait_for("two tasks", lambda: case.count_tasks() >= 2)
@@ -189,6 +190,7 @@ def test_of_a_coordinator_and_an_array_of_workers_each_may_be_warned_or_killed(
     assert read_store(case.store) == serial
 
 
+@pytest.mark.slow
 def test_a_job_with_four_gpus_builds_with_four_workers(slurm: Slurm, case: Case, serial: Serial):
     case.set_pace(100)
     job = case.submit(slurm, "four_gpus.sh", "recipe.yml", "--allow-code", "--cluster", "local:4")  # no GPU is real

@@ -56,7 +56,7 @@ class Work:
         return sorted(file.name for file in self.inbox.glob("*/*") if file.name != "receipts.jsonl")
 
 
-@pytest.fixture(params=["cube", "groups"])
+@pytest.fixture(params=["cube", pytest.param("groups", marks=pytest.mark.slow)])
 def recipe(request, tmp_path, monkeypatch) -> Path:
     path = faults.write_case(tmp_path, layout=request.param)
     monkeypatch.syspath_prepend(str(tmp_path))

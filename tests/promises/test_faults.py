@@ -41,7 +41,6 @@ def make_case(
     sizes = {"limit": None, "buffer_mb": 1} if is_small else {"limit": 5}
     recipe = faults.write_case(folder, layout=layout, **sizes)
     if before:
-        sys.modules.pop("tiny_network", None)  # another test's, from a folder that is gone
         later = [folder / "stimuli" / "a" / "p02.png", folder / "stimuli" / "b" / "p01.png"] if is_small else []
         for file in later:
             file.rename(folder / f"{file.parent.name}-{file.name}")

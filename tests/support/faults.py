@@ -169,6 +169,7 @@ def write_case(
         write_pictures(folder / "stimuli" / "b", 2, seed=2, size=(24, 20))
     (folder / "out").mkdir(exist_ok=True)
     (folder / "tiny_network.py").write_text(NETWORK)
+    sys.modules.pop("tiny_network", None)  # another test's, from a folder that is gone
     models = "\n".join(MODEL.format(label=label, seed=i) for i, label in enumerate(labels))
     store = folder / "out" / "store.zarr"
     fields = {"limit": limit or "null", "buffer_mb": buffer_mb, "models": models, "layout": layout}

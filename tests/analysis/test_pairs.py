@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import squareform
 
-from xact.analysis.pairs import make_square, permute_pairs, take_pairs, weigh_pairs
+from xact.analysis.pairs import make_square, take_pairs, weigh_pairs
 
 
 @pytest.fixture
@@ -26,12 +26,6 @@ def test_rows_are_taken_in_the_order_given(square):
 
 def test_a_square_comes_back(square):
     np.testing.assert_array_equal(make_square(take_pairs(square), 6), square)
-
-
-def test_rows_and_columns_are_permuted_together(square):
-    order = np.random.default_rng(1).permutation(6)
-    expected = take_pairs(square[np.ix_(order, order)])
-    np.testing.assert_array_equal(permute_pairs(take_pairs(square)[None], order)[0], expected)
 
 
 def test_a_pair_weighs_the_product_of_its_multiplicities():

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from support.cli import run
 from support.readme import ROOT
+from support.servers import serve
 from support.stores import make_model, make_store_plan, make_table, write_store
 
 import xact
@@ -35,6 +37,17 @@ def plan(
 
 def write(store: Path, output: Path, **options: object) -> WrittenRdms:
     return write_rdms(plan(store, output, **options))
+
+
+def test_rdms_and_scores_of_a_store_at_a_url_are_those_of_the_store_on_disk(small, tmp_path, capsys):
+    with serve(small.parent) as files:
+        url = f"{files.url}/{small.name}"
+        for store, name in ((small, "local.zarr"), (url, "remote.zarr")):
+            assert run(capsys, "rdm", store, "--output", tmp_path / name)[0] == 0
+        local, remote = (xr.open_zarr(tmp_path / name).load() for name in ("local.zarr", "remote.zarr"))
+        xr.testing.assert_identical(local.drop_attrs(), remote.drop_attrs())
+        assert remote.attrs["store_id"] == local.attrs["store_id"]
+        xr.testing.assert_identical(xact.compare(url).drop_attrs(), xact.compare(small).drop_attrs())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from xact.building.api import make_overrides, open_build
-from xact.building.coordinate import make_job, run_with
+from xact.building.coordinate import Coordinator, make_job
 from xact.building.run import Outcome, build_store
 from xact.building.work import Job, Span, SpanResult, Worker
 from xact.disk.durable import FolderGoneError
@@ -123,6 +123,12 @@ def build_with_workers(recipe: GivenRecipe, make_workers: Callable[[Job], Forked
             return build_store(prepared, progress=lambda _: None)
         workers = make_workers(make_job(prepared, allow_code=True))
         try:
-            return build_store(prepared, progress=lambda _: None, run=run_with(workers))
+            return build_store(
+                prepared,
+                progress=lambda _: None,
+                run=lambda prepared, writer, outcome, progress: Coordinator(
+                    prepared, writer, outcome, workers, progress
+                ).run(),
+            )
         finally:
             workers.close()

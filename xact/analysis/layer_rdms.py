@@ -18,7 +18,7 @@ from xact.analysis.reference import check_count
 from xact.analysis.references.labelled import open_rdm_store
 from xact.analysis.select import Chosen, Selection, choose
 from xact.disk.durable import parse_json, read_whole
-from xact.disk.paths import expand_path
+from xact.disk.places import expand_place
 from xact.errors import NoStoreError, RequestError
 from xact.reading.xarray import open_activations
 
@@ -116,7 +116,9 @@ def open_array(source: RdmSource) -> xr.DataArray:
     """Return the lazy array of a path, or the array itself."""
     if isinstance(source, xr.DataArray):
         return source
-    path = expand_path(source)
+    path = expand_place(source)
+    if not isinstance(path, Path):
+        return open_activations(source)
     if not path.is_dir():
         what = "is a file, not a store" if path.is_file() else "does not exist"
         raise NoStoreError(f"{str(path)!r} {what}", hint="a store of xact build or of xact rdm is wanted")

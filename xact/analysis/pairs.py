@@ -48,11 +48,6 @@ def weigh_pairs(multiplicities: np.ndarray) -> np.ndarray:
     return np.concatenate([m[i] * m[i + 1 :] for i in range(len(m) - 1)])
 
 
-def permute_pairs(pairs: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return vectors (rdm, pair) of RDMs whose rows and columns are both taken in this `order`."""
-    return np.stack([take_pairs(make_square(one, len(order)), order) for one in pairs])
-
-
 def find_undefined(square: np.ndarray, what: str) -> np.ndarray:
     """Return True for each stimulus whose pairs are all NaN, as of a constant pattern. Refuse other NaN or infinity."""
     n = len(square)

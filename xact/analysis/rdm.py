@@ -92,7 +92,7 @@ def rdm(
         What is done to each unit over the chosen stimuli first (within each replicate, unless they are averaged):
         `raw` (default), `center` or `zscore`.
     models, layers, conditions : str, iterable of str, or None
-        RdmLabels or globs; None selects all.
+        Labels or globs; None selects all.
     where : str, optional
         Expression over labels of the stimuli, e.g. `rating > 3 and condition == 'plain'`.
     sample, seed : int, optional
@@ -139,31 +139,6 @@ def rdm(
     for warning in [*chosen.warnings, *describe_found(found, measure), *find_warnings(chosen, measure)]:
         warnings.warn(warning, UserWarning, stacklevel=2)
     return rdms.assign_attrs(describe(measure, selection))
-
-
-def stream_rdms(
-    acts: Activations,
-    *,
-    method: str = "correlation",
-    replicates: str | int | None = None,
-    noise: str = "none",
-    units: str = "raw",
-    models: Names = None,
-    layers: Names = None,
-    conditions: Names = None,
-    where: str | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    allow_missing: bool = False,
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (model, layer, square matrix) of each layer, float64, as `rdm` does. One matrix is in memory at a time.
-
-    Models that lack a layer are left out. With `replicates="each"` the matrix is (replicate, stimulus, stimulus).
-    """
-    measure = make_measure(method, replicates, noise, units)
-    chosen = choose(acts, Selection(models, layers, conditions, where, sample, seed, allow_missing))
-    for one in compute_rdms(chosen, measure, list_layers(chosen)):
-        yield one.model, one.layer, one.values
 
 
 def check_dtype(dtype: object) -> None:

@@ -14,10 +14,12 @@ import numpy as np
 from xact.analysis.measure import Measure
 from xact.analysis.rdm import NAME, check_dtype, check_replicates, describe, list_layers
 from xact.analysis.select import Chosen, Selection, choose
-from xact.disk.durable import count_free_nbytes, parse_json, read_whole
+from xact.disk.durable import count_free_nbytes, parse_json
 from xact.disk.paths import expand_path, refuse_url
+from xact.disk.places import Place, expand_place, read_whole
 from xact.errors import RequestError
 from xact.reading.catalog import open_catalog
+from xact.store.snapshot import make_absolute
 
 Layer = tuple[str, str]
 """(model, layer)."""
@@ -27,7 +29,7 @@ Layer = tuple[str, str]
 class PlannedRdms:
     """The RDMs of a store that are to be written."""
 
-    store: Path
+    store: Place
     output: Path
     chosen: Chosen
     measure: Measure
@@ -81,23 +83,23 @@ def plan_rdms(
     """Choose what is to be written, and refuse what cannot be. Nothing is written, no activation is read."""
     check_dtype(dtype)
     refuse_url(output)
-    store, path = expand_path(store).absolute(), expand_path(output).absolute()
-    chosen = choose(store, selection)
+    place, path = make_absolute(expand_place(store)), expand_path(output).absolute()
+    chosen = choose(place if isinstance(place, Path) else store, selection)
     check_replicates(chosen, measure)
-    check_output(path, store, overwrite=overwrite)
+    check_output(path, place, overwrite=overwrite)
     layers = list_layers(chosen)
-    source = describe_store(store)
+    source = describe_store(place)
     attributes = {"xact_format": 1, **describe(measure, selection), **source, "how_to_read": tell_how_to_read(path)}
     request = {
         **{name: value for name, value in attributes.items() if name != "how_to_read"},
-        "path": str(store),
+        "path": str(place),
         "dtype": dtype,
         "layers": layers,
         "stimuli": hashlib.sha256("\n".join(map(str, chosen.stimuli)).encode()).hexdigest(),
         "present": hashlib.sha256(chosen.present.tobytes()).hexdigest(),
     }
     return PlannedRdms(
-        store=store,
+        store=place,
         output=path,
         chosen=chosen,
         measure=measure,
@@ -114,7 +116,7 @@ def tell_how_to_read(output: Path) -> str:
     return f"xarray.open_zarr({output.name!r})[{NAME!r}]"
 
 
-def describe_store(store: Path) -> dict[str, Any]:
+def describe_store(store: Place) -> dict[str, Any]:
     """Return the name, id, generation and hash of the recipe of a store."""
     snapshot = open_catalog(store).snapshot
     root = parse_json(read_whole(store / "zarr.json")).get("attributes", {})
@@ -127,9 +129,9 @@ def describe_store(store: Path) -> dict[str, Any]:
     }
 
 
-def check_output(output: Path, store: Path, *, overwrite: bool) -> None:
+def check_output(output: Path, store: Place, *, overwrite: bool) -> None:
     """Refuse an output that exists, or, where it is to be replaced, that holds something else than RDMs."""
-    if output.resolve().is_relative_to(store.resolve()):
+    if isinstance(store, Path) and output.resolve().is_relative_to(store.resolve()):
         raise RequestError(f"the output {str(output)!r} lies inside the store", hint="give another --output")
     if not os.path.lexists(output):
         return

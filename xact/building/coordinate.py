@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from xact.building.prepare import PreparedBuild
-from xact.building.run import Outcome, RunTasks, fail_model, halve
+from xact.building.run import Outcome, fail_model, halve
 from xact.building.run_tasks import Tally
 from xact.building.work import Job, PlanGoneError, Span, SpanResult, hash_plan
 from xact.errors import DeviceMemoryError, StimulusError, UnsteadyError, WorkError, XactError
@@ -223,15 +223,6 @@ class Coordinator:
 
     def _warn(self, text: str) -> None:
         self.warned[text] = None
-
-
-def run_with(workers: Workers) -> RunTasks:
-    """Return what runs the tasks of a build on these workers."""
-
-    def run(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: Callable[[int], None]) -> None:
-        Coordinator(prepared, writer, outcome, workers, progress).run()
-
-    return run
 
 
 def make_job(prepared: PreparedBuild, *, allow_code: bool) -> Job:

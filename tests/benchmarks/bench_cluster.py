@@ -37,8 +37,9 @@ from xact.disk.digest import FileStamp
 from xact.disk.durable import Written
 from xact.store.adopt import Adoption, adopt_left
 from xact.store.held import check_shards
-from xact.store.journal import State, TaskRecord, load_state
+from xact.store.journal import load_state
 from xact.store.receipts import Box, BoxWriter
+from xact.store.state import State, TaskRecord
 from xact.store.tasks import make_tasks
 from xact.store.write import StoreWriter
 

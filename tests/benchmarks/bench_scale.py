@@ -38,8 +38,9 @@ from support.stores import make_model, make_provenance, make_store_plan, make_ta
 from xact.disk.digest import FileStamp
 from xact.disk.durable import Written
 from xact.labels import StimulusTable
-from xact.store.journal import State, TaskRecord, load_state
+from xact.store.journal import load_state
 from xact.store.plan import Plan
+from xact.store.state import State, TaskRecord
 from xact.store.tasks import make_tasks
 from xact.store.write import StoreWriter
 

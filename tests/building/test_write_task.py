@@ -12,8 +12,8 @@ from support.stores import make_model, make_store_plan, make_table
 from xact.building.write_task import round_mantissa, write_task
 from xact.capture.engine import TaskResult
 from xact.errors import CaptureError
-from xact.store.journal import State
 from xact.store.plan import Plan
+from xact.store.state import State
 from xact.store.tasks import Batch, Task
 from xact.store.write import StoreWriter
 

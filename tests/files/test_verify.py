@@ -24,8 +24,9 @@ import xact.store.verify
 from xact.disk.locks import hold_lock
 from xact.errors import RequestError, StoreError
 from xact.files.verify import Report, verify
-from xact.store.journal import State, load_state
+from xact.store.journal import load_state
 from xact.store.plan import Plan
+from xact.store.state import State
 from xact.store.tasks import make_tasks
 from xact.store.write import StoreWriter
 

@@ -52,7 +52,7 @@ class Work:
         return [(record.model, record.block) for record in self.coordinator.adoption.adopt_new()]
 
     def find_files(self) -> list[str]:
-        """Return the staged files of all workers."""
+        """Return the files of all workers that are not adopted."""
         return sorted(file.name for file in self.inbox.glob("*/*") if file.name != "receipts.jsonl")
 
 
@@ -160,8 +160,8 @@ def test_a_receipt_that_is_not_whole_is_no_receipt_until_it_is(work):
         (lambda one: one | {"line": one["line"] | {"stop": 1}}, "ends at another stimulus"),
         (lambda one: one | {"line": one["line"] | {"dropped": "one"}}, "other keys than a task"),
         (lambda one: one | {"line": one["line"] | {"task": ["one", 77]}}, "is damaged"),
-        (lambda one: one | {"staged": {}}, "has no file for"),
-        (lambda one: one | {"staged": dict.fromkeys([*one["staged"], "a"], "0")}, "names a file twice"),
+        (lambda one: one | {"files": {}}, "has no file for"),
+        (lambda one: one | {"files": dict.fromkeys([*one["files"], "a"], "0")}, "names a file twice"),
     ],
 )
 def test_a_receipt_that_lies_is_refused_and_its_task_stays_open(work, change, said):
@@ -174,7 +174,7 @@ def test_a_receipt_that_lies_is_refused_and_its_task_stays_open(work, change, sa
     assert work.adopt() == [("one", 0)]
 
 
-@pytest.mark.parametrize("line", [{"by": 1}, [], {"staged": {"a": "../../zarr.json"}}, "x"])
+@pytest.mark.parametrize("line", [{"by": 1}, [], {"files": {"a": "../../zarr.json"}}, "x"])
 def test_what_is_not_a_receipt_is_ignored(work, line):
     work.do(work.make_worker(), "one", 0)
     file, receipts = read_receipts(work)
@@ -219,8 +219,8 @@ def test_a_receipt_with_a_wrong_type_or_key_is_not_adopted(work, part, key, valu
 def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
-    key = next(iter(receipt["staged"]))
-    write_receipts(file, [receipt | {"staged": receipt["staged"] | {key: "../../../zarr.json"}}])
+    key = next(iter(receipt["files"]))
+    write_receipts(file, [receipt | {"files": receipt["files"] | {key: "../../../zarr.json"}}])
     assert work.adopt() == []
     assert (work.prepared.store / "zarr.json").exists()
 
@@ -229,16 +229,16 @@ def test_a_receipt_with_a_path_outside_its_folder_is_ignored(work):
 def test_a_file_that_is_not_what_its_receipt_says_is_refused(work, damage, tmp_path):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
-    staged = file.parent / next(iter(receipt["staged"].values()))
-    data = staged.read_bytes()
-    staged.unlink()
+    damaged = file.parent / next(iter(receipt["files"].values()))
+    data = damaged.read_bytes()
+    damaged.unlink()
     if damage == "short":
-        staged.write_bytes(data[:-1])
+        damaged.write_bytes(data[:-1])
     elif damage == "folder":
-        staged.mkdir()
+        damaged.mkdir()
     elif damage == "link":
         (tmp_path / "elsewhere").write_bytes(data)
-        staged.symlink_to(tmp_path / "elsewhere")
+        damaged.symlink_to(tmp_path / "elsewhere")
     assert work.adopt() == []
     assert "its file for" in work.coordinator.adoption.refused[0].fault
 
@@ -248,7 +248,7 @@ def test_a_shard_that_was_moved_before_a_kill_is_recorded_by_the_next_coordinato
         store = work.prepared.store
         work.do(work.make_worker(), "one", 0)
         file, (receipt,) = read_receipts(work)
-        key, name = next(iter(receipt["staged"].items()))
+        key, name = next(iter(receipt["files"].items()))
         (store / key).parent.mkdir(parents=True, exist_ok=True)
         (file.parent / name).rename(store / key)
     adopt_left(store)
@@ -284,7 +284,7 @@ def test_a_span_of_a_plan_that_was_halved_meanwhile_counts_against_no_task(work,
 def test_a_receipt_that_is_refused_counts_once_against_its_task(work):
     work.do(work.make_worker(), "one", 0)
     file, (receipt,) = read_receipts(work)
-    write_receipts(file, [receipt | {"staged": {}}])
+    write_receipts(file, [receipt | {"files": {}}])
     work.coordinator._adopt()
     work.coordinator.spans["here"] = work.coordinator._make_span("one", [0])
     work.coordinator._take("here", SpanResult(receipt["by"]))

@@ -20,8 +20,6 @@ from xact.errors import StoreError
 from xact.store.journal import (
     FOLDER,
     Journal,
-    State,
-    TaskRecord,
     find_generations,
     load_state,
     read_generation,
@@ -31,6 +29,7 @@ from xact.store.journal import (
     write_manifest,
     write_plan,
 )
+from xact.store.state import State, TaskRecord
 
 MODELS = (make_model("a", {"conv": (4, 3, 3), "fc": (7,)}), make_model("b/c", {"fc": (5,)}))
 SHA = "0123456789abcdef" * 4

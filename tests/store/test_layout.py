@@ -17,8 +17,9 @@ from support.stores import draw_values, make_model, make_store_plan, make_table,
 from xact.disk.durable import Written
 from xact.labels import StoreRow
 from xact.store.check_journal import find_plan_fault
-from xact.store.journal import State, load_state
+from xact.store.journal import load_state
 from xact.store.layout import make_files, make_metadata, make_tree
+from xact.store.state import State
 from xact.store.write import StoreWriter
 
 LAYOUTS = ("cube", "groups")

@@ -12,9 +12,9 @@ import xarray as xr
 
 from xact.disk.digest import FileStamp
 from xact.labels import StimulusTable, StoreRow
-from xact.store.journal import State, TaskRecord
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
+from xact.store.state import State, TaskRecord
 from xact.store.write import StoreWriter
 
 AXES = {1: ("feature",), 2: ("token", "feature"), 3: ("channel", "y", "x")}

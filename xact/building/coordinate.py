@@ -19,8 +19,8 @@ from xact.building.work import Job, PlanGoneError, Span, SpanResult, hash_plan
 from xact.errors import DeviceMemoryError, StimulusError, UnsteadyError, WorkError, XactError
 from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.adopt import Adoption, remove_inbox
-from xact.store.journal import TaskRecord, make_stimuli_line
 from xact.store.plan import PlannedModel
+from xact.store.state import TaskRecord, make_stimuli_line
 from xact.store.tasks import Task, make_rows
 from xact.store.write import StoreWriter
 

@@ -23,8 +23,9 @@ from xact.labels import StoreRow
 from xact.reading.catalog import Names, find_names
 from xact.store.expected import find_expected
 from xact.store.hold import check_writable, hold_store
-from xact.store.journal import FOLDER, State, load_state
+from xact.store.journal import FOLDER, load_state
 from xact.store.plan import Plan, PlannedStimuli
+from xact.store.state import State
 from xact.store.tasks import make_rows
 
 

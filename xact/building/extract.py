@@ -31,9 +31,9 @@ from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.stimuli.base import check_table
 from xact.stimuli.given import GivenCaptions, GivenPicture, GivenPictures, list_given, open_captions, open_pictures
-from xact.store.journal import State
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
+from xact.store.state import State
 
 
 def extract(

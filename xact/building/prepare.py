@@ -36,9 +36,10 @@ from xact.stimuli.open import open_stimuli
 from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
 from xact.store.hold import check_writable
-from xact.store.journal import State, load_state
+from xact.store.journal import load_state
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
 from xact.store.plan import Plan, PlannedModel
+from xact.store.state import State
 from xact.store.tasks import Task, make_rows, make_tasks
 from xact.store.zarr_arrays import LABEL_CHUNKS
 

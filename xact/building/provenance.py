@@ -17,8 +17,8 @@ from xact.capture.values_version import VALUES_VERSION
 from xact.errors import MismatchError
 from xact.models.base import Network
 from xact.models.unsaved import get_bytes, list_unsaved
-from xact.store.journal import State
 from xact.store.plan import Plan, PlannedModel
+from xact.store.state import State
 
 
 def describe_network(network: Network) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from xact.disk.durable import Written, make_folder, parse_json, sync_folder, wri
 from xact.errors import StoreError, make_command
 from xact.labels import StoreRow
 from xact.store.held import read_recorded
-from xact.store.journal import FOLDER, State, TaskRecord, load_state, read_manifest
+from xact.store.journal import FOLDER, load_state, read_manifest
 from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import Room, load_label, open_snapshot
+from xact.store.state import State, TaskRecord
 from xact.store.tasks import Task, make_rows
 from xact.store.verify import verify_store
 from xact.store.write import StoreWriter

@@ -29,9 +29,10 @@ from xact.models.global_state import keep_global_state
 from xact.stimuli.base import hash_stimulus
 from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.held import TaskKey, check_shards
-from xact.store.journal import State, remove_older
+from xact.store.journal import remove_older
 from xact.store.plan import Plan, PlannedModel
 from xact.store.renew import remove_former
+from xact.store.state import State
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
 

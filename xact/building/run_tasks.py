@@ -22,8 +22,8 @@ from xact.models.base import Network
 from xact.models.device import name_hardware
 from xact.models.load import load_network
 from xact.store.adopt import is_same_gpu
-from xact.store.journal import State, TaskRecord
 from xact.store.plan import PlannedModel
+from xact.store.state import State, TaskRecord
 from xact.store.tasks import Task
 from xact.store.write import TaskWriter
 

@@ -24,9 +24,10 @@ from xact.errors import CaptureError, MismatchError, RequestError, StoreError, W
 from xact.labels import StoreRow
 from xact.models.global_state import keep_global_state
 from xact.recipe.schema import LoadedRecipe
-from xact.store.journal import FOLDER, State
+from xact.store.journal import FOLDER
 from xact.store.plan import Plan, PlannedModel
 from xact.store.receipts import Box, BoxWriter
+from xact.store.state import State
 
 PLAN_PATIENCE = 60.0
 """Seconds in which a shared disk must show the plan that the coordinator has written."""

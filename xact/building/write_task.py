@@ -17,10 +17,10 @@ from xact.capture.reduce import TOKENS
 from xact.errors import CaptureError, StoreError
 from xact.labels import StoreRow
 from xact.store.held import TaskKey, read_recorded
-from xact.store.journal import State, TaskRecord
 from xact.store.layout import make_shard_format
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import decode_shard
+from xact.store.state import State, TaskRecord
 from xact.store.tasks import Batch, Task, count_batch_stimuli, make_batches, make_rows
 from xact.store.write import StoreWriter, TaskWriter
 

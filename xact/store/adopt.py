@@ -21,9 +21,10 @@ from xact.disk.durable import parse_json
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.check_journal import LINE_KEYS, ShardKeys, find_line_fault
-from xact.store.journal import FOLDER, INBOX, TaskRecord, load_state
+from xact.store.journal import FOLDER, INBOX, load_state
 from xact.store.plan import PlannedModel
 from xact.store.receipts import LEFT, RECEIPTS, Receipt, TaskRequests
+from xact.store.state import TaskRecord
 from xact.store.tasks import find_stop
 from xact.store.write import StoreWriter
 
@@ -97,7 +98,7 @@ class Adoption:
         if fault is not None:
             if fault:
                 self.refused.append(Refusal(*_find_task(receipt.line), f"{receipt.by}: {fault}"))
-            _remove_staged(box, receipt)
+            _remove_files(box, receipt)
             return None
         record = TaskRecord.from_line(receipt.line)
         facts = merge_networks(self.writer.state.networks.get(record.model), receipt.network)
@@ -116,7 +117,7 @@ class Adoption:
             return "its receipt is of another worker"
         if line.keys() & LINE_KEYS != {"task", "stimuli"}:
             return "its receipt has other keys than a task"
-        if len(set(receipt.staged.values())) < len(receipt.staged):
+        if len(set(receipt.files.values())) < len(receipt.files):
             return "its receipt names a file twice"
         fault = find_line_fault(line, plan, self._keys)
         if fault is not None:
@@ -155,15 +156,15 @@ class Adoption:
     def _find_file_fault(
         self, box: Path, receipt: Receipt, older: TaskRecord | None, files: dict[str, Path]
     ) -> str | None:
-        """Compare the staged files with the receipt; a file that is gone must lie in its place in the store."""
+        """Compare the files of a task with the receipt; a file that is gone must lie in its place in the store."""
         record = TaskRecord.from_line(receipt.line)
         placed = []
         for key, want in record.shards.items():
-            if key not in receipt.staged:
+            if key not in receipt.files:
                 if want is not None and (older is None or older.shards.get(key) != want):
                     return f"its receipt has no file for {key}"
                 continue
-            file = box / receipt.staged[key]
+            file = box / receipt.files[key]
             size = _find_size(file)
             if size is None:
                 placed.append(key)
@@ -255,7 +256,7 @@ def _read_stamps(line: Mapping[str, Any]) -> dict[StoreRow, tuple[FileStamp, str
     return {StoreRow(row): (FileStamp(nbytes, mtime_ns), sha256) for row, nbytes, mtime_ns, sha256 in line["stimuli"]}
 
 
-def _remove_staged(box: Path, receipt: Receipt) -> None:
-    for name in receipt.staged.values():
+def _remove_files(box: Path, receipt: Receipt) -> None:
+    for name in receipt.files.values():
         with suppress(OSError):  # it goes with the inbox
             (box / name).unlink()

@@ -13,9 +13,10 @@ from xact.disk.exchange import hint_missing
 from xact.disk.places import Place, locate
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
 from xact.store.adopt import list_boxes
-from xact.store.journal import FOLDER, State, load_state
+from xact.store.journal import FOLDER, load_state
 from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import stamp_root
+from xact.store.state import State
 from xact.store.tasks import find_stop
 
 

@@ -23,10 +23,11 @@ from xact.errors import NoStoreError, StoreError
 from xact.store.check_metadata import is_inside
 from xact.store.contact import CONTACT
 from xact.store.findings import Fault
-from xact.store.journal import FOLDER, INBOX, State, list_files_of, read_manifest, read_plan, take_lines
+from xact.store.journal import FOLDER, INBOX, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
 from xact.store.shards import ShardFormat
+from xact.store.state import State
 from xact.store.tasks import make_tasks
 
 ROOT = "zarr.json"

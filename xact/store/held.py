@@ -16,7 +16,8 @@ from pathlib import Path
 from xact.disk.digest import hash_files, name_file_kind, open_regular
 from xact.disk.durable import Written
 from xact.errors import StoreError, make_command
-from xact.store.journal import FOLDER, State, TaskRecord
+from xact.store.journal import FOLDER
+from xact.store.state import State, TaskRecord
 
 TaskKey = tuple[str, int]
 """(model, block)."""

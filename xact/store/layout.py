@@ -18,9 +18,9 @@ from xact.errors import RUN_AGAIN
 from xact.labels import DIMS
 from xact.store.check_metadata import MAX_LABEL_NBYTES, MAX_LABELS_NBYTES, count_text_nbytes, find_text_fault
 from xact.store.chunks import BlockShape, name_chunk
-from xact.store.journal import State
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.shards import ShardFormat, make_codecs
+from xact.store.state import State
 from xact.store.tasks import make_rows
 from xact.store.zarr_arrays import (
     Arrays,

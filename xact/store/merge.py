@@ -20,10 +20,10 @@ from xact.store.chunks import (
     MEGABYTE,
     choose_stimuli_per_task,
 )
-from xact.store.journal import State
 from xact.store.layout import find_labels_fault
 from xact.store.neutral import NEUTRAL, drop_neutral_settings
 from xact.store.plan import Plan, PlannedModel, PlannedStimuli
+from xact.store.state import State
 from xact.store.tasks import count_batch_stimuli
 
 

@@ -27,8 +27,9 @@ from xact.disk.digest import FileStamp
 from xact.disk.durable import FolderGoneError, OpenFolder, Written
 from xact.labels import StoreRow
 from xact.store.check_journal import LINE_KEYS
-from xact.store.journal import FOLDER, INBOX, State, TaskRecord, make_stimuli_line
+from xact.store.journal import FOLDER, INBOX
 from xact.store.plan import Plan, PlannedModel
+from xact.store.state import State, TaskRecord, make_stimuli_line
 from xact.store.write import encode_task
 
 RECEIPTS = "receipts.jsonl"
@@ -69,7 +70,7 @@ class Receipt(BaseModel):
     """What `TaskRequests.hash` returned for the task."""
     network: Annotated[dict[str, Any], AfterValidator(_check_network)]
     """Facts from loading the network, as in the journal."""
-    staged: dict[str, Annotated[str, Field(pattern=r"^\d+$")]]
+    files: dict[str, Annotated[str, Field(pattern=r"^\d+$")]]
     """{path of a shard in the store: name of its file in the worker's folder}, of shards with new bytes."""
     line: dict[str, Any]
     """Line of the journal, with the stimuli that the task read."""
@@ -137,7 +138,7 @@ class BoxWriter:
         """The receipts of this span, in the order in which they were written."""
         self._box = box
         self._requests = TaskRequests(plan)
-        self._staged: dict[int, dict[str, str]] = {}
+        self._files: dict[int, dict[str, str]] = {}
         """{block: {path of a shard: its file}} of tasks without a receipt."""
         self._lock = threading.Lock()
 
@@ -147,15 +148,15 @@ class BoxWriter:
         """Write the shards of one task into the folder; return {path in the store: length and sha256}."""
         record = self.state.tasks.get((model.label, block))
         written: dict[str, Written | None] = {}
-        staged: dict[str, str] = {}
+        files: dict[str, str] = {}
         for shard in encode_task(self.store, self.plan, record, model, buffers, block, rows):
             if shard.pieces is None or shard.is_same:
                 written[shard.key] = shard.old if shard.is_same else None
                 continue
-            staged[shard.key] = str(next(self._box.n_files))
-            written[shard.key] = self._box.folder.write(staged[shard.key], shard.pieces)
+            files[shard.key] = str(next(self._box.n_files))
+            written[shard.key] = self._box.folder.write(files[shard.key], shard.pieces)
         self._box.folder.sync()
-        self._staged[block] = staged
+        self._files[block] = files
         return written
 
     def add_task(self, record: TaskRecord, stamps: Mapping[StoreRow, tuple[FileStamp, str]] | None = None) -> None:
@@ -165,7 +166,7 @@ class BoxWriter:
             by=self._box.name,
             request=self._requests.hash(model, record.block, self.state),
             network=self.state.networks[record.model],
-            staged=self._staged.pop(record.block),
+            files=self._files.pop(record.block),
             line=record.to_line() | make_stimuli_line(stamps or {}),
         )
         with self._lock:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from xact.disk.digest import list_files
 from xact.disk.durable import remove_file
-from xact.store.journal import FOLDER, State, list_files_of
+from xact.store.journal import FOLDER, list_files_of
 from xact.store.plan import Plan, PlannedModel
+from xact.store.state import State
 
 
 def remove_former(store: Path, state: State, plan: Plan) -> None:

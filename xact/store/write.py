@@ -31,19 +31,11 @@ from xact.disk.locks import check_held
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.held import check_presence, check_shards, read_recorded
-from xact.store.journal import (
-    FOLDER,
-    Journal,
-    State,
-    TaskRecord,
-    make_stimuli_line,
-    remove_older,
-    write_manifest,
-    write_plan,
-)
+from xact.store.journal import FOLDER, Journal, remove_older, write_manifest, write_plan
 from xact.store.layout import make_files, make_metadata, make_root, make_tree, make_unfinished_root
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
+from xact.store.state import State, TaskRecord, make_stimuli_line
 from xact.store.tasks import make_tasks
 from xact.store.zarr_arrays import Arrays
 

@@ -24,6 +24,7 @@ from xact.analysis.pairs import count_pairs, take_pairs
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
 from xact.analysis.select import Selection, choose
+from xact.disk.places import expand_place
 from xact.errors import RequestError
 from xact.reading.catalog import Names, find_names
 
@@ -99,7 +100,7 @@ class Gathered:
 def gather(source: RdmSource, asked: Asked) -> Gathered:
     """Return all that a page shows."""
     array = open_array(source)
-    name = "an array" if isinstance(source, xr.DataArray) else Path(source).name
+    name = "an array" if isinstance(source, xr.DataArray) else expand_place(source).name
     if asked.layers is not None and "layer" in array.dims:
         known = [str(layer) for layer in array["layer"].values]
         chosen = find_names(asked.layers, known, what="layer", hint="xact info lists them")

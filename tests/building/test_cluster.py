@@ -18,7 +18,8 @@ from support.lab import RECIPE, make_entry, write_lab, write_network
 from support.pictures import write_recipe
 
 import xact
-from xact.building.cluster import _run_scheduler, list_gpus
+from xact.building.cluster import _run_scheduler
+from xact.building.local_processes import list_gpus
 from xact.disk.durable import FolderGoneError
 from xact.errors import MismatchError, NameNotFoundError, RequestError, WorkError
 from xact.store.contact import Contact, is_listening, read_contact, write_contact

@@ -239,7 +239,7 @@ def find_running_code(node: ast.AST) -> str | None:
     return f"{wrong[0]} is not {WANTED[wrong[0]]}" if wrong else None
 
 
-STARTER = "building/cluster.py"
+STARTER = "building/local_processes.py"
 """The module that starts processes: workers of a build on this machine."""
 
 

@@ -21,9 +21,9 @@ from xact.disk.durable import FolderGoneError
 from xact.errors import DeviceMemoryError, StoreError
 from xact.files.verify import verify
 from xact.recipe.load import load_recipe
-from xact.store.adopt import Adoption, adopt_left, is_same_gpu, list_boxes, merge_networks
+from xact.store.adopt import Adoption, adopt_left, is_same_gpu, merge_networks
 from xact.store.contact import Contact, is_listening, write_contact
-from xact.store.journal import load_state
+from xact.store.journal import list_boxes, load_state
 from xact.store.tasks import halve_batch
 from xact.store.write import StoreWriter
 

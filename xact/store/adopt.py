@@ -21,7 +21,7 @@ from xact.disk.durable import parse_json
 from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.check_journal import LINE_KEYS, ShardKeys, find_line_fault
-from xact.store.journal import FOLDER, INBOX, load_state
+from xact.store.journal import FOLDER, INBOX, list_boxes, load_state
 from xact.store.plan import PlannedModel
 from xact.store.receipts import LEFT, RECEIPTS, Receipt, TaskRequests
 from xact.store.state import TaskRecord
@@ -221,15 +221,6 @@ def remove_inbox(store: Path) -> None:
         if not os.path.lexists(inbox):
             return
     raise StoreError(f"cannot remove {inbox}: {last.strerror}", hint="repair this, then run the same command again")
-
-
-def list_boxes(store: Path) -> list[Path]:
-    """Return the folders of workers, without links."""
-    try:
-        with os.scandir(store / FOLDER / INBOX) as entries:
-            return sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _find_size(file: Path) -> int | None:

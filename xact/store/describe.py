@@ -12,8 +12,7 @@ from xact.disk.durable import parse_json, read_lines, read_whole
 from xact.disk.exchange import hint_missing
 from xact.disk.places import Place, locate
 from xact.errors import RUN_AGAIN, NoStoreError, StoreError, check_model, make_lines
-from xact.store.adopt import list_boxes
-from xact.store.journal import FOLDER, load_state
+from xact.store.journal import FOLDER, list_boxes, load_state
 from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import stamp_root
 from xact.store.state import State

@@ -9,6 +9,7 @@ manifest-G.jsonl  the content of the journals and the hash of every file; it is 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -224,6 +225,15 @@ def list_files_of(manifest: Place) -> set[str]:
     lines = (line for line in read_sealed_lines(manifest) if line.startswith(b'{"file"'))
     keys = {str(parse_json(line)["file"]) for line in lines}
     return {key for key in keys if is_inside(key) and not key.startswith(f"{FOLDER}/")}
+
+
+def list_boxes(store: Path) -> list[Path]:
+    """Return the folders of workers, without links."""
+    try:
+        with os.scandir(store / FOLDER / INBOX) as entries:
+            return sorted(Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_older(store: Path, generation: int) -> None:

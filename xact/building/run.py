@@ -28,13 +28,14 @@ from xact.errors import (
     make_command,
 )
 from xact.models.global_state import keep_global_state
-from xact.pace import ModelPart
+from xact.pace import ModelPart, Safety
 from xact.stimuli.base import hash_stimulus
 from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import remove_older
 from xact.store.plan import Plan, PlannedModel
 from xact.store.renew import remove_former
+from xact.store.runs import note_run, remove_note
 from xact.store.state import State
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
@@ -90,6 +91,18 @@ def list_parts(prepared: PreparedBuild) -> tuple[list[ModelPart], int, str]:
     return parts, prepared.plan.n_replicates, "images" if prepared.source.kind == "image" else "captions"
 
 
+def count_safe(prepared: PreparedBuild, state: State) -> int:
+    """Return the rows of the models that are to run whose task is finished, as far as `list_parts` counts them."""
+    models = [model for model in prepared.plan.models if prepared.tasks.get(model.label)]
+    left = {model.label: {row for task in prepared.tasks[model.label] for row in task.rows} for model in models}
+    return sum(
+        model.n_stimuli
+        - sum(not is_there for is_there in state.find_present(model.label, prepared.plan))
+        + len(state.find_failed(model.label).keys() - left[model.label])
+        for model in models
+    )
+
+
 def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: CountRows) -> None:
     """Run all remaining tasks in this process, one network after the other."""
     for model in prepared.plan.models:
@@ -107,8 +120,12 @@ def build_store(
     *,
     progress: CountRows,
     run: RunTasks = run_here,
+    follow: Callable[[Safety], None] = lambda _: None,
 ) -> Outcome:
-    """Run the remaining tasks and publish the store; the caller holds the store's lock."""
+    """Run the remaining tasks and publish the store; the caller holds the store's lock.
+
+    `follow` is called with what tells at any moment how many rows are safe.
+    """
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
     outcome.warnings += [*prepared.source.notes, *prepared.notes]
     if prepared.left_out:
@@ -118,11 +135,15 @@ def build_store(
         if prepared.may_write:
             sweep_partial(prepared.store, ())  # what is published is whole
             remove_older(prepared.store, prepared.stored.committed)
+            remove_note(prepared.store)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     remove_former(prepared.store, prepared.stored, prepared.plan)
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
     with StoreWriter(prepared.store, prepared.plan, stored, jitter=jitter) as writer:
+        n_safe = count_safe(prepared, writer.state)
+        n_idle = note_run(prepared.store, writer.plan.generation, n_safe)
+        follow(Safety(lambda: count_safe(prepared, writer.state), n_safe, n_idle))
         run(prepared, writer, outcome, progress)
         for task in sorted(writer.state.grown):
             clear_rows(writer, writer.state.tasks[task])
@@ -130,6 +151,7 @@ def build_store(
         is_whole = all(state.is_whole(model.label, plan) for model in plan.models)
         provenance = make_provenance(plan, state, outcome.failed_models)
         writer.publish(provenance, complete=is_whole and not outcome.failed_models)
+    remove_note(prepared.store)
     return _close(prepared, plan, state, outcome)
 
 

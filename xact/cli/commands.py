@@ -57,8 +57,10 @@ def get_overrides(options: argparse.Namespace) -> dict[str, Any]:
 def run_build(options: argparse.Namespace) -> int:
     """Build a store; return 0 if everything that the recipe asks for is in the store."""
     from xact.cli.signals import stop_on_signals
+    from xact.progress import Progress
 
-    with stop_on_signals():
+    progress = Progress()
+    with stop_on_signals(safe=progress.tell_safe, hint=progress.tell_hint):
         from xact.building.api import build
 
         outcome = build(
@@ -67,7 +69,7 @@ def run_build(options: argparse.Namespace) -> int:
             allow_code=options.allow_code,
             confirm=lambda prepared: confirm(prepared, yes=options.yes),
             tell=show_note,
-            progress=True,
+            progress=progress,
         )
         return show_outcome(outcome)
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -190,7 +190,16 @@ def describe_left_out(prepared: PreparedBuild) -> str:
 
 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
-    """Refuse a stimulus that changed after its values were stored: compare size and time, then the hash."""
+    """Refuse a stimulus that changed after its values were stored."""
+    for stimulus, file in find_changed(prepared):
+        raise MismatchError(
+            f"stimulus {stimulus!r} ({file}) changed after its values were stored",
+            hint=CHANGED[prepared.source.kind],
+        )
+
+
+def find_changed(prepared: PreparedBuild) -> Iterator[tuple[str, str]]:
+    """Yield (stimulus, file) of those that changed after their values were stored: by size and time, then the hash."""
     source = prepared.source
     stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     stored = [(row, *known) for row, known in prepared.stored.stamps.items() if row not in prepared.left_out]
@@ -198,11 +207,7 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
     now = source.list_stamps(source_rows)
     for (row, stamp, sha256), source_row, found in zip(stored, source_rows, now, strict=True):
         if found != stamp and hash_stimulus(source.read(source_row)) != sha256:
-            raise MismatchError(
-                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
-                "stored",
-                hint=CHANGED[source.kind],
-            )
+            yield stimuli.ids[row], source.table.files[source_row]
 
 
 def run_model(

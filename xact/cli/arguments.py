@@ -15,6 +15,7 @@ from xact.cli.commands import (
     run_compare,
     run_drop,
     run_export,
+    run_fetch,
     run_import,
     run_info,
     run_layers,
@@ -63,7 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)
     plan.add_argument("--check", action="store_true", help="decode every picture; end with 1 if one cannot be")
+    plan.add_argument("--measure", action="store_true", help="run two batches of each model, and say how long it takes")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    fetch = add("fetch", run_fetch, "Download the weights of a recipe or of networks, and nothing else.")
+    fetch.add_argument("targets", metavar="RECIPE|MODEL", nargs="+", help="a recipe, a label, a set or source:id")
+    fetch.add_argument("--registry", metavar="FILE", help="a file with networks of your own, as `registry` of a recipe")
+    fetch.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     models = add("models", run_models, "List the networks of the registry, or describe one in full.")
     models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
     add_places(models)

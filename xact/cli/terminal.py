@@ -15,8 +15,10 @@ from xact.progress import clear_line
 from xact.words import format_nbytes
 
 if TYPE_CHECKING:
+    from xact.building.before_start import BeforeStart
     from xact.building.drop import PlannedDrop
     from xact.building.estimate import Estimate
+    from xact.building.fetch import FetchedWeights
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
@@ -237,6 +239,26 @@ def show_estimate(estimated: Estimate) -> None:
     )
     if estimated.columns:
         write_out(make_lines([f"columns: {', '.join(column.make_text() for column in estimated.columns)}"]))
+    sys.stdout.flush()
+
+
+def show_before_start(before: BeforeStart, options: argparse.Namespace) -> None:
+    """Print what to know before a build begins, and the commands that help."""
+    lines = before.list_lines()
+    if before.missing:
+        lines.append(f"{make_command('fetch', options.recipe)} downloads the weights and nothing else")
+    if not before.seconds:
+        lines.append("how long it takes: --measure runs two batches of each model")
+    write_out(make_lines(["", "before you start:", *(f"  {line}" for line in lines)]))
+    sys.stdout.flush()
+
+
+def show_fetched(fetched: FetchedWeights) -> None:
+    """Print what is known of the weights of a network."""
+    state = "was here" if fetched.was_here else "fetched"
+    files = ", ".join(file.name for file in fetched.files[:3]) + (", …" if len(fetched.files) > 3 else "")
+    said = f"{files}, {format_nbytes(fetched.nbytes)}, {state}" if fetched.files else "random weights"
+    write_out(make_lines([f"{fetched.model}: {said}"]))
     sys.stdout.flush()
 
 

@@ -19,7 +19,7 @@ from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
-from xact.models.device import count_lanes, count_workers, get_kind, resolve_device
+from xact.models.device import count_lanes, count_workers, count_writers, get_kind, resolve_device
 from xact.models.load import make_tokenizer, make_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
@@ -73,6 +73,8 @@ def prepare_job(
         left_out=stimuli.left_out,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
+        n_writers=count_writers(n_workers, buffer_nbytes=plan.count_buffer_nbytes(model), device=device),
+        is_rounding=plan.precision == "bits10",
     )
     return _set_memory_format(job, network, model, memory_format)
 

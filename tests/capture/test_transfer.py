@@ -293,6 +293,7 @@ def build_streamed(monkeypatch, recipe, store, **how):
     streamed = partial(run_job, strategy="ahead", streams=ThreadStreams())
     with monkeypatch.context() as patch:
         patch.setattr("xact.building.run_tasks.run_job", streamed)
+        patch.setattr("xact.capture.job.get_kind", lambda _device: "cuda")  # pictures stay 8-bit
         return xact.build(recipe, store=store, allow_code=True, **how)
 
 

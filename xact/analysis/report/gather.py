@@ -22,6 +22,7 @@ from xact.analysis.mds import embed
 from xact.analysis.measure import make_measure
 from xact.analysis.pairs import count_pairs, take_pairs
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
+from xact.analysis.report.origin import Definition, describe_origin
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
 from xact.analysis.select import Selection, choose
 from xact.disk.places import expand_place
@@ -84,6 +85,8 @@ class Gathered:
     name: str
     asked: Asked
     attrs: dict[str, object]
+    origin: list[Definition]
+    """(title, lines): what the store says of how its values came about."""
     sizes: dict[str, int]
     stimuli: xr.Dataset
     layers: list[LayerFacts]
@@ -119,10 +122,12 @@ def gather(source: RdmSource, asked: Asked) -> Gathered:
     facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
     if is_activations:
         add_quality(array, facts)
+    attrs: dict[str, object] = {str(key): value for key, value in array.attrs.items()}
     return Gathered(
         name=name,
         asked=asked,
-        attrs={str(key): value for key, value in array.attrs.items()},
+        attrs=attrs,
+        origin=describe_origin(source, attrs),
         sizes={str(dim): length for dim, length in array.sizes.items()},
         stimuli=rdms.stimuli,
         layers=facts,

@@ -28,7 +28,6 @@ class Thumbnails:
     """Stimuli that are shown, in their order."""
     urls: dict[int, str]
     """{stimulus: data URL}."""
-    arrays: dict[int, np.ndarray]
     n_unread: int
     is_asked: bool
 
@@ -40,12 +39,12 @@ def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -
     if n > MOST_PICTURES:
         rows = np.sort(np.random.default_rng(seed).choice(n, MOST_PICTURES, replace=False))
     is_asked = images is not None and str(images) != "none"
-    urls, arrays = {}, {}
+    urls = {}
     for row, file in zip(rows.tolist(), find_files(stimuli, images, rows) if is_asked else (), strict=is_asked):
         picture = None if file is None else read_picture(file)
         if picture is not None:
-            urls[row], arrays[row] = picture
-    return Thumbnails(rows.tolist(), urls, arrays, len(rows) - len(urls) if is_asked else 0, is_asked)
+            urls[row] = picture
+    return Thumbnails(rows.tolist(), urls, len(rows) - len(urls) if is_asked else 0, is_asked)
 
 
 def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray) -> list[Path | None]:
@@ -59,8 +58,8 @@ def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray)
     return [None if name.is_absolute() or ".." in name.parts else folder / name for name in names]
 
 
-def read_picture(file: Path) -> tuple[str, np.ndarray] | None:
-    """Return a picture as a data URL and as an array; None if there is none that Pillow reads."""
+def read_picture(file: Path) -> str | None:
+    """Return a picture as a data URL; None if there is none that Pillow reads."""
     from PIL import Image
 
     try:
@@ -70,7 +69,7 @@ def read_picture(file: Path) -> tuple[str, np.ndarray] | None:
         return None
     small = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return encode_png(small.quantize(N_COLOURS, dither=Image.Dither.NONE)), np.asarray(small)
+    return encode_png(small.quantize(N_COLOURS, dither=Image.Dither.NONE))
 
 
 def encode_png(image: object) -> str:

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ from xact.cli.terminal import (
 from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xact.building.drop import PlannedDrop
     from xact.capture.layers import Output
     from xact.recipe.registry.load import Registry
@@ -332,12 +334,37 @@ def run_report(options: argparse.Namespace) -> int:
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
-        from xact.analysis.report.report import report
+        if options.source.endswith((".yml", ".yaml")):
+            file = write_preview(options)
+        else:
+            from xact.analysis.report.report import report
 
-        asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
-        file = report(options.source, **asked)
+            asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
+            with show_steps() as watch:
+                file = report(options.source, **asked, watch=watch)
     write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
     return 0
+
+
+@contextmanager
+def show_steps() -> Iterator[Callable[[int], Callable[[int], None]]]:
+    """Show how many layers are done, of how many over all steps."""
+    from xact.cli.progress import Progress
+
+    with Progress("layers") as progress:
+        yield progress.start
+
+
+def write_preview(options: argparse.Namespace) -> Path:
+    """Write the page about a recipe before its build; refuse the options of a store."""
+    from xact.building.preview import preview
+
+    given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
+    if given:
+        raise RequestError(
+            f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
+        )
+    return preview(options.source, output=options.output, seed=options.seed, allow_code=options.allow_code)
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import xarray as xr
 
 from xact.analysis.figures.rdm import LabelRun, find_runs
 from xact.analysis.figures.style import shorten
-from xact.analysis.report.gather import BOOKKEEPING, Gathered
+from xact.analysis.report.gather import BOOKKEEPING
+from xact.analysis.report.thumbnails import Thumbnails
 
 MOST_COLUMNS = 12
 MOST_LINES = 40
@@ -26,6 +28,20 @@ MOST_MARKS = 12
 
 TEXTS = ("caption", "text")
 """Labels that are shown in place of a picture."""
+
+
+class Shown(Protocol):
+    """Stimuli with their labels, and the pictures of some of them."""
+
+    @property
+    def stimuli(self) -> xr.Dataset:
+        """All stimuli."""
+        ...
+
+    @property
+    def thumbnails(self) -> Thumbnails:
+        """Those that are shown."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,14 +66,14 @@ def make_label(title: str, values: np.ndarray) -> SheetLabel:
     return SheetLabel(title, texts, known)
 
 
-def get_conditions(found: Gathered) -> np.ndarray:
+def get_conditions(found: Shown) -> np.ndarray:
     """Return the condition of every stimulus; an empty text if there is none."""
     if "condition" in found.stimuli:
         return np.asarray(found.stimuli["condition"].values.astype(str))
     return np.full(found.stimuli.sizes["stimulus"], "")
 
 
-def list_candidates(found: Gathered) -> list[SheetLabel]:
+def list_candidates(found: Shown) -> list[SheetLabel]:
     """Return the labels of the shown stimuli that may be lines or columns: columns, then the parts of file names."""
     rows = found.thumbnails.rows
     labels = [
@@ -75,7 +91,7 @@ def list_candidates(found: Gathered) -> list[SheetLabel]:
     return [one for one in labels if 2 <= len(one.known) <= MOST_LINES]
 
 
-def find_crossed(found: Gathered) -> tuple[SheetLabel, SheetLabel] | None:
+def find_crossed(found: Shown) -> tuple[SheetLabel, SheetLabel] | None:
     """Return the two labels (lines, columns) that cross each other best, or None if no two fill half of their cells.
 
     Best: most filled cells, times the part of the cells that is filled, over all conditions.
@@ -92,10 +108,13 @@ def find_crossed(found: Gathered) -> tuple[SheetLabel, SheetLabel] | None:
     return best
 
 
-def list_sheets(found: Gathered, crossed: tuple[SheetLabel, SheetLabel] | None) -> list[dict[str, Any]]:
-    """Return for each condition its name, its number of stimuli, and the cells that are shown: a list or a table."""
+def list_sheets(found: Shown, crossed: tuple[SheetLabel, SheetLabel] | None, *, first: int = 0) -> list[dict[str, Any]]:
+    """Return for each condition its name, its number of stimuli, and the cells that are shown: a list or a table.
+
+    `first` is added to the numbers of pictures: the page may have several sheets.
+    """
     conditions = get_conditions(found)
-    cells = {row: make_cell(found, row) for row in found.thumbnails.rows}
+    cells = {row: make_cell(found, row, first) for row in found.thumbnails.rows}
     sheets = []
     for condition in dict.fromkeys(conditions.tolist()):
         own = [k for k, row in enumerate(found.thumbnails.rows) if conditions[row] == condition]
@@ -123,7 +142,7 @@ def list_sheets(found: Gathered, crossed: tuple[SheetLabel, SheetLabel] | None) 
     return sheets
 
 
-def make_cell(found: Gathered, row: int) -> dict[str, Any]:
+def make_cell(found: Shown, row: int, first: int) -> dict[str, Any]:
     """Return what is shown of a stimulus: its picture by number, or its text."""
     stimuli = found.stimuli
     texts = [str(stimuli[name].values[row]) for name in TEXTS if name in stimuli]
@@ -131,12 +150,12 @@ def make_cell(found: Gathered, row: int) -> dict[str, Any]:
     return {
         "name": name,
         "short": shorten(stimuli["stem"].values[row] if "stem" in stimuli else name),
-        "row": row if row in found.thumbnails.urls else None,
+        "row": first + row if row in found.thumbnails.urls else None,
         "text": texts[0] if texts else "",
     }
 
 
-def list_marks(found: Gathered, crossed: tuple[SheetLabel, SheetLabel] | None) -> list[dict[str, Any]]:
+def list_marks(found: Shown, crossed: tuple[SheetLabel, SheetLabel] | None) -> list[dict[str, Any]]:
     """Return the pictures along the large RDM: one for each run of a condition and of the lines of the sheet.
 
     Each has its start and length in percent of the side.

@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -34,10 +35,7 @@ class Thumbnails:
 
 def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -> Thumbnails:
     """Return pictures of at most MOST_PICTURES stimuli. Without a folder (None, `none`) there are none."""
-    n = stimuli.sizes["stimulus"]
-    rows = np.arange(n)
-    if n > MOST_PICTURES:
-        rows = np.sort(np.random.default_rng(seed).choice(n, MOST_PICTURES, replace=False))
+    rows = draw_rows(stimuli.sizes["stimulus"], MOST_PICTURES, seed)
     is_asked = images is not None and str(images) != "none"
     urls = {}
     for row, file in zip(rows.tolist(), find_files(stimuli, images, rows) if is_asked else (), strict=is_asked):
@@ -45,6 +43,11 @@ def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -
         if picture is not None:
             urls[row] = picture
     return Thumbnails(rows.tolist(), urls, len(rows) - len(urls) if is_asked else 0, is_asked)
+
+
+def draw_rows(n: int, most: int, seed: int) -> np.ndarray:
+    """Return the rows of `n` stimuli that are shown: all, or a sample of `most` in their order."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
 
 def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray) -> list[Path | None]:
@@ -67,9 +70,15 @@ def read_picture(file: Path) -> str | None:
             picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    small = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return encode_png(small.quantize(N_COLOURS, dither=Image.Dither.NONE))
+    return shrink(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
+
+
+def shrink(picture: Any) -> str:  # noqa: ANN401  an image of Pillow
+    """Return a small copy of an RGB image as a data URL."""
+    from PIL import Image
+
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return encode_png(picture.quantize(N_COLOURS, dither=Image.Dither.NONE))
 
 
 def encode_png(image: object) -> str:

@@ -12,6 +12,9 @@ from typing import Protocol
 from xact.errors import escape_controls
 from xact.words import count_noun, format_nbytes, format_seconds, format_speed, shorten
 
+Watch = Callable[[int], Callable[[int], None]]
+"""Receives how much there is to do, and returns what receives each newly finished part of it."""
+
 WINDOW = 60.0
 """Seconds whose speed is shown."""
 

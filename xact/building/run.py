@@ -13,7 +13,7 @@ from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
 from xact.building.provenance import make_provenance
-from xact.building.run_tasks import Tally, load_model, run_tasks
+from xact.building.run_tasks import Tally, describe_equal, load_model, run_tasks
 from xact.building.write_task import clear_rows
 from xact.capture.job import order_stimuli
 from xact.capture.load_pictures import draw_all_amounts
@@ -60,6 +60,8 @@ class Outcome:
     failed_models: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = True
+    n_equal: dict[str, int] = field(default_factory=dict)
+    """{model: stimuli whose replicates are all equal although the recipe asks for jitter}, of this run."""
     whole_models: tuple[str, ...] | None = None
     """The models of the recipe that have every row; None if every model of the store has every row."""
     lacks_failed_only: bool = False
@@ -168,6 +170,7 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
             for row, error in record.failed.items():
                 if row not in prepared.left_out:
                     outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
+    outcome.warnings += describe_equal(outcome.n_equal)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]
     if len(whole) < len(plan.models):
@@ -274,3 +277,4 @@ def _load_and_run(
     finally:
         outcome.n_captured += tally.n_captured
         outcome.warnings += tally.list_warnings(model.label)
+        outcome.n_equal[model.label] = outcome.n_equal.get(model.label, 0) + tally.n_equal

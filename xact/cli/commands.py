@@ -27,6 +27,7 @@ from xact.cli.terminal import (
     show_table,
     show_unreadable,
     show_warnings,
+    wrap_lines,
     write_err,
     write_out,
 )
@@ -169,7 +170,7 @@ def run_models(options: argparse.Namespace) -> int:
     if options.json:
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
-    show_table(make_text_table(found))
+    show_table(make_text_table(found), spare=("licence", "source", "id", "training", "family"))
     if options.name is None:
         write_out(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
     return 0
@@ -276,7 +277,7 @@ def run_info(options: argparse.Namespace) -> int:
 
     kind = load_kind(options.path)
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
-    write_out(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
+    write_out(json.dumps(description, indent=1) + "\n" if options.json else wrap_lines(kind.show(description)))
     return 0
 
 

@@ -23,6 +23,7 @@ from xact.models.device import count_workers
 from xact.models.load import (
     check_allowed,
     check_gate,
+    find_missing,
     find_weights,
     find_weights_here,
     is_tokenizer_here,
@@ -68,6 +69,8 @@ class PreparedBuild:
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
     unreadable: Mapping[str, StimulusError] = field(default_factory=dict)
     """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
+    missing: Mapping[str, WeightsError] = field(default_factory=dict)
+    """{model that must run: why its weights are not here}, as far as a plan has looked."""
     texts: Mapping[str, TextLengths] = field(default_factory=dict)
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
     notes: tuple[str, ...] = ()
@@ -114,7 +117,12 @@ def prepare_plan(
             surveyed.models.append(model)
     surveyed.check(loaded.recipe.on_error)
     prepared = _lay_plan(asked, surveyed)
-    return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
+    missing = {label: find_missing(spec) for label, spec in asked.specs.items() if prepared.tasks.get(label)}
+    return replace(
+        prepared,
+        unreadable=_find_unreadable(asked, decode=decode, watch=watch),
+        missing={label: error for label, error in missing.items() if error is not None},
+    )
 
 
 def prepare_build(

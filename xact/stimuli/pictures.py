@@ -87,6 +87,12 @@ def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_rep
     return pictures
 
 
+def is_grey(picture: Image.Image) -> bool:
+    """Return True if the three channels of an RGB picture are equal everywhere."""
+    red, green, blue = (np.asarray(channel) for channel in picture.split())
+    return bool((red == green).all() and (green == blue).all())
+
+
 def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
     """Return True if all pictures are equal, pixel for pixel."""
     first = pictures[0]

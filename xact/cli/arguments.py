@@ -26,6 +26,7 @@ from xact.cli.commands import (
     run_verify,
     run_worker,
 )
+from xact.cli.guide import run_guide
 from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
 from xact.errors import make_one_line
@@ -42,7 +43,11 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = Parser(prog="xact", description="Turn a recipe into a labelled data set of neural-network activations.")
+    parser = Parser(
+        prog="xact",
+        description="Turn a recipe into a labelled data set of neural-network activations.",
+        epilog="`xact guide` lists the chapters of the guide; `xact guide first-study` is a good start.",
+    )
     parser.add_argument("--version", action="version", version=f"xact {xact.__version__}")
     shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -124,6 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     rdm = add("rdm", run_rdm, "Write the dissimilarities of all pairs of stimuli, for each model and layer of a store.")
     add_rdm_options(rdm)
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
+    guide = add("guide", run_guide, "List the chapters of the guide, or show one.")
+    guide.add_argument("chapter", metavar="CHAPTER", nargs="?", help="e.g. first-study")
     return parser
 
 

@@ -220,6 +220,15 @@ def test_captions_are_shown_as_texts(tmp_path):
     assert text.count('<figcaption dir="auto">a &lt;b&gt;dog&lt;/b&gt; ') == 16
 
 
+def test_captions_come_from_the_table_that_a_store_of_captions_names(tmp_path):
+    (tmp_path / "c.csv").write_text("id,caption\n" + "".join(f"{k},a <i>cat</i> {k}\n" for k in range(15)))
+    acts = make_labelled(file=[f"c.csv[{k}]" for k in range(16)])
+    text = xact.report(acts, images=tmp_path, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert text.count('<figcaption dir="auto">a &lt;i&gt;cat&lt;/i&gt; ') == 15
+    assert "1 of their files are not there or no pictures." in text
+    assert '"c/s3: a \\u003ci>cat\\u003c/i> 3"' in text  # below the pointer
+
+
 def test_many_stimuli_are_a_sample_and_averaged_and_a_large_page_is_the_same(tmp_path, monkeypatch):
     acts = make_activations(520, models=["A"], n_layers=2, n_replicates=1, n_units=5)
     first = xact.report(acts, labels=["rating"], output=tmp_path / "r.html").read_text(encoding="utf-8")

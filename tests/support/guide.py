@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import xact.cli.main
-from support.readme import GUIDE, list_blocks
+from support.readme import GUIDE, ROOT, list_blocks
 
 
 class PageRunner:
@@ -27,7 +27,8 @@ class PageRunner:
     """
 
     def __init__(self, name: str, *, replace: Mapping[str, str] | None = None) -> None:
-        self.text = (GUIDE / f"{name}.md").read_text(encoding="utf-8")
+        file = ROOT / "README.md" if name == "README" else GUIDE / f"{name}.md"
+        self.text = file.read_text(encoding="utf-8")
         for word, local in (replace or {}).items():  # what cannot be reached from here
             assert word in self.text
             self.text = self.text.replace(word, local)
@@ -68,12 +69,23 @@ class PageRunner:
 
     def run_yaml(self, content: str) -> str:
         """Read a part of a recipe."""
-        from xact.recipe.schema import Recipe
-        from xact.recipe.yaml_text import parse_yaml
-
-        needed = {"store": "-", "stimuli": {"source": "folder"}, "models": ["ResNet50"]}
-        Recipe.model_validate(needed | parse_yaml(content, name="guide")[0])
+        read_recipe_part(content)
         return ""
+
+
+def read_recipe_part(content: str) -> None:
+    """Check a recipe, or some keys of one. An entry of a registry is a list."""
+    from xact.recipe.registry.entry import Entry
+    from xact.recipe.schema import Recipe
+    from xact.recipe.yaml_text import parse_yaml
+
+    parsed = parse_yaml(content, name="guide")[0]
+    if isinstance(parsed, list):
+        for entry in parsed:
+            Entry.model_validate(entry)
+    else:
+        needed = {"store": "-", "stimuli": {"source": "folder"}, "models": ["ResNet50"]}
+        Recipe.model_validate(needed | parsed)
 
 
 def join_lines(content: str) -> Iterator[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from xact.errors import escape_controls
 from xact.words import count_noun, format_nbytes, format_seconds, format_speed, shorten
+
+Watch = Callable[[int], Callable[[int], None]]
+"""Receives how much there is to do, and returns what receives each newly finished part of it."""
 
 WINDOW = 60.0
 """Seconds whose speed is shown."""

@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     compare = add("compare", run_compare, "Score layers against reference RDMs or labels, or against each other.")
     add_compare_options(compare)
-    report = add("report", run_report, "Write one HTML page about a store or its RDMs.")
+    report = add("report", run_report, "Write one HTML page about a store, its RDMs, or a recipe.")
     add_report_options(report)
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
@@ -201,7 +201,11 @@ def add_compare_options(command: argparse.ArgumentParser) -> None:
 
 def add_report_options(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `xact report`."""
-    command.add_argument("source", metavar="STORE|RDMS", help="a store, which the page tells more of, or an RDM store")
+    command.add_argument(
+        "source",
+        metavar="STORE|RDMS|RECIPE",
+        help="a store, which the page tells more of, an RDM store, or a recipe (.yml): what a build would do",
+    )
     command.add_argument("--to", metavar="REFERENCE", nargs="+", action="extend", help="files of RDMs or of responses")
     command.add_argument("--labels", metavar="COLUMN", nargs="+", action="extend", help="default: up to three")
     command.add_argument(
@@ -211,6 +215,7 @@ def add_report_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", metavar="ROOT|none", help="folder of the stimuli's files; default none")
     command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
     command.add_argument("--seed", metavar="N", type=int, default=0, help="of the sample of pictures and the bootstrap")
+    command.add_argument("--allow-code", action="store_true", help="a recipe: allow networks that are your own code")
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest
 from xact.words import format_nbytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xact.building.drop import PlannedDrop
     from xact.capture.layers import Output
     from xact.recipe.registry.load import Registry
@@ -342,15 +344,29 @@ def run_report(options: argparse.Namespace) -> int:
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
-        from xact.analysis.layer_rdms import watch_layers
-        from xact.analysis.report.report import report
-        from xact.progress import Progress
+        if options.source.endswith((".yml", ".yaml")):
+            file = write_preview(options)
+        else:
+            from xact.analysis.report.report import report
+            from xact.progress import Progress
 
-        asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
-        with Progress("layers") as progress, watch_layers(progress.start(0)):
-            file = report(options.source, **asked)
+            asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
+            with Progress("layers") as progress:
+                file = report(options.source, **asked, watch=progress.start)
     write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
     return 0
+
+
+def write_preview(options: argparse.Namespace) -> Path:
+    """Write the page about a recipe before its build; refuse the options of a store."""
+    from xact.building.preview import preview
+
+    given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
+    if given:
+        raise RequestError(
+            f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
+        )
+    return preview(options.source, output=options.output, seed=options.seed, allow_code=options.allow_code)
 
 
 def run_export(options: argparse.Namespace) -> int:

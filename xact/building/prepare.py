@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xact.building.fit_weights import check_part, describe_checkpoint, fit_weigh
 from xact.building.provenance import check_planned_versions, check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.capture.reduce import TOKENS
@@ -36,6 +38,7 @@ from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
+from xact.store.chunks import MEGABYTE
 from xact.store.hold import check_writable
 from xact.store.journal import load_state
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
@@ -80,6 +83,18 @@ class PreparedBuild:
     def n_rows_left(self) -> int:
         """Rows that are not captured yet, over all models."""
         return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Most bytes of decoded pictures that stay in memory: none for a single network, none in a cluster."""
+        compute = self.loaded.recipe.compute
+        n_left = sum(bool(self.tasks.get(model.label)) for model in self.plan.models if model.kind == "image")
+        return int(compute.cache_mb * MEGABYTE) if n_left > 1 and compute.cluster is None else 0
+
+    @cached_property
+    def pictures(self) -> PictureCache:
+        """The decoded pictures that the networks of this process share."""
+        return PictureCache(self.cache_nbytes)
 
     @property
     def nothing_to_do(self) -> bool:

@@ -155,7 +155,7 @@ def _prepare_job(
     plan, state, spec, recipe = writer.plan, writer.state, prepared.specs[model.label], prepared.loaded.recipe
     stored = state.networks.get(model.label)
     found = _compare_network(model, loaded.found, state, warn)
-    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
+    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps, prepared.pictures)
     known_format = None if stored is None else stored.get("memory_format", OLD_MEMORY_FORMATS[model.device])
     job = prepare_job(plan, model, spec, loaded.network, recipe, stimuli, memory_format=known_format)
     has_rows = bool(state.find_done(model.label))

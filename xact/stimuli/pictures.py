@@ -30,6 +30,13 @@ def make_pictures(
     exactly one complete picture.
     """
     picture = decode_picture(data, name=name, mask_alpha=mask_alpha)
+    return frame_picture(picture, name=name, border=border, amounts=amounts, n_replicates=n_replicates)
+
+
+def frame_picture(
+    picture: Image.Image, *, name: str, border: float, amounts: Mapping[str, Array], n_replicates: int
+) -> list[Image.Image]:
+    """Return the replicates of a decoded picture, with the border."""
     check_border(picture.size, border, name=name)
     return make_replicates(add_border(picture, border), amounts, n_replicates=n_replicates)
 

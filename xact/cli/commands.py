@@ -142,7 +142,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         from xact.models.download import watch_downloads
         from xact.progress import Progress
 
-        with Progress("bytes") as progress, watch_downloads(progress.start):
+        with Progress("bytes", verb="fetching") as progress, watch_downloads(progress.start):
             fetched = fetch(
                 options.targets,
                 registry=options.registry,

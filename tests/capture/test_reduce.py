@@ -327,3 +327,16 @@ def test_columns_over_2_to_the_24_are_taken_exactly():
     x[0, 1::2] = 1.0
     expected = signs[is_odd].astype(np.float64).sum() * math.sqrt(width / len(columns))
     assert project(x, 1, 0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_projection_that_stays_on_its_device_gives_the_same_bits_and_is_placed_once(monkeypatch):
+    monkeypatch.setattr("xact.capture.reduce.PROJECTION_SLICE", 200)
+    placed = {}
+    kept = None
+    for n in (3, 3, 1):
+        flat = torch.randn(n, 50, generator=torch.Generator().manual_seed(n))
+        assert torch.equal(project(flat, 12, 5, placed), project(flat, 12, 5))
+        kept = kept or next(iter(placed.values()))
+        assert [one is kept for one in placed.values()] == [True]
+    project(torch.randn(2, 50), 12, 6, placed)
+    assert len(placed) == 2

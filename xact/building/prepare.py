@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xact.building.fit_weights import check_part, describe_checkpoint, fit_weigh
 from xact.building.provenance import check_planned_versions, check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.capture.reduce import TOKENS
@@ -23,6 +25,7 @@ from xact.models.device import count_workers
 from xact.models.load import (
     check_allowed,
     check_gate,
+    find_missing,
     find_weights,
     find_weights_here,
     is_tokenizer_here,
@@ -35,6 +38,7 @@ from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
+from xact.store.chunks import MEGABYTE
 from xact.store.hold import check_writable
 from xact.store.journal import load_state
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
@@ -42,6 +46,9 @@ from xact.store.plan import Plan, PlannedModel
 from xact.store.state import State
 from xact.store.tasks import Task, make_rows, make_tasks
 from xact.store.zarr_arrays import LABEL_CHUNKS
+
+Survey = Callable[[int, int, str], None]
+"""`tell(index, total, model)` is called before each network is looked at; `index` begins at 1."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class PreparedBuild:
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
     unreadable: Mapping[str, StimulusError] = field(default_factory=dict)
     """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
+    missing: Mapping[str, WeightsError] = field(default_factory=dict)
+    """{model that must run: why its weights are not here}, as far as a plan has looked."""
     texts: Mapping[str, TextLengths] = field(default_factory=dict)
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
     notes: tuple[str, ...] = ()
@@ -74,6 +83,18 @@ class PreparedBuild:
     def n_rows_left(self) -> int:
         """Rows that are not captured yet, over all models."""
         return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Most bytes of decoded pictures that stay in memory: none for a single network, none in a cluster."""
+        compute = self.loaded.recipe.compute
+        n_left = sum(bool(self.tasks.get(model.label)) for model in self.plan.models if model.kind == "image")
+        return int(compute.cache_mb * MEGABYTE) if n_left > 1 and compute.cluster is None else 0
+
+    @cached_property
+    def pictures(self) -> PictureCache:
+        """The decoded pictures that the networks of this process share."""
+        return PictureCache(self.cache_nbytes)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -88,15 +109,18 @@ def prepare_plan(
     allow_code: bool,
     decode: bool = False,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    tell: Survey = lambda _i, _n, _label: None,
 ) -> PreparedBuild:
     """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here.
 
     Find the pictures that cannot be read: by their headers, or with `decode` by decoding them; `watch(n)` receives
-    their number and returns a function that receives the number of checked ones.
+    their number and returns a function that receives the number of checked ones. `tell` is called before each network
+    is looked at.
     """
     asked = replace(_list_asked(loaded, store, allow_code=allow_code), is_plan=True)
     surveyed = _Surveyed()
-    for spec in asked.specs.values():
+    for index, spec in enumerate(asked.specs.values(), start=1):
+        tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
             model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
@@ -108,18 +132,29 @@ def prepare_plan(
             surveyed.models.append(model)
     surveyed.check(loaded.recipe.on_error)
     prepared = _lay_plan(asked, surveyed)
-    return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
+    missing = {label: find_missing(spec) for label, spec in asked.specs.items() if prepared.tasks.get(label)}
+    return replace(
+        prepared,
+        unreadable=_find_unreadable(asked, decode=decode, watch=watch),
+        missing={label: error for label, error in missing.items() if error is not None},
+    )
 
 
 def prepare_build(
-    loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True, is_alone: bool = True
+    loaded: LoadedRecipe,
+    store: Path,
+    *,
+    allow_code: bool,
+    may_write: bool = True,
+    is_alone: bool = True,
+    tell: Survey = lambda _i, _n, _label: None,
 ) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
 
     Without `is_alone` other processes run the networks: only their devices must be present.
 
     Missing weights are reported before the first forward pass, those of all models in one error. The store does not
-    change.
+    change. `tell` is called before each network is looked at.
     """
     asked = _list_asked(loaded, store, allow_code=allow_code)
     if not asked.stored.is_committed:  # before a download
@@ -134,8 +169,9 @@ def prepare_build(
             with surveyed.note_failure(spec.label):
                 check_gate(spec)
     surveyed.check(loaded.recipe.on_error)
-    for label, spec in asked.specs.items():
+    for index, (label, spec) in enumerate(asked.specs.items(), start=1):
         if label not in surveyed.errors:
+            tell(index, len(asked.specs), label)
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
                 device = find_device_kind(spec, stored) if is_alone else name_device_kind(spec, stored)

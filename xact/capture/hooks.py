@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from xact.capture.reduce import apply_reduction, make_reduction
+from xact.capture.reduce import Placed, apply_reduction, make_reduction
 from xact.errors import CaptureError, RequestError, make_one_line
 from xact.store.plan import PlannedLayer
 
@@ -73,6 +73,7 @@ class Capture:
         self._guard = Guard(self._module, model=model)
         self._layers = [(layer, make_reduction(layer)) for layer in layers]
         self._n_prefix = n_prefix
+        self._placed: Placed = {}
         self._model = model
         self._stop_early = all(layer.name for layer in layers)
         self._by_call: dict[tuple[str, int], list[int]] = {}
@@ -159,7 +160,9 @@ class Capture:
             if reduction.name == "flatten":
                 keep(i, value)  # `keep` flattens it while it copies: one copy, not two
             else:
-                keep(i, apply_reduction(reduction, value, layer.output_axes, n_prefix=self._n_prefix))
+                placed = None if value.device.type == "cpu" else self._placed
+                axes = layer.output_axes
+                keep(i, apply_reduction(reduction, value, axes, n_prefix=self._n_prefix, placed=placed))
             fired.add(i)
 
     def _to_float32(self, value: Tensor, label: str) -> Tensor:

@@ -13,14 +13,16 @@ from xact.capture.check_values import keeps_values
 from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
+from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import PictureLoader, StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError
 from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
-from xact.models.device import count_lanes, count_workers, get_kind, resolve_device
+from xact.models.device import count_lanes, count_workers, count_writers, get_kind, resolve_device
 from xact.models.load import make_tokenizer, make_transform
+from xact.models.pixels import find_table
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
@@ -32,10 +34,14 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
 
 def order_stimuli(
-    source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
+    source: StimulusSource,
+    ids: Sequence[str],
+    known: Mapping[StoreRow, tuple[FileStamp, str]],
+    cache: PictureCache | None = None,
 ) -> StimuliByRow:
     """Return the stimuli of a source, addressed by rows of a store."""
-    return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
+    row_of = {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}
+    return StimuliByRow(source, ids, row_of, known, cache)
 
 
 def prepare_job(
@@ -57,7 +63,9 @@ def prepare_job(
     n_workers = count_workers(recipe.compute.workers)
     lanes = 1 if network.is_placed else n_workers
     if model.kind == "image":
-        loader: Loader = make_picture_loader(model, spec, recipe, stimuli)
+        pictures = make_picture_loader(model, spec, recipe, stimuli)
+        table = find_table(pictures.transform) if get_kind(device) == "cuda" else None
+        loader: Loader = replace(pictures, table=table)
     else:
         loader = make_caption_loader(spec, stimuli, plan.n_replicates)
     job = CaptureJob(
@@ -73,6 +81,8 @@ def prepare_job(
         left_out=stimuli.left_out,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
+        n_writers=count_writers(n_workers, buffer_nbytes=plan.count_buffer_nbytes(model), device=device),
+        is_rounding=plan.precision == "bits10",
     )
     return _set_memory_format(job, network, model, memory_format)
 

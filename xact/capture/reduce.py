@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ TOKENS = "tokens"
 
 TEXT_REDUCTIONS = ("mean", "max", "last", "cls", TOKENS)
 """Reductions of hidden states, over the tokens of a caption."""
+
+Placed = dict[tuple[Any, ...], tuple["Tensor", "Tensor"]]
+"""{matrix and device: its columns and signs there}."""
 
 PROJECTION_SLICE = 2**22
 """Largest number of products that a projection holds at once; it bounds the memory for layers of any width."""
@@ -215,14 +218,16 @@ def pool_tokens(reduction: Reduction, states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~is_token[..., None], 0.0).sum(1) / is_token.sum(1, keepdim=True)
 
 
-def apply_reduction(reduction: Reduction, output: Tensor, axes: Sequence[str], *, n_prefix: int) -> Tensor:
+def apply_reduction(
+    reduction: Reduction, output: Tensor, axes: Sequence[str], *, n_prefix: int, placed: Placed | None = None
+) -> Tensor:
     """Reduce a batch of outputs to (n, units), float32; the result may be a view of `output`.
 
-    `axes` are the names of the axes after the first.
+    `axes` are the names of the axes after the first. `placed` is for `project`.
     """
     output = output.float()
     if reduction.name == "project":
-        return project(output.flatten(1), reduction.k, reduction.seed)
+        return project(output.flatten(1), reduction.k, reduction.seed, placed)
     if reduction.name == "flatten" or output.ndim <= 2:
         return output.flatten(1)
     is_sequence = sorted(axes) == ["feature", "token"]
@@ -253,17 +258,31 @@ def make_projection(width: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarr
     return columns, signs
 
 
-def project(flat: Tensor, k: int, seed: int) -> Tensor:
-    """Project (n, width) to (n, k) by the seeded matrix of `make_projection`."""
+def project(flat: Tensor, k: int, seed: int, placed: Placed | None = None) -> Tensor:
+    """Project (n, width) to (n, k) by the seeded matrix of `make_projection`.
+
+    `placed` keeps the matrix on the device of `flat` from batch to batch: a device waits for each copy to it.
+    """
     width = flat.shape[1]
     columns, signs = make_projection(width, k, seed)
     n_entries = columns.shape[1]
     step = max(1, PROJECTION_SLICE // (n_entries * flat.shape[0]))
     projected = flat.new_empty((flat.shape[0], k))
+    key = (width, k, seed, flat.device)
+    if placed is not None and key not in placed:
+        placed[key] = _place(flat, columns, signs)
     for start in range(0, k, step):
         part = slice(start, start + step)
-        index = flat.new_empty(0).long().new_tensor(columns[part].ravel())  # float32 would round indices over 2^24
-        sign = flat.new_tensor(signs[part])
+        if placed is None:
+            index, sign = _place(flat, columns[part], signs[part])
+        else:
+            index, sign = placed[key][0][start * n_entries : part.stop * n_entries], placed[key][1][part]
         picked = flat.index_select(1, index).reshape(flat.shape[0], -1, n_entries)
         projected[:, part] = (picked * sign).sum(2)  # (n, step, entries) -> (n, step)
     return projected * math.sqrt(width / (k * n_entries))
+
+
+def _place(flat: Tensor, columns: np.ndarray, signs: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return columns (entry,) and signs (k, s) of a projection on the device of `flat`."""
+    index = flat.new_empty(0).long().new_tensor(columns.ravel())  # float32 would round indices over 2^24
+    return index, flat.new_tensor(signs)

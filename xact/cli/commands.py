@@ -9,15 +9,16 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
-    format_nbytes,
+    show_before_start,
     show_drop,
     show_estimate,
+    show_fetched,
     show_file,
     show_not_dropped,
     show_note,
@@ -26,10 +27,12 @@ from xact.cli.terminal import (
     show_table,
     show_unreadable,
     show_warnings,
+    wrap_lines,
     write_err,
     write_out,
 )
 from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,20 +62,20 @@ def get_overrides(options: argparse.Namespace) -> dict[str, Any]:
 def run_build(options: argparse.Namespace) -> int:
     """Build a store; return 0 if everything that the recipe asks for is in the store."""
     from xact.cli.signals import stop_on_signals
+    from xact.progress import Progress
 
-    with stop_on_signals():
+    progress = Progress()
+    with stop_on_signals(safe=progress.tell_safe, hint=progress.tell_hint):
         from xact.building.api import build
-        from xact.cli.progress import Progress
 
-        with Progress() as progress:
-            outcome = build(
-                options.recipe,
-                **get_overrides(options),
-                allow_code=options.allow_code,
-                confirm=lambda prepared: confirm(prepared, yes=options.yes),
-                watch=lambda prepared: progress.start(prepared.n_rows_left),
-                tell=show_note,
-            )
+        outcome = build(
+            options.recipe,
+            **get_overrides(options),
+            allow_code=options.allow_code,
+            confirm=lambda prepared: confirm(prepared, yes=options.yes),
+            tell=show_note,
+            progress=progress,
+        )
         return show_outcome(outcome)
 
 
@@ -92,10 +95,11 @@ def run_worker(options: argparse.Namespace) -> int:
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do; with --check, return 1 if a picture cannot be decoded."""
     from xact.building.api import make_overrides
+    from xact.building.before_start import look_before_start
     from xact.building.estimate import estimate
     from xact.building.prepare import prepare_plan
-    from xact.cli.progress import Progress
     from xact.disk.paths import expand_path
+    from xact.progress import Progress
     from xact.recipe.load import load_recipe
     from xact.store.hold import check_store_path
 
@@ -104,19 +108,52 @@ def run_plan(options: argparse.Namespace) -> int:
     check_store_path(store)
     with Progress() as progress:
         watch = progress.start if options.check else lambda _total: lambda _n: None  # headers are read at once
-        prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, watch=watch)
+        prepared = prepare_plan(
+            loaded,
+            store,
+            allow_code=options.allow_code,
+            decode=options.check,
+            watch=watch,
+            tell=progress.survey,
+        )
     show_warnings([*prepared.source.notes, *prepared.notes])
     estimated = estimate(prepared)
+    before = look_before_start(prepared, estimated, measure=options.measure)
     if options.json:
-        write_out(json.dumps(estimated.to_json(), indent=1) + "\n")
+        write_out(json.dumps(estimated.to_json() | {"before_start": before.to_json()}, indent=1) + "\n")
     else:
         show_estimate(estimated)
+        show_before_start(before, options)
     show_warnings(estimated.warnings)
     for note in estimated.notes:
         show_note(note)
     if estimated.unreadable:
         show_unreadable(estimated, is_error=options.check, on_error=loaded.recipe.on_error)
     return 1 if options.check and estimated.unreadable else 0
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Download weights and nothing else; return 0 if all are here."""
+    from xact.cli.signals import stop_on_signals
+
+    safe = "whole files are here, and what came of a file stays"
+    with stop_on_signals("fetch", safe=safe):
+        from xact.building.fetch import fetch
+        from xact.models.download import watch_downloads
+        from xact.progress import Progress
+
+        with Progress("bytes") as progress, watch_downloads(progress.start):
+            fetched = fetch(
+                options.targets,
+                registry=options.registry,
+                allow_code=options.allow_code,
+                tell=show_fetched,
+                survey=progress.survey,
+            )
+    size = format_nbytes(sum(one.nbytes for one in fetched if not one.was_here))
+    n_new = sum(not one.was_here for one in fetched)
+    write_out(f"{count_noun(len(fetched), 'network')}: {n_new} fetched ({size}), {len(fetched) - n_new} were here\n")
+    return 0
 
 
 def run_models(options: argparse.Namespace) -> int:
@@ -133,7 +170,7 @@ def run_models(options: argparse.Namespace) -> int:
     if options.json:
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
-    show_table(make_text_table(found))
+    show_table(make_text_table(found), spare=("licence", "source", "id", "training", "family"))
     if options.name is None:
         write_out(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
     return 0
@@ -240,15 +277,17 @@ def run_info(options: argparse.Namespace) -> int:
 
     kind = load_kind(options.path)
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
-    write_out(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
+    write_out(json.dumps(description, indent=1) + "\n" if options.json else wrap_lines(kind.show(description)))
     return 0
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """Check every byte; return 0 if all bytes are unchanged."""
     from xact.files.verify import verify
+    from xact.progress import Progress
 
-    report = verify(options.path)
+    with Progress("bytes") as progress:
+        report = verify(options.path, watch=progress.start)
     write_out(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
     sys.stdout.flush()
     error = report.find_error()
@@ -263,7 +302,7 @@ def run_import(options: argparse.Namespace) -> int:
 
     with stop_on_signals():
         from xact.building.import_files import import_files
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
 
         with Progress() as progress:
             outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
@@ -276,7 +315,7 @@ def run_caption(options: argparse.Namespace) -> int:
 
     with stop_on_signals("captioning", safe="all finished answers are safe"):
         from xact.caption.run import caption
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
 
         with Progress() as progress:
             outcome = caption(
@@ -307,12 +346,15 @@ def run_compare(options: argparse.Namespace) -> int:
 
     with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
         from xact.analysis.compare import compare
+        from xact.analysis.layer_rdms import watch_layers
         from xact.analysis.scores import check_output, list_best, write_scores
+        from xact.progress import Progress
 
         check_output(options.output)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
+            with Progress("layers") as progress, watch_layers(progress.start(0)):
+                scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
         output = write_scores(scores, options.output)
     show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
     for note in scores.attrs["notes"]:
@@ -338,21 +380,13 @@ def run_report(options: argparse.Namespace) -> int:
             file = write_preview(options)
         else:
             from xact.analysis.report.report import report
+            from xact.progress import Progress
 
             asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
-            with show_steps() as watch:
-                file = report(options.source, **asked, watch=watch)
+            with Progress("layers") as progress:
+                file = report(options.source, **asked, watch=progress.start)
     write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
     return 0
-
-
-@contextmanager
-def show_steps() -> Iterator[Callable[[int], Callable[[int], None]]]:
-    """Show how many layers are done, of how many over all steps."""
-    from xact.cli.progress import Progress
-
-    with Progress("layers") as progress:
-        yield progress.start
 
 
 def write_preview(options: argparse.Namespace) -> Path:
@@ -373,9 +407,11 @@ def run_export(options: argparse.Namespace) -> int:
 
     with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
         from xact.files.export import export
+        from xact.progress import Progress
 
         asked = {name: getattr(options, name) for name in EXPORT_OPTIONS}
-        export(options.store, **asked, tell=show_file, note=show_note)
+        with Progress("bytes") as progress:
+            export(options.store, **asked, tell=show_file, note=show_note, watch=progress.start)
     return 0
 
 
@@ -409,7 +445,7 @@ def run_push(options: argparse.Namespace) -> int:
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("push", safe="readers see the old generation or the new one"):
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
         from xact.store.push import PlannedPush, push
 
         def tell(planned: PlannedPush) -> None:

@@ -15,8 +15,8 @@ from xact.cli.terminal import write_out
 from xact.errors import check_name
 
 CHAPTERS = (
-    "own-network recipe data-sets models language-and-captions reading rdms brains report commands cluster exports "
-    "publishing from-old-programs promises how-it-is-built".split()
+    "first-study how-do-i own-network words recipe data-sets models language-and-captions commands cluster reading "
+    "rdms brains alignment report exports publishing python from-old-programs promises how-it-is-built".split()
 )
 """The chapters in the order in which README.md lists them."""
 

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.cli.terminal import ask, format_nbytes, show_warnings, write_out
+from xact.cli.terminal import ask, show_warnings, write_out
 from xact.errors import RequestError, WorkError
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
     from xact.analysis.rdm_plan import PlannedRdms
@@ -47,7 +48,7 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
     """Write the store of RDMs. Return the plan and what was written."""
     from xact.analysis.rdm_plan import count_free, estimate_minutes, plan_rdms
     from xact.analysis.rdm_store import write_rdms
-    from xact.cli.progress import Progress
+    from xact.progress import Progress
 
     if Path(options.output).suffix == ".csv":
         raise RequestError(f"{options.output!r} is a CSV file", hint="--within COLUMN writes one; name RDMs .zarr")
@@ -64,7 +65,8 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
     show_warnings(written.warnings)
     if not options.json:
         kept = f", {written.n_kept} of them from before" if written.n_kept else ""
-        counts = f"{written.n_models} models, {written.n_layers} layers{kept}, {written.n_stimuli} stimuli"
+        models, layers = count_noun(written.n_models, "model"), count_noun(written.n_layers, "layer")
+        counts = f"{models}, {layers}{kept}, {count_noun(written.n_stimuli, 'stimulus')}"
         write_out(f"{written.output}: {counts}\n")
         write_out(f"\nimport xarray as xr\nrdms = xr.open_zarr({str(written.output)!r})['dissimilarity']\n")
     return plan | {"n_kept": written.n_kept, "n_constant": written.n_constant, "warnings": written.warnings}
@@ -73,7 +75,7 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
 def write_within(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str, Any]:
     """Write the CSV file of pairs. Return the plan and what was written."""
     from xact.analysis.within import plan_pairs, write_pairs
-    from xact.cli.progress import Progress
+    from xact.progress import Progress
 
     planned = plan_pairs(options.store, options.output, options.within, **asked)
     plan = describe_plan(planned) | {"within": planned.column, "n_groups": len(planned.groups)}
@@ -112,7 +114,8 @@ def make_plan_text(plan: dict[str, Any], *, free: int | None = None) -> str:
     else:
         pairs = f"{pairs} in {plan['n_groups']} groups of {plan['within']}"
     return (
-        f"{plan['method']}, replicates {plan['replicates']}: {plan['n_models']} models, {plan['n_layers']} layers, "
+        f"{plan['method']}, replicates {plan['replicates']}: {count_noun(plan['n_models'], 'model')}, "
+        f"{count_noun(plan['n_layers'], 'layer')}, "
         f"{pairs}; {format_nbytes(plan['nbytes'])} before compression{room}{minutes}\n"
     )
 

@@ -76,6 +76,7 @@ class Replicates(Block):
     """The number of replicates of each stimulus; replicate 0 is never jittered."""
 
     count: int = Field(1, ge=1, le=MAX_REPLICATES)
+    """How often each stimulus is shown."""
     jitter: Jitter = NoJitter()
     seed: Seed = 0
     """Seed of the jitter, together with the stimulus and the number of the replicate."""
@@ -86,6 +87,7 @@ class Projection(Block):
 
     project: int = Field(ge=1, le=10_000_000)
     seed: Seed = 0
+    """Seed of the projection."""
 
 
 class Depths(Block):
@@ -165,6 +167,7 @@ class ModelEntry(Block):
     label: Text | None = None
     """The model's label in the store; default `base`, else `source:id`."""
     source: SourceName | None = None
+    """The library of the network, or `python` for your own code."""
     id: Text | None = None
     """The library's name of the network; with the name of the weights if the library has several."""
     weights: Text = "pretrained"
@@ -181,14 +184,21 @@ class ModelEntry(Block):
     seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """Several untrained twins, labelled `label@random-SEED`."""
     layers: LayersChoice | None = None
+    """Layers of this model; default: those of the recipe."""
     reduce: ReductionsChoice | None = None
+    """Reduction of this model; default: that of the recipe."""
     axes: AxesChoice | None = None
+    """Axes of chosen layers of this model; default: those of the recipe."""
     tokens: TokensChoice | None = None
     """Tokens before the patches; default: as the network has them."""
     transform: TransformChoice | None = None
+    """Transform of this model; default: that of the recipe."""
     batch_size: AutoOrCount | None = None
+    """Batch of this model; default: that of `compute`."""
     dtype: Dtype | None = None
+    """Precision of this model; default: that of `compute`."""
     device: Device | None = None
+    """Device of this model; default: that of `compute`."""
     template: Text | None = None
     """Text in which each caption replaces `{caption}`; default: the caption alone."""
     max_tokens: int | None = Field(None, ge=1)
@@ -253,6 +263,9 @@ class Compute(Block):
     """Pictures (stimuli x replicates) in one forward pass."""
     workers: AutoOrThreads = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Does not change the values."""
+    cache_mb: float = Field(256, ge=0, le=1_000_000)
+    """Upper bound of the decoded pictures that stay in memory from one network to the next, MB; 0 keeps none. Does not
+    change the values. The processes of a cluster keep none."""
     dtype: Dtype = "float32"
     """`float32` is IEEE float32. TF32 and bfloat16 are used only if asked for."""
     on_out_of_memory: Literal["stop", "halve"] = "stop"
@@ -303,6 +316,7 @@ class Caption(Block):
     temperature: float = Field(0.0, ge=0)
     """0: greedy decoding. Above 0: answers are sampled, seeded by `seed` and the first stimulus of each batch."""
     seed: Seed = 0
+    """Seed of answers that are sampled."""
     batch_size: AutoOrCount = "auto"
     """Pictures in one batch; `auto` is 1 for transformers and 64 for vllm."""
 
@@ -323,8 +337,10 @@ class Recipe(Block):
     store: Text
     """Path of the store, relative to the working folder."""
     stimuli: Stimuli
+    """What is shown to the networks."""
     replicates: Replicates = Replicates()
     models: list[ModelItem] = Field(min_length=1)
+    """Labels of the registry, sets, `source:id`, or model entries."""
     registry: Text | None = None
     """File with your own networks, relative to the recipe file; entries as in xact/recipe/registry/."""
     layers: LayersChoice | None = None
@@ -336,6 +352,7 @@ class Recipe(Block):
     tokens: TokensChoice | None = None
     """Tokens before the patches, of every model that does not set its own; default: as each network has them."""
     transform: TransformChoice = "weights"
+    """Transform of every model that does not set its own; `weights`: as the weights declare it."""
     compute: Compute = Compute()
     storage: Storage = Storage()
     on_error: Literal["stop", "skip"] = "stop"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -28,6 +28,7 @@ from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
 from xact.analysis.select import Chosen, Selection, choose
 from xact.disk.places import expand_place
 from xact.errors import RequestError
+from xact.pace import Watch
 from xact.reading.catalog import Names, find_names
 
 SMALL = 32
@@ -50,9 +51,6 @@ N_STEPS = 6
 
 MOST_LABELS = 3
 BOOKKEEPING = ("stimulus", "stimulus_index", "file", "path", "sha256", "stem")
-
-
-Watch = Callable[[int], Callable[[int], None]]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from xact.analysis.layer_rdms import LayerRdms, RdmSource, open_array, open_laye
 from xact.analysis.mds import embed
 from xact.analysis.measure import make_measure
 from xact.analysis.pairs import count_pairs, take_pairs
+from xact.analysis.ranks import rank_row, sort_row
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
 from xact.analysis.report.origin import Definition, describe_origin
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
@@ -236,7 +237,7 @@ def read_layers(
         defined = np.isfinite(pairs)
         ranks = np.full(square.shape, np.nan)
         percentiles = np.full(len(pairs), np.nan)
-        percentiles[defined] = (rankdata(pairs[defined]) - 1) / max(1, defined.sum() - 1)
+        percentiles[defined] = (rank_row(sort_row(pairs[defined])) - 1) / max(1, defined.sum() - 1)
         ranks[rows, columns] = ranks[columns, rows] = percentiles
         np.fill_diagonal(ranks, 0)
         n_units = int(grid["n_units"].sel(model=model, layer=layer)) if "n_units" in grid.coords else 0

@@ -163,6 +163,16 @@ def test_names_of_lines_do_not_overlap(acts):
     assert all(box.x0 >= 0 and box.x1 <= ax.figure.bbox.x1 for box in boxes)
 
 
+def test_names_of_lines_are_dark_beside_a_piece_of_their_line(acts):
+    scores = xact.compare(xact.rdm(make_activations(models=[f"net{k}" for k in range(9)])), labels=["object"])
+    ax = xact.plot.profile(scores)
+    assert {text.get_color() for text in ax.texts} == {"black"}
+    pieces = [box.offsetbox.get_children()[0] for box in ax.artists]
+    assert [(one.get_color(), one.get_linestyle()) for one in pieces] == [
+        (line.get_color(), line.get_linestyle()) for line in ax.lines[1:]
+    ]
+
+
 def test_places_are_pushed_apart_in_their_order():
     np.testing.assert_allclose(push_apart(np.array([0.5, 0.2, 0.5]), 0.1), [0.5, 0.2, 0.6])
     np.testing.assert_allclose(push_apart(np.array([0.98, 1.0]), 0.1), [0.9, 1.0])

@@ -52,7 +52,7 @@ def test_rows_of_an_earlier_run_are_done_and_cost_nothing():
     assert pace.tell(now=10.0)[0] == ["one", "80/100 stimuli", "2.0 images/s", "about 0:10 left"]
     pace.add("one", 0, 10.0)  # it begins anew, with half the batch
     assert pace.tell(now=10.0)[0] == ["one", "60/100 stimuli"]
-    assert pace.tell_end(20.0).startswith("stopped: 60/100 rows")
+    assert pace.tell_end(20.0, is_done=False).startswith("stopped: 60/100 rows")
 
 
 def test_the_speed_is_that_of_the_last_minute():

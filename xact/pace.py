@@ -69,7 +69,7 @@ class Teller(Protocol):
     def tell(self, now: float) -> Sequence[Sequence[str]]:
         """Return the parts of the line; the first choice is the longest, the last one the shortest."""
 
-    def tell_end(self, seconds: float) -> str:
+    def tell_end(self, seconds: float, *, is_done: bool) -> str:
         """Return what the last line says."""
 
 
@@ -103,9 +103,9 @@ class UnitPace:
             parts += [f"{self._say(speed)}/s", f"about {left} left"]
         return [parts]
 
-    def tell_end(self, seconds: float) -> str:
+    def tell_end(self, seconds: float, *, is_done: bool) -> str:
         """Return what the last line says."""
-        return f"{self._say_done()} in {format_seconds(seconds)}"
+        return f"{'done' if is_done else 'stopped'}: {self._say_done()} in {format_seconds(seconds)}"
 
     def _say(self, n: float) -> str:
         return format_nbytes(round(n)) if self.unit == "bytes" else f"{format_speed(n)} {self.unit}"
@@ -114,6 +114,35 @@ class UnitPace:
         if self.unit == "bytes":
             return f"{format_nbytes(self.done)} of {format_nbytes(self.total)}"
         return f"{self.done:,}{f'/{self.total:,}' if self.total else ''} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Safety:
+    """What of a build is safe on disk."""
+
+    count: Callable[[], int]
+    """Returns the rows that are safe now."""
+    n_begun: int
+    """Rows that were safe as this run began."""
+    n_idle: int = 0
+    """Runs before this one, in a row, that finished no task."""
+
+    def tell(self, pace: BuildPace) -> str:
+        """Return what an interruption keeps and loses."""
+        n_safe = self.count()
+        n_lost = max(0, pace.n_before + pace.n_new - n_safe)
+        lost = f", {n_lost:,} must be computed again" if n_lost else ""
+        return f"{n_safe:,} of {count_noun(pace.n_stimuli, 'row')} are safe{lost}"
+
+    def tell_hint(self, otherwise: str) -> str:
+        """Return what to do, if several runs in a row finished no task."""
+        if not self.n_idle or self.count() > self.n_begun:
+            return otherwise
+        before = "the one before it" if self.n_idle == 1 else f"the {self.n_idle} before it"
+        return (
+            f"this run and {before} finished no task, and so will the next: give it more time, or build another store "
+            "with a smaller storage.buffer_mb, whose tasks are smaller"
+        )
 
 
 class BuildPace:
@@ -194,9 +223,9 @@ class BuildPace:
             return f"resumed at {self.n_before:,}/{self.n_stimuli:,} rows: {models}, {images} left{job}"
         return f"started: {models}, {count_noun(self.n_stimuli, 'row')}, {images}{job}"
 
-    def tell_end(self, seconds: float) -> str:
+    def tell_end(self, seconds: float, *, is_done: bool) -> str:
         """Return what the last line says."""
         done = f"{self.n_before + self.n_new:,}/{self.n_stimuli:,} rows"
         speed = self.n_new * self._n_replicates / max(1e-9, seconds)
-        verb = "done" if self.n_before + self.n_new >= self.n_stimuli else "stopped"
+        verb = "done" if is_done else "stopped"
         return f"{verb}: {done}, {format_speed(speed)} {self._shown}/s, {format_seconds(seconds)}"

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from xact.errors import escape_controls
-from xact.pace import BuildPace, ModelPart, Teller, UnitPace
+from xact.pace import BuildPace, ModelPart, Safety, Teller, UnitPace
 
 LINE_EVERY = 30.0
 """Seconds between two lines of a log."""
@@ -24,6 +24,8 @@ DRAW_EVERY = 0.5
 """Seconds between two drawings of the line on a terminal."""
 
 NOTEBOOK_WIDTH = 120
+
+GO_ON = "run the same command again: it goes on where it stopped"
 
 Form = Literal["line", "log", "none"]
 
@@ -52,6 +54,7 @@ class Progress:
         self._stop: threading.Event | None = None
         self.pace: BuildPace | None = None
         """How far the build is, once it has begun."""
+        self._safety: Safety | None = None
 
     def survey(self, index: int, total: int, label: str) -> None:
         """Say that network `index` of `total` is looked at."""
@@ -88,6 +91,20 @@ class Progress:
                 pace.add(label, n, time.monotonic())
 
         return add
+
+    def follow(self, safety: Safety) -> None:
+        """Know from now on what is safe on disk."""
+        self._safety = safety
+
+    def tell_safe(self) -> str:
+        """Return what a build that is interrupted now keeps and loses."""
+        if self._safety is None or self.pace is None:
+            return "all finished tasks are safe"
+        return self._safety.tell(self.pace)
+
+    def tell_hint(self) -> str:
+        """Return what to do after a build that is interrupted now."""
+        return GO_ON if self._safety is None else self._safety.tell_hint(GO_ON)
 
     def pause(self) -> None:
         """Take the line away, and end the survey."""
@@ -162,7 +179,8 @@ class Progress:
                 self._stop.set()
                 _SHOWN.remove(self)
             if self._teller is not None and (self._n_lines or self.pace is not None) and self._form != "none":
-                self._write_line(self._teller.tell_end(time.monotonic() - self._started))
+                seconds = time.monotonic() - self._started
+                self._write_line(self._teller.tell_end(seconds, is_done=error is None))
             self._stop = self._teller = None
 
 

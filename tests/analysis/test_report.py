@@ -130,6 +130,66 @@ def test_what_to_look_at_first_is_told_from_the_numbers(tmp_path):
     assert "No value is NaN or infinite." in text
 
 
+def test_layers_without_an_rdm_are_told_and_the_page_holds(tmp_path):
+    acts = make_activations(8, n_replicates=1)
+    acts.values[0, :, 1] = 7  # (model, stimulus, layer, replicate, unit)
+    text = xact.report(acts, labels=["object"], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "A: 1 layer has no RDM and no place on this page, the first l1" in text
+    assert "Every stimulus has a dissimilarity" not in text
+    with pytest.raises(RequestError, match="no layer has an RDM: at most one pattern of each is not constant"):
+        xact.report(acts * 0, output=tmp_path / "s.html")
+
+
+def test_one_model_one_layer_and_three_stimuli_have_a_page(tmp_path):
+    acts = make_activations(3, models=["A"], n_layers=1, n_replicates=1)
+    for name, source in {"a.html": acts, "r.html": xact.rdm(acts)}.items():
+        text = xact.report(source, output=tmp_path / name).read_text(encoding="utf-8")
+        check_page(text)
+        assert "<b>3</b> stimuli" in text
+
+
+def test_pictures_are_in_a_table_of_the_two_labels_that_cross_best(tmp_path):
+    for k in range(16):
+        Image.new("RGB", (9, 9), (k, k, k)).save(tmp_path / f"{k}.png")
+    labels = {"shape": [*"abcd"] * 4, "angle": np.repeat([0, 90, 0, 90], 4), "twin": [*"wxyz"] * 4}
+    files = [f"{k}.png" for k in range(16)]
+    acts = make_labelled(file=files, **labels).drop_vars(["object", "orientation", "rating"])
+    text = xact.report(acts, images=tmp_path, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Lines: angle. Columns: shape." in text
+    assert re.findall(r'<span class="column" dir="auto">([^<]*)</span>', text) == [*"abcd"] * 2
+    assert re.findall(r'<span class="line" dir="auto">([^<]*)</span>', text) == ["0", "90"] * 2
+    assert text.count('<div class="cell"><figure') == 16
+    assert text.count("<image ") == 16  # once each, however often they are shown
+    side = text[text.index('class="marks side"') : text.index('class="band side"')]
+    assert re.findall(r'title="c/s(\d+)"', side) == ["1", "5", "9", "13"]  # the middle of each angle of a condition
+
+
+def test_without_columns_the_parts_of_file_names_make_the_table(tmp_path):
+    for k in range(16):
+        Image.new("RGB", (9, 9), (k, k, k)).save(tmp_path / f"{k}.png")
+    stems = [f"{name}_{angle:03}" for name in ("fish", "mug") for angle in (0, 45, 90, 135)] * 2
+    acts = make_labelled(file=[f"{k}.png" for k in range(16)], stem=stems).drop_vars(
+        ["object", "orientation", "rating"]
+    )
+    text = xact.report(acts, images=tmp_path, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Lines: part 1 of the file&#39;s name. Columns: part 2 of the file&#39;s name." in text
+
+
+def test_methods_tell_the_command_the_store_and_its_networks(small, tmp_path):
+    text = xact.report(small, labels="rating", seed=3, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<code>xact report s.zarr --labels rating --seed 3</code>" in text
+    assert "s.zarr, generation 1</dd>" in text
+    assert re.search(r"recipe sha256 [0-9a-f]{64}</dd>", text)
+    assert "A: torchvision:A, weights random, seed 0, float32 on cpu" in text
+
+
+def test_progress_counts_the_layers_of_all_steps(tmp_path):
+    counted = []
+    xact.report(make_labelled(), output=tmp_path / "r.html", watch=lambda n: counted.append(-n) or counted.append)
+    assert sum(counted) == 0
+    assert len(counted) > 5
+
+
 def test_agreement_is_the_mean_of_spearman_over_pairs_of_replicates():
     squares = np.zeros((3, 4, 4))
     upper = np.triu_indices(4, 1)
@@ -158,6 +218,15 @@ def test_captions_are_shown_as_texts(tmp_path):
     acts = make_labelled(caption=[f"a <b>dog</b> {i}" for i in range(16)])
     text = xact.report(acts, output=tmp_path / "r.html").read_text(encoding="utf-8")
     assert text.count('<figcaption dir="auto">a &lt;b&gt;dog&lt;/b&gt; ') == 16
+
+
+def test_captions_come_from_the_table_that_a_store_of_captions_names(tmp_path):
+    (tmp_path / "c.csv").write_text("id,caption\n" + "".join(f"{k},a <i>cat</i> {k}\n" for k in range(15)))
+    acts = make_labelled(file=[f"c.csv[{k}]" for k in range(16)])
+    text = xact.report(acts, images=tmp_path, output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert text.count('<figcaption dir="auto">a &lt;i&gt;cat&lt;/i&gt; ') == 15
+    assert "1 of their files are not there or no pictures." in text
+    assert '"c/s3: a \\u003ci>cat\\u003c/i> 3"' in text  # below the pointer
 
 
 def test_many_stimuli_are_a_sample_and_averaged_and_a_large_page_is_the_same(tmp_path, monkeypatch):

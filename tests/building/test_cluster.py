@@ -210,7 +210,7 @@ def test_a_picture_that_fails_and_a_batch_that_is_halved_are_told_as_by_one_proc
     assert alone.wait() == 1
     build, worker = start_build(background, recipe, *more), start_worker(background, recipe)
     assert (build.wait(), worker.wait()) == (1, 0), build.read()
-    for said in ("failed: a/p01", "warning: model 'thirsty'", "the batch size is now 2", "error: 1 stimuli"):
+    for said in ("failed: a/p01", "warning: model 'thirsty'", "the batch size is now 2", "error: 1 stimulus"):
         found, wanted = ([line for line in one.read().split("\n") if said in line] for one in (build, alone))
         assert found == wanted, said
         assert len(found) == 1

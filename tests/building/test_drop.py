@@ -201,7 +201,7 @@ def test_the_command_says_what_would_go_and_drops_only_with_yes(tmp_path, capsys
     assert code == 1
     lines = out.splitlines()
     assert lines[:3] == ["model A", "stimulus a/img0", "stimulus b/img6"]
-    assert lines[-1].startswith(f"{store}: 1 models and 6 stimuli, about ")
+    assert lines[-1].startswith(f"{store}: 1 model and 6 stimuli, about ")
     assert "are to go; the smaller store needs about " in lines[-1]
     said, hint = err.splitlines()
     assert said == "nothing was dropped: without --yes the command only says what would go"

@@ -675,7 +675,7 @@ def test_the_command_says_how_to_open_what_it_made(tmp_path: Path, capsys: pytes
     write_seed_file(tmp_path / "old.h5", make_values(["m"], ["a"], LAYERS))
     code, out, err = run(capsys, "import", tmp_path / "old.h5", "--store", tmp_path / "s.zarr")
     assert code == 0
-    assert "1 stimulus rows imported" in out
+    assert "1 stimulus row imported" in out
     assert "xact.open_activations(" in out
     assert "warning: m: the file lists layers by the alphabet" in err
 

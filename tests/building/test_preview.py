@@ -7,6 +7,7 @@ import io
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.browser import needs_chromium, probe_page
 from support.cli import assert_one_line, run
@@ -14,7 +15,9 @@ from support.lab import make_entry, write_lab
 from support.language_models import write_model
 from support.pictures import write_recipe
 
+import xact
 from xact.building.preview import preview, show_tensor
+from xact.errors import RequestError
 from xact.recipe.load import load_recipe
 from xact.recipe.resolve import resolve_models
 
@@ -83,6 +86,9 @@ def test_what_goes_with_a_store_is_refused_with_a_recipe(tmp_path, capsys):
     code, _, err = run(capsys, "report", recipe, "--images", tmp_path, "--output", tmp_path / "r.html")
     assert code == 2
     assert_one_line(err, "--images goes with a store", "leave it out")
+    with pytest.raises(RequestError, match="is a recipe, not a store") as caught:
+        xact.report(recipe)
+    assert caught.value.hint == f"xact report {recipe}"
     code, _, err = run(capsys, "report", recipe, "--output", tmp_path / "r.html")
     assert (code, "--allow-code" in err) == (2, True)
     assert resolve_models(load_recipe(recipe), kind="image", stored=[])

@@ -60,7 +60,7 @@ def test_a_store_tells_done_failed_and_missing_rows_sizes_and_provenance(store, 
         "A: 8 done, 2 failed, 0 missing; 2 layers, 7 units, ",
         "  failed b/img7: is a FIFO",
         "torch 9.9",
-        '  transform {"size": 224}',
+        "  transform  size 224\n",
         "  blocks.10  4 units (token feature), depth 1.00",
     ):
         assert line in text

@@ -177,6 +177,26 @@ def test_a_helper_that_is_edited_is_named(folder):
         check_unchanged(files, model="one")
 
 
+@pytest.mark.parametrize("other", ["net", "helper"])
+def test_a_module_of_another_folder_is_not_taken_for_the_recipe_s(tmp_path, monkeypatch, other):
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder, width in zip(folders, (4, 8), strict=True):
+        folder.mkdir()
+        (folder / "own_net.py").write_text("import own_helper\n")
+        (folder / "own_helper.py").write_text(f"WIDTH = {width}\n")
+    monkeypatch.syspath_prepend(folders[0])
+    importlib.import_module(f"own_{other}")
+    monkeypatch.syspath_prepend(folders[1])
+    with pytest.raises(
+        RequestError, match=rf"loaded own_{other} from .*one.own_{other}.py: the code of .*two"
+    ) as caught:
+        import_module("own_net", folders[1])
+    assert f"sys.modules.pop('own_{other}')" in caught.value.hint
+    for name in ("own_net", "own_helper"):
+        sys.modules.pop(name, None)
+    assert import_module("own_net", folders[1]).own_helper.WIDTH == 8
+
+
 def test_a_module_without_a_file_has_no_source():
     module = ModuleType("made")
     assert find_files(module, Path()) == {}

@@ -162,6 +162,7 @@ NEUTRAL = {
     # leaf the contract or its own docstring calls neutral: (set before, set on resume)
     "store": ("", "store=STORE/../store.zarr"),
     "compute.workers": ("", "compute.workers=3"),
+    "compute.cache_mb": ("", "compute.cache_mb=0"),
     "on_error": ("", "on_error=skip"),
     "compute.cluster": ("", "compute.cluster=local:1"),
     "compute.check": ("compute.check=off", "compute.check=on"),  # what ran is among the facts of each network

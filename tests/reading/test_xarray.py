@@ -10,6 +10,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -354,6 +355,49 @@ def test_one_stimulus_reads_only_the_chunks_that_hold_it(tmp_path, count_nbytes,
     count_nbytes.clear()
     whole[9, :, 1000:1010].compute()
     assert sum(count_nbytes) < 2.1 * 4 * shape.chunk_stimuli * shape.chunk_units + 20_000
+
+
+def test_a_selection_over_many_layers_opens_each_file_once(tmp_path, monkeypatch):
+    plan = make_store_plan([make_model("m", {f"blocks.{k}": [40] for k in range(9)})], make_table(24), layout="cube")
+    plan = plan.model_copy(update={"stimuli_per_task": 8, "layers_per_shard": 3, "chunk_units": None})
+    write_store(tmp_path / "s", plan, draw_values)
+    acts = open_activations(tmp_path / "s").isel(model=0)
+    opened: list[str] = []
+    open_file = os.open
+
+    def counted(path: Path, *flags: int) -> int:
+        opened.append(str(path))
+        return open_file(path, *flags)
+
+    monkeypatch.setattr(places.os, "open", counted)
+    order = [20, 3, 19, 3]
+    some = acts.isel(stimulus=order)
+    assert some.data.numblocks == (1, 1, 1, 1)
+    values = some.compute()
+    files = [path for path in opened if "activations" in path]
+    assert len(files) == len(set(files)) == 6  # 2 of 3 blocks of stimuli, 3 of layers
+    for k in range(9):
+        np.testing.assert_array_equal(values[:, k], draw_values("m", f"blocks.{k}", 0, 24, 40)[order])
+
+
+def test_values_are_read_into_the_result_and_nobody_else_has_them(store, monkeypatch):
+    one = open_layer(store, "ResNet", "logits")
+    kept: list[np.ndarray] = []
+    read = LayerArray.read
+
+    def read_kept(array: LayerArray, picks: list[Any]) -> np.ndarray:
+        kept.append(read(array, picks))
+        return kept[-1]
+
+    monkeypatch.setattr(LayerArray, "read", read_kept)
+    first = one.compute()
+    assert np.shares_memory(first.values, kept[0])
+    first.values[...] = 0
+    first["stimulus_index"].values[...] = 0
+    again = open_layer(store, "ResNet", "logits")
+    np.testing.assert_array_equal(again.compute(), expect("ResNet", "logits", 10))
+    assert again["stimulus_index"].values[1] == 1
+    assert again.indexes["stimulus"].equals(one.indexes["stimulus"])
 
 
 def test_blocks_stay_moderate_in_size_and_number():

@@ -122,6 +122,7 @@ def test_defaults_are_filled_in(tmp_path: Path):
             "device": "auto",
             "batch_size": "auto",
             "workers": "auto",
+            "cache_mb": 256,
             "dtype": "float32",
             "on_out_of_memory": "stop",
             "device_name": "same",

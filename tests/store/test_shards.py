@@ -18,6 +18,7 @@ from xact.errors import StoreError
 from xact.labels import DIMS
 from xact.store.chunks import BlockShape, get_separator, name_chunk
 from xact.store.shards import (
+    RowsOfLayer,
     ShardFormat,
     encode_shard,
     grow_shard,
@@ -133,8 +134,12 @@ def test_any_part_of_a_shard_equals_the_slice_of_the_values(array, codec, data, 
     assert out.tobytes() == whole[first : first + height, :, u : u + width].tobytes()
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, shape.shard_stimuli - 1), min_size=1))))
     out = np.full((len(rows), shape.n_replicates, width), 7, np.float32)
-    read_rows(file, form, out, place=place, rows=rows, first_unit=u)
+    other = np.full((1, shape.n_replicates, n_units), 7, np.float32)
+    last = max(others)  # often another layer of the shard
+    wanted = [RowsOfLayer(out, place, rows, u), RowsOfLayer(other, last, np.array([n_rows - 1]), 0)]
+    read_rows(file, form, wanted)
     assert out.tobytes() == np.ascontiguousarray(whole[rows][:, :, u : u + width]).tobytes()
+    assert other[0].tobytes() == (others | {place: values})[last][n_rows - 1].tobytes()
 
 
 SHAPE = BlockShape(shard_stimuli=6, shard_units=8, chunk_stimuli=3, chunk_units=4, n_replicates=2)
@@ -181,7 +186,7 @@ def test_a_shard_that_is_not_there_is_missing_values(tmp_path):
     read_shard(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, place=0, first_row=0, first_unit=0)
     assert np.isnan(out).all()
     with pytest.raises(FileNotFoundError):
-        read_rows(tmp_path / "none", ShardFormat(SHAPE, "blosc"), out, place=0, rows=np.arange(2), first_unit=0)
+        read_rows(tmp_path / "none", ShardFormat(SHAPE, "blosc"), [RowsOfLayer(out, 0, np.arange(2), 0)])
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -184,7 +184,7 @@ def build(
             if n:
                 count(n)
 
-        return build_store(prepared, progress=report, run=run)
+        return build_store(prepared, progress=report, run=run, follow=line.follow)
 
 
 def check_no_index(loaded: LoadedRecipe) -> None:

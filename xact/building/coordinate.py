@@ -95,6 +95,7 @@ class Coordinator:
             for label, tally in self.tallies.items():
                 self.outcome.n_captured += tally.n_captured
                 self.outcome.warnings += tally.list_warnings(label)
+                self.outcome.n_equal[label] = tally.n_equal
             self.outcome.warnings += list(self.warned)
         remove_inbox(self.writer.store)
 

@@ -125,6 +125,7 @@ def estimate(prepared: PreparedBuild) -> Estimate:
             workers,
             device_memory=find_device_memory(_name_device(prepared, model)),
             texts=prepared.texts.get(model.label),
+            cache_nbytes=prepared.cache_nbytes if model.kind == "image" else 0,
         )
         for model in plan.models
         if model.label in prepared.tasks
@@ -167,8 +168,12 @@ def estimate_model(
     *,
     device_memory: int | None,
     texts: TextLengths | None = None,
+    cache_nbytes: int = 0,
 ) -> ModelEstimate:
-    """Return the cost of `n_left` stimuli of one model; `device_memory` is the memory of its device in bytes."""
+    """Return the cost of `n_left` stimuli of one model; `device_memory` is the memory of its device in bytes.
+
+    `cache_nbytes` bounds the decoded pictures that stay in memory.
+    """
     weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
     lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
@@ -187,7 +192,7 @@ def estimate_model(
         n_stimuli_left=n_left,
         nbytes=n_left * plan.n_replicates * model.total_units * FLOAT32_NBYTES,
         n_files=n_blocks * n_shards,
-        host_nbytes=weights + n_lanes * (lane + batch) + (n_writers - 1) * buffer + in_flight,
+        host_nbytes=weights + n_lanes * (lane + batch) + (n_writers - 1) * buffer + in_flight + cache_nbytes,
         device_nbytes=weights + (n_lanes if model.device == "cpu" else 1) * batch + in_flight,
         device=model.device,
         device_memory_nbytes=device_memory,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xact.building.fit_weights import check_part, describe_checkpoint, fit_weigh
 from xact.building.provenance import check_planned_versions, check_versions
 from xact.building.survey import find_device_kind, name_device_kind, survey_model
 from xact.capture.job import make_caption_loader, order_stimuli
+from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import TextLengths
 from xact.capture.load_pictures import StimuliByRow, draw_amounts
 from xact.capture.reduce import TOKENS
@@ -23,6 +25,7 @@ from xact.models.device import count_workers
 from xact.models.load import (
     check_allowed,
     check_gate,
+    find_missing,
     find_weights,
     find_weights_here,
     is_tokenizer_here,
@@ -35,6 +38,7 @@ from xact.stimuli.base import ChosenStimuli, StimulusSource
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
+from xact.store.chunks import MEGABYTE
 from xact.store.hold import check_writable
 from xact.store.journal import load_state
 from xact.store.merge import Empty, Request, compare_settings, find_empty, make_plan
@@ -68,6 +72,8 @@ class PreparedBuild:
     """Rows of stimuli that the recipe does not name. None of them has a value; they are not tried again."""
     unreadable: Mapping[str, StimulusError] = field(default_factory=dict)
     """{stimulus: why it cannot be read} of those that are to be captured, as far as a plan has looked."""
+    missing: Mapping[str, WeightsError] = field(default_factory=dict)
+    """{model that must run: why its weights are not here}, as far as a plan has looked."""
     texts: Mapping[str, TextLengths] = field(default_factory=dict)
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
     notes: tuple[str, ...] = ()
@@ -77,6 +83,18 @@ class PreparedBuild:
     def n_rows_left(self) -> int:
         """Rows that are not captured yet, over all models."""
         return sum(len(task.rows) for tasks in self.tasks.values() for task in tasks)
+
+    @property
+    def cache_nbytes(self) -> int:
+        """Most bytes of decoded pictures that stay in memory: none for a single network, none in a cluster."""
+        compute = self.loaded.recipe.compute
+        n_left = sum(bool(self.tasks.get(model.label)) for model in self.plan.models if model.kind == "image")
+        return int(compute.cache_mb * MEGABYTE) if n_left > 1 and compute.cluster is None else 0
+
+    @cached_property
+    def pictures(self) -> PictureCache:
+        """The decoded pictures that the networks of this process share."""
+        return PictureCache(self.cache_nbytes)
 
     @property
     def nothing_to_do(self) -> bool:
@@ -114,7 +132,12 @@ def prepare_plan(
             surveyed.models.append(model)
     surveyed.check(loaded.recipe.on_error)
     prepared = _lay_plan(asked, surveyed)
-    return replace(prepared, unreadable=_find_unreadable(asked, decode=decode, watch=watch))
+    missing = {label: find_missing(spec) for label, spec in asked.specs.items() if prepared.tasks.get(label)}
+    return replace(
+        prepared,
+        unreadable=_find_unreadable(asked, decode=decode, watch=watch),
+        missing={label: error for label, error in missing.items() if error is not None},
+    )
 
 
 def prepare_build(

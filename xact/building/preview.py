@@ -147,7 +147,7 @@ def show_texts(prepared: PreparedBuild, seed: int) -> list[SeenStimuli]:
         except StimulusError:
             n_unread += 1
     stimuli = make_stimuli(table).assign_coords(caption=("stimulus", texts))
-    thumbnails = Thumbnails(rows, {}, n_unread, is_asked=True)
+    thumbnails = Thumbnails(rows, {}, {}, n_unread, is_asked=True)
     return [SeenStimuli(tuple(prepared.specs), stimuli, thumbnails, "", "", ())]
 
 
@@ -186,7 +186,7 @@ def see(prepared: PreparedBuild, model: PlannedModel, stimuli: xr.Dataset, rows:
     is_undone = "mean" in outline and "std" in outline
     scaling = "the normalisation is undone" if is_undone else "the smallest value is black, the largest is white"
     size = " × ".join(map(str, model.input_shape[1:]))
-    thumbnails = Thumbnails(rows, urls, len(rows) - len(urls), is_asked=True)
+    thumbnails = Thumbnails(rows, urls, {}, len(rows) - len(urls), is_asked=True)
     return SeenStimuli((model.label,), stimuli, thumbnails, size, scaling, replicates)
 
 

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
 from xact.building.provenance import make_provenance
-from xact.building.run_tasks import Tally, load_model, run_tasks
+from xact.building.run_tasks import Tally, describe_equal, load_model, run_tasks
 from xact.building.write_task import clear_rows
 from xact.capture.job import order_stimuli
 from xact.capture.load_pictures import draw_all_amounts
@@ -28,13 +28,14 @@ from xact.errors import (
     make_command,
 )
 from xact.models.global_state import keep_global_state
-from xact.pace import ModelPart
+from xact.pace import ModelPart, Safety
 from xact.stimuli.base import hash_stimulus
 from xact.stimuli.unreadable import SKIP_HINT, add_hint
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import remove_older
 from xact.store.plan import Plan, PlannedModel
 from xact.store.renew import remove_former
+from xact.store.runs import note_run, remove_note
 from xact.store.state import State
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
@@ -59,6 +60,8 @@ class Outcome:
     failed_models: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     is_complete: bool = True
+    n_equal: dict[str, int] = field(default_factory=dict)
+    """{model: stimuli whose replicates are all equal although the recipe asks for jitter}, of this run."""
     whole_models: tuple[str, ...] | None = None
     """The models of the recipe that have every row; None if every model of the store has every row."""
     lacks_failed_only: bool = False
@@ -90,6 +93,18 @@ def list_parts(prepared: PreparedBuild) -> tuple[list[ModelPart], int, str]:
     return parts, prepared.plan.n_replicates, "images" if prepared.source.kind == "image" else "captions"
 
 
+def count_safe(prepared: PreparedBuild, state: State) -> int:
+    """Return the rows of the models that are to run whose task is finished, as far as `list_parts` counts them."""
+    models = [model for model in prepared.plan.models if prepared.tasks.get(model.label)]
+    left = {model.label: {row for task in prepared.tasks[model.label] for row in task.rows} for model in models}
+    return sum(
+        model.n_stimuli
+        - sum(not is_there for is_there in state.find_present(model.label, prepared.plan))
+        + len(state.find_failed(model.label).keys() - left[model.label])
+        for model in models
+    )
+
+
 def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: CountRows) -> None:
     """Run all remaining tasks in this process, one network after the other."""
     for model in prepared.plan.models:
@@ -107,8 +122,12 @@ def build_store(
     *,
     progress: CountRows,
     run: RunTasks = run_here,
+    follow: Callable[[Safety], None] = lambda _: None,
 ) -> Outcome:
-    """Run the remaining tasks and publish the store; the caller holds the store's lock."""
+    """Run the remaining tasks and publish the store; the caller holds the store's lock.
+
+    `follow` is called with what tells at any moment how many rows are safe.
+    """
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
     outcome.warnings += [*prepared.source.notes, *prepared.notes]
     if prepared.left_out:
@@ -118,11 +137,15 @@ def build_store(
         if prepared.may_write:
             sweep_partial(prepared.store, ())  # what is published is whole
             remove_older(prepared.store, prepared.stored.committed)
+            remove_note(prepared.store)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     remove_former(prepared.store, prepared.stored, prepared.plan)
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
     with StoreWriter(prepared.store, prepared.plan, stored, jitter=jitter) as writer:
+        n_safe = count_safe(prepared, writer.state)
+        n_idle = note_run(prepared.store, writer.plan.generation, n_safe)
+        follow(Safety(lambda: count_safe(prepared, writer.state), n_safe, n_idle))
         run(prepared, writer, outcome, progress)
         for task in sorted(writer.state.grown):
             clear_rows(writer, writer.state.tasks[task])
@@ -130,6 +153,7 @@ def build_store(
         is_whole = all(state.is_whole(model.label, plan) for model in plan.models)
         provenance = make_provenance(plan, state, outcome.failed_models)
         writer.publish(provenance, complete=is_whole and not outcome.failed_models)
+    remove_note(prepared.store)
     return _close(prepared, plan, state, outcome)
 
 
@@ -146,6 +170,7 @@ def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) 
             for row, error in record.failed.items():
                 if row not in prepared.left_out:
                     outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
+    outcome.warnings += describe_equal(outcome.n_equal)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]
     if len(whole) < len(plan.models):
@@ -168,7 +193,16 @@ def describe_left_out(prepared: PreparedBuild) -> str:
 
 
 def check_finished_stimuli(prepared: PreparedBuild) -> None:
-    """Refuse a stimulus that changed after its values were stored: compare size and time, then the hash."""
+    """Refuse a stimulus that changed after its values were stored."""
+    for stimulus, file in find_changed(prepared):
+        raise MismatchError(
+            f"stimulus {stimulus!r} ({file}) changed after its values were stored",
+            hint=CHANGED[prepared.source.kind],
+        )
+
+
+def find_changed(prepared: PreparedBuild) -> Iterator[tuple[str, str]]:
+    """Yield (stimulus, file) of those that changed after their values were stored: by size and time, then the hash."""
     source = prepared.source
     stimuli = order_stimuli(source, prepared.plan.stimuli.ids, {})
     stored = [(row, *known) for row, known in prepared.stored.stamps.items() if row not in prepared.left_out]
@@ -176,11 +210,7 @@ def check_finished_stimuli(prepared: PreparedBuild) -> None:
     now = source.list_stamps(source_rows)
     for (row, stamp, sha256), source_row, found in zip(stored, source_rows, now, strict=True):
         if found != stamp and hash_stimulus(source.read(source_row)) != sha256:
-            raise MismatchError(
-                f"stimulus {stimuli.ids[row]!r} ({source.table.files[source_row]}) changed after its values were "
-                "stored",
-                hint=CHANGED[source.kind],
-            )
+            yield stimuli.ids[row], source.table.files[source_row]
 
 
 def run_model(
@@ -247,3 +277,4 @@ def _load_and_run(
     finally:
         outcome.n_captured += tally.n_captured
         outcome.warnings += tally.list_warnings(model.label)
+        outcome.n_equal[model.label] = outcome.n_equal.get(model.label, 0) + tally.n_equal

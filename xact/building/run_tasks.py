@@ -26,6 +26,7 @@ from xact.store.plan import PlannedModel
 from xact.store.state import State, TaskRecord
 from xact.store.tasks import Task
 from xact.store.write import TaskWriter
+from xact.words import count_noun
 
 OLD_MEMORY_FORMATS = {"cpu": CHANNELS_LAST, "cuda": CONTIGUOUS, "mps": CONTIGUOUS}
 """{kind of device: memory format of pictures in a store whose networks have no record of it}."""
@@ -54,15 +55,22 @@ class Tally:
     def list_warnings(self, model: str) -> list[str]:
         """Return the warnings of a model after its run."""
         warnings = []
-        if self.n_equal:
-            warnings.append(
-                f"{model}: all replicates of {self.n_equal} stimuli came out equal (grey pictures under colour jitter?)"
-            )
         if self.n_cut:
-            warnings.append(f"{model}: {self.n_cut} captions were longer than its token limit and were cut")
+            n_cut = count_noun(self.n_cut, "caption")
+            warnings.append(f"{model}: {n_cut} were longer than its token limit and were cut")
         return warnings + [
             f"{model}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in self.n_nonfinite.items()
         ]
+
+
+def describe_equal(n_equal: Mapping[str, int]) -> list[str]:
+    """Return a warning about stimuli whose replicates are all equal: {model: their number}."""
+    found = {model: n for model, n in n_equal.items() if n}
+    if not found:
+        return []
+    most = count_noun(max(found.values()), "stimulus")
+    models = f" in {len(found)} models" if len(found) > 1 else ""
+    return [f"all replicates of {most} came out equal{models} (grey pictures under colour jitter?)"]
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,7 @@ def _prepare_job(
     plan, state, spec, recipe = writer.plan, writer.state, prepared.specs[model.label], prepared.loaded.recipe
     stored = state.networks.get(model.label)
     found = _compare_network(model, loaded.found, state, warn)
-    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps)
+    stimuli = order_stimuli(prepared.source, plan.stimuli.ids, state.stamps, prepared.pictures)
     known_format = None if stored is None else stored.get("memory_format", OLD_MEMORY_FORMATS[model.device])
     job = prepare_job(plan, model, spec, loaded.network, recipe, stimuli, memory_format=known_format)
     has_rows = bool(state.find_done(model.label))

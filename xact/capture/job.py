@@ -13,6 +13,7 @@ from xact.capture.check_values import keeps_values
 from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
+from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import CaptionLoader
 from xact.capture.load_pictures import PictureLoader, StimuliByRow
 from xact.disk.digest import FileStamp
@@ -33,10 +34,14 @@ CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 
 
 def order_stimuli(
-    source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
+    source: StimulusSource,
+    ids: Sequence[str],
+    known: Mapping[StoreRow, tuple[FileStamp, str]],
+    cache: PictureCache | None = None,
 ) -> StimuliByRow:
     """Return the stimuli of a source, addressed by rows of a store."""
-    return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
+    row_of = {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}
+    return StimuliByRow(source, ids, row_of, known, cache)
 
 
 def prepare_job(

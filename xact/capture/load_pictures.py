@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from xact.capture.engine import LoadedStimulus
+from xact.capture.keep_pictures import KeptPicture, PictureCache
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError, StimulusError
 from xact.labels import SourceRow, StoreRow
@@ -19,8 +21,8 @@ from xact.models.base import Transform
 from xact.models.pixels import PixelBatch, PixelTable
 from xact.recipe.schema import Replicates
 from xact.stimuli.base import StimulusSource, hash_stimulus
-from xact.stimuli.decode import MAX_PIXELS
-from xact.stimuli.pictures import are_all_equal, draw_jitter, make_pictures
+from xact.stimuli.decode import MAX_PIXELS, decode_picture
+from xact.stimuli.pictures import are_all_equal, draw_jitter, frame_picture
 
 LEFT_OUT = "left out: the recipe does not name it"
 """Recorded as the failure of a stimulus of the store that a recipe leaves out."""
@@ -34,6 +36,8 @@ class ReadStimulus:
     data: bytes | np.ndarray
     stamp: FileStamp
     sha256: str
+    kept: KeptPicture | None = None
+    """The decoded picture, if it was kept; then `data` is empty."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class StimuliByRow:
     """{stimulus: its row in the source}."""
     known: Mapping[StoreRow, tuple[FileStamp, str]]
     """{row of the store: (stamp, sha256)} of stimuli whose values are stored."""
+    cache: PictureCache | None = None
+    """Decoded pictures of the networks before."""
 
     @cached_property
     def left_out(self) -> frozenset[StoreRow]:
@@ -57,21 +63,30 @@ class StimuliByRow:
         """Return the source's row of the stimulus in a row of the store."""
         return self.row_of[self.ids[row]]
 
-    def find(self, row: StoreRow) -> ReadStimulus:
-        """Read and hash one stimulus; StimulusError if it cannot be read, MismatchError if it changed."""
+    def find(self, row: StoreRow, *, mask_alpha: str = "") -> ReadStimulus:
+        """Read and hash one stimulus; StimulusError if it cannot be read, MismatchError if it changed.
+
+        A picture that was decoded with this `mask_alpha` and kept is not read again if its file has the same stamp.
+        """
         if row in self.left_out:
             raise StimulusError(LEFT_OUT)
         source_row = self.find_source_row(row)
         stamp = self.source.stamp(source_row)
-        data = self.source.read(source_row)
-        sha256 = hash_stimulus(data)
+        kept = self.cache.find((source_row, mask_alpha), stamp) if self.cache is not None and mask_alpha else None
+        data = self.source.read(source_row) if kept is None else b""
+        sha256 = hash_stimulus(data) if kept is None else kept.sha256
         known = self.known.get(row)
         if known is not None and known[1] != sha256:
             raise MismatchError(
                 f"stimulus {self.ids[row]!r} changed while the store was being built", hint="put the old file back"
             )
         name = self.source.table.files[source_row] or f"stimulus {source_row}"  # a picture in memory has no file
-        return ReadStimulus(name, data, stamp, sha256)
+        return ReadStimulus(name, data, stamp, sha256, kept)
+
+    def keep(self, row: StoreRow, found: ReadStimulus, picture: Image.Image, *, mask_alpha: str) -> None:
+        """Keep a decoded picture for the networks that follow."""
+        if self.cache is not None and found.kept is None:
+            self.cache.keep((self.find_source_row(row), mask_alpha), picture, found.stamp, found.sha256)
 
 
 @dataclass(frozen=True)
@@ -91,16 +106,11 @@ class PictureLoader:
 
     def load(self, row: StoreRow) -> LoadedStimulus:
         """Return one stimulus (replicate, 3, y, x); StimulusError if it cannot be read."""
-        found = self.stimuli.find(row)
+        found, picture = self._decode(row)
         stimulus = self.stimuli.ids[row]
         amounts = draw_amounts(self.replicates, stimulus)
-        pictures = make_pictures(
-            found.data,
-            name=found.name,
-            mask_alpha=self.mask_alpha,
-            border=self.border,
-            amounts=amounts,
-            n_replicates=self.replicates.count,
+        pictures = frame_picture(
+            picture, name=found.name, border=self.border, amounts=amounts, n_replicates=self.replicates.count
         )
         check_proportion(pictures[0].size, self.transform.record, self.input_shape, name=found.name)
         apply = self.transform.apply if self.table is None else self.table.read
@@ -109,6 +119,15 @@ class PictureLoader:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
         return LoadedStimulus(tensors, found.stamp, found.sha256, are_equal)
+
+    def _decode(self, row: StoreRow) -> tuple[ReadStimulus, Image.Image]:
+        """Return a stimulus and its picture, which a network before may have decoded."""
+        found = self.stimuli.find(row, mask_alpha=self.mask_alpha)
+        if found.kept is not None:
+            return found, found.kept.make_picture()
+        picture = decode_picture(found.data, name=found.name, mask_alpha=self.mask_alpha)
+        self.stimuli.keep(row, found, picture, mask_alpha=self.mask_alpha)
+        return found, picture
 
     def collate(self, contents: Sequence[Tensor | None]) -> Tensor | PixelBatch:
         """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); failed stimuli are 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import xact
@@ -15,6 +15,7 @@ from xact.cli.commands import (
     run_compare,
     run_drop,
     run_export,
+    run_fetch,
     run_import,
     run_info,
     run_layers,
@@ -26,19 +27,60 @@ from xact.cli.commands import (
     run_verify,
     run_worker,
 )
+from xact.cli.completion import run_completion
 from xact.cli.guide import run_guide
 from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
-from xact.errors import make_one_line
+from xact.errors import make_nearest_text, make_one_line
+
+EXAMPLES = {
+    "build": "xact build recipe.yml --models ResNet50 --limit 8",
+    "worker": "xact worker objects.zarr",
+    "plan": "xact plan recipe.yml --measure",
+    "fetch": "xact fetch recipe.yml",
+    "models": "xact models panel-b-vision",
+    "layers": "xact layers ResNet50 --glob 'layer4.*'",
+    "info": "xact info objects.zarr --layers",
+    "caption": "xact caption recipe.yml --prompt scene --limit 20",
+    "compare": "xact compare rdms.zarr --to it_rdms.h5 --output scores.csv",
+    "report": "xact report objects.zarr --labels condition --images stimuli",
+    "export": "xact export objects.zarr --to hdf5 --layers logits",
+    "drop": "xact drop objects.zarr --stimuli img_050 --yes",
+    "verify": "xact verify objects.zarr",
+    "push": "xact push objects.zarr s3://bucket/objects.zarr",
+    "import": "xact import activations_a.h5 activations_b.h5 --store old.zarr",
+    "rdm": "xact rdm objects.zarr --output rdms.zarr",
+    "guide": "xact guide recipe",
+    "completion": 'eval "$(xact completion)" in ~/.bashrc or ~/.zshrc',
+    "schema": "xact schema > recipe.schema.json",
+}
+"""{command: a call of it}, for its help."""
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all other errors."""
 
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+    """{name: the parser of a command}."""
+
     def error(self, message: str) -> NoReturn:
         """Print the error in one line and a hint to --help, then exit with 2."""
+        choice = re.fullmatch(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if choice is not None:
+            known = [word.strip(" '") for word in choice[2].split(",")]
+            message = f"there is no command {choice[1]!r}{make_nearest_text(choice[1], known)}"
         write_err(f"error: {make_one_line(message)}\nhint: {self.prog} --help\n")
         sys.exit(2)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        """Parse; refuse an unknown option in the words of its command, with the nearest one."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = self.commands[options.command]
+            known = [name for action in command._actions for name in action.option_strings]
+            kind = "option" if unknown[0].startswith("-") else "argument"
+            command.error(f"unknown {kind} {unknown[0]!r}{make_nearest_text(unknown[0], known)}")
+        return options
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,7 +96,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[shared])
+        example = f"example: {EXAMPLES[name]}"
+        command = commands.add_parser(name, help=text, description=text, parents=[shared], epilog=example)
         command.set_defaults(run=run)
         return command
 
@@ -68,7 +111,12 @@ def make_parser() -> argparse.ArgumentParser:
     plan = add("plan", run_plan, "Show what build would do; change nothing.")
     add_overrides(plan)
     plan.add_argument("--check", action="store_true", help="decode every picture; end with 1 if one cannot be")
+    plan.add_argument("--measure", action="store_true", help="run two batches of each model, and say how long it takes")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    fetch = add("fetch", run_fetch, "Download the weights of a recipe or of networks, and nothing else.")
+    fetch.add_argument("targets", metavar="RECIPE|MODEL", nargs="+", help="a recipe, a label, a set or source:id")
+    fetch.add_argument("--registry", metavar="FILE", help="a file with networks of your own, as `registry` of a recipe")
+    fetch.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
     models = add("models", run_models, "List the networks of the registry, or describe one in full.")
     models.add_argument("name", metavar="NAME", nargs="?", help="a label, or the name of a set")
     add_places(models)
@@ -128,9 +176,12 @@ def make_parser() -> argparse.ArgumentParser:
     imports.add_argument("--stimuli", metavar="TABLE", help="ids of the rows of .pt files, in their order")
     rdm = add("rdm", run_rdm, "Write the dissimilarities of all pairs of stimuli, for each model and layer of a store.")
     add_rdm_options(rdm)
+    add("completion", run_completion, "Print what makes bash and zsh complete commands, options and labels.")
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
     guide = add("guide", run_guide, "List the chapters of the guide, or show one.")
     guide.add_argument("chapter", metavar="CHAPTER", nargs="?", help="e.g. first-study")
+    parser.commands = commands.choices
+    commands.choices["completion"].set_defaults(parsers=commands.choices)
     return parser
 
 
@@ -170,7 +221,13 @@ def add_overrides(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     command.add_argument(
-        "--set", metavar="a.b=c", nargs="+", action="extend", dest="settings", default=[], help="any other keys"
+        "--set",
+        metavar="a.b=c",
+        nargs="+",
+        action="extend",
+        dest="settings",
+        default=[],
+        help="any other keys of the recipe, e.g. --set storage.codec=zstd on_error=skip",
     )
     command.add_argument("--allow-code", action="store_true", help="allow networks that are your own Python code")
 
@@ -186,7 +243,12 @@ def add_compare_options(command: argparse.ArgumentParser) -> None:
         "--key", metavar="stimulus|stem|COLUMN", default="stimulus", help="what references call stimuli"
     )
     command.add_argument("--order", metavar="store|FILE", help="the rows of references without labels")
-    command.add_argument("--bootstrap", choices=["none", "stimuli", "subjects", "both"], default="none")
+    command.add_argument(
+        "--bootstrap",
+        choices=["none", "stimuli", "subjects", "both"],
+        default="none",
+        help="what is drawn again for intervals; default none",
+    )
     command.add_argument("--samples", metavar="N", type=int, default=1000, help="of the bootstrap; default 1000")
     command.add_argument("--permutations", metavar="N", type=int, default=0, help="of the reference; default 0")
     command.add_argument("--seed", metavar="N", type=int, default=0, help="of samples, permutations and halves")

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
+    show_before_start,
     show_drop,
     show_estimate,
+    show_fetched,
     show_file,
     show_not_dropped,
     show_note,
@@ -25,11 +27,12 @@ from xact.cli.terminal import (
     show_table,
     show_unreadable,
     show_warnings,
+    wrap_lines,
     write_err,
     write_out,
 )
 from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
-from xact.words import format_nbytes
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,8 +62,10 @@ def get_overrides(options: argparse.Namespace) -> dict[str, Any]:
 def run_build(options: argparse.Namespace) -> int:
     """Build a store; return 0 if everything that the recipe asks for is in the store."""
     from xact.cli.signals import stop_on_signals
+    from xact.progress import Progress
 
-    with stop_on_signals():
+    progress = Progress()
+    with stop_on_signals(safe=progress.tell_safe, hint=progress.tell_hint):
         from xact.building.api import build
 
         outcome = build(
@@ -69,7 +74,7 @@ def run_build(options: argparse.Namespace) -> int:
             allow_code=options.allow_code,
             confirm=lambda prepared: confirm(prepared, yes=options.yes),
             tell=show_note,
-            progress=True,
+            progress=progress,
         )
         return show_outcome(outcome)
 
@@ -90,6 +95,7 @@ def run_worker(options: argparse.Namespace) -> int:
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do; with --check, return 1 if a picture cannot be decoded."""
     from xact.building.api import make_overrides
+    from xact.building.before_start import look_before_start
     from xact.building.estimate import estimate
     from xact.building.prepare import prepare_plan
     from xact.disk.paths import expand_path
@@ -112,16 +118,42 @@ def run_plan(options: argparse.Namespace) -> int:
         )
     show_warnings([*prepared.source.notes, *prepared.notes])
     estimated = estimate(prepared)
+    before = look_before_start(prepared, estimated, measure=options.measure)
     if options.json:
-        write_out(json.dumps(estimated.to_json(), indent=1) + "\n")
+        write_out(json.dumps(estimated.to_json() | {"before_start": before.to_json()}, indent=1) + "\n")
     else:
         show_estimate(estimated)
+        show_before_start(before, options)
     show_warnings(estimated.warnings)
     for note in estimated.notes:
         show_note(note)
     if estimated.unreadable:
         show_unreadable(estimated, is_error=options.check, on_error=loaded.recipe.on_error)
     return 1 if options.check and estimated.unreadable else 0
+
+
+def run_fetch(options: argparse.Namespace) -> int:
+    """Download weights and nothing else; return 0 if all are here."""
+    from xact.cli.signals import stop_on_signals
+
+    safe = "whole files are here, and what came of a file stays"
+    with stop_on_signals("fetch", safe=safe):
+        from xact.building.fetch import fetch
+        from xact.models.download import watch_downloads
+        from xact.progress import Progress
+
+        with Progress("bytes") as progress, watch_downloads(progress.start):
+            fetched = fetch(
+                options.targets,
+                registry=options.registry,
+                allow_code=options.allow_code,
+                tell=show_fetched,
+                survey=progress.survey,
+            )
+    size = format_nbytes(sum(one.nbytes for one in fetched if not one.was_here))
+    n_new = sum(not one.was_here for one in fetched)
+    write_out(f"{count_noun(len(fetched), 'network')}: {n_new} fetched ({size}), {len(fetched) - n_new} were here\n")
+    return 0
 
 
 def run_models(options: argparse.Namespace) -> int:
@@ -138,7 +170,7 @@ def run_models(options: argparse.Namespace) -> int:
     if options.json:
         write_out(json.dumps(found, indent=1) + "\n")
         return 0
-    show_table(make_text_table(found))
+    show_table(make_text_table(found), spare=("licence", "source", "id", "training", "family"))
     if options.name is None:
         write_out(f"sets: {', '.join(f'{name} ({len(one.models)})' for name, one in registry.sets.items())}\n")
     return 0
@@ -245,7 +277,7 @@ def run_info(options: argparse.Namespace) -> int:
 
     kind = load_kind(options.path)
     description = kind.describe(options.path, model=options.model, with_layers=options.layers)
-    write_out(json.dumps(description, indent=1) + "\n" if options.json else kind.show(description))
+    write_out(json.dumps(description, indent=1) + "\n" if options.json else wrap_lines(kind.show(description)))
     return 0
 
 

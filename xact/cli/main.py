@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = report(error)
         if isinstance(error, InterruptedBuildError):
             leave(code)
+    except KeyboardInterrupt:  # a command that changes nothing
+        leave(report(InterruptedBuildError("interrupted by SIGINT", hint="run the same command again")))
     except MemoryError as error:
         code = report(WorkError(f"the machine has no memory for this: {error or 'none is left'}"))
     except OSError as error:  # a disk error during a read

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import ask, show_warnings, write_out
 from xact.errors import RequestError, WorkError
-from xact.words import format_nbytes
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
     from xact.analysis.rdm_plan import PlannedRdms
@@ -65,7 +65,8 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
     show_warnings(written.warnings)
     if not options.json:
         kept = f", {written.n_kept} of them from before" if written.n_kept else ""
-        counts = f"{written.n_models} models, {written.n_layers} layers{kept}, {written.n_stimuli} stimuli"
+        models, layers = count_noun(written.n_models, "model"), count_noun(written.n_layers, "layer")
+        counts = f"{models}, {layers}{kept}, {count_noun(written.n_stimuli, 'stimulus')}"
         write_out(f"{written.output}: {counts}\n")
         write_out(f"\nimport xarray as xr\nrdms = xr.open_zarr({str(written.output)!r})['dissimilarity']\n")
     return plan | {"n_kept": written.n_kept, "n_constant": written.n_constant, "warnings": written.warnings}
@@ -113,7 +114,8 @@ def make_plan_text(plan: dict[str, Any], *, free: int | None = None) -> str:
     else:
         pairs = f"{pairs} in {plan['n_groups']} groups of {plan['within']}"
     return (
-        f"{plan['method']}, replicates {plan['replicates']}: {plan['n_models']} models, {plan['n_layers']} layers, "
+        f"{plan['method']}, replicates {plan['replicates']}: {count_noun(plan['n_models'], 'model')}, "
+        f"{count_noun(plan['n_layers'], 'layer')}, "
         f"{pairs}; {format_nbytes(plan['nbytes'])} before compression{room}{minutes}\n"
     )
 

@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
 from xact.cli.terminal import write_err
 from xact.errors import InterruptedBuildError
+from xact.progress import GO_ON
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals after which a build can continue and an export run again. SLURM sends the last two before a time limit."""
@@ -21,12 +22,13 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 PATIENCE = 3.0
 """Seconds that the current batch has to end. Then the process ends without it and loses only this batch."""
 
-GO_ON = "run the same command again: it goes on where it stopped"
+Words = str | Callable[[], str]
+"""A text, or what returns it at the moment of the interruption."""
 
 
 @contextmanager
 def stop_on_signals(
-    what: str = "build", *, safe: str = "all finished tasks are safe", hint: str = GO_ON
+    what: str = "build", *, safe: Words = "all finished tasks are safe", hint: Words = GO_ON
 ) -> Iterator[None]:
     """Raise InterruptedBuildError in the main thread on a signal, and end the process if that takes too long.
 
@@ -36,16 +38,17 @@ def stop_on_signals(
     listening, telling = os.pipe()
     os.set_blocking(telling, False)
     old_fd = signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
-    errors = {int(number): make_interruption(number, what, safe, hint) for number in STOPPING}
-    heard: list[InterruptedBuildError] = []
-    old = {number: signal.signal(number, partial(_raise, errors, heard)) for number in STOPPING}
-    threading.Thread(target=_watch, args=(listening, errors), daemon=True).start()
+    make = partial(make_interruption, what=what, safe=safe, hint=hint)
+    heard: list[int] = []
+    old = {number: signal.signal(number, partial(_raise, heard)) for number in STOPPING}
+    threading.Thread(target=_watch, args=(listening, make), daemon=True).start()
     try:
         yield
     except Exception as error:
-        if heard and error is not heard[0]:  # code around an import may turn the interruption into another error
-            raise heard[0] from error
-        raise
+        if not heard:
+            raise
+        # what is safe is known only now; code around an import may have turned the interruption into another error
+        raise make(heard[0]) from (error.__cause__ if isinstance(error, InterruptedBuildError) else error)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -59,26 +62,23 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _raise(
-    errors: Mapping[int, InterruptedBuildError],
-    heard: list[InterruptedBuildError],
-    number: int,
-    _frame: FrameType | None,
-) -> None:
+def _raise(heard: list[int], number: int, _frame: FrameType | None) -> None:
     ignore_signals()  # a second signal must not interrupt the work of the first
-    heard.append(errors[number])
-    raise errors[number]
+    heard.append(number)
+    raise InterruptedBuildError(f"interrupted by {signal.Signals(number).name}")
 
 
-def make_interruption(number: int, what: str, safe: str, hint: str) -> InterruptedBuildError:
+def make_interruption(number: int, *, what: str, safe: Words, hint: Words) -> InterruptedBuildError:
     """Return the error for work that a signal interrupts."""
-    return InterruptedBuildError(f"the {what} was interrupted by {signal.Signals(number).name}; {safe}", hint=hint)
+    told, to_do = (words if isinstance(words, str) else words() for words in (safe, hint))
+    return InterruptedBuildError(f"the {what} was interrupted by {signal.Signals(number).name}; {told}", hint=to_do)
 
 
-def _watch(listening: int, errors: Mapping[int, InterruptedBuildError]) -> None:
+def _watch(listening: int, make: Callable[[int], InterruptedBuildError]) -> None:
     while data := os.read(listening, 1):
-        if error := errors.get(data[0]):
+        if data[0] in STOPPING:
             time.sleep(PATIENCE)
+            error = make(data[0])
             write_err(f"error: {error}\nhint: {error.hint}\n")
             sys.stderr.flush()
             os._exit(error.exit_code)

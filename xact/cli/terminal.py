@@ -7,16 +7,19 @@ import errno
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from xact.errors import WorkError, escape_controls, make_command, make_lines
 from xact.progress import clear_line
-from xact.words import format_nbytes
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
+    from xact.building.before_start import BeforeStart
     from xact.building.drop import PlannedDrop
     from xact.building.estimate import Estimate
+    from xact.building.fetch import FetchedWeights
     from xact.building.prepare import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
@@ -131,7 +134,7 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     for name, error in [*outcome.failed_models.items(), *outcome.failed_stimuli.items()]:
         write_err(make_lines([f"failed: {name}: {error}"]))
     if outcome.n_captured:
-        write_out(f"{outcome.store}: {outcome.n_captured} stimulus rows {done}\n")
+        write_out(f"{outcome.store}: {count_noun(outcome.n_captured, 'stimulus row')} {done}\n")
     elif outcome.is_complete:
         write_out(f"{outcome.store}: nothing to do, the store holds all that {wanted}\n")
     part = ""
@@ -143,7 +146,8 @@ def show_outcome(outcome: Outcome, *, done: str = "captured", wanted: str = "the
     if outcome.is_complete:
         return 0
     n_stimuli, n_models = len(outcome.failed_stimuli), len(outcome.failed_models)
-    write_err(f"error: {n_stimuli} stimuli and {n_models} models failed; all others are in the store\n")
+    failed = f"{count_noun(n_stimuli, 'stimulus')} and {count_noun(n_models, 'model')} failed"
+    write_err(f"error: {failed}; all others are in the store\n")
     export = make_command("export", outcome.store, "--to", "hdf5", "--skip-failed")
     more = f"; skip_failed=True and {export} leave failed stimuli out" if n_stimuli else ""
     write_err(f"hint: fix them and run the same command again: it retries the failed ones{more}\n")
@@ -162,7 +166,8 @@ def show_drop(planned: PlannedDrop) -> None:
     more = [f"… and {len(lines) - MOST_SHOWN} more"] if len(lines) > MOST_SHOWN else []
     write_out(make_lines([*lines[:MOST_SHOWN], *more]))
     write_out(
-        f"{planned.store}: {len(planned.models)} models and {len(planned.stimuli)} stimuli, about "
+        f"{planned.store}: {count_noun(len(planned.models), 'model')} and "
+        f"{count_noun(len(planned.stimuli), 'stimulus')}, about "
         f"{format_nbytes(planned.nbytes)}, are to go; the smaller store needs about "
         f"{format_nbytes(planned.needed_nbytes)} beside it meanwhile\n"
     )
@@ -214,7 +219,8 @@ def show_note(note: str) -> None:
 
 def show_estimate(estimated: Estimate) -> None:
     """Print a plan as a table."""
-    rows = [["model", "layers", "units", "parameters", "stimuli", "to write", "files", "host", "device"]]
+    heading = "model layers units parameters stimuli write_MB files host_MB device_MB device".split()
+    rows = [[word.replace("_", " ") for word in heading]]
     for model in estimated.models:
         rows.append(
             [
@@ -222,17 +228,26 @@ def show_estimate(estimated: Estimate) -> None:
                 str(model.n_layers),
                 f"{model.n_units:,}",
                 f"{model.n_parameters:,}",
-                str(model.n_stimuli_left),
-                format_nbytes(model.nbytes),
-                str(model.n_files),
-                format_nbytes(model.host_nbytes),
-                f"{format_nbytes(model.device_nbytes)} {model.device}",
+                f"{model.n_stimuli_left:,}",
+                format_mb(model.nbytes),
+                f"{model.n_files:,}",
+                format_mb(model.host_nbytes),
+                format_mb(model.device_nbytes),
+                model.device,
             ]
         )
-    show_table(rows)
+    if len(estimated.models) > 1:
+        rows.append(
+            [
+                *("in all", "", "", "", f"{sum(model.n_stimuli_left for model in estimated.models):,}"),
+                *(format_mb(estimated.nbytes), f"{estimated.n_files:,}", "", "", ""),
+            ]
+        )
+    show_table(rows, spare=("files", "parameters", "layers", "host MB"))
     write_out(
-        f"store {estimated.store} ({estimated.layout}): {estimated.n_stimuli} stimuli x {estimated.n_replicates} "
-        f"replicates; {format_nbytes(estimated.nbytes)} before compression in {estimated.n_files} files, "
+        f"store {estimated.store} ({estimated.layout}): {count_noun(estimated.n_stimuli, 'stimulus')} x "
+        f"{count_noun(estimated.n_replicates, 'replicate')}; {format_nbytes(estimated.nbytes)} before compression in "
+        f"{count_noun(estimated.n_files, 'file')}, "
         f"{format_nbytes(estimated.free_nbytes)} free\n"
     )
     if estimated.columns:
@@ -240,15 +255,82 @@ def show_estimate(estimated: Estimate) -> None:
     sys.stdout.flush()
 
 
-def show_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows in columns: the first column left-aligned, the others right-aligned."""
-    rows = [[escape_controls(cell) for cell in row] for row in rows]
+def show_before_start(before: BeforeStart, options: argparse.Namespace) -> None:
+    """Print what to know before a build begins, and the commands that help."""
+    lines = before.list_lines()
+    if before.missing:
+        lines.append(f"{make_command('fetch', options.recipe)} downloads the weights and nothing else")
+    if not before.seconds:
+        lines.append("how long it takes: --measure runs two batches of each model")
+    write_out(make_lines(["", "before you start:", *(f"  {line}" for line in lines)]))
+    sys.stdout.flush()
+
+
+def show_fetched(fetched: FetchedWeights) -> None:
+    """Print what is known of the weights of a network."""
+    state = "was here" if fetched.was_here else "fetched"
+    files = ", ".join(file.name for file in fetched.files[:3]) + (", …" if len(fetched.files) > 3 else "")
+    said = f"{files}, {format_nbytes(fetched.nbytes)}, {state}" if fetched.files else "random weights"
+    write_out(make_lines([f"{fetched.model}: {said}"]))
+    sys.stdout.flush()
+
+
+def show_table(rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()) -> None:
+    """Print rows in columns: the first column left-aligned, the others right-aligned.
+
+    On a terminal that is too narrow the columns `spare` are left out, one after the other, until the table fits.
+    """
+    whole = [[escape_controls(cell) for cell in row] for row in rows]
+    rows, left_out = fit_table(whole, spare, find_columns(sys.stdout))
+    if left_out:
+        show_note(f"not shown, the terminal is narrow: {', '.join(left_out)}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         write_out("  ".join(cells).rstrip() + "\n")
+
+
+def fit_table(rows: list[list[str]], spare: Sequence[str], columns: int | None) -> tuple[list[list[str]], list[str]]:
+    """Return a table with as many columns as fit, and the headings of those that were left out."""
+    left_out: list[str] = []
+    for name in spare:
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        if columns is None or sum(widths) + 2 * (len(widths) - 1) <= columns:
+            break
+        if name in rows[0]:
+            at = rows[0].index(name)
+            rows = [row[:at] + row[at + 1 :] for row in rows]
+            left_out.append(name)
+    return rows, left_out
+
+
+def find_columns(stream: TextIO) -> int | None:
+    """Return the width of a terminal; None for another stream, which takes lines of any length."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
+def wrap_lines(text: str) -> str:
+    """Return lines cut at words to the width of a terminal; the rest of a line is indented."""
+    columns = find_columns(sys.stdout)
+    if columns is None:
+        return text
+    lines = [(line, " " * (13 if line.startswith("  ") else 4)) for line in text.splitlines()]
+    wrapped = [
+        textwrap.fill(line, columns, subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False)
+        for line, indent in lines
+    ]
+    return "\n".join(wrapped) + "\n"
+
+
+def format_mb(nbytes: int) -> str:
+    """Return a size in MB, without the unit."""
+    megabytes = nbytes / 1e6
+    return f"{megabytes:,.0f}" if megabytes >= 100 else f"{megabytes:.1f}" if megabytes >= 0.1 else f"{megabytes:.2g}"
 
 
 def show_file(file: ExportFile) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import socket
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,6 +17,7 @@ import torch
 
 from xact.errors import WeightsError
 from xact.models.checkpoints import WEIGHT_NAMES, hash_checkpoint
+from xact.models.download import download_file
 
 PROBE_SECONDS = 10.0
 """Seconds to wait for a silent connection."""
@@ -26,6 +27,27 @@ SHA256 = re.compile(r"^[0-9a-f]{64}$")
 HINT = "put the file there, or name a local one in the recipe: `weights: PATH`"
 
 HUB_HINT = "`hf download {repo}` fills that folder wherever the hub is reached; or name a local file: `weights: PATH`"
+
+
+_LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
+
+
+class NotHereError(WeightsError):
+    """Raised for a file that would have to be downloaded, while one only looks what is here."""
+
+
+@contextmanager
+def look_only() -> Iterator[None]:
+    """In the block nothing is downloaded and nothing is hashed: a file that is not here raises NotHereError."""
+    token = _LOOKING.set(True)
+    try:
+        yield
+    finally:
+        _LOOKING.reset(token)
+
+
+def _hash(path: Path) -> str:
+    return "" if _LOOKING.get() else hash_checkpoint(path)
 
 
 @dataclass(frozen=True)
@@ -97,7 +119,7 @@ def fetch_texts(repo: str, *, label: str) -> None:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     revision = find_on_hub(repo, ("config.json",), label=label).revision
-    if any(isinstance(try_to_load_from_cache(repo, name), str) for name in WEIGHT_NAMES):
+    if _LOOKING.get() or any(isinstance(try_to_load_from_cache(repo, name), str) for name in WEIGHT_NAMES):
         return
     try:
         listed = HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS).siblings or []
@@ -123,19 +145,21 @@ def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) ->
 
 
 def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None) -> Path:
-    """Return the file of a URL in `folder`. Download it if it is missing.
+    """Return the file of a URL in `folder`. Download it if it is missing; go on where an earlier try stopped.
 
     `hash_prefix` is the start of the file's sha256. If it differs, raise WeightsError.
     """
     path = folder / Path(urlsplit(url).path).name
-    if not path.is_file():
+    if _LOOKING.get():
+        if not path.is_file():
+            raise NotHereError(f"model {label!r}: {path.name} is not in {folder}")
+    elif not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with _limit_silence(PROBE_SECONDS):
-                torch.hub.download_url_to_file(url, str(path), hash_prefix, progress=sys.stderr.isatty())
-        except (URLError, TimeoutError, ConnectionError) as error:
+            download_file(url, path, hash_prefix=hash_prefix, seconds=PROBE_SECONDS)
+        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             raise _make_unreachable_error(label, path.name, folder, url, error, HINT) from error
-        except RuntimeError as error:  # torch raises this if the hash differs
+        except ValueError as error:
             raise WeightsError(f"model {label!r}: {path.name} from {url} is damaged: {error}") from error
     elif hash_prefix and not hash_checkpoint(path).startswith(hash_prefix):
         raise WeightsError(
@@ -153,7 +177,7 @@ def find_at_url(url: str, *, tag: str, label: str) -> tuple[tuple[Path, ...], di
     match = torch.hub.HASH_REGEX.search(Path(urlsplit(url).path).name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = download_url(url, folder, label=label, hash_prefix=match.group(1) if match else None)
-    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: hash_checkpoint(path)}}
+    return (path,), {"kind": "pretrained", "tag": tag, "url": url, "files": {path.name: _hash(path)}}
 
 
 def _make_unreachable_error(
@@ -172,6 +196,8 @@ def _download_from_hub(repo: str, name: str, *, label: str, revision: str | None
     from huggingface_hub.errors import GatedRepoError, RemoteEntryNotFoundError, RepositoryNotFoundError
 
     cache = Path(constants.HF_HUB_CACHE)
+    if _LOOKING.get():
+        raise NotHereError(f"model {label!r}: {repo}/{name} is not in {cache}")
     try:
         # without a connection, hf_hub_download tries six times, 23 s or more; this request tries once
         get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=PROBE_SECONDS)
@@ -203,21 +229,10 @@ def _list_network_errors() -> tuple[type[Exception], ...]:
 
 def _describe(path: Path, repo: str, name: str, *, label: str) -> HubFile:
     depth = len(Path(name).parts)  # …/snapshots/REVISION/NAME, a link to …/blobs/SHA256 if the file is large
-    sha256, blob = hash_checkpoint(path), path.resolve().name
-    if SHA256.match(blob) and blob != sha256:
+    sha256, blob = _hash(path), path.resolve().name
+    if sha256 and SHA256.match(blob) and blob != sha256:
         raise WeightsError(
             f"model {label!r}: {name} of {repo} in {path.parent} is damaged: its sha256 is not the hub's",
             hint=f"remove {path.resolve()}; it is downloaded again",
         )
     return HubFile(path, repo, name, path.parents[depth - 1].name, sha256)
-
-
-@contextmanager
-def _limit_silence(seconds: float) -> Iterator[None]:
-    """Set the timeout of every socket that is opened in the block; torch.hub has no timeout argument."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

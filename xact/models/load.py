@@ -85,6 +85,25 @@ def _find_tensors(spec: ModelSpec) -> Weights:
     return Weights(files, record)
 
 
+def find_missing(spec: ModelSpec) -> WeightsError | None:
+    """Return why the weights of a network are not on this machine; None if they are, or if it has none.
+
+    Nothing is downloaded, and no file is read.
+    """
+    from xact.models.hub import look_only
+
+    is_local = spec.weights != "pretrained" or (spec.folder / spec.id).is_dir()
+    if is_local:
+        return None
+    try:
+        check_gate(spec)
+        with look_only():
+            _find_tensors(spec)
+    except WeightsError as error:
+        return error
+    return None
+
+
 def find_weights_here(spec: ModelSpec) -> Weights | None:
     """Return local weight files without their hashes; None for other weights, and for files that are not here."""
     path = Path(spec.weights)

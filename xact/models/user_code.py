@@ -25,7 +25,11 @@ _imported: dict[str, tuple[ModuleSpec | None, str]] = {}
 
 
 def import_module(name: str, folder: Path) -> ModuleType:
-    """Import a module, and remember the bytes of the files that Python reads for it."""
+    """Import a module, and remember the bytes of the files that Python reads for it.
+
+    Raise RequestError if `folder` holds the module, or one that it imports, and Python has loaded another of its name.
+    """
+    _check_origin(name, folder)
     before = set(sys.modules)
     module = importlib.import_module(name)
     for loaded, file in list_loaded(find_files(module, folder)):
@@ -34,6 +38,18 @@ def import_module(name: str, folder: Path) -> ModuleType:
             is_read = _is_read(loaded, source)
             _imported[loaded.__name__] = loaded.__spec__, hashlib.sha256(source).hexdigest() if is_read else "older"
     return module
+
+
+def _check_origin(name: str, folder: Path) -> None:
+    for file in _follow_imports(_list_top(folder, name.partition(".")[0]), folder):
+        parts = file.relative_to(folder).with_suffix("").parts
+        wanted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        loaded = getattr(sys.modules.get(wanted), "__file__", None)
+        if loaded and wanted != "__main__" and os.path.realpath(loaded) != os.path.realpath(file):
+            raise RequestError(
+                f"Python has loaded {wanted} from {loaded}: the code of {file} would not run",
+                hint=f"rename the file, start Python anew, or forget the other module: sys.modules.pop({wanted!r})",
+            )
 
 
 def _is_read(module: ModuleType, source: bytes) -> bool:
@@ -89,9 +105,14 @@ def _follow_imports(files: Iterable[Path], home: Path) -> list[Path]:
         if file not in found:
             found[file] = None
             for name in _list_imports(file.read_bytes()):
-                beside = home / f"{name}.py"
-                waiting += [beside] if beside.is_file() else _list_below(home / name)
+                waiting += _list_top(home, name)
     return list(found)
+
+
+def _list_top(home: Path, name: str) -> list[Path]:
+    """Return the files of a module or package of `home`; none if it is not there."""
+    beside = home / f"{name}.py"
+    return [beside] if beside.is_file() else _list_below(home / name)
 
 
 def _list_imports(source: bytes) -> set[str]:

@@ -107,6 +107,11 @@ class Catalog:
     snapshot: Snapshot
     labels: Labels
 
+    @cached_property
+    def indexes(self) -> dict[str, Any]:
+        """{dimension: its labels as an index}, empty at first: a reader that makes indexes keeps them here."""
+        return {}
+
     @property
     def models(self) -> np.ndarray:
         """Labels of the models."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import dask.array as da
 import numpy as np
 
-from xact.reading.disk_arrays import LayerArray, Pick, StackArray
+from xact.reading.disk_arrays import LayerArray, Pick, StackArray, is_whole
 from xact.store.chunks import FLOAT32_NBYTES
 
 BLOCK_NBYTES = 64 * 2**20
@@ -24,6 +25,10 @@ MAX_BLOCKS = 20_000
 """Number of blocks that dask plans without a delay. Above it, blocks grow up to `LARGEST_BLOCK_NBYTES`."""
 
 LARGEST_BLOCK_NBYTES = 4 * BLOCK_NBYTES
+
+JOINED_NBYTES = 8 * 2**20
+"""A selection of so many bytes is one block: it is read in threads, and one block for each layer would open the file of
+many layers for each of them."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +91,23 @@ class LazyArray(da.Array):
         if not is_plain or self.name != self.name_on_disk:
             return super().__getitem__(index)  # type: ignore[no-untyped-call]
         view = self.on_disk.select(tuple(np.asarray(key) if isinstance(key, list) else key for key in keys))
-        chunks = make_chunks(view, self.blocks_of)
+        chunks = choose_chunks(view, self.blocks_of)
         if sum(map(len, chunks)) > sum(map(len, self.chunks)):
             return super().__getitem__(index)  # type: ignore[no-untyped-call]  # unsorted positions: dask reads each block once
         return make_lazy(view, self.blocks_of)
+
+    def __dask_postcompute__(self) -> Any:  # noqa: ANN401  a function and its arguments, as dask wants them
+        if self.name != self.name_on_disk or self.npartitions != 1:
+            return super().__dask_postcompute__()  # type: ignore[no-untyped-call]
+        return _take_block, ()
+
+
+def _take_block(results: Any) -> np.ndarray:  # noqa: ANN401  lists within lists, one for each axis
+    """Return the single block. Dask would copy it; a view reads into a new array each time, so nobody else has it."""
+    while isinstance(results, (list, tuple)):
+        (results,) = results
+    block: np.ndarray = results
+    return block
 
 
 def _is_plain(key: Any) -> bool:  # noqa: ANN401  users pass any kind of index
@@ -100,7 +118,7 @@ def _is_plain(key: Any) -> bool:  # noqa: ANN401  users pass any kind of index
 def make_lazy(view: View, blocks_of: tuple[int, ...]) -> LazyArray:
     """Return a dask array over a view. `blocks_of` is the length of a block along each axis on disk."""
     meta = np.empty((0,) * view.ndim, dtype=view.dtype)
-    chunks = make_chunks(view, blocks_of)
+    chunks = choose_chunks(view, blocks_of)
     plain = da.from_array(view, chunks=chunks, asarray=False, fancy=True, meta=meta)  # type: ignore[no-untyped-call]
     lazy = LazyArray(plain.dask, plain.name, plain.chunks, meta=meta)  # type: ignore[no-untyped-call]
     lazy.on_disk, lazy.blocks_of, lazy.name_on_disk = view, blocks_of, lazy.name
@@ -112,6 +130,14 @@ def open_lazy(array: LayerArray | StackArray) -> LazyArray:
     rows = choose_block_rows(array)
     blocks_of = (rows, *array.shape[1:]) if isinstance(array, LayerArray) else (1, rows, 1, *array.shape[3:])
     return make_lazy(View(array, tuple(map(range, array.shape)), (True,) * len(array.shape)), blocks_of)
+
+
+def choose_chunks(view: View, blocks_of: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return the lengths of dask's blocks along each axis of a view: one block if it is small."""
+    whole = all(is_whole(pick, length) for pick, length in zip(view.picks, view.base.shape, strict=True))
+    if whole or FLOAT32_NBYTES * prod(view.shape) > JOINED_NBYTES:
+        return make_chunks(view, blocks_of)
+    return tuple((length,) for length in view.shape)
 
 
 def make_chunks(view: View, blocks_of: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -5,7 +5,7 @@ A read decodes only the chunks that contain requested values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,15 @@ import numpy as np
 from xact.disk.places import Place, count_readers
 from xact.disk.remote import RemotePath
 from xact.errors import RemoteError, StoreError, make_command
-from xact.store.chunks import name_chunk
-from xact.store.shards import ShardFormat, read_rows, split_rows
+from xact.store.chunks import FLOAT32_NBYTES, name_chunk
+from xact.store.shards import RowsOfLayer, ShardFormat, read_rows, split_rows
 from xact.store.snapshot import check_same_store, find_absent_shards
 
 PARALLEL_NBYTES = 8 * 2**20
-"""Bytes of values from which shards are read in parallel. For fewer bytes, threads cost more than they save."""
+"""Bytes of decoded chunks from which shards are read in parallel. For fewer, threads cost more than they save."""
+
+PARTS_PER_THREAD = 4
+"""Groups of pieces that each thread reads. More groups open a file more often; with fewer, a thread may end late."""
 
 Pick = range | np.ndarray
 """Positions along one axis: a range or an array of integers."""
@@ -97,62 +100,59 @@ class LayerArray:
 
     def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
         """Fill `out` (stimulus, replicate, unit) with the given rows and the units from `first_unit` on."""
-        try:
-            self._fill(out, rows, first_unit)
-        finally:  # afterwards, so that no shard of another store was read; its shards may also be missing
-            check_same_store(self.store, self.store_id)
+        pieces, finish = self.cut(out, rows, first_unit)
+        read_pieces(pieces)
+        finish()
 
-    def _fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
+    def cut(self, out: np.ndarray, rows: Pick, first_unit: int) -> tuple[list[Piece], Callable[[], None]]:
+        """Return the pieces that fill `out`, and what to call after they are read."""
         asked = np.asarray(rows)
         ordered, back = np.unique(asked, return_inverse=True)
         present = self.rows.present
         known = ordered if present is None else ordered[present[ordered]]
         if len(known) == len(asked) and np.array_equal(known, asked):
-            self._fill_known(out, known, first_unit)
-            return
-        whole = np.full((len(ordered), *out.shape[1:]), np.nan, dtype=self.dtype)
+            return self._cut_known(out, known, first_unit), lambda: None
         values = np.empty((len(known), *out.shape[1:]), dtype=self.dtype)
-        self._fill_known(values, known, first_unit)
-        whole[np.isin(ordered, known, assume_unique=True)] = values
-        out[...] = whole[back]
 
-    def _fill_known(self, out: np.ndarray, rows: np.ndarray, first_unit: int) -> None:
-        """Fill `out` from rows that strictly increase and are all present."""
+        def finish() -> None:
+            whole = np.full((len(ordered), *out.shape[1:]), np.nan, dtype=self.dtype)
+            whole[np.isin(ordered, known, assume_unique=True)] = values
+            out[...] = whole[back]
+
+        return self._cut_known(values, known, first_unit), finish
+
+    def _cut_known(self, out: np.ndarray, rows: np.ndarray, first_unit: int) -> list[Piece]:
+        """Return the pieces of rows that strictly increase and are all present."""
         shape = self.form.shape
         last_unit = first_unit + out.shape[2]
-        parts: list[tuple[np.ndarray, str, np.ndarray, int]] = []
-        layer_block = self.layer_place // shape.shard_layers
+        pieces: list[Piece] = []
+        layer_block, place = divmod(self.layer_place, shape.shard_layers)
         for block, at, within in split_rows(rows, shape.shard_stimuli):
             for u in range(first_unit // shape.shard_units, -(-last_unit // shape.shard_units)):
                 start = max(first_unit, u * shape.shard_units)
                 stop = min(last_unit, (u + 1) * shape.shard_units)
                 part = out[at, :, start - first_unit : stop - first_unit]
                 key = name_chunk((self.model_place, block, layer_block, 0, u), self.separator)
-                parts.append((part, f"{self.path}/{key}", within, start - u * shape.shard_units))
-        is_small = out.nbytes < PARALLEL_NBYTES and not isinstance(self.store, RemotePath)
-        if len(parts) == 1 or is_small:
-            for one in parts:
-                self._fill_part(*one)
-            return
-        with ThreadPoolExecutor(count_readers(self.store)) as pool:  # reading, checking and decoding release the GIL
-            for done in [pool.submit(self._fill_part, *one) for one in parts]:
-                done.result()
+                wanted = RowsOfLayer(part, place, within, start - u * shape.shard_units)
+                pieces.append(Piece(self, f"{self.path}/{key}", wanted))
+        return pieces
 
-    def _fill_part(self, out: np.ndarray, key: str, rows: np.ndarray, first_unit: int) -> None:
-        place = self.layer_place % self.form.shape.shard_layers
+    def read_file(self, key: str, wanted: Sequence[RowsOfLayer]) -> None:
+        """Fill what is wanted of one shard. Errors name this layer."""
         try:
-            read_rows(self.store / key, self.form, out, place=place, rows=rows, first_unit=first_unit)
+            read_rows(self.store / key, self.form, wanted)
+            return
         except FileNotFoundError:
             self._check_absent(key)
-            out[...] = np.nan
         except RemoteError as error:
             if not (error.is_refusal and key in find_absent_shards(self.store)):
                 raise RemoteError(self._say(str(error)), hint=error.hint) from None
-            out[...] = np.nan
         except StoreError as error:
             raise self._refuse(str(error)) from None
         except OSError as error:
             raise self._refuse(f"{self.store / key} cannot be read: {error.strerror}") from None
+        for one in wanted:
+            one.out[...] = np.nan
 
     def _check_absent(self, key: str) -> None:
         """Refuse a missing shard, unless the build left it out because all its values are NaN."""
@@ -169,6 +169,61 @@ class LayerArray:
 
     def _say(self, found: str) -> str:
         return f"store {str(self.store)!r}, model {self.model!r}, layer {self.layer!r}: {found}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Values of one layer in one shard."""
+
+    layer: LayerArray
+    key: str
+    """Key of the shard in the store."""
+    wanted: RowsOfLayer
+
+    @property
+    def nbytes(self) -> int:
+        """Most bytes that are decoded: whole chunks."""
+        shape, (n_rows, n_replicates, n_units) = self.layer.form.shape, self.wanted.out.shape
+        n_chunks = min(n_rows, shape.grid[0]) * -(-(self.wanted.first_unit + n_units) // shape.chunk_units)
+        nbytes: int = FLOAT32_NBYTES * n_chunks * shape.chunk_stimuli * n_replicates * shape.chunk_units
+        return nbytes
+
+
+def read_pieces(pieces: Sequence[Piece]) -> None:
+    """Fill the pieces, which are of one store. Each thread opens a file once."""
+    if not pieces:
+        return
+    store = pieces[0].layer.store
+    try:
+        _read_pieces(pieces, store)
+    finally:  # afterwards, so that no shard of another store was read; its shards may also be missing
+        check_same_store(store, pieces[0].layer.store_id)
+
+
+def _read_pieces(pieces: Sequence[Piece], store: Place) -> None:
+    by_file: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        by_file.setdefault(piece.key, []).append(piece)
+    is_small = sum(piece.nbytes for piece in pieces) < PARALLEL_NBYTES and not isinstance(store, RemotePath)
+    if is_small or len(pieces) == 1:
+        for same in by_file.values():
+            _read_file(same)
+        return
+    n_threads = count_readers(store)
+    size = -(-len(pieces) // (n_threads * PARTS_PER_THREAD))
+    groups = [same[i : i + size] for same in by_file.values() for i in range(0, len(same), size)]
+    with ThreadPoolExecutor(n_threads) as pool:  # reading and decoding release the GIL
+        for done in [pool.submit(_read_file, group) for group in groups]:
+            done.result()
+
+
+def _read_file(pieces: Sequence[Piece]) -> None:
+    """Fill pieces of one file. After an error they are read one by one: then the error names the right layer."""
+    try:
+        pieces[0].layer.read_file(pieces[0].key, [piece.wanted for piece in pieces])
+    except StoreError:
+        for piece in pieces:
+            piece.layer.read_file(piece.key, [piece.wanted])
 
 
 @dataclass(frozen=True)
@@ -196,27 +251,36 @@ class StackArray:
         """Return the values at these positions along each axis."""
         models, rows, layers, replicates, units = picks
         out = np.empty([len(pick) for pick in picks], dtype=self.dtype)
-        for i, m in enumerate(models):
-            for j, k in enumerate(layers):
-                fill_cell(out[i, :, j], self.cells[m][k], rows, replicates, units)
+        cut = [
+            cut_cell(out[i, :, j], self.cells[m][k], rows, replicates, units)
+            for i, m in enumerate(models)
+            for j, k in enumerate(layers)
+        ]
+        read_pieces([piece for pieces, _ in cut for piece in pieces])
+        for _, finish in cut:
+            finish()
         return out
 
 
-def fill_cell(out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: Pick, units: Pick) -> None:
-    """Fill `out` (stimulus, replicate, unit) from a layer. Units that the layer lacks become NaN."""
+def cut_cell(
+    out: np.ndarray, cell: LayerArray | None, rows: Pick, replicates: Pick, units: Pick
+) -> tuple[list[Piece], Callable[[], None]]:
+    """Return the pieces that fill `out` (stimulus, replicate, unit) from a layer, and what to call after they are read.
+
+    Units that the layer lacks become NaN.
+    """
     if cell is None or 0 in out.shape:
         out[...] = np.nan
-        return
+        return [], lambda: None
     if isinstance(units, range) and units.step == 1 and is_whole(replicates, cell.shape[1]):
         n = max(0, min(cell.n_units, units.stop) - units.start)
         out[:, :, n:] = np.nan
-        if n:
-            cell.fill(out[:, :, :n], rows, units.start)
-        return
+        return cell.cut(out[:, :, :n], rows, units.start) if n else ([], lambda: None)
     places = np.asarray(units)
     has = places < cell.n_units
     out[...] = np.nan
     out[:, :, has] = cell.read([rows, replicates, places[has]])
+    return [], lambda: None
 
 
 def flatten_units(units: Sequence[Pick], unit_shape: Sequence[int]) -> range | np.ndarray:

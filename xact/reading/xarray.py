@@ -15,7 +15,7 @@ import xarray as xr
 
 from xact.errors import RequestError
 from xact.labels import DIMS
-from xact.reading.catalog import Names, open_catalog
+from xact.reading.catalog import Catalog, Names, open_catalog
 from xact.reading.dask import open_lazy
 from xact.reading.disk_arrays import StackArray
 
@@ -78,11 +78,21 @@ def open_activations(
     kept = catalog.leave_out_failed(m) if skip_failed else None
     rows = catalog.find_rows(m, allow_incomplete=allow_incomplete, kept=kept)
     cells = tuple(tuple(catalog.find_array(i, j, rows[i]) for j in k) for i in m)
-    coords = catalog.make_coords({"model": np.array(m), "layer": np.array(k)})
+    coords = _make_indexes(catalog, catalog.make_coords({"model": np.array(m), "layer": np.array(k)}))
     acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), kept)
     if len(m) < len(asked):
         acts.attrs["left_out_models"] = [str(catalog.models[i]) for i in asked if i not in m]
     return acts
+
+
+def _make_indexes(catalog: Catalog, coords: dict[str, Any]) -> dict[str, Any]:
+    """Return the coordinates with whole dimensions as indexes: to make one of text takes long, so a store keeps it."""
+    for name, (dims, values) in coords.items():
+        if dims == (name,) and values is catalog.labels[name][1]:
+            if name not in catalog.indexes:
+                catalog.indexes[name] = xr.Variable((name,), values).to_index_variable()
+            coords[name] = catalog.indexes[name]
+    return coords
 
 
 def keep_stimuli(acts: xr.DataArray, kept: np.ndarray | None) -> xr.DataArray:
@@ -131,12 +141,12 @@ def open_layer(
     >>> layer = xact.open_layer("quickstart.zarr", "MobileNetV2", "features.8")
     >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
-    one = open_catalog(store).open_one(
-        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False
-    )
+    catalog = open_catalog(store)
+    one = catalog.open_one(model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False)
     on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
     dims = ("stimulus", "replicate", "unit")
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_unit, dims, name="activations"), one.kept)
+    coords = _make_indexes(catalog, one.coords) | on_unit
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), one.kept)
 
 
 def open_map(
@@ -177,12 +187,12 @@ def open_map(
     >>> grid = xact.open_map("quickstart.zarr", "ViT-Tiny-untrained", "blocks.3")
     >>> first = grid.isel(stimulus=0, replicate=0).compute()  # here (feature,)
     """
-    one = open_catalog(store).open_one(
-        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True
-    )
+    catalog = open_catalog(store)
+    one = catalog.open_one(model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True)
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     dims = ("stimulus", "replicate", *one.unit_axes)
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_axes, dims, name="activations"), one.kept)
+    coords = _make_indexes(catalog, one.coords) | on_axes
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), one.kept)
 
 
 def open_tokens(

@@ -155,6 +155,8 @@ def make_untrained(models: object, seeds: Sequence[int]) -> object:
 def _find_place(at: Location, name: str, lines: Mapping[Location, int], said: Mapping[Location, str]) -> str:
     """Return the override that set the value at a location; otherwise the recipe's name and the line."""
     overriding = [words for key, words in said.items() if at[: len(key)] == key]
+    if at and at not in lines:  # the file does not have this key
+        overriding += [words for key, words in said.items() if key[: len(at)] == at]
     line = find_line(at, lines)
     if overriding:
         return overriding[-1]

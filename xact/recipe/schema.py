@@ -253,6 +253,9 @@ class Compute(Block):
     """Pictures (stimuli x replicates) in one forward pass."""
     workers: AutoOrThreads = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Does not change the values."""
+    cache_mb: float = Field(256, ge=0, le=1_000_000)
+    """Upper bound of the decoded pictures that stay in memory from one network to the next, MB; 0 keeps none. Does not
+    change the values. The processes of a cluster keep none."""
     dtype: Dtype = "float32"
     """`float32` is IEEE float32. TF32 and bfloat16 are used only if asked for."""
     on_out_of_memory: Literal["stop", "halve"] = "stop"

@@ -48,10 +48,12 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
         where = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error)
         is_glob = getattr(error, "context", None) == "while scanning an alias" or "undefined alias" in problem
-        raise RecipeError(
-            f"{name}{where}: this is not YAML: {problem}",
-            hint="put a value that begins with * into quotes: '*.png'" if is_glob else None,
-        ) from None
+        hint = "put a value that begins with * into quotes: '*.png'" if is_glob else None
+        if "'\\t'" in problem:
+            hint = "YAML takes no tabs: indent with spaces"
+        elif text.lstrip().startswith("{"):
+            hint = f'a text that begins with {{ needs quotes of its own: "{text.strip()}"'
+        raise RecipeError(f"{name}{where}: this is not YAML: {problem}", hint=hint) from None
     except RecursionError:
         raise RecipeError(f"{name}: the YAML is nested too deeply, or an alias contains itself") from None
 

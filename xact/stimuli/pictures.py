@@ -30,6 +30,13 @@ def make_pictures(
     exactly one complete picture.
     """
     picture = decode_picture(data, name=name, mask_alpha=mask_alpha)
+    return frame_picture(picture, name=name, border=border, amounts=amounts, n_replicates=n_replicates)
+
+
+def frame_picture(
+    picture: Image.Image, *, name: str, border: float, amounts: Mapping[str, Array], n_replicates: int
+) -> list[Image.Image]:
+    """Return the replicates of a decoded picture, with the border."""
     check_border(picture.size, border, name=name)
     return make_replicates(add_border(picture, border), amounts, n_replicates=n_replicates)
 
@@ -85,6 +92,12 @@ def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_rep
         jittered = _adjust_color(picture, one.get("jitter_saturation", 1.0), one.get("jitter_hue", 0.0))
         pictures.append(_shift(jittered, one.get("jitter_dx", 0.0), one.get("jitter_dy", 0.0)))
     return pictures
+
+
+def is_grey(picture: Image.Image) -> bool:
+    """Return True if the three channels of an RGB picture are equal everywhere."""
+    red, green, blue = (np.asarray(channel) for channel in picture.split())
+    return bool((red == green).all() and (green == blue).all())
 
 
 def are_all_equal(pictures: Sequence[Image.Image]) -> bool:

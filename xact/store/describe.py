@@ -17,6 +17,7 @@ from xact.store.plan import Plan, PlannedModel
 from xact.store.snapshot import stamp_root
 from xact.store.state import State
 from xact.store.tasks import find_stop
+from xact.words import count_noun, format_nbytes, shorten
 
 
 def describe(path: str | Place, *, model: str | None, with_layers: bool) -> dict[str, Any]:
@@ -154,8 +155,9 @@ def show(description: dict[str, Any]) -> str:
     state = f"generation {d['generation']}" if d["finished"] else f"NOT FINISHED: {RUN_AGAIN}"
     lines = [
         f"{d['store']}: {d['layout']}, {state}",
-        f"{d['n_stimuli']} stimuli in {len(d['conditions'])} conditions ({', '.join(d['conditions'][:8])}"
-        f"{', …' if len(d['conditions']) > 8 else ''}) x {d['n_replicates']} replicates, {d['nbytes']:,} bytes",
+        f"{count_noun(d['n_stimuli'], 'stimulus')} in {count_noun(len(d['conditions']), 'condition')} "
+        f"({', '.join(d['conditions'][:8])}{', …' if len(d['conditions']) > 8 else ''}) x "
+        f"{count_noun(d['n_replicates'], 'replicate')}, {format_nbytes(d['nbytes'])}",
     ]
     if d["under_way"] is not None:
         lines.append(_show_work(d["under_way"]))
@@ -182,11 +184,13 @@ def _show_work(work: dict[str, Any]) -> str:
 def _show_model(model: dict[str, Any]) -> list[str]:
     lines = [
         f"{model['model']}: {model['done']} done, {len(model['failed'])} failed, {model['missing']} missing; "
-        f"{model['n_layers']} layers, {model['n_units']:,} units, {model['nbytes']:,} bytes",
-        f"  {model['source']}:{model['id']}, {model['n_parameters']:,} parameters, {json.dumps(model['weights'])}",
-        f"  {model['dtype']} on {model['device']}, batches of {model['batch_size']}, {model['seconds']} s"
-        + "".join(f", {name} {version}" for name, version in model["versions"].items()),
-        f"  transform {json.dumps(model['transform'])}",
+        f"{count_noun(model['n_layers'], 'layer')}, {count_noun(model['n_units'], 'unit')}, "
+        f"{format_nbytes(model['nbytes'])}",
+        f"  network    {model['source']}:{model['id']}, {model['n_parameters']:,} parameters",
+        f"  weights    {say_weights(model['weights'])}",
+        f"  transform  {say_transform(model['transform'])}",
+        f"  computed   {model['dtype']} on {model['device']}, batches of {model['batch_size']}, {model['seconds']} s",
+        f"  versions   {', '.join(f'{name} {version}' for name, version in model['versions'].items())}",
     ]
     if model["network"].get("check") == "off":
         lines.append("  NOT CHECKED: compute.check was off; values may depend on more than the stimulus")
@@ -200,6 +204,37 @@ def _show_model(model: dict[str, Any]) -> list[str]:
     ]
     return lines
 
+
+def say_weights(record: dict[str, Any]) -> str:
+    """Return the record of weights in words."""
+    rest = dict(record)
+    kind = rest.pop("kind", "unknown")
+    files = rest.pop("files", {})
+    said = [f"{kind}{''.join(f' {rest.pop(key)}' for key in ('tag', 'name') if key in rest)}"]
+    said += [f"{name} (sha256 {str(sha256)[:12]}…)" for name, sha256 in list(files.items())[:3]] if files else []
+    said += [f"and {len(files) - 3} more files"] if len(files) > 3 else []
+    return ", ".join([*said, *(_say_item(key, value) for key, value in rest.items() if not isinstance(value, dict))])
+
+
+REPEATED = ("repr", "outline", "library", "kind")
+"""Keys of a transform that say in another way what its other keys say."""
+
+
+def say_transform(record: dict[str, Any]) -> str:
+    """Return the record of a transform in words."""
+    said = [_say_item(key, value) for key, value in record.items() if key not in REPEATED]
+    return ", ".join([str(record.get("library", record.get("kind", ""))), *said]).strip(", ") or "none"
+
+
+def _say_item(key: str, value: object) -> str:
+    if isinstance(value, list) and all(isinstance(item, int | float | str) for item in value):
+        value = " ".join(map(str, value))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return shorten(f"{key} {text}", MOST_CHARACTERS)
+
+
+MOST_CHARACTERS = 100
+"""Characters of one setting that a terminal shows. `--json` has all."""
 
 MOST_SHOWN = 20
 """Number of failed stimuli that a terminal shows. `--json` lists all."""

@@ -26,6 +26,7 @@ from xact.store.findings import Fault
 from xact.store.journal import FOLDER, INBOX, list_files_of, read_manifest, read_plan, take_lines
 from xact.store.layout import make_files, make_metadata, make_shard_format, make_tree, make_unfinished_root
 from xact.store.plan import Plan
+from xact.store.runs import RUN
 from xact.store.shards import ShardFormat
 from xact.store.state import State
 from xact.store.tasks import make_tasks
@@ -93,7 +94,7 @@ class Expected:
         return match is not None and int(match[2]) <= newest
 
 
-_WORKING = {*(f"{FOLDER}/{name}" for name in ("lock", "holder.json", CONTACT)), CLAIM}
+_WORKING = {*(f"{FOLDER}/{name}" for name in ("lock", "holder.json", CONTACT, RUN)), CLAIM}
 _GENERATION_FILE = re.compile(rf"{re.escape(FOLDER)}/(?:plan-|journal-|replaced-|(manifest-))([1-9]\d{{0,15}})\.jsonl?")
 
 

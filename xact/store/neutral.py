@@ -8,7 +8,7 @@ from typing import Any
 NEUTRAL: Mapping[str, frozenset[str]] = {
     "recipe": frozenset("store on_error caption".split()),
     "stimuli": frozenset("root file folders pattern columns fields where limit ids subject unique".split()),
-    "compute": frozenset("workers on_out_of_memory device_name cluster check".split()),
+    "compute": frozenset("workers cache_mb on_out_of_memory device_name cluster check".split()),
     "model": frozenset("n_stimuli segments versions values_version device device_map base".split()),
 }
 """{block: its keys that may differ}. `recipe` is the top level, `model` is a model in the plan.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -197,24 +197,35 @@ def read_shard(file: Place, form: ShardFormat, out: np.ndarray, *, place: int, f
     """
     try:
         rows = np.arange(first_row, first_row + len(out))
-        read_rows(file, form, out, place=place, rows=rows, first_unit=first_unit)
+        read_rows(file, form, [RowsOfLayer(out, place, rows, first_unit)])
     except FileNotFoundError:
         out[...] = np.nan
 
 
-def read_rows(
-    file: Place, form: ShardFormat, out: np.ndarray, *, place: int, rows: np.ndarray, first_unit: int
-) -> None:
-    """Fill `out` (stimulus, replicate, unit) from the given rows of one shard, starting at its unit `first_unit`.
+@dataclass(frozen=True)
+class RowsOfLayer:
+    """Rows of one layer that are read from a shard."""
 
-    `place` is the position of the layer along the layer axis of the shard. `rows` are counted from the first row of
-    the shard and strictly increase. Only the chunks that hold these rows are read; chunks that are left out become
-    NaN. Raise StoreError for bytes that do not match their checksums, and FileNotFoundError if there is no shard.
+    out: np.ndarray
+    """Where the values go: (stimulus, replicate, unit)."""
+    place: int
+    """Position of the layer along the layer axis of the shard."""
+    rows: np.ndarray
+    """Counted from the first row of the shard; they strictly increase."""
+    first_unit: int
+    """Unit of the shard at which `out` starts."""
+
+
+def read_rows(file: Place, form: ShardFormat, wanted: Sequence[RowsOfLayer]) -> None:
+    """Fill what is wanted of one shard, which is opened once.
+
+    Only the chunks that hold the rows are read; chunks that are left out become NaN. Raise StoreError for bytes that do
+    not match their checksums, and FileNotFoundError if there is no shard.
     """
     while True:
         with open_parts(file, n_last=_count_index_nbytes(form.shape)) as parts:
             try:
-                _read_chunks(parts, file, form, out, place, rows, first_unit)
+                _read_chunks(parts, file, form, wanted)
                 return
             except StoreError:
                 if not parts.has_changed():  # else a part may be of another generation than the index
@@ -227,7 +238,7 @@ def decode_shard(data: bytes, file: Place, form: ShardFormat, out: np.ndarray, *
     `place` is the position of the layer along the layer axis of the shard. Values that the shard lacks become NaN.
     Raise StoreError, which names `file`, for bytes that do not match their checksums.
     """
-    _read_chunks(BytesParts(data), file, form, out, place, np.arange(len(out)), 0)
+    _read_chunks(BytesParts(data), file, form, [RowsOfLayer(out, place, np.arange(len(out)), 0)])
 
 
 def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.ndarray]]:
@@ -242,27 +253,24 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.nda
         yield block, slice(start, stop), rows[start:stop] - block * size
 
 
-def _read_chunks(
-    parts: Parts,
-    file: Place,
-    form: ShardFormat,
-    out: np.ndarray,
-    place: int,
-    rows: np.ndarray,
-    first_unit: int,
-) -> None:
-    shape = form.shape
-    index = _read_index(parts, file, shape)
-    parts.expect(_list_parts(index, shape, place, rows, first_unit, first_unit + out.shape[2]))
+def _read_chunks(parts: Parts, file: Place, form: ShardFormat, wanted: Sequence[RowsOfLayer]) -> None:
+    index = _read_index(parts, file, form.shape)
+    parts.expect(itertools.chain.from_iterable(_list_parts(index, form.shape, one) for one in wanted))
+    for one in wanted:
+        _read_layer(parts, file, form, index, one)
+
+
+def _read_layer(parts: Parts, file: Place, form: ShardFormat, index: np.ndarray, wanted: RowsOfLayer) -> None:
+    shape, out, first_unit = form.shape, wanted.out, wanted.first_unit
     full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
     scratch = np.empty((0, 0, 0), dtype="<f4")
     last_unit = first_unit + out.shape[2]
-    for i, at, within in split_rows(rows, shape.chunk_stimuli):
+    for i, at, within in split_rows(wanted.rows, shape.chunk_stimuli):
         for j in range(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)):
             unit = j * shape.chunk_units
             units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
             part = out[at, :, units.start - first_unit : units.stop - first_unit]
-            at_chunk = (i, place, j)
+            at_chunk = (i, wanted.place, j)
             if index[at_chunk][0] == ABSENT:
                 part[...] = np.nan
             elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
@@ -273,13 +281,12 @@ def _read_chunks(
                 part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
 
 
-def _list_parts(
-    index: np.ndarray, shape: BlockShape, place: int, rows: np.ndarray, first_unit: int, last_unit: int
-) -> Iterator[tuple[int, int]]:
+def _list_parts(index: np.ndarray, shape: BlockShape, wanted: RowsOfLayer) -> Iterator[tuple[int, int]]:
     """Yield (bytes, offset) of each chunk of these rows and units that the shard has."""
-    units = slice(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units))
-    for i in np.unique(rows // shape.chunk_stimuli):
-        for start, nbytes in index[i, place, units].tolist():
+    last_unit = wanted.first_unit + wanted.out.shape[2]
+    units = slice(wanted.first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units))
+    for i in np.unique(wanted.rows // shape.chunk_stimuli):
+        for start, nbytes in index[i, wanted.place, units].tolist():
             if start != ABSENT:
                 yield nbytes, start
 
@@ -309,7 +316,9 @@ def _decode_chunk(
     offset, nbytes = map(int, index[at])
     what = f"chunk {'/'.join(map(str, at))}"
     data = _read_checked(parts, file, offset, nbytes, what=what)
-    holds = len(data) if form.codec == "none" else int.from_bytes(data[4:8], "little")  # blosc: nbytes in its header
+    holds = data.nbytes
+    if form.codec != "none":
+        holds = int.from_bytes(data[4:8].tobytes(), "little")  # nbytes in the header of blosc
     if holds != out.nbytes:
         raise _refuse(file, f"{what} holds {holds} bytes, expected {out.nbytes}")
     if form.codec == "none":
@@ -318,15 +327,13 @@ def _decode_chunk(
         blosc.decompress(data, out)
 
 
-def _read_checked(parts: Parts, file: Place, offset: int, nbytes: int, *, what: str) -> bytes:
-    """Read `nbytes` and return them without their crc32c, which is checked.
-
-    Body and checksum are read separately: the crc32c function takes only whole `bytes`, and a slice would be a copy.
-    """
-    body, crc = parts.read(max(0, nbytes - 4), offset), parts.read(4, max(0, offset + nbytes - 4))
-    if len(body) + len(crc) != nbytes:
+def _read_checked(parts: Parts, file: Place, offset: int, nbytes: int, *, what: str) -> np.ndarray:
+    """Read `nbytes` and return them (uint8) without their crc32c, which is checked. Nothing is copied."""
+    data = np.frombuffer(parts.read(nbytes, offset) if 4 <= nbytes <= parts.size - offset else b"", dtype=np.uint8)
+    if len(data) != nbytes:
         raise _refuse(file, f"{what} ends after the file does")
-    if google_crc32c.value(body) != int.from_bytes(crc, "little"):
+    body = data[:-4]
+    if google_crc32c.value(body) != int.from_bytes(data[-4:].tobytes(), "little"):
         raise _refuse(file, f"the checksum of {what} does not match its bytes")
     return body
 

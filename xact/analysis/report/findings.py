@@ -31,11 +31,12 @@ def find_first(found: Gathered) -> list[Finding]:
     told = []
     for model, layers in by_model.items():
         told += describe_constant(model, layers) + describe_agreement(model, layers) + describe_depth(model, layers)
+    told += describe_flat(found)
     if found.scored is not None:
         told += describe_ceilings(found)
     if found.is_activations:
         told.append(Finding("No value is NaN or infinite.", is_warning=False))
-    if not any(one.n_undefined for one in found.layers):
+    if not found.flat and not any(one.n_undefined for one in found.layers):
         told.append(Finding("Every stimulus has a dissimilarity to others in every layer.", is_warning=False))
     return sorted(told, key=lambda one: not one.is_warning)
 
@@ -62,6 +63,20 @@ def describe_constant(model: str, layers: list[LayerFacts]) -> list[Finding]:
             )
         )
     return told
+
+
+def describe_flat(found: Gathered) -> list[Finding]:
+    """Tell layers without an RDM."""
+    by_model: dict[str, list[str]] = {}
+    for model, layer in found.flat:
+        by_model.setdefault(model, []).append(layer)
+    return [
+        Finding(
+            f"{model}: {len(layers)} {'layer has' if len(layers) == 1 else 'layers have'} no RDM and no place on this "
+            f"page, the first {layers[0]}: at most one of their patterns is not constant."
+        )
+        for model, layers in by_model.items()
+    ]
 
 
 def describe_agreement(model: str, layers: list[LayerFacts]) -> list[Finding]:

@@ -25,7 +25,7 @@ from xact.analysis.pairs import count_pairs, take_pairs
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
 from xact.analysis.report.origin import Definition, describe_origin
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
-from xact.analysis.select import Selection, choose
+from xact.analysis.select import Chosen, Selection, choose
 from xact.disk.places import expand_place
 from xact.errors import RequestError
 from xact.pace import Watch
@@ -95,6 +95,8 @@ class Gathered:
     sizes: dict[str, int]
     stimuli: xr.Dataset
     layers: list[LayerFacts]
+    flat: list[tuple[str, str]]
+    """(model, layer) of the layers without an RDM: at most one of their patterns is not constant."""
     large: xr.DataArray
     maps: list[xr.DataArray]
     labelled: xr.Dataset | None
@@ -132,8 +134,11 @@ def gather(source: RdmSource, asked: Asked, watch: Watch) -> Gathered:
     done()
     facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
     done()
+    flat: list[tuple[str, str]] = []
     if is_activations:
-        add_quality(array, facts)
+        selected = choose(array, Selection())
+        flat = [one for one in list_layers(selected) if one not in {(fact.model, fact.layer) for fact in facts}]
+        add_quality(selected, facts)
     done()
     attrs: dict[str, object] = {str(key): value for key, value in array.attrs.items()}
     return Gathered(
@@ -144,6 +149,7 @@ def gather(source: RdmSource, asked: Asked, watch: Watch) -> Gathered:
         sizes={str(dim): length for dim, length in array.sizes.items()},
         stimuli=rdms.stimuli,
         layers=facts,
+        flat=flat,
         large=large,
         maps=maps,
         labelled=labelled,
@@ -203,6 +209,9 @@ def read_layers(
     facts: list[LayerFacts] = []
     large, maps = None, {}
     for model, layer, square in rdms.stream(0):
+        off_diagonal = np.isfinite(np.where(np.eye(len(square), dtype=bool), np.nan, square))
+        if not off_diagonal.any():
+            continue
         position = float(positions.sel(model=model, layer=layer))
         pairs = take_pairs(square, np.arange(len(square)))
         defined = np.isfinite(pairs)
@@ -213,7 +222,6 @@ def read_layers(
         ranks[rows, columns] = ranks[columns, rows] = percentiles
         np.fill_diagonal(ranks, 0)
         n_units = int(grid["n_units"].sel(model=model, layer=layer)) if "n_units" in grid.coords else 0
-        off_diagonal = np.isfinite(np.where(np.eye(len(square), dtype=bool), np.nan, square))
         one = LayerFacts(
             model=model,
             layer=layer,
@@ -229,7 +237,10 @@ def read_layers(
             maps[model] = whole.isel(stimulus=sampled, stimulus_=sampled)
             large = whole if model == facts[0].model else large
     if large is None:
-        raise RequestError("no layer has an RDM", hint="choose layers that a model has")
+        raise RequestError(
+            "no layer has an RDM: at most one pattern of each is not constant",
+            hint="xact info STORE --layers lists them",
+        )
     return facts, large, list(maps.values())
 
 
@@ -242,9 +253,8 @@ def make_array(rdms: LayerRdms, model: str, layer: str, square: np.ndarray) -> x
     return xr.DataArray(square, coords, ("stimulus", "stimulus_"))
 
 
-def add_quality(array: xr.DataArray, facts: list[LayerFacts]) -> None:
+def add_quality(chosen: Chosen, facts: list[LayerFacts]) -> None:
     """Add to each layer the agreement of its replicates, its constant units and its participation ratio."""
-    chosen = choose(array, Selection())
     of_layer = {(one.model, one.layer): one for one in facts}
     for names, one in of_layer.items():
         patterns = chosen.open_layer(*names, only_first=False)

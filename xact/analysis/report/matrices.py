@@ -20,6 +20,9 @@ MOST_TICKS = 20
 MOST_NAMED = 4
 """Most models whose layers are named beside the matrix; of more the models are named."""
 
+LONGEST_TEXT = 120
+"""Most characters of a caption below the pointer."""
+
 SMALL_LEVELS = 32
 """Levels of a small RDM: a page of hundreds stays small."""
 
@@ -56,6 +59,8 @@ def describe_large(found: Gathered) -> dict[str, Any]:
 def name_cells(found: Gathered, n_cells: int) -> dict[str, Any]:
     """Return the names of the rows of a matrix of `n_cells` blocks, and the number of the picture of each or None."""
     names = [escape_controls(str(name)) for name in found.stimuli["stimulus"].values]
+    for row, text in found.thumbnails.texts.items():
+        names[row] += f": {escape_controls(text[:LONGEST_TEXT])}"
     n = len(names)
     starts = [*np.unique(np.linspace(0, n, n_cells, endpoint=False).astype(np.intp)).tolist(), n]
     blocks = list(pairwise(starts))

@@ -145,7 +145,8 @@ def list_sheets(found: Shown, crossed: tuple[SheetLabel, SheetLabel] | None, *, 
 def make_cell(found: Shown, row: int, first: int) -> dict[str, Any]:
     """Return what is shown of a stimulus: its picture by number, or its text."""
     stimuli = found.stimuli
-    texts = [str(stimuli[name].values[row]) for name in TEXTS if name in stimuli]
+    held = [str(stimuli[name].values[row]) for name in TEXTS if name in stimuli]
+    texts = [found.thumbnails.texts[row]] if row in found.thumbnails.texts else held
     name = str(stimuli["stimulus"].values[row])
     return {
         "name": name,

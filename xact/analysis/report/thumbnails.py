@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,12 +14,17 @@ import xarray as xr
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError
+from xact.tables.columns import load_columns
+from xact.tables.csv_text import unescape_cell
 
 MOST_PICTURES = 200
 SIDE = 56
 """Longer side of a picture in pixels."""
 
 N_COLOURS = 64
+
+CAPTION_COLUMNS = ("caption", "captions", "text")
+"""Columns that hold the captions of a table."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,37 @@ class Thumbnails:
     """Stimuli that are shown, in their order."""
     urls: dict[int, str]
     """{stimulus: data URL}."""
+    texts: dict[int, str]
+    """{stimulus: its caption}, where a table of captions holds it."""
     n_unread: int
     is_asked: bool
 
 
 def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -> Thumbnails:
-    """Return pictures of at most MOST_PICTURES stimuli. Without a folder (None, `none`) there are none."""
+    """Return pictures or captions of at most MOST_PICTURES stimuli. Without a folder (None, `none`) there are none."""
     rows = draw_rows(stimuli.sizes["stimulus"], MOST_PICTURES, seed)
-    is_asked = images is not None and str(images) != "none"
-    urls = {}
-    for row, file in zip(rows.tolist(), find_files(stimuli, images, rows) if is_asked else (), strict=is_asked):
-        picture = None if file is None else read_picture(file)
-        if picture is not None:
+    if images is None or str(images) == "none":
+        return Thumbnails(rows.tolist(), {}, {}, 0, is_asked=False)
+    urls: dict[int, str] = {}
+    texts: dict[int, str] = {}
+    tables: dict[Path, list[str]] = {}
+    for row, file in zip(rows.tolist(), find_files(stimuli, images, rows), strict=True):
+        cell = None if file is None else re.fullmatch(r"(.+\.(?:csv|tsv|parquet|pq))\[(\d+)\]", file.name)
+        if file is not None and cell is not None:
+            text = read_text(file.with_name(cell[1]), int(cell[2]), tables)
+            texts |= {} if text is None else {row: text}
+        elif file is not None and (picture := read_picture(file)) is not None:
             urls[row] = picture
-    return Thumbnails(rows.tolist(), urls, len(rows) - len(urls) if is_asked else 0, is_asked)
+    return Thumbnails(rows.tolist(), urls, texts, len(rows) - len(urls) - len(texts), is_asked=True)
+
+
+def read_text(file: Path, number: int, tables: dict[Path, list[str]]) -> str | None:
+    """Return the caption in a row of a table, None if there is none. `tables` keeps the captions of each table."""
+    if file not in tables:
+        columns = load_columns(file, as_written=CAPTION_COLUMNS) if file.is_file() else {}
+        name = next((name for name in CAPTION_COLUMNS if name in columns), None)
+        tables[file] = [] if name is None else [unescape_cell(str(cell)) for cell in columns[name]]
+    return tables[file][number] if number < len(tables[file]) else None
 
 
 def draw_rows(n: int, most: int, seed: int) -> np.ndarray:

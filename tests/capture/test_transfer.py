@@ -26,6 +26,7 @@ from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
 from xact.capture.transfer import CudaStreams, DirectTransfer, StreamedTransfer, round_values
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError
+from xact.models.text_batch import Encoded, pad
 from xact.store.tasks import Batch, Task
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -196,6 +197,23 @@ def test_an_input_has_the_number_format_of_the_network_before_it_is_copied(dtype
     streamed = run_streamed(make_job(Maps(), dtype=dtype), streams=Noting())
     assert formats == {torch.bfloat16 if dtype == "bfloat16" else torch.float32}
     assert streamed == collect(make_job(Maps(), dtype=dtype))
+
+
+def test_a_batch_of_captions_comes_whole():
+    captions = [Encoded((5, 6, 7), 3, is_cut=False), Encoded((8,), 1, is_cut=False)]
+    transfer = StreamedTransfer(ThreadStreams(), "cpu", dtype=torch.bfloat16, widths=[3], is_rounding=False)
+    found = []
+
+    def forward(batch, keep):
+        keep(0, (batch.ids * batch.mask).float())
+        assert batch.captions == captions
+        return {"loss": [1.0, 2.0]}
+
+    scores, rest = transfer.run(
+        transfer.stage(pad(captions, pad_id=9)), forward, lambda _i, x: found.extend(x.tolist())
+    )
+    assert not rest()
+    assert (scores, found) == ({"loss": [1.0, 2.0]}, [[5.0, 6.0, 7.0], [8.0, 0.0, 0.0]])
 
 
 # errors

@@ -20,17 +20,19 @@ from xact.building.prepare import adopt_replicates, list_tasks
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.check_values import ValueCheck
 from xact.capture.engine import TaskResult, run_job
-from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.load_pictures import draw_amounts
+from xact.capture.job import prepare_job
+from xact.capture.read_stimuli import order_stimuli
 from xact.complaints import make_complaint
 from xact.errors import RequestError
+from xact.models.allow_code import check_allowed
 from xact.models.given import make_factory, open_module
 from xact.models.global_state import keep_global_state
-from xact.models.load import check_allowed, find_kind, find_weights, load_network
+from xact.models.load import find_kind, find_weights, load_network
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.stimuli.base import check_table
 from xact.stimuli.given import GivenCaptions, GivenPicture, GivenPictures, list_given, open_captions, open_pictures
+from xact.stimuli.jitter import draw_amounts
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.state import State

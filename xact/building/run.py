@@ -1,6 +1,7 @@
 """Run a prepared build: load each network, run its tasks, publish.
 
-`estimate` computes the cost. This module never asks the user and does not use the terminal.
+`estimate` computes the cost. This module never asks the user and does not use the terminal. torch is imported by the
+functions that run a network: a store that is finished needs none.
 """
 
 from __future__ import annotations
@@ -10,11 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
-from xact.building.provenance import make_provenance
-from xact.building.run_tasks import Tally, load_model, run_tasks
-from xact.building.write_task import clear_rows
-from xact.capture.job import order_stimuli
-from xact.capture.load_pictures import draw_all_amounts
+from xact.capture.read_stimuli import order_stimuli
 from xact.disk.durable import sweep_partial
 from xact.errors import (
     CaptureError,
@@ -25,9 +22,8 @@ from xact.errors import (
     XactError,
     make_command,
 )
-from xact.models.global_state import keep_global_state
 from xact.stimuli.base import hash_stimulus
-from xact.stimuli.unreadable import SKIP_HINT, add_hint
+from xact.stimuli.jitter import draw_all_amounts
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import remove_older
 from xact.store.plan import Plan, PlannedModel
@@ -68,6 +64,8 @@ RunTasks = Callable[[PreparedBuild, StoreWriter, Outcome, Callable[[int], None]]
 
 def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: Callable[[int], None]) -> None:
     """Run all remaining tasks in this process, one network after the other."""
+    from xact.stimuli.unreadable import SKIP_HINT, add_hint
+
     for model in prepared.plan.models:
         if prepared.tasks.get(model.label):
             try:
@@ -90,6 +88,10 @@ def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None], run
             sweep_partial(prepared.store, ())  # what is published is whole
             remove_older(prepared.store, prepared.stored.committed)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
+
+    from xact.building.provenance import make_provenance
+    from xact.building.write_task import clear_rows
+
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     remove_former(prepared.store, prepared.stored, prepared.plan)
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
@@ -207,6 +209,9 @@ def _load_and_run(
     progress: Callable[[int], None],
 ) -> None:
     """Load one network and run these tasks."""
+    from xact.building.run_tasks import Tally, load_model, run_tasks
+    from xact.models.global_state import keep_global_state
+
     tally, warn = Tally(), outcome.warnings.append
     try:
         with keep_global_state(model.label, warn):

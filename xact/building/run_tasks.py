@@ -14,8 +14,9 @@ from xact.building.provenance import check_network, describe_network, find_xact_
 from xact.building.write_task import find_recorded, load_rows, write_task
 from xact.capture.check_values import ValueCheck
 from xact.capture.engine import CaptureJob, TaskResult, run_job
-from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, order_stimuli, prepare_job
+from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, prepare_job
 from xact.capture.load_captions import CaptionLoader
+from xact.capture.read_stimuli import order_stimuli
 from xact.capture.values_version import VALUES_VERSION
 from xact.errors import MismatchError, UnsteadyError
 from xact.models.base import Network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -14,28 +13,19 @@ from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
 from xact.capture.load_captions import CaptionLoader
-from xact.capture.load_pictures import PictureLoader, StimuliByRow
-from xact.disk.digest import FileStamp
+from xact.capture.load_pictures import PictureLoader
+from xact.capture.read_stimuli import StimuliByRow
 from xact.errors import CaptureError
-from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
 from xact.models.device import count_lanes, count_workers, get_kind, resolve_device
 from xact.models.load import make_tokenizer, make_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
-from xact.stimuli.base import StimulusSource
 from xact.store.plan import Plan, PlannedModel
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 """Names of the memory formats of pictures."""
-
-
-def order_stimuli(
-    source: StimulusSource, ids: Sequence[str], known: Mapping[StoreRow, tuple[FileStamp, str]]
-) -> StimuliByRow:
-    """Return the stimuli of a source, addressed by rows of a store."""
-    return StimuliByRow(source, ids, {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}, known)
 
 
 def prepare_job(

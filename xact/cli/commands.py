@@ -167,7 +167,8 @@ def find_spec(options: argparse.Namespace) -> ModelSpec:
     """Return the network that `xact layers` names: of a recipe, of a registry file, or by itself."""
     from pathlib import Path
 
-    from xact.models.load import check_allowed, find_kind
+    from xact.models.allow_code import check_allowed
+    from xact.models.load import find_kind
     from xact.recipe.load import load_recipe
     from xact.recipe.resolve import resolve_model, resolve_named
 

@@ -152,15 +152,6 @@ def find_kind(spec: ModelSpec) -> Kind:
     return "text" if source.takes_text(spec) else "image"
 
 
-def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
-    """Refuse a network of the user's own Python code unless `allow_code` is True."""
-    if spec.source == "python" and spec.given is None and not allow_code:
-        raise RequestError(
-            f"model {spec.label!r} runs Python code of your own ({spec.id})",
-            hint="allow it with --allow-code, in Python with allow_code=True",
-        )
-
-
 def check_gate(spec: ModelSpec) -> None:
     """Refuse gated weights if they are not cached and no user is logged in."""
     is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()

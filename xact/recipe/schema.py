@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from xact.complaints import make_complaint
 from xact.errors import RecipeError
 from xact.labels import MAX_REPLICATES
-from xact.recipe.blocks import Block, Text, name_yaml_kind
+from xact.recipe.blocks import Block, Text, add_descriptions, name_yaml_kind
 from xact.recipe.plain_data import make_plain
 from xact.recipe.sources import SourceName
 from xact.recipe.stimuli_schema import Stimuli
@@ -374,6 +374,7 @@ class LoadedRecipe:
 
 def make_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe for editors; a recipe is for a build, for captions, or for both."""
+    add_descriptions()
     schema = Recipe.model_json_schema() | {
         "required": ["stimuli"],
         "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],

@@ -28,7 +28,7 @@ T = TypeVar("T")
 class PlanRecord(BaseModel):
     """A frozen part of a plan. It is stored as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True)
 
 
 def name_axes_by_lengths(shape: Sequence[int]) -> tuple[str, ...]:

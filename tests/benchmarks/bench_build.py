@@ -82,7 +82,7 @@ def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
     loaded = load_recipe(recipe)
     started = time.perf_counter()
     prepared = prepare_build(loaded, store, allow_code=False)
-    build_store(prepared, progress=lambda _: None)
+    build_store(prepared, progress=lambda _model, _n: None)
     seconds = time.perf_counter() - started
     state = load_state(store)
     loading = sum(found["load_seconds"] for found in state.networks.values())

@@ -45,6 +45,16 @@ from xact.store.write import StoreWriter
 
 EMPTY = hashlib.sha256(b"").hexdigest()
 
+FOUND = {
+    "tensors_sha256": EMPTY,
+    "unsaved_sha256": EMPTY,
+    "code": {},
+    "memory_format": "contiguous",
+    "hardware": ["cpu"],
+    "check": "on",
+}
+"""What a process found when it loaded the network of these plans."""
+
 ENTRY = "{base: ResNet50, weights: random, reduce: mean}"
 
 
@@ -135,7 +145,7 @@ def bench_start(folder: Path, _n_images: int, _n_pairs: int) -> None:
     store = folder / "store.zarr"
     with StoreWriter(store, plan, State(), jitter={}) as writer:
         for model in plan.models[:-1]:
-            writer.add_network(model.label, {"hardware": ["cpu"], "check": "on"})
+            writer.add_network(model.label, FOUND)
             for task in make_tasks(plan, model, {}):
                 shards = {shard.key: Written(0, EMPTY) for shard in plan.list_shards(model, task.block)}
                 stamps = {row: (FileStamp(1, 1), "0" * 64) for row in task.rows}
@@ -178,7 +188,7 @@ def bench_adopt(folder: Path, _n_images: int, _n_pairs: int) -> None:
     with StoreWriter(store, plan, State(), jitter={}) as writer:
         model = plan.models[0]
         box = BoxWriter(store, plan, State(plan=plan), Box(store))
-        box.add_network(model.label, {"hardware": ["cpu"], "check": "on"})
+        box.add_network(model.label, FOUND)
         for task in make_tasks(plan, model, {}):
             values = np.ones((plan.stimuli_per_task, 1, 8), np.float32)
             shards = box.write_shards(model, [values] * 24, task.block, rows=list(task.rows))

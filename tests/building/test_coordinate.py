@@ -67,7 +67,7 @@ def build(recipe: Path, n: int, monkeypatch: pytest.MonkeyPatch, *, leaves: bool
         def run(prepared, writer, outcome, progress):
             Coordinator(prepared, writer, outcome, workers, progress).run()
 
-        return build_store(prepared, progress=lambda _: None, run=run)
+        return build_store(prepared, progress=lambda _model, _n: None, run=run)
 
 
 def test_a_task_at_which_three_workers_are_lost_ends_the_build_with_its_name(recipe, monkeypatch):

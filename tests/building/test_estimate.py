@@ -25,6 +25,10 @@ def test_a_build_for_a_device_that_is_not_here_can_be_planned_but_not_begun(reci
     assert (code, model["device"], model["device_memory_nbytes"]) == (0, "cuda", None)
     assert model["batch_size"] == 64
     assert model["device_nbytes"] > 4 * model["n_parameters"]
+    one = ["--device", "cpu", "--set", "compute.batch_size=64", "compute.workers=1"]
+    _, out, _ = run(capsys, "plan", recipe, *one, "--json")
+    pictures = 64 * 3 * 160 * 160 * 4  # of the second batch in flight
+    assert model["device_nbytes"] > json.loads(out)["models"][0]["device_nbytes"] + pictures
     assert run(capsys, "build", recipe, "--device", "cuda:9")[0] == 2
 
 

@@ -13,7 +13,8 @@ import torch
 from support.stores import make_layer
 from torch import nn
 
-from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, copy_flat, run_job
+from xact.capture.buffers import copy_flat
+from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, run_job
 from xact.capture.hooks import Capture
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, StimulusError

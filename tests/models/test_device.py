@@ -10,7 +10,7 @@ import torch
 from support.lab import make_entry, write_lab, write_network
 
 import xact
-from xact.models.device import use_precision
+from xact.models.device import count_writers, use_precision
 
 STRICT = ("highest", False, True, False)
 FAST = ("high", True, True, False)
@@ -67,3 +67,11 @@ def test_every_forward_pass_of_a_build_runs_in_the_arithmetic_of_the_recipe(befo
     assert len(lines) >= 4  # tasks of two stimuli, seven stimuli
     assert set(lines) == {str(inside)}
     assert read_switches() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "buffer_nbytes", "n"),
+    [("cuda", 16, 1, 8), ("cuda:1", 4, 1, 2), ("mps", 1, 1, 1), ("cuda", 16, 10**18, 1), ("cpu", 16, 1, 1)],
+)
+def test_several_threads_write_for_an_accelerator_as_far_as_memory_and_processors_go(device, workers, buffer_nbytes, n):
+    assert count_writers(workers, buffer_nbytes=buffer_nbytes, device=device) == n

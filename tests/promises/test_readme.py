@@ -1,4 +1,4 @@
-"""What README.md shows is what happens."""
+"""What README.md and the guide show is what happens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 import xarray as xr
 import yaml
 from PIL import Image
-from support.readme import README, ROOT, find_chapter, list_blocks, list_tree
+from support.readme import GUIDE, PAGES, README, ROOT, find_chapter, list_blocks, list_tree
 from support.recipes import RECIPES
 from support.servers import serve
 
@@ -292,9 +294,26 @@ def test_the_page_names_every_command():
     assert set(re.findall(r"^xact (\w+)", table, flags=re.MULTILINE)) == set(commands.choices or ())
 
 
-def test_every_link_of_the_page_leads_somewhere():
-    for target in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)h#][^)#]*)", PAGES[page]):
+        assert (page.parent / target).exists(), target
+
+
+def test_readme_links_to_every_chapter_of_the_guide():
+    linked = set(re.findall(r"\]\(xact/guide/([^)#]+)", README))
+    assert linked == {page.name for page in GUIDE.iterdir()}
+
+
+def test_headings_are_not_there_twice():
+    headings = [heading for text in PAGES.values() for heading in re.findall(r"^## (.*)$", text, flags=re.MULTILINE)]
+    assert len(headings) == len(set(headings))
+
+
+def test_a_wheel_takes_the_whole_package_and_with_it_the_guide():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["xact"]}
+    assert files("xact").joinpath("guide", "recipe.md").is_file()
 
 
 def test_the_registry_of_the_page_is_one(tmp_path: Path):

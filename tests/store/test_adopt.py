@@ -451,7 +451,7 @@ def test_a_build_with_workers_says_what_a_build_in_one_process_says(recipe, tmp_
             Coordinator(prepared, writer, outcome, InProcess(worker), progress).run()
 
         progress: list[int] = []
-        outcome = build_store(prepared, progress=progress.append, run=run)
+        outcome = build_store(prepared, progress=lambda _model, n: progress.append(n), run=run)
     assert (outcome.n_captured, outcome.is_complete, outcome.warnings, sum(progress)) == (10, True, [], 10)
 
 

@@ -85,7 +85,7 @@ def open_background() -> Iterator[Background]:
 
 WARMED = (
     "distributed torchvision.transforms.functional xact.building.api xact.building.cluster xact.building.coordinate "
-    "xact.building.estimate xact.building.join xact.building.run xact.building.serve xact.cli.main xact.cli.progress "
+    "xact.building.estimate xact.building.join xact.building.run xact.building.serve xact.cli.main xact.progress "
     "xact.cli.signals xact.models.sources.python xact.stimuli.sources.folder"
 )
 """What a child finds imported."""

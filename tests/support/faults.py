@@ -324,9 +324,9 @@ def load_heavy() -> None:
     import xact.building.estimate
     import xact.building.run
     import xact.cli.main
-    import xact.cli.progress
     import xact.cli.signals
     import xact.models.sources.python
+    import xact.progress
     import xact.stimuli.choose
     import xact.stimuli.sources.folder  # noqa: F401
     from xact.building.plan_model import find_versions

@@ -20,9 +20,9 @@ import xarray as xr
 
 import xact.analysis.rdm_store
 import xact.cli.main
-import xact.cli.progress
 import xact.cli.rdm
 import xact.cli.signals
+import xact.progress
 from support.faults import Fault, Watch, digest_array, draw_faults, list_faults
 
 

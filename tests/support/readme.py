@@ -1,4 +1,4 @@
-"""The chapters and blocks of README.md."""
+"""The pages of the guide, README.md first, their chapters and blocks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from support.recipes import RECIPES
 
 ROOT = RECIPES.parent
 
+GUIDE = ROOT / "xact" / "guide"
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+PAGES = {ROOT / "README.md": README} | {page: page.read_text(encoding="utf-8") for page in sorted(GUIDE.rglob("*.md"))}
+"""The text of README.md and of every page of the guide."""
 
 
 def list_blocks(text: str, *words: str) -> list[tuple[str, str]]:
@@ -19,7 +23,9 @@ def list_blocks(text: str, *words: str) -> list[tuple[str, str]]:
 
 
 def find_chapter(title: str) -> str:
-    return re.split(r"^## ", README.split(f"## {title}\n", 1)[1], flags=re.MULTILINE)[0]
+    """Find the text below a heading `## title`, whichever page has it."""
+    (page,) = [text for text in PAGES.values() if f"\n## {title}\n" in text]
+    return re.split(r"^## ", page.split(f"\n## {title}\n", 1)[1], flags=re.MULTILINE)[0]
 
 
 def list_tree(picture: str) -> list[str]:

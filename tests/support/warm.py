@@ -81,7 +81,7 @@ def open_warm() -> Iterator[Warm]:
 WARMED = (
     "dask.array xarray xact.caption.run xact.cli.main xact.building.estimate xact.files.export "
     "xact.building.import_files xact.store.describe xact.models.checkpoints xact.models.sources.python "
-    "xact.cli.progress xact.reading.xarray xact.building.run xact.cli.signals xact.building.api "
+    "xact.progress xact.reading.xarray xact.building.run xact.cli.signals xact.building.api "
     "xact.stimuli.sources.captions xact.stimuli.sources.folder xact.stimuli.sources.hdf5 "
     "xact.stimuli.sources.table xact.store.verify xact.files.verify"
 )

@@ -120,12 +120,12 @@ def build_with_workers(recipe: GivenRecipe, make_workers: Callable[[Job], Forked
     said = dict.fromkeys(inspect.signature(make_overrides).parameters) | {"settings": ()} | overrides
     with open_build(load_recipe(recipe, make_overrides(**said)), allow_code=True) as prepared:
         if prepared.nothing_to_do:
-            return build_store(prepared, progress=lambda _: None)
+            return build_store(prepared, progress=lambda _model, _n: None)
         workers = make_workers(make_job(prepared, allow_code=True))
         try:
             return build_store(
                 prepared,
-                progress=lambda _: None,
+                progress=lambda _model, _n: None,
                 run=lambda prepared, writer, outcome, progress: Coordinator(
                     prepared, writer, outcome, workers, progress
                 ).run(),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -175,8 +177,27 @@ def _describe(array: xr.DataArray, stream: Callable[[int], Iterator[LayerSquare]
         layers=[str(name) for name in array["layer"].values],
         stimuli=xr.Dataset(coords=on_stimulus or {"stimulus": [f"row {row + 1} (no label)" for row in range(n)]}),
         labels=xr.Dataset(on_layer),
-        stream=stream,
+        stream=lambda first: _count_layers(stream(first)),
     )
+
+
+_COUNT: ContextVar[Callable[[int], None]] = ContextVar("count_layers", default=lambda _: None)
+
+
+@contextmanager
+def watch_layers(count: Callable[[int], None]) -> Iterator[None]:
+    """Call `count` with 1 after each layer whose RDM is used in the block; a layer may be used several times."""
+    token = _COUNT.set(count)
+    try:
+        yield
+    finally:
+        _COUNT.reset(token)
+
+
+def _count_layers(stream: Iterator[LayerSquare]) -> Iterator[LayerSquare]:
+    for one in stream:
+        yield one
+        _COUNT.get()(1)
 
 
 def _stream_squares(rdms: xr.DataArray) -> Iterator[LayerSquare]:

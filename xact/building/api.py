@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, WorkError
+from xact.progress import Progress
 from xact.recipe.load import UNTRAINED, GivenRecipe, load_recipe
 from xact.recipe.schema import LoadedRecipe, ModelEntry
 from xact.recipe.yaml_text import parse_assignment
@@ -46,6 +47,7 @@ def build(
     confirm: Callable[[PreparedBuild], bool] = lambda _: True,
     watch: Callable[[PreparedBuild], Callable[[int], None]] = lambda _: lambda _n: None,
     tell: Callable[[str], None] = lambda _: None,
+    progress: bool | Progress | None = None,
 ) -> Outcome:
     """Build the store that a recipe describes, or add what is missing in it.
 
@@ -102,6 +104,9 @@ def build(
         with the number of stimuli in it. Default: no progress.
     tell : callable, optional
         `tell(line)` is called when workers of a cluster are waited for, are lost or are refused. Default: nothing.
+    progress : bool, optional
+        Show on stderr how far the build is: one line that is written again in its place on a terminal and in a
+        notebook; elsewhere, if True, a line every 30 seconds. Default: on a terminal and in a notebook.
 
     Returns
     -------
@@ -155,9 +160,15 @@ def build(
     is_alone = cluster is None and client is None
     if not is_alone:
         check_no_index(loaded)
-    with open_build(loaded, allow_code=allow_code, is_alone=is_alone) as prepared, ExitStack() as stack:
-        from xact.building.run import RunTasks, build_store, run_here
+    line = progress if isinstance(progress, Progress) else Progress(shown=progress)
+    with (
+        line,
+        open_build(loaded, allow_code=allow_code, is_alone=is_alone, survey=line.survey) as prepared,
+        ExitStack() as stack,
+    ):
+        from xact.building.run import RunTasks, build_store, list_parts, run_here
 
+        line.pause()
         if not prepared.nothing_to_do and not confirm(prepared):
             raise WorkError("nothing was built: the answer was no")
         run: RunTasks = run_here
@@ -165,7 +176,15 @@ def build(
             from xact.building.cluster import run_on_cluster
 
             run = run_on_cluster(stack, cluster, client, allow_code=allow_code, tell=tell)
-        return build_store(prepared, progress=watch(prepared), run=run)
+        add = line.start_models(*list_parts(prepared))
+        count = watch(prepared)
+
+        def report(model: str, n: int) -> None:
+            add(model, n)
+            if n:
+                count(n)
+
+        return build_store(prepared, progress=report, run=run)
 
 
 def check_no_index(loaded: LoadedRecipe) -> None:
@@ -236,10 +255,16 @@ def _list(given: object, argument: str) -> list[Any]:
 
 
 @contextmanager
-def open_build(loaded: LoadedRecipe, *, allow_code: bool, is_alone: bool = True) -> Iterator[PreparedBuild]:
+def open_build(
+    loaded: LoadedRecipe,
+    *,
+    allow_code: bool,
+    is_alone: bool = True,
+    survey: Callable[[int, int, str], None] = lambda _i, _n, _label: None,
+) -> Iterator[PreparedBuild]:
     """Hold the store's lock and survey the recipe; leave no trace where that fails on a store that was not there.
 
-    `is_alone`: networks run in this process.
+    `is_alone`: networks run in this process. `survey(index, total, model)` is called before each network is looked at.
     """
     store = expand_path(loaded.recipe.store)
     notes: list[str] = []
@@ -253,7 +278,9 @@ def open_build(loaded: LoadedRecipe, *, allow_code: bool, is_alone: bool = True)
             remove_contact(store)  # of a coordinator that was killed
             adopt_left(store)
 
-        prepared = prepare_build(loaded, store, allow_code=allow_code, may_write=may_write, is_alone=is_alone)
+        prepared = prepare_build(
+            loaded, store, allow_code=allow_code, may_write=may_write, is_alone=is_alone, tell=survey
+        )
         if not prepared.nothing_to_do:
             check_writable(store, may_write=may_write)
         yield replace(prepared, notes=(*notes, *prepared.notes))

@@ -23,7 +23,7 @@ from distributed.scheduler import KilledWorker
 from xact.building.coordinate import Coordinator, make_job
 from xact.building.local_processes import LocalProcesses, list_gpus
 from xact.building.prepare import PreparedBuild
-from xact.building.run import Outcome
+from xact.building.run import CountRows, Outcome, RunTasks
 from xact.building.serve import end_job, run_span, set_threads
 from xact.building.work import Job, Span, SpanResult
 from xact.disk.paths import expand_path
@@ -195,10 +195,10 @@ class ComingWorkers:
 
 def run_on_cluster(
     stack: ExitStack, cluster: str | None, client: Client | None, *, allow_code: bool, tell: Tell
-) -> Callable[[PreparedBuild, StoreWriter, Outcome, Callable[[int], None]], None]:
+) -> RunTasks:
     """Return what runs the tasks of a build on a cluster. Its workers stay until `stack` is left."""
 
-    def run(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: Callable[[int], None]) -> None:
+    def run(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: CountRows) -> None:
         if not any(prepared.tasks.values()):  # the receipts that a build left were all of it
             return
         job = make_job(prepared, allow_code=allow_code)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from xact.building.prepare import PreparedBuild
-from xact.building.run import Outcome, fail_model, halve
+from xact.building.run import CountRows, Outcome, fail_model, halve
 from xact.building.run_tasks import Tally
 from xact.building.work import Job, PlanGoneError, Span, SpanResult, hash_plan
 from xact.errors import DeviceMemoryError, StimulusError, UnsteadyError, WorkError, XactError
@@ -61,7 +61,7 @@ class Coordinator:
     writer: StoreWriter
     outcome: Outcome
     workers: Workers
-    progress: Callable[[int], None]
+    progress: CountRows
     open: dict[str, dict[int, Task]] = field(default_factory=dict)
     """{model: {block: task}} of the tasks that are not recorded, in the order of the plan."""
     spans: dict[str, Span] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Coordinator:
         """Adopt what has been finished."""
         for record in self.adoption.adopt_new():
             self.tallies.setdefault(record.model, Tally()).add(record)
-            self.progress(sum(record.xact.values()) + len(record.failed))
+            self.progress(record.model, sum(record.xact.values()) + len(record.failed))
             self._close(record.model, record.block)
         for refusal in self.adoption.refused:
             self._warn(f"a task of worker {refusal.fault}; it is computed again")

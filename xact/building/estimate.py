@@ -9,8 +9,9 @@ from typing import Any
 
 from xact.building.prepare import PreparedBuild
 from xact.capture.load_captions import TextLengths
+from xact.capture.transfer import N_SLOTS
 from xact.disk.durable import count_free_nbytes
-from xact.models.device import count_lanes, count_workers, find_device_memory
+from xact.models.device import count_lanes, count_workers, count_writers, find_device_memory
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
 from xact.tables.column_types import ColumnType, describe_column
@@ -171,11 +172,13 @@ def estimate_model(
     weights = int(model.n_parameters * WEIGHT_NBYTES[model.quantize or model.dtype])
     lane = plan.count_lane_nbytes(model)
     n_lanes = count_lanes(workers, lane_nbytes=lane, device=model.device)
+    buffer = plan.count_buffer_nbytes(model)
+    n_writers = count_writers(workers, buffer_nbytes=buffer, device=model.device)
     n_blocks = math.ceil(n_left / plan.stimuli_per_task)
     n_shards = len(plan.list_shards(model, 0))
-    batch = (
-        model.batch_size * (math.prod(model.input_shape) + model.total_units + model.working_values) * FLOAT32_NBYTES
-    )
+    moved = model.batch_size * (math.prod(model.input_shape) + model.total_units) * FLOAT32_NBYTES
+    batch = moved + model.batch_size * model.working_values * FLOAT32_NBYTES
+    in_flight = moved * (N_SLOTS - 1) if model.device == "cuda" else 0
     return ModelEstimate(
         model=model.label,
         n_layers=len(model.layers),
@@ -184,8 +187,8 @@ def estimate_model(
         n_stimuli_left=n_left,
         nbytes=n_left * plan.n_replicates * model.total_units * FLOAT32_NBYTES,
         n_files=n_blocks * n_shards,
-        host_nbytes=weights + n_lanes * (lane + batch),
-        device_nbytes=weights + (n_lanes if model.device == "cpu" else 1) * batch,
+        host_nbytes=weights + n_lanes * (lane + batch) + (n_writers - 1) * buffer + in_flight,
+        device_nbytes=weights + (n_lanes if model.device == "cpu" else 1) * batch + in_flight,
         device=model.device,
         device_memory_nbytes=device_memory,
         batch_size=model.batch_size,

@@ -28,6 +28,8 @@ from xact.models.allow_code import check_allowed
 from xact.models.given import make_factory, open_module
 from xact.models.global_state import keep_global_state
 from xact.models.load import find_kind, find_weights, load_network
+from xact.pace import ModelPart
+from xact.progress import Progress
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.stimuli.base import check_table
@@ -55,6 +57,7 @@ def extract(
     dtype: str = "float32",
     check: bool = True,
     allow_code: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, xr.DataArray]:
     """Run one network on stimuli and return its activations in memory.
 
@@ -107,6 +110,8 @@ def extract(
     allow_code : bool, default False
         If True, allow a model with the source `python`, which imports the user's own code. A network that is given
         itself needs it not.
+    progress : bool, optional
+        Show on stderr how far it is, as `xact.build` does. Default: on a terminal and in a notebook.
 
     Returns
     -------
@@ -167,7 +172,10 @@ def extract(
     surveyed = survey_model(spec, n_stimuli=len(source.table), stored=None, device=find_device_kind(spec, None))
     request = Request(recipe.model_dump(), source.table, (surveyed,), tuple(draw_amounts(recipe.replicates, "")), {})
     plan = make_plan(request, None, is_committed=False)
-    blocks = collect_blocks(plan, surveyed, spec, recipe, source)
+    with Progress(shown=progress) as line:
+        shown = "images" if spec.kind == "image" else "captions"
+        add = line.start_models([ModelPart(spec.label, plan.n_stimuli, 0, weight=1)], plan.n_replicates, shown)
+        blocks = collect_blocks(plan, surveyed, spec, recipe, source, partial(add, spec.label))
     return {
         layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
         for i, layer in enumerate(surveyed.layers)
@@ -218,7 +226,12 @@ def find_spec(
 
 
 def collect_blocks(
-    plan: Plan, model: PlannedModel, spec: ModelSpec, recipe: Recipe, source: GivenPictures | GivenCaptions
+    plan: Plan,
+    model: PlannedModel,
+    spec: ModelSpec,
+    recipe: Recipe,
+    source: GivenPictures | GivenCaptions,
+    progress: Callable[[int], None],
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     blocks: dict[int, list[np.ndarray]] = {}
@@ -236,12 +249,13 @@ def collect_blocks(
         stimuli = order_stimuli(source, source.table.ids, {})
         job = prepare_job(plan, model, spec, network, recipe, stimuli)
         tasks = list_tasks(plan, model, spec, State(), stimuli)
+        progress(0)  # the network is loaded
         run_job(
             job,
             tasks,
             load_rows=lambda _task, _buffers: None,
             write=write,
-            progress=lambda _n: None,
+            progress=progress,
             check=ValueCheck(job, tasks) if recipe.compute.check == "on" else None,
         )
     return blocks

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from xact.capture.load_captions import TextLengths
     from xact.models.base import Weights
 
+Survey = Callable[[int, int, str], None]
+"""`tell(index, total, model)` is called before each network is looked at; `index` begins at 1."""
+
 
 @dataclass(frozen=True)
 class PreparedBuild:
@@ -82,11 +85,13 @@ def prepare_plan(
     allow_code: bool,
     decode: bool = False,
     watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    tell: Survey = lambda _i, _n, _label: None,
 ) -> PreparedBuild:
     """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here.
 
     Find the pictures that cannot be read: by their headers, or with `decode` by decoding them; `watch(n)` receives
-    their number and returns a function that receives the number of checked ones.
+    their number and returns a function that receives the number of checked ones. `tell` is called before each network
+    is looked at.
     """
     memory = open_memory()
     asked = replace(_list_asked(loaded, store, allow_code=allow_code), is_plan=True)
@@ -96,7 +101,8 @@ def prepare_plan(
     from xact.models.load import find_weights_here, is_tokenizer_here, make_tokenizer
 
     surveyed = _Surveyed()
-    for spec in asked.specs.values():
+    for index, spec in enumerate(asked.specs.values(), start=1):
+        tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
             model = _plan_model(asked, spec, stored, memory, device=name_device_kind(spec, stored))
@@ -112,14 +118,20 @@ def prepare_plan(
 
 
 def prepare_build(
-    loaded: LoadedRecipe, store: Path, *, allow_code: bool, may_write: bool = True, is_alone: bool = True
+    loaded: LoadedRecipe,
+    store: Path,
+    *,
+    allow_code: bool,
+    may_write: bool = True,
+    is_alone: bool = True,
+    tell: Survey = lambda _i, _n, _label: None,
 ) -> PreparedBuild:
     """Return a build that can run: check that its devices are present, and find or download all weights.
 
     Without `is_alone` other processes run the networks: only their devices must be present.
 
     Missing weights are reported before the first forward pass, those of all models in one error. The store does not
-    change.
+    change. `tell` is called before each network is looked at.
     """
     memory = open_memory()
     asked = _list_asked(loaded, store, allow_code=allow_code)
@@ -144,8 +156,9 @@ def prepare_build(
             with surveyed.note_failure(spec.label):
                 check_gate(spec)
     surveyed.check(loaded.recipe.on_error)
-    for label, spec in asked.specs.items():
+    for index, (label, spec) in enumerate(asked.specs.items(), start=1):
         if label not in surveyed.errors:
+            tell(index, len(asked.specs), label)
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
                 is_finished = _is_finished(asked, spec)

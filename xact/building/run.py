@@ -6,8 +6,10 @@ functions that run a network: a store that is finished needs none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
@@ -22,6 +24,7 @@ from xact.errors import (
     XactError,
     make_command,
 )
+from xact.pace import ModelPart
 from xact.stimuli.base import hash_stimulus
 from xact.stimuli.jitter import draw_all_amounts
 from xact.store.held import TaskKey, check_shards
@@ -58,11 +61,32 @@ class Outcome:
     """True if rows of the store are missing, and each of them is recorded as failed."""
 
 
-RunTasks = Callable[[PreparedBuild, StoreWriter, Outcome, Callable[[int], None]], None]
+CountRows = Callable[[str, int], None]
+"""`count(model, n)`: n stimuli of a model were captured; 0 as it begins, and as it begins anew."""
+
+RunTasks = Callable[[PreparedBuild, StoreWriter, Outcome, CountRows], None]
 """`run(prepared, writer, outcome, progress)` runs all remaining tasks of a build."""
 
 
-def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: Callable[[int], None]) -> None:
+def list_parts(prepared: PreparedBuild) -> tuple[list[ModelPart], int, str]:
+    """Return what a progress counts: the models that are to run, replicates of a stimulus, what one of them is called.
+
+    The first guess of what a stimulus costs is parameters times pixels; a text has no pixels.
+    """
+    parts = [
+        ModelPart(
+            model.label,
+            n_stimuli=model.n_stimuli,
+            n_before=model.n_stimuli - sum(len(task.rows) for task in prepared.tasks[model.label]),
+            weight=model.n_parameters * (math.prod(model.input_shape[1:]) if model.kind == "image" else 1),
+        )
+        for model in prepared.plan.models
+        if prepared.tasks.get(model.label)
+    ]
+    return parts, prepared.plan.n_replicates, "images" if prepared.source.kind == "image" else "captions"
+
+
+def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: CountRows) -> None:
     """Run all remaining tasks in this process, one network after the other."""
     from xact.stimuli.unreadable import SKIP_HINT, add_hint
 
@@ -76,7 +100,12 @@ def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, pro
                 fail_model(prepared, model, writer, error, outcome)
 
 
-def build_store(prepared: PreparedBuild, *, progress: Callable[[int], None], run: RunTasks = run_here) -> Outcome:
+def build_store(
+    prepared: PreparedBuild,
+    *,
+    progress: CountRows,
+    run: RunTasks = run_here,
+) -> Outcome:
     """Run the remaining tasks and publish the store; the caller holds the store's lock."""
     outcome = Outcome(prepared.store, prepared.plan.layout, failed_models=dict(prepared.plan.failed_models))
     outcome.warnings += [*prepared.source.notes, *prepared.notes]
@@ -161,7 +190,7 @@ def run_model(
     model: PlannedModel,
     writer: StoreWriter,
     outcome: Outcome,
-    progress: Callable[[int], None],
+    progress: CountRows,
 ) -> None:
     """Run one network; if the recipe allows it, halve the batch until the device has enough memory.
 
@@ -206,7 +235,7 @@ def _load_and_run(
     tasks: Sequence[Task],
     writer: StoreWriter,
     outcome: Outcome,
-    progress: Callable[[int], None],
+    progress: CountRows,
 ) -> None:
     """Load one network and run these tasks."""
     from xact.building.run_tasks import Tally, load_model, run_tasks
@@ -215,8 +244,11 @@ def _load_and_run(
     tally, warn = Tally(), outcome.warnings.append
     try:
         with keep_global_state(model.label, warn):
+            progress(model.label, 0)
             loaded = load_model(prepared, model)
-            run_tasks(prepared, model, loaded, tasks, writer, tally=tally, warn=warn, progress=progress)
+            progress(model.label, 0)  # its speed does not count how long it took to load
+            count = partial(progress, model.label)
+            run_tasks(prepared, model, loaded, tasks, writer, tally=tally, warn=warn, progress=count)
     finally:
         outcome.n_captured += tally.n_captured
         outcome.warnings += tally.list_warnings(model.label)

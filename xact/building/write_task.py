@@ -39,7 +39,8 @@ def write_task(writer: TaskWriter, model: PlannedModel, result: TaskResult) -> T
             n_bad = int(np.count_nonzero(~np.isfinite(buffer[rows]))) - _count_padding(layer, result)
             if n_bad:
                 n_nonfinite[layer.label] = n_bad
-        _round(writer.plan, buffer, layer.label)
+        if not result.is_rounded:
+            _round(writer.plan, buffer, layer.label)
     shards = writer.write_shards(model, result.buffers, result.task.block, rows=result.task.rows)
     older = writer.state.tasks.get((model.label, result.task.block))
     failed = {row: error for row, error in older.failed.items() if row not in result.task.rows} if older else {}

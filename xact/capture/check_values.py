@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xact.capture.engine import CaptureJob, Recorder, copy_flat, forward
+from xact.capture.buffers import copy_flat
+from xact.capture.engine import CaptureJob, Recorder, forward
 from xact.errors import CaptureError, MismatchError, StimulusError, UnsteadyError
 from xact.labels import StoreRow
 from xact.models.global_state import get_generators

@@ -1,15 +1,18 @@
 """Run one network over its tasks: load batches, forward them, reduce, write each finished task.
 
 On a CPU, several lanes decode, run and write in parallel. Each lane is a thread with its own copy of the network (the
-weights are shared) and one torch thread. An accelerator has one lane, and other threads decode ahead of it. The plan
-fixes the batches, so the number of lanes and threads does not change the values.
+weights are shared) and one torch thread. An accelerator has one lane: other threads decode ahead of it, one makes
+inputs ready to be copied, and one stores the units of the batches before. The plan fixes the batches, so the number of
+lanes and threads does not change the values.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xact.capture.buffers import BufferPool, store_rows
+from xact.capture.transfer import CudaStreams, DirectTransfer, Keep, Rest, Scores, StreamedTransfer, Streams, Transfer
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.labels import StoreRow
 from xact.models.base import tell_failures
@@ -32,6 +37,9 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 2
 """Batches that each decoding thread decodes ahead of an accelerator."""
+
+STAGED_AHEAD = 2
+"""Inputs that are ready to be copied to an accelerator."""
 
 Strategy = Literal["lanes", "ahead"]
 """`lanes`: each lane decodes and runs batches. `ahead`: one lane runs batches, other threads decode ahead of it."""
@@ -58,7 +66,7 @@ class Loader(Protocol):
     def collate(self, contents: Sequence[Any]) -> Any:  # noqa: ANN401
         """Return stimuli (None for a failed stimulus) as one input on the CPU; replicates of a stimulus are adjacent.
 
-        The input has `to(device, dtype=...)` and a length.
+        The input has `to(device, dtype=..., non_blocking=...)`, `pin_memory()` and a length.
         """
 
 
@@ -111,6 +119,8 @@ class TaskResult:
     """{name: {row: number}}, the scores of the network."""
     spans: dict[StoreRow, str] = field(default_factory=dict)
     """{row: its tokens as JSON}, of a model that keeps a vector of each token."""
+    is_rounded: bool = False
+    """True if the device has rounded all captured values to 10 bits of mantissa."""
 
 
 @dataclass
@@ -127,29 +137,7 @@ class _OpenTask:
     stamps: dict[StoreRow, tuple[FileStamp, str]] = field(default_factory=dict)
     scores: dict[str, dict[StoreRow, float]] = field(default_factory=dict)
     n_equal: int = 0
-
-
-class BufferPool:
-    """The buffers of the open tasks: a fixed number, which are reused, so that memory use stays constant."""
-
-    def __init__(self, n_buffers: int, shapes: Sequence[tuple[int, int, int]]) -> None:
-        self._free = threading.Semaphore(n_buffers)
-        self._shapes = shapes
-        self._kept: list[list[np.ndarray]] = []
-
-    def take(self, stop: threading.Event) -> list[np.ndarray] | None:
-        """Wait for free buffers and return the buffers of one task; return None after `stop` is set."""
-        while not self._free.acquire(timeout=0.2):
-            if stop.is_set():
-                return None
-        with contextlib.suppress(IndexError):
-            return self._kept.pop()
-        return [np.empty(shape, dtype=np.float32) for shape in self._shapes]
-
-    def give_back(self, buffers: list[np.ndarray]) -> None:
-        """Return the buffers of a written task to the pool."""
-        self._kept.append(buffers)
-        self._free.release()
+    is_rounded: bool = True
 
 
 @dataclass(frozen=True)
@@ -174,6 +162,15 @@ class CaptureJob:
     """Rows that are always recorded as failed and skipped: the recipe does not name their stimuli."""
     memory_format: str = "contiguous"
     """Memory format of pictures and weights: `contiguous` or `channels_last`."""
+    n_writers: int = 1
+    """Threads that encode and write tasks; there is at least one for each lane."""
+    is_rounding: bool = False
+    """True if the store rounds values to 10 bits of mantissa: a device that can do it does it."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The number format of inputs and weights."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
 def run_job(
@@ -184,17 +181,19 @@ def run_job(
     write: Callable[[TaskResult], None],
     progress: Callable[[int], None],
     strategy: Strategy | None = None,
+    streams: Streams | None = None,
     check: Check | None = None,
 ) -> None:
     """Run every task; as soon as a task is done, a writing thread calls `write` with its result.
 
     `load_rows(task, buffers)` fills in the rows of a block that the store already has. `strategy` None means `lanes`
-    on a CPU and `ahead` elsewhere. `check` measures the values. Returns after all tasks are finished. After an error,
-    waits for all threads to stop and raises the first error.
+    on a CPU and `ahead` elsewhere. `streams` are the queues of the device; None means those of a CUDA device, and none
+    elsewhere. `check` measures the values. Returns after all tasks are finished. After an error, waits for all threads
+    to stop and raises the first error.
     """
     strategy = strategy or ("lanes" if get_kind(job.device) == "cpu" else "ahead")
     with use_precision(job.dtype):
-        run = _Run(job, tasks, load_rows, write, progress, check)
+        run = _Run(job, tasks, load_rows, write, progress, check, _make_transfer(job, streams))
         if strategy == "lanes":
             run.start([partial(run.run_lane, lane) for lane in range(job.n_lanes)])
         else:
@@ -213,31 +212,28 @@ class _Run:
         write: Callable[[TaskResult], None],
         progress: Callable[[int], None],
         check: Check | None,
+        transfer: Transfer,
     ) -> None:
         self.job = job
         self.check = check
+        self.transfer = transfer
         self.load_rows = load_rows
         self.write = write
         self.progress = progress
         shapes = [(job.stimuli_per_task, job.n_replicates, layer.n_units) for layer in job.layers]
-        self.pool = BufferPool(job.n_lanes + 1, shapes)
+        n_writers = max(job.n_lanes, job.n_writers)
+        self.pool = BufferPool(n_writers + 1, shapes)
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.turn = threading.Lock()
         self.batches = self._make_batches(iter(tasks))
-        self.writers = ThreadPoolExecutor(job.n_lanes, thread_name_prefix="xact-write")
+        self.writers = ThreadPoolExecutor(n_writers, thread_name_prefix="xact-write")
         self.writes: list[Future[None]] = []
         self.errors: list[BaseException] = []
         self.threads: list[threading.Thread] = []
 
     def start(self, lanes: Sequence[Callable[[], None]]) -> None:
-        def guard(lane: Callable[[], None]) -> None:
-            try:
-                lane()
-            except BaseException as error:  # noqa: BLE001  wait() raises it again, in the caller's thread
-                self._fail(error)
-
-        self.threads = [threading.Thread(target=guard, args=(lane,), daemon=True) for lane in lanes]
+        self.threads = [threading.Thread(target=self._guard, args=(lane,), daemon=True) for lane in lanes]
         for thread in self.threads:
             thread.start()
 
@@ -258,9 +254,13 @@ class _Run:
             while thread.is_alive():
                 thread.join(timeout=0.2)  # with a short timeout, the caller's thread can handle signals
 
-    def _fail(self, error: BaseException) -> None:
-        self.errors.append(error)
-        self.stop.set()
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Do the work of a thread; note an error and stop the run."""
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  wait() raises it again, in the caller's thread
+            self.errors.append(error)
+            self.stop.set()
 
     def _make_batches(self, tasks: Iterator[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
         for task in tasks:
@@ -291,7 +291,8 @@ class _Run:
         loaded = self._load_next() if lane > 0 else None  # while the first lane prepares the check
         self._begin_check(recorder, lane, self.job.n_lanes)
         while loaded := loaded or self._load_next():
-            self._run_batch(recorder, *loaded)
+            if (end := self._start_batch(recorder, *loaded)) is not None:
+                end()
             loaded = None
         self._end_check(recorder)
 
@@ -309,25 +310,44 @@ class _Run:
             self.check.end(recorder)
 
     def run_ahead(self) -> None:
-        """Run batches in this thread while other threads load the next batches."""
-        n_workers = self.job.n_workers
+        """Run batches in this thread; other threads load the next batches, and store the units of those before."""
         recorder = self.job.make_recorder()
-        with ThreadPoolExecutor(n_workers, thread_name_prefix="xact-decode") as decoders:
-            ahead: list[tuple[_OpenTask, Batch, Future[Any]]] = []
-            is_begun = False
-            while True:
-                while len(ahead) < n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
-                    ahead.append((*item, decoders.submit(self._load_batch, *item)))
-                if not is_begun:  # while others decode
-                    self._begin_check(recorder, 0, 1)
-                    is_begun = True
-                if not ahead:
-                    break
-                opened, batch, loaded = ahead.pop(0)
+        with contextlib.ExitStack() as pools:
+
+            def make_pool(n_threads: int, name: str) -> ThreadPoolExecutor:
+                return pools.enter_context(ThreadPoolExecutor(n_threads, thread_name_prefix=f"xact-{name}"))
+
+            batches = self._load_ahead(make_pool(self.job.n_workers, "decode"), make_pool(1, "stage"))
+            finisher = make_pool(1, "store")
+            first = next(batches, None)
+            self._begin_check(recorder, 0, 1)  # while others decode
+            for opened, batch, staged in itertools.chain([] if first is None else [first], batches):
+                inputs = staged.result()
                 if self.stop.is_set():
                     return
-                self._run_batch(recorder, opened, batch, loaded.result())
+                if (end := self._start_batch(recorder, opened, batch, inputs)) is not None:
+                    finisher.submit(self._guard, end)
         self._end_check(recorder)
+
+    def _load_ahead(
+        self, decoders: ThreadPoolExecutor, stager: ThreadPoolExecutor
+    ) -> Iterator[tuple[_OpenTask, Batch, Future[Any]]]:
+        """Yield every batch with its input, in the order of the plan; the next ones are loaded meanwhile."""
+        loading: deque[tuple[_OpenTask, Batch, Future[Any]]] = deque()
+        staged: deque[tuple[_OpenTask, Batch, Future[Any]]] = deque()
+
+        def stage(loaded: Future[Any]) -> Any:  # noqa: ANN401  what `collate` returns
+            return self.transfer.stage(loaded.result())
+
+        while True:
+            while len(loading) < self.job.n_workers * BATCHES_AHEAD and (item := self.next_batch()) is not None:
+                loading.append((*item, decoders.submit(self._load_batch, *item)))
+            while loading and len(staged) < STAGED_AHEAD:
+                opened, batch, loaded = loading.popleft()
+                staged.append((opened, batch, stager.submit(stage, loaded)))
+            if not staged:
+                return
+            yield staged.popleft()
 
     def _load_batch(self, opened: _OpenTask, batch: Batch) -> Any:  # noqa: ANN401  what `collate` returns
         """Return the input of a batch; a failed stimulus is passed to `collate` as None."""
@@ -350,28 +370,38 @@ class _Run:
             self.check.take_contents(batch, contents)
         return self.job.loader.collate(contents)
 
-    def _run_batch(self, recorder: Recorder, opened: _OpenTask, batch: Batch, inputs: Any) -> None:  # noqa: ANN401
-        """Run one batch, copy its units into the buffers of its task, and write the task after its last batch."""
+    def _start_batch(
+        self,
+        recorder: Recorder,
+        opened: _OpenTask,
+        batch: Batch,
+        inputs: Any,  # noqa: ANN401  what `stage` returns
+    ) -> Callable[[], None] | None:
+        """Run one batch, and return how to end it; None if the run stops before its task has buffers."""
         job = self.job
         if not self._take_buffers(opened):
-            return
-        on_device: dict[int, Tensor] = {}
+            return None
 
-        def keep(i: int, units: Tensor) -> None:
-            if units.device.type == "cpu":
-                _store_rows(opened, batch, i, units, job.n_replicates)
-            else:
-                on_device[i] = units.clone()
+        def run(moved: Any, keep: Keep) -> Scores:  # noqa: ANN401
+            return forward(job, recorder, moved, keep if self.check is None else self.check.watch(batch, keep))
 
-        scores = forward(job, recorder, inputs, keep if self.check is None else self.check.watch(batch, keep))
-        for i, units in on_device.items():
-            _store_rows(opened, batch, i, units.cpu(), job.n_replicates)
+        def store(i: int, units: Tensor) -> None:
+            store_rows(opened.buffers[i], opened.task, batch, units)
+
+        with _tell_memory(job, len(inputs)):
+            scores, rest = self.transfer.run(inputs, run, store)
         if self.check is not None:
             self.check.take_first(recorder, batch, scores)
+        return partial(self._end_batch, opened, batch, scores, rest)
+
+    def _end_batch(self, opened: _OpenTask, batch: Batch, scores: Scores, rest: Rest) -> None:
+        """Store the units of a batch in the buffers of its task, and write the task after its last batch."""
+        is_rounded = rest()
         self.progress(sum(row in opened.task.rows for row in batch.rows))
         with self.lock:
             for name, numbers in scores.items():
                 opened.scores.setdefault(name, {}).update(zip(batch.rows, numbers, strict=True))
+            opened.is_rounded &= is_rounded
             opened.n_left -= 1
             is_done = opened.n_left == 0
         if is_done:
@@ -390,12 +420,25 @@ class _Run:
             kept = task.rows - failed.keys()
             scores = {name: {row: x for row, x in by.items() if row in kept} for name, by in opened.scores.items()}
             seconds = time.monotonic() - opened.started
-            self.write(TaskResult(task, buffers, failed, stamps, opened.n_equal, seconds, scores))
+            result = TaskResult(
+                task, buffers, failed, stamps, opened.n_equal, seconds, scores, is_rounded=opened.is_rounded
+            )
+            self.write(result)
         except BaseException:
             self.stop.set()
             raise
         finally:
             self.pool.give_back(opened.buffers)
+
+
+def _make_transfer(job: CaptureJob, streams: Streams | None) -> Transfer:
+    """Return how inputs and units of a job come to its device and back."""
+    if streams is None and get_kind(job.device) == "cuda":
+        streams = CudaStreams(job.device)
+    if streams is None:
+        return DirectTransfer()
+    widths = [layer.n_units for layer in job.layers]
+    return StreamedTransfer(streams, job.device, dtype=job.torch_dtype, widths=widths, is_rounding=job.is_rounding)
 
 
 def forward(
@@ -405,13 +448,20 @@ def forward(
     keep: Callable[[int, Tensor], None],
 ) -> Mapping[str, Sequence[float]]:
     """Move an input to the device of a job and run it; name the model in errors of memory and of the network."""
-    inputs = inputs.to(job.device, dtype=torch.bfloat16 if job.dtype == "bfloat16" else torch.float32)
-    try:
+    with _tell_memory(job, len(inputs)):
+        inputs = inputs.to(job.device, dtype=job.torch_dtype)
         with tell_failures(f"model {job.model!r}: a batch", error=CaptureError):
             return recorder.run(inputs, keep)
+
+
+@contextlib.contextmanager
+def _tell_memory(job: CaptureJob, n_inputs: int) -> Iterator[None]:
+    """Name the model and the batch if the device has no memory for it."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
-            f"model {job.model!r}: {job.device} has no memory for a batch of {len(inputs)}",
+            f"model {job.model!r}: {job.device} has no memory for a batch of {n_inputs}",
             hint="a smaller batch_size in a new store (another batch changes the last bits of the values), or "
             "compute.on_out_of_memory: halve before the model's first task is done",
         ) from error
@@ -427,30 +477,3 @@ def _tell(error: BaseException, model: str) -> XactError:
     )
     told.__cause__ = error
     return told
-
-
-def _store_rows(opened: _OpenTask, batch: Batch, i: int, units: Tensor, n_replicates: int) -> None:
-    """Copy those rows of a batch that the task needs into the buffer of layer i, each to its position."""
-    target = torch.from_numpy(opened.buffers[i])  # (stimulus, replicate, unit)
-    start, rows = opened.task.start, batch.rows
-    first = rows[0] - start
-    if list(rows) == list(range(rows[0], rows[0] + len(rows))) and opened.task.rows.issuperset(rows):
-        copy_flat(target[first : first + len(rows)].flatten(0, 1), units)
-        return
-    for index, row in enumerate(rows):
-        if row in opened.task.rows:
-            copy_flat(target[row - start], units[index * n_replicates : (index + 1) * n_replicates])
-
-
-def copy_flat(target: Tensor, units: Tensor) -> None:
-    """Copy `units` (n, ...) into `target` (n, unit), with the axes after the first in C order.
-
-    A channels-last map is transposed picture by picture: torch copies a transposed matrix in blocks, which is several
-    times faster than a copy through strides of four axes.
-    """
-    if units.ndim != 4 or units.is_contiguous() or not units.is_contiguous(memory_format=torch.channels_last):
-        target.copy_(units.reshape(target.shape))
-        return
-    n_channels = units.shape[1]
-    for row, one in zip(target, units, strict=True):
-        row.view(n_channels, -1).copy_(one.permute(1, 2, 0).flatten(0, 1).t())  # (y x, channel) -> (channel, y x)

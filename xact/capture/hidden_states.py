@@ -106,14 +106,19 @@ def measure_losses(logits: Tensor | None, batch: TextBatch) -> list[tuple[float,
     bits, divided by the UTF-8 bytes of the text (Huh et al. 2024, "The Platonic Representation Hypothesis"); it is NaN
     for a cut text. Both use float32, one caption at a time.
     """
-    losses = []
-    for row, caption in enumerate(batch.captions):
-        start, stop = max(caption.pooled.start, 1), caption.pooled.stop
-        if logits is None or start >= stop:
-            losses.append((math.nan, math.nan))
-            continue
-        predicted = logits[row, start - 1 : stop - 1].float()  # (token, word of the vocabulary)
-        total = float(F.cross_entropy(predicted, batch.ids[row, start:stop].to(predicted.device), reduction="sum"))
+    losses = [(math.nan, math.nan)] * len(batch)
+    spans = [(max(caption.pooled.start, 1), caption.pooled.stop) for caption in batch.captions]
+    predicted = {} if logits is None else {row: span for row, span in enumerate(spans) if span[0] < span[1]}
+    totals = [] if logits is None else [_sum_losses(logits[row], batch.ids[row], *predicted[row]) for row in predicted]
+    sums = torch.stack(totals).tolist() if totals else []  # one wait for the device, not one for each caption
+    for (row, (start, stop)), total in zip(predicted.items(), sums, strict=True):
+        caption = batch.captions[row]
         bits = math.nan if caption.is_cut or not caption.nbytes else total / math.log(2) / caption.nbytes
-        losses.append((total / (stop - start), bits))
+        losses[row] = total / (stop - start), bits
     return losses
+
+
+def _sum_losses(logits: Tensor, ids: Tensor, start: int, stop: int) -> Tensor:
+    """Return the sum of the losses of the tokens from `start` to `stop` of one caption."""
+    predicted = logits[start - 1 : stop - 1].float()  # (token, word of the vocabulary)
+    return F.cross_entropy(predicted, ids[start:stop].to(predicted.device), reduction="sum")

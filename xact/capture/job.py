@@ -17,8 +17,9 @@ from xact.capture.load_pictures import PictureLoader
 from xact.capture.read_stimuli import StimuliByRow
 from xact.errors import CaptureError
 from xact.models.base import Network
-from xact.models.device import count_lanes, count_workers, get_kind, resolve_device
+from xact.models.device import count_lanes, count_workers, count_writers, get_kind, resolve_device
 from xact.models.load import make_tokenizer, make_transform
+from xact.models.pixels import find_table
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
@@ -47,7 +48,9 @@ def prepare_job(
     n_workers = count_workers(recipe.compute.workers)
     lanes = 1 if network.is_placed else n_workers
     if model.kind == "image":
-        loader: Loader = make_picture_loader(model, spec, recipe, stimuli)
+        pictures = make_picture_loader(model, spec, recipe, stimuli)
+        table = find_table(pictures.transform) if get_kind(device) == "cuda" else None
+        loader: Loader = replace(pictures, table=table)
     else:
         loader = make_caption_loader(spec, stimuli, plan.n_replicates)
     job = CaptureJob(
@@ -63,6 +66,8 @@ def prepare_job(
         left_out=stimuli.left_out,
         n_lanes=count_lanes(lanes, lane_nbytes=plan.count_lane_nbytes(model), device=device),
         n_workers=n_workers,
+        n_writers=count_writers(n_workers, buffer_nbytes=plan.count_buffer_nbytes(model), device=device),
+        is_rounding=plan.precision == "bits10",
     )
     return _set_memory_format(job, network, model, memory_format)
 

@@ -14,6 +14,7 @@ from xact.capture.read_stimuli import StimuliByRow
 from xact.errors import CaptureError, StimulusError
 from xact.labels import StoreRow
 from xact.models.base import Transform
+from xact.models.pixels import PixelBatch, PixelTable
 from xact.recipe.schema import Replicates
 from xact.stimuli.decode import MAX_PIXELS
 from xact.stimuli.jitter import draw_amounts
@@ -32,6 +33,8 @@ class PictureLoader:
     input_shape: tuple[int, ...]
     memory_format: torch.memory_format = torch.contiguous_format
     """Memory format of the batches."""
+    table: PixelTable | None = None
+    """If given, pictures stay 8-bit until they are on the device of the network."""
 
     def load(self, row: StoreRow) -> LoadedStimulus:
         """Return one stimulus (replicate, 3, y, x); StimulusError if it cannot be read."""
@@ -47,21 +50,26 @@ class PictureLoader:
             n_replicates=self.replicates.count,
         )
         check_proportion(pictures[0].size, self.transform.record, self.input_shape, name=found.name)
-        tensors = torch.stack([self.transform.apply(picture) for picture in pictures])
+        apply = self.transform.apply if self.table is None else self.table.read
+        tensors = torch.stack([apply(picture) for picture in pictures])
         if tuple(tensors.shape[1:]) != self.input_shape:
             raise CaptureError(f"stimulus {stimulus!r}: the transform gave {tuple(tensors.shape[1:])}")
         are_equal = bool(amounts) and len(pictures) > 1 and are_all_equal(pictures)
         return LoadedStimulus(tensors, found.stamp, found.sha256, are_equal)
 
-    def collate(self, contents: Sequence[Tensor | None]) -> Tensor:
+    def collate(self, contents: Sequence[Tensor | None]) -> Tensor | PixelBatch:
         """Return stimuli (replicate, 3, y, x) as one input (stimulus x replicate, 3, y, x); failed stimuli are 0."""
         n = self.replicates.count
-        pictures = torch.zeros((len(contents) * n, *self.input_shape))
+        dtype = torch.float32 if self.table is None else torch.uint8
+        pictures = torch.zeros((len(contents) * n, *self.input_shape), dtype=dtype)
         pictures = pictures.to(memory_format=self.memory_format)
         for i, content in enumerate(contents):
             if content is not None:
                 pictures[i * n : (i + 1) * n] = content
-        return pictures
+        if self.table is None:
+            return pictures
+        blank = [slice(i * n, (i + 1) * n) for i, content in enumerate(contents) if content is None]
+        return PixelBatch(pictures, self.table, blank, self.memory_format)
 
 
 def check_proportion(

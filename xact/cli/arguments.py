@@ -26,6 +26,7 @@ from xact.cli.commands import (
     run_verify,
     run_worker,
 )
+from xact.cli.guide import run_guide
 from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
 from xact.errors import make_one_line
@@ -42,7 +43,11 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = Parser(prog="xact", description="Turn a recipe into a labelled data set of neural-network activations.")
+    parser = Parser(
+        prog="xact",
+        description="Turn a recipe into a labelled data set of neural-network activations.",
+        epilog="`xact guide` lists the chapters of the guide; `xact guide first-study` is a good start.",
+    )
     parser.add_argument("--version", action="version", version=f"xact {xact.__version__}")
     shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -94,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     caption.add_argument("--limit", metavar="N", type=int, help="use the first N stimuli only")
     compare = add("compare", run_compare, "Score layers against reference RDMs or labels, or against each other.")
     add_compare_options(compare)
-    report = add("report", run_report, "Write one HTML page about a store or its RDMs.")
+    report = add("report", run_report, "Write one HTML page about a store, its RDMs, or a recipe.")
     add_report_options(report)
     export = add("export", run_export, "Write a store, or part of it, as files that other programs read.")
     add_export_options(export)
@@ -124,6 +129,8 @@ def make_parser() -> argparse.ArgumentParser:
     rdm = add("rdm", run_rdm, "Write the dissimilarities of all pairs of stimuli, for each model and layer of a store.")
     add_rdm_options(rdm)
     add("schema", run_schema, "Print the JSON schema of a recipe, for editors.")
+    guide = add("guide", run_guide, "List the chapters of the guide, or show one.")
+    guide.add_argument("chapter", metavar="CHAPTER", nargs="?", help="e.g. first-study")
     return parser
 
 
@@ -194,7 +201,11 @@ def add_compare_options(command: argparse.ArgumentParser) -> None:
 
 def add_report_options(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `xact report`."""
-    command.add_argument("source", metavar="STORE|RDMS", help="a store, which the page tells more of, or an RDM store")
+    command.add_argument(
+        "source",
+        metavar="STORE|RDMS|RECIPE",
+        help="a store, which the page tells more of, an RDM store, or a recipe (.yml): what a build would do",
+    )
     command.add_argument("--to", metavar="REFERENCE", nargs="+", action="extend", help="files of RDMs or of responses")
     command.add_argument("--labels", metavar="COLUMN", nargs="+", action="extend", help="default: up to three")
     command.add_argument(
@@ -204,6 +215,7 @@ def add_report_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", metavar="ROOT|none", help="folder of the stimuli's files; default none")
     command.add_argument("--layers", metavar="L", nargs="+", action="extend", help="names or globs")
     command.add_argument("--seed", metavar="N", type=int, default=0, help="of the sample of pictures and the bootstrap")
+    command.add_argument("--allow-code", action="store_true", help="a recipe: allow networks that are your own code")
 
 
 def add_export_options(command: argparse.ArgumentParser) -> None:

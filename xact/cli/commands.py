@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from xact.cli.terminal import (
     confirm,
-    format_nbytes,
     show_drop,
     show_estimate,
     show_file,
@@ -30,8 +29,11 @@ from xact.cli.terminal import (
     write_out,
 )
 from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
+from xact.words import format_nbytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from xact.building.drop import PlannedDrop
     from xact.capture.layers import Output
     from xact.recipe.registry.load import Registry
@@ -60,17 +62,15 @@ def run_build(options: argparse.Namespace) -> int:
 
     with stop_on_signals():
         from xact.building.api import build
-        from xact.cli.progress import Progress
 
-        with Progress() as progress:
-            outcome = build(
-                options.recipe,
-                **get_overrides(options),
-                allow_code=options.allow_code,
-                confirm=lambda prepared: confirm(prepared, yes=options.yes),
-                watch=lambda prepared: progress.start(prepared.n_rows_left),
-                tell=show_note,
-            )
+        outcome = build(
+            options.recipe,
+            **get_overrides(options),
+            allow_code=options.allow_code,
+            confirm=lambda prepared: confirm(prepared, yes=options.yes),
+            tell=show_note,
+            progress=True,
+        )
         return show_outcome(outcome)
 
 
@@ -92,8 +92,8 @@ def run_plan(options: argparse.Namespace) -> int:
     from xact.building.api import make_overrides
     from xact.building.estimate import estimate
     from xact.building.prepare import prepare_plan
-    from xact.cli.progress import Progress
     from xact.disk.paths import expand_path
+    from xact.progress import Progress
     from xact.recipe.load import load_recipe
     from xact.store.hold import check_store_path
 
@@ -102,7 +102,14 @@ def run_plan(options: argparse.Namespace) -> int:
     check_store_path(store)
     with Progress() as progress:
         watch = progress.start if options.check else lambda _total: lambda _n: None  # headers are read at once
-        prepared = prepare_plan(loaded, store, allow_code=options.allow_code, decode=options.check, watch=watch)
+        prepared = prepare_plan(
+            loaded,
+            store,
+            allow_code=options.allow_code,
+            decode=options.check,
+            watch=watch,
+            tell=progress.survey,
+        )
     show_warnings([*prepared.source.notes, *prepared.notes])
     estimated = estimate(prepared)
     if options.json:
@@ -246,8 +253,10 @@ def run_info(options: argparse.Namespace) -> int:
 def run_verify(options: argparse.Namespace) -> int:
     """Check every byte; return 0 if all bytes are unchanged."""
     from xact.files.verify import verify
+    from xact.progress import Progress
 
-    report = verify(options.path)
+    with Progress("bytes") as progress:
+        report = verify(options.path, watch=progress.start)
     write_out(json.dumps(report.to_json(), indent=1) + "\n" if options.json else report.make_text())
     sys.stdout.flush()
     error = report.find_error()
@@ -262,7 +271,7 @@ def run_import(options: argparse.Namespace) -> int:
 
     with stop_on_signals():
         from xact.building.import_files import import_files
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
 
         with Progress() as progress:
             outcome = import_files(options.files, options.store, stimuli=options.stimuli, watch=progress.start)
@@ -275,7 +284,7 @@ def run_caption(options: argparse.Namespace) -> int:
 
     with stop_on_signals("captioning", safe="all finished answers are safe"):
         from xact.caption.run import caption
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
 
         with Progress() as progress:
             outcome = caption(
@@ -306,12 +315,15 @@ def run_compare(options: argparse.Namespace) -> int:
 
     with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
         from xact.analysis.compare import compare
+        from xact.analysis.layer_rdms import watch_layers
         from xact.analysis.scores import check_output, list_best, write_scores
+        from xact.progress import Progress
 
         check_output(options.output)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
+            with Progress("layers") as progress, watch_layers(progress.start(0)):
+                scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
         output = write_scores(scores, options.output)
     show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
     for note in scores.attrs["notes"]:
@@ -333,12 +345,29 @@ def run_report(options: argparse.Namespace) -> int:
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
-        from xact.analysis.report.report import report
+        if options.source.endswith((".yml", ".yaml")):
+            file = write_preview(options)
+        else:
+            from xact.analysis.report.report import report
+            from xact.progress import Progress
 
-        asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
-        file = report(options.source, **asked)
+            asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
+            with Progress("layers") as progress:
+                file = report(options.source, **asked, watch=progress.start)
     write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
     return 0
+
+
+def write_preview(options: argparse.Namespace) -> Path:
+    """Write the page about a recipe before its build; refuse the options of a store."""
+    from xact.building.preview import preview
+
+    given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
+    if given:
+        raise RequestError(
+            f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
+        )
+    return preview(options.source, output=options.output, seed=options.seed, allow_code=options.allow_code)
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -347,9 +376,11 @@ def run_export(options: argparse.Namespace) -> int:
 
     with stop_on_signals("export", safe="no file is half written", hint=AFTER_EXPORT):
         from xact.files.export import export
+        from xact.progress import Progress
 
         asked = {name: getattr(options, name) for name in EXPORT_OPTIONS}
-        export(options.store, **asked, tell=show_file, note=show_note)
+        with Progress("bytes") as progress:
+            export(options.store, **asked, tell=show_file, note=show_note, watch=progress.start)
     return 0
 
 
@@ -383,7 +414,7 @@ def run_push(options: argparse.Namespace) -> int:
     from xact.cli.signals import stop_on_signals
 
     with stop_on_signals("push", safe="readers see the old generation or the new one"):
-        from xact.cli.progress import Progress
+        from xact.progress import Progress
         from xact.store.push import PlannedPush, push
 
         def tell(planned: PlannedPush) -> None:

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.cli.terminal import ask, format_nbytes, show_warnings, write_out
+from xact.cli.terminal import ask, show_warnings, write_out
 from xact.errors import RequestError, WorkError
+from xact.words import format_nbytes
 
 if TYPE_CHECKING:
     from xact.analysis.rdm_plan import PlannedRdms
@@ -47,7 +48,7 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
     """Write the store of RDMs. Return the plan and what was written."""
     from xact.analysis.rdm_plan import count_free, estimate_minutes, plan_rdms
     from xact.analysis.rdm_store import write_rdms
-    from xact.cli.progress import Progress
+    from xact.progress import Progress
 
     if Path(options.output).suffix == ".csv":
         raise RequestError(f"{options.output!r} is a CSV file", hint="--within COLUMN writes one; name RDMs .zarr")
@@ -73,7 +74,7 @@ def write_square(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str
 def write_within(options: argparse.Namespace, asked: dict[str, Any]) -> dict[str, Any]:
     """Write the CSV file of pairs. Return the plan and what was written."""
     from xact.analysis.within import plan_pairs, write_pairs
-    from xact.cli.progress import Progress
+    from xact.progress import Progress
 
     planned = plan_pairs(options.store, options.output, options.within, **asked)
     plan = describe_plan(planned) | {"within": planned.column, "n_groups": len(planned.groups)}

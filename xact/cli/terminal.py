@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from xact.errors import WorkError, escape_controls, make_command, make_lines
+from xact.progress import clear_line
+from xact.words import format_nbytes
 
 if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
@@ -90,11 +92,13 @@ def find_output_error() -> WorkError | None:
 
 def write_out(text: str) -> None:
     """Write to stdout, with the control characters of names escaped. All commands write with these two functions."""
+    clear_line()
     sys.stdout.write("\n".join(map(escape_controls, text.split("\n"))))
 
 
 def write_err(text: str) -> None:
     """Write to stderr, as `write_out` does."""
+    clear_line()
     sys.stderr.write("\n".join(map(escape_controls, text.split("\n"))))
 
 
@@ -245,16 +249,6 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         write_out("  ".join(cells).rstrip() + "\n")
-
-
-def format_nbytes(nbytes: int) -> str:
-    """Return a size as text, with units in powers of 1000."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def show_file(file: ExportFile) -> None:

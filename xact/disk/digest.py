@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,17 +101,22 @@ def hash_file(file: Place) -> Written:
     return Written(nbytes, digest.hexdigest())
 
 
-def hash_files(folder: Place, keys: Sequence[str]) -> Mapping[str, Written | str]:
+def hash_files(
+    folder: Place, keys: Sequence[str], *, count: Callable[[int], None] = lambda _: None
+) -> Mapping[str, Written | str]:
     """Return {key: length and sha256, or the reason why the file cannot be read}. Each core hashes in one thread.
 
-    Raise RemoteError if what is at a URL cannot be reached: this says nothing of the file.
+    `count` is called with the bytes of each file after it. Raise RemoteError if what is at a URL cannot be reached:
+    this says nothing of the file.
     """
 
     def hash_one(key: str) -> Written | str:
         try:
-            return hash_file(folder / key)
+            found = hash_file(folder / key)
         except (OSError, StoreError) as error:
             return getattr(error, "strerror", None) or str(error)
+        count(found.nbytes)
+        return found
 
     waiting = iter(keys)  # all threads share it: each takes the next key
     n_threads = count_readers(folder)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +125,8 @@ class ExportSelection:
     """`all`, `0` or `mean`."""
     left_out: tuple[int, ...] = ()
     """Rows of the requested stimuli that are left out, because they failed."""
+    count: Callable[[int], None] = lambda _: None
+    """Called with the bytes of each block that was read and used."""
 
     @property
     def n_replicates(self) -> int:
@@ -160,9 +162,11 @@ class ExportSelection:
                 reading = at, block, [pool.submit(self.load, layer, block) for layer in layers]
                 if ahead is not None:
                     yield ExportBlock(ahead[0], ahead[1], [layer.result() for layer in ahead[2]])
+                    self.count(self.count_nbytes(layers) * len(ahead[1]))
                 ahead = reading
             if ahead is not None:
                 yield ExportBlock(ahead[0], ahead[1], [layer.result() for layer in ahead[2]])
+                self.count(self.count_nbytes(layers) * len(ahead[1]))
 
     def split_rows(self, layers: Sequence[SelectedLayer], rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (slice of `rows`, these rows) for each block to read: whole shards or chunks where possible."""
@@ -205,6 +209,7 @@ def export(
     skip_failed: bool = False,
     tell: Callable[[ExportFile], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
     **special: Any,  # noqa: ANN401
 ) -> list[Path]:
     """Write a store, or part of it, as files of the format `to`, and return their paths.
@@ -212,9 +217,9 @@ def export(
     Names may be globs, as in `open_activations`. `special` are options of one format: prefix, names, append, dtype,
     per_layer. `skip_failed` leaves out the stimuli whose row is recorded as failed in a selected model; `note` is
     called with a line that names them, and with a line for each part that the format cannot hold. `tell` is called with
-    each finished file. Raise RequestError if the request cannot be met, StoreError if a selected row is not finished or
-    the store is damaged, WorkError if a file cannot be written. Raise WorkError too if some parts have no file; all
-    others are then written.
+    each finished file; `watch` with the bytes of all values, and what it returns with those of each block. Raise
+    RequestError if the request cannot be met, StoreError if a selected row is not finished or the store is damaged,
+    WorkError if a file cannot be written. Raise WorkError too if some parts have no file; all others are then written.
     """
     if to not in FORMATS:
         raise RequestError(f"there is no format {to!r}", hint=f"choose one of {', '.join(FORMATS)}")
@@ -226,6 +231,8 @@ def export(
     check_reductions(chosen)
     if chosen.left_out:
         note(describe_left_out(catalog, chosen))
+    counted: list[Callable[[int], None]] = []  # the files are planned before it is known that they may be written
+    chosen = replace(chosen, count=lambda n: counted[0](n))
     planned = form.plan_files(chosen, options)
     files = [one for one in planned if isinstance(one, ExportFile)]
     lost = [one for one in planned if isinstance(one, NotWritten)]
@@ -236,6 +243,7 @@ def export(
     targets = [(file.whose, file.path) for file in files]
     check_targets(catalog.snapshot.path, options.output_dir, targets, may_exist=overwrite or options.append)
     check_room(options.output_dir, [(file.path, file.nbytes) for file in files])
+    counted.append(watch(sum(chosen.count_nbytes(model.layers) for model in chosen.models) * len(chosen.rows)))
     for file in files:
         with write_beside(file.path, nbytes=file.nbytes) as beside:
             beside.sha256 = file.write(beside.path)

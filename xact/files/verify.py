@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,15 @@ class Report:
         return None
 
 
-def verify(path: str | Path) -> Report:
-    """Check every byte of a store (a folder, or a URL) or an export (a file). Raise StoreError if there is neither."""
+def verify(path: str | Path, *, watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None) -> Report:
+    """Check every byte of a store (a folder, or a URL) or an export (a file). Raise StoreError if there is neither.
+
+    `watch` is called with the bytes of a store; what it returns, with those of each of its files after it.
+    """
     started = time.monotonic()
     place = expand_place(path)
     if isinstance(place, RemotePath) or place.is_dir():
-        findings = verify_store(place)
+        findings = verify_store(place, watch=watch)
     elif place.is_file():
         findings = verify_export(place)
     else:

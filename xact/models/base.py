@@ -80,6 +80,9 @@ class Transform:
     record: dict[str, Any]
     """All settings that change a value, as JSON-able data. `outline` holds them with the keys of a recipe's block, if
     that block can express them."""
+    pixels: Callable[[Image], Tensor] | None = None
+    """RGB picture -> uint8 (channel, y, x): the same steps but for those that look at one number at a time; None if
+    they cannot be told apart, or if `apply` has a list of its steps."""
 
 
 @dataclass(frozen=True)

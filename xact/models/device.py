@@ -17,6 +17,9 @@ from xact.errors import RequestError
 AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
 """{kind of device: pictures in one forward pass if the recipe says `auto`}."""
 
+MAX_WRITERS = 8
+"""Most threads that write beside an accelerator: each encodes some 300 MB/s, which a disk or two can take."""
+
 MEMORY_SHARE = 0.6
 """Fraction of the machine's memory that all lanes together may fill."""
 
@@ -57,6 +60,16 @@ def count_lanes(workers: int, *, lane_nbytes: int, device: str) -> int:
     if get_kind(device) != "cpu":
         return 1
     return max(1, min(workers, int(find_memory() * MEMORY_SHARE) // max(1, lane_nbytes)))
+
+
+def count_writers(workers: int, *, buffer_nbytes: int, device: str) -> int:
+    """Return the number of threads that encode and write tasks of one lane; each has a buffer.
+
+    An accelerator gives its only lane more than one thread can write.
+    """
+    if get_kind(device) == "cpu":
+        return 1
+    return max(1, min(workers // 2, MAX_WRITERS, int(find_memory() * MEMORY_SHARE) // max(1, buffer_nbytes)))
 
 
 def find_memory() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +52,19 @@ class TextBatch:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> TextBatch:
+    def to(
+        self, device: str | torch.device, *, dtype: torch.dtype | None = None, non_blocking: bool = False
+    ) -> TextBatch:
         """Return the batch on a device. `dtype` is ignored: ids stay int64."""
         del dtype
-        return TextBatch(self.ids.to(device), self.mask.to(device), self.captions, self.pooled.to(device))
+        return self._make(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> TextBatch:
+        """Return the batch in memory from which a device copies by itself."""
+        return self._make(Tensor.pin_memory)
+
+    def _make(self, change: Callable[[Tensor], Tensor]) -> TextBatch:
+        return TextBatch(change(self.ids), change(self.mask), self.captions, change(self.pooled))
 
 
 def pad(captions: Sequence[Encoded], *, pad_id: int) -> TextBatch:

@@ -223,8 +223,12 @@ class Plan(PlanRecord):
 
     def count_lane_nbytes(self, model: PlannedModel) -> int:
         """Return the bytes that one lane needs: two buffers of a task plus the outputs of one batch."""
-        buffer = self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
+        buffer = self.count_buffer_nbytes(model)
         return 2 * buffer + model.batch_size * model.working_values * FLOAT32_NBYTES
+
+    def count_buffer_nbytes(self, model: PlannedModel) -> int:
+        """Return the bytes of the values of one task."""
+        return self.stimuli_per_task * self.n_replicates * model.total_units * FLOAT32_NBYTES
 
     def choose_shards(self, *, is_trial: bool) -> dict[str, int | None]:
         """Return the fields that determine the shards of a new store of this content.

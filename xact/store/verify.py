@@ -13,6 +13,7 @@ from xact.disk.durable import PARTIAL, Written
 from xact.disk.places import Place, read_whole
 from xact.disk.remote import RemotePath
 from xact.errors import StoreError
+from xact.pace import Watch
 from xact.store.check_metadata import is_inside
 from xact.store.expected import CLAIM, ROOT, Expected, UnderWay, find_expected, list_generation_files
 from xact.store.findings import EXTRA, Fault, Findings
@@ -23,14 +24,15 @@ MAX_LOOKS = 50
 """Most times that files at fault are looked at again, while a build writes to the store."""
 
 
-def verify_store(store: Place) -> Findings:
+def verify_store(store: Place, *, watch: Watch = lambda _: lambda _n: None) -> Findings:
     """Compare every file of a store with its manifest. Raise StoreError if there is no store.
 
     Files of a generation that is being built are compared with its journal. Nothing outside the store is read. A build
     may write to the store meanwhile: a fault is reported only if it is found twice, and the file did not change since
-    before the manifest and the journal were read for the second time.
+    before the manifest and the journal were read for the second time. `watch` is called with the bytes of the files to
+    read; what it returns, with those of each file.
     """
-    look = _Look(store)
+    look = _Look(store, watch)
     look.take(suspects=())
     for _ in range(MAX_LOOKS):
         before = _find_states(store, look.faults)
@@ -50,8 +52,9 @@ def _find_states(store: Place, faults: Sequence[Fault]) -> dict[str, FileState]:
 class _Look:
     """One look at all files of a store. The next look reads only the files at fault and new ones again."""
 
-    def __init__(self, store: Place) -> None:
+    def __init__(self, store: Place, watch: Watch) -> None:
         self.store = store
+        self._watch = watch
         self.faults: list[Fault] = []
         self._hashes: dict[str, Written | str] = {}
 
@@ -64,7 +67,8 @@ class _Look:
             keys = sorted(
                 key for key in self.listing.files.keys() & known if key in suspects or key not in self._hashes
             )
-            self._hashes |= hash_files(self.store, keys)
+            count = self._watch(sum(self.listing.files[key] for key in keys)) if keys else None
+            self._hashes |= hash_files(self.store, keys, count=count or (lambda _: None))
             found = {key: said for key, said in self._hashes.items() if key in self.listing.files}
             self.faults += _check_all(self.store, self.listing, self.expected, found)
 

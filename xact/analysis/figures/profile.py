@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from xact.analysis.figures.style import COLOURS, hold_axes, shorten
+from xact.analysis.figures.style import COLOURS, hold_axes, load_matplotlib, shorten
 from xact.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ STYLES = ("-", "--", ":", "-.")
 
 LINE_HEIGHT = 1.15
 """Distance of names beneath each other, in heights of the font."""
+
+SAMPLE = 9
+"""Length of the piece of a line before its name, in points."""
 
 CEILING = "#DDDDDD"
 
@@ -153,17 +156,18 @@ def write_names(axes: Axes, lines: list[ProfileLine]) -> None:
     step = LINE_HEIGHT * size / height
     wanted = np.array([(ends[k][-1] - bottom) / (top - bottom) for k in drawn])
     for k, y in zip(drawn, push_apart(wanted, step), strict=True):
-        colour = COLOURS[k % len(COLOURS)]
-        axes.text(
-            1.02,
-            y,
-            shorten(lines[k].name),
-            color=colour,
-            transform=axes.transAxes,
-            va="center",
-            size=size,
-            parse_math=False,
-        )
+        axes.add_artist(draw_sample(k, y))
+        at = load_matplotlib("matplotlib.transforms").offset_copy(axes.transAxes, figure, SAMPLE + 3, 0, units="points")
+        axes.text(1.02, y, shorten(lines[k].name), transform=at, va="center", size=size, parse_math=False)
+
+
+def draw_sample(k: int, y: float) -> Any:  # noqa: ANN401  an artist
+    """Return a piece of line `k` that stands before its name: light colours are no colours for text."""
+    boxes, line = load_matplotlib("matplotlib.offsetbox"), load_matplotlib("matplotlib.lines").Line2D
+    area = boxes.DrawingArea(SAMPLE, 1)
+    area.add_artist(line([0, SAMPLE], [0.5, 0.5], color=COLOURS[k % len(COLOURS)], ls=STYLES[k // len(COLOURS) % 4]))
+    place = {"xycoords": "axes fraction", "box_alignment": (0, 0.5), "frameon": False, "pad": 0}
+    return boxes.AnnotationBbox(area, (1.02, y), **place)
 
 
 def push_apart(wanted: np.ndarray, step: float) -> np.ndarray:

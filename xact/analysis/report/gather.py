@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from xact.analysis.mds import embed
 from xact.analysis.measure import make_measure
 from xact.analysis.pairs import count_pairs, take_pairs
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
+from xact.analysis.report.origin import Definition, describe_origin
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
 from xact.analysis.select import Selection, choose
 from xact.disk.places import expand_place
 from xact.errors import RequestError
+from xact.pace import Watch
 from xact.reading.catalog import Names, find_names
 
 SMALL = 32
@@ -42,6 +45,9 @@ N_SAMPLES = 200
 
 MOST_BOOTSTRAPPED = 2e9
 """Most layers x pairs x samples: above, which takes minutes, the scores have no bands."""
+
+N_STEPS = 6
+"""Times that each layer is counted: RDMs, grid, labels, references, facts, quality."""
 
 MOST_LABELS = 3
 BOOKKEEPING = ("stimulus", "stimulus_index", "file", "path", "sha256", "stem")
@@ -84,6 +90,8 @@ class Gathered:
     name: str
     asked: Asked
     attrs: dict[str, object]
+    origin: list[Definition]
+    """(title, lines): what the store says of how its values came about."""
     sizes: dict[str, int]
     stimuli: xr.Dataset
     layers: list[LayerFacts]
@@ -97,8 +105,8 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
 
 
-def gather(source: RdmSource, asked: Asked) -> Gathered:
-    """Return all that a page shows."""
+def gather(source: RdmSource, asked: Asked, watch: Watch) -> Gathered:
+    """Return all that a page shows. `watch` receives the layers of all steps, and returns what receives those done."""
     array = open_array(source)
     name = "an array" if isinstance(source, xr.DataArray) else expand_place(source).name
     if asked.layers is not None and "layer" in array.dims:
@@ -106,23 +114,33 @@ def gather(source: RdmSource, asked: Asked) -> Gathered:
         chosen = find_names(asked.layers, known, what="layer", hint="xact info lists them")
         array = array.isel(layer=[known.index(layer) for layer in chosen])
     is_activations = "unit" in array.dims
+    n_layers = array.sizes.get("model", 1) * array.sizes.get("layer", 1)
+    done = partial(watch(N_STEPS * n_layers), n_layers)
     held = hold_rdms(array)
+    done()
     rdms = open_layer_rdms(held)
     thumbnails = load_thumbnails(rdms.stimuli, asked.images, asked.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         grid = compare(held)
+        done()
         labels = choose_labels(rdms.stimuli) if asked.labels is None else asked.labels
         draws = plan_draws(rdms, asked.seed)
         labelled = compare(held, labels=labels, **draws) if labels else None
+        done()
         scored = None if asked.to is None else compare_reference(held, asked, draws)
+    done()
     facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
+    done()
     if is_activations:
         add_quality(array, facts)
+    done()
+    attrs: dict[str, object] = {str(key): value for key, value in array.attrs.items()}
     return Gathered(
         name=name,
         asked=asked,
-        attrs={str(key): value for key, value in array.attrs.items()},
+        attrs=attrs,
+        origin=describe_origin(source, attrs),
         sizes={str(dim): length for dim, length in array.sizes.items()},
         stimuli=rdms.stimuli,
         layers=facts,

@@ -6,25 +6,23 @@ import base64
 import hashlib
 import importlib
 import json
-from importlib.metadata import version
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from xact.analysis.figures.rdm import average_blocks, find_limits, find_runs
-from xact.analysis.figures.style import COLOURS, shorten
+from xact.analysis.figures.style import COLOURS
 from xact.analysis.measure import FORMULAS
-from xact.analysis.report.draw import draw_maps, draw_matrix, draw_profiles, draw_quality, quantise
+from xact.analysis.report.describe_methods import list_definitions
+from xact.analysis.report.draw import THEME, draw_maps, draw_profiles, draw_quality
 from xact.analysis.report.findings import find_first
-from xact.analysis.report.gather import LARGE, N_SAMPLES, Gathered, check_maps
+from xact.analysis.report.gather import N_SAMPLES, Gathered, check_maps
+from xact.analysis.report.matrices import colour_conditions, describe_grid, describe_large, list_small
+from xact.analysis.report.sheet import find_crossed, list_marks, list_sheets
 from xact.analysis.scores import make_table
 from xact.errors import RequestError, escape_controls
-
-BAND_COLOURS = (*COLOURS[:7], "#777777")
-MOST_HOVERED = 300
-"""Most layers of a grid whose scores the pointer shows: the page stays below 5 MB."""
 
 INSTALL = 'pip install "xact[report]" (or pip install jinja2 matplotlib)'
 
@@ -41,33 +39,33 @@ def load_jinja() -> Any:  # noqa: ANN401  a module
 
 def make_page(found: Gathered) -> str:
     """Return the HTML of a report."""
+    described = describe(found)
+    hover = {"rdm": described["large"]["hover"], "grid": described["grid"]["hover"]}
+    return render(files("xact.analysis.report").joinpath("page.html").read_text(encoding="utf-8"), described, hover)
+
+
+def render(text: str, values: Mapping[str, object], hover: Mapping[str, object]) -> str:
+    """Return the page of a template. Every text is escaped; `hover` is what the script shows of matrices."""
     jinja, markup = load_jinja(), importlib.import_module("markupsafe").Markup
     folder = files("xact.analysis.report")
     script = folder.joinpath("page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja.Environment(
-        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=clean
+        autoescape=True,
+        undefined=jinja.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=clean,
+        loader=jinja.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
     )
-    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
-    described = describe(found)
-    page: str = template.render(
+    environment.filters["svg"] = markup  # of draw.py, where texts are escaped
+    page: str = environment.from_string(text).render(
         script=markup(script),
         style=markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
-        script_hash=digest,
-        data=markup(dump_json(describe_hover(described))),
-        **described,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=markup(dump_json(hover)),
+        **values,
     )
     return page + "\n"
-
-
-def describe_hover(described: dict[str, Any]) -> dict[str, Any]:
-    """Return what the script shows of the matrix below the pointer."""
-    grid = described["grid"]
-    names = [escape_controls(f"{model} · {layer}") for model, layer in grid["names"]]
-    return {
-        "rdm": described["large"]["hover"],
-        "grid": {"n": grid["n"], "low": grid["low"], "high": 1, "levels": grid["levels"], "names": names},
-    }
 
 
 def clean(value: object) -> object:
@@ -79,6 +77,8 @@ def clean(value: object) -> object:
 def describe(found: Gathered) -> dict[str, Any]:
     """Return all that the template names."""
     models = list(dict.fromkeys(one.model for one in found.layers))
+    crossed = find_crossed(found) if found.thumbnails.urls else None
+    colours = colour_conditions(found)
     quality = [("Mean dissimilarity", draw_quality(found, "mean", "mean dissimilarity"))]
     if found.is_activations:
         quality.append(("Participation ratio", draw_quality(found, "ratio", "participation ratio")))
@@ -89,11 +89,13 @@ def describe(found: Gathered) -> dict[str, Any]:
         "name": found.name,
         "facts": list_facts(found, models),
         "findings": find_first(found),
-        "stimuli": list_stimuli(found),
+        "sheets": list_sheets(found, crossed),
+        "crossed": crossed,
+        "marks": list_marks(found, crossed),
         "n_stimuli": found.large.sizes["stimulus"],
         "thumbnails": found.thumbnails,
-        "models": [(model, k) for k, model in enumerate(models)],
-        "colours": BAND_COLOURS,
+        "models": [(model, *find_line(k)) for k, model in enumerate(models)],
+        "conditions": colours,
         "quality": quality,
         "is_activations": found.is_activations,
         "formula": FORMULAS.get(method, method),
@@ -105,15 +107,20 @@ def describe(found: Gathered) -> dict[str, Any]:
         "has_bands": found.labelled is not None and found.labelled.attrs["bootstrap"] != "none",
         "scored": [] if found.scored is None else draw_profiles(found.scored, by_model=False),
         "score_bootstrap": None if found.scored is None else found.scored.attrs["bootstrap"],
-        "grid": describe_grid(found),
-        "maps": draw_maps(found, check_maps(found.maps)),
+        "grid": describe_grid(found, models),
+        "maps": draw_maps(found, check_maps(found.maps), colours),
         "table": list_table(found),
         "csv": make_csv(found),
-        "notes": found.notes,
+        "methods": list_definitions(found, n_samples=N_SAMPLES),
         "seed": found.asked.seed,
         "n_samples": N_SAMPLES,
-        "versions": {name: version(name) for name in ("xact", "numpy", "scipy", "matplotlib")},
     }
+
+
+def find_line(k: int) -> tuple[str, str]:
+    """Return the colour and the style of the line of model `k`, as its figures have them, in words of CSS."""
+    colour = COLOURS[k % len(COLOURS)]
+    return THEME.get(colour, colour), ("solid", "dashed", "dotted", "double")[k // len(COLOURS) % 4]
 
 
 def list_facts(found: Gathered, models: list[str]) -> list[tuple[str, str]]:
@@ -129,99 +136,8 @@ def list_facts(found: Gathered, models: list[str]) -> list[tuple[str, str]]:
     if found.is_activations:
         n = found.sizes.get("replicate", 1)
         facts.append((f"{n:,}", "replicate" if n == 1 else "replicates"))
-    return facts
-
-
-def list_stimuli(found: Gathered) -> list[tuple[str, int, list[dict[str, str]]]]:
-    """Return (condition, number of its stimuli, those that are shown)."""
-    names = found.stimuli["stimulus"].values.astype(str)
-    n = len(names)
-    conditions = found.stimuli["condition"].values.astype(str) if "condition" in found.stimuli else np.full(n, "")
-    short = found.stimuli["stem"].values.astype(str) if "stem" in found.stimuli else names
-    text_of = {name: found.stimuli[name].values.astype(str) for name in ("caption", "text") if name in found.stimuli}
-    groups = []
-    for condition in dict.fromkeys(conditions.tolist()):
-        shown = [
-            {
-                "name": names[row],
-                "short": short[row],
-                "url": found.thumbnails.urls.get(row, ""),
-                "text": next((texts[row] for texts in text_of.values()), ""),
-            }
-            for row in found.thumbnails.rows
-            if conditions[row] == condition
-        ]
-        groups.append((condition, int((conditions == condition).sum()), shown))
-    return groups
-
-
-def describe_large(found: Gathered) -> dict[str, Any]:
-    """Return the large RDM: its picture, its bands, and what hovering shows."""
-    rdm = found.large
-    cells = average_blocks(rdm.values, LARGE)
-    low, high = find_limits(rdm.values, None)
-    levels = quantise(cells, low, high)
-    n = rdm.sizes["stimulus"]
-    runs = find_runs(rdm["condition"].values) if "condition" in rdm.coords else []
-    names = list(dict.fromkeys(run.name for run in runs))
-    is_shown = 0 < len(names) <= len(BAND_COLOURS)
-    bands = [(run, BAND_COLOURS[names.index(run.name)]) for run in runs] if is_shown else []
-    hover = {
-        "n": len(cells),
-        "low": low,
-        "high": high,
-        "levels": base64.b64encode(levels.tobytes()).decode() if len(cells) == n else "",
-        "names": [escape_controls(str(name)) for name in rdm["stimulus"].values] if len(cells) == n else [],
-    }
-    return {
-        "title": f"{rdm['model'].item()} · {rdm['layer'].item()}",
-        "url": draw_matrix(levels),
-        "n": n,
-        "bands": bands,
-        "legend": list(zip(names, BAND_COLOURS, strict=False)) if is_shown else [],
-        "low": low,
-        "high": high,
-        "hover": hover,
-        "is_averaged": len(cells) < n,
-    }
-
-
-def list_small(found: Gathered, models: list[str]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Return (model, [(layer, short name, picture)])."""
-    return [
-        (
-            model,
-            [
-                (one.layer, shorten(one.layer), draw_matrix(quantise(one.small, 0, 1)))
-                for one in sorted(found.layers, key=lambda one: one.position)
-                if one.model == model
-            ],
-        )
-        for model in models
-    ]
-
-
-def describe_grid(found: Gathered) -> dict[str, Any]:
-    """Return the picture of all layers against all layers, and the share of each model."""
-    places = sorted(found.layers, key=lambda one: (list(found.grid["model"].values).index(one.model), one.position))
-    models, layers = found.grid["model"].values.tolist(), found.grid["layer"].values.tolist()
-    m = np.array([models.index(one.model) for one in places])
-    k = np.array([layers.index(one.layer) for one in places])
-    values = found.grid["score"].values[m[:, None], k[:, None], m, k]
-    defined = values[np.isfinite(values)]
-    low = float(min(0, defined.min())) if len(defined) else 0.0
-    counts = [
-        (model, sum(one.model == model for one in places)) for model in dict.fromkeys(one.model for one in places)
-    ]
-    has_hover = len(places) <= MOST_HOVERED
-    return {
-        "url": draw_matrix(quantise(values, low, 1)),
-        "low": low,
-        "n": len(places),
-        "counts": counts,
-        "names": [(one.model, one.layer) for one in places] if has_hover else [],
-        "levels": base64.b64encode(quantise(values, low, 1).tobytes()).decode() if has_hover else "",
-    }
+    generation = dict(found.origin).get("Store", [""])[0].rpartition(", ")[2]
+    return [*facts, ("complete", generation)] if found.is_activations and generation else facts
 
 
 def list_table(found: Gathered) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xact.analysis.compare import References
@@ -14,7 +14,7 @@ from xact.analysis.report.gather import Asked, gather
 from xact.analysis.report.page import load_jinja, make_page
 from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
-from xact.errors import RequestError
+from xact.errors import RequestError, make_command
 from xact.reading.catalog import Names
 
 
@@ -28,6 +28,7 @@ def report(
     images: str | Path | None = None,
     layers: Names = None,
     seed: int = 0,
+    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
 ) -> Path:
     """Write one page about activations or RDMs: pictures, quality, RDMs, scores, maps, numbers and methods.
 
@@ -50,6 +51,9 @@ def report(
         Names or globs; None selects all.
     seed : int, optional
         Seed of the sample of pictures and of the bootstrap.
+    watch : callable, optional
+        `watch(n)` is called once with the number of layers over all steps, and returns a function that is called with
+        the number of those that are done. Default: no progress.
 
     Returns
     -------
@@ -67,6 +71,8 @@ def report(
     --------
     >>> page = xact.report("quickstart.zarr", labels=["condition"])
     """
+    if isinstance(source, str | Path) and str(source).endswith((".yml", ".yaml")):
+        raise RequestError(f"{str(source)!r} is a recipe, not a store", hint=make_command("report", source))
     file = expand_path(output)
     if os.path.lexists(file):
         raise RequestError(f"the output {str(file)!r} exists", hint="remove it, or give another name")
@@ -75,7 +81,7 @@ def report(
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RequestError(f"seed: a whole number of at least 0 is wanted, found {seed!r:.40}", hint="--seed 0")
     with limit_blas():
-        found = gather(source, Asked(to=to, labels=labels, key=key, images=images, layers=layers, seed=seed))
+        found = gather(source, Asked(to=to, labels=labels, key=key, images=images, layers=layers, seed=seed), watch)
         page = make_page(found)
     write_file(file, [page.encode()])
     return file

@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -28,24 +29,25 @@ class Thumbnails:
     """Stimuli that are shown, in their order."""
     urls: dict[int, str]
     """{stimulus: data URL}."""
-    arrays: dict[int, np.ndarray]
     n_unread: int
     is_asked: bool
 
 
 def load_thumbnails(stimuli: xr.Dataset, images: str | Path | None, seed: int) -> Thumbnails:
     """Return pictures of at most MOST_PICTURES stimuli. Without a folder (None, `none`) there are none."""
-    n = stimuli.sizes["stimulus"]
-    rows = np.arange(n)
-    if n > MOST_PICTURES:
-        rows = np.sort(np.random.default_rng(seed).choice(n, MOST_PICTURES, replace=False))
+    rows = draw_rows(stimuli.sizes["stimulus"], MOST_PICTURES, seed)
     is_asked = images is not None and str(images) != "none"
-    urls, arrays = {}, {}
+    urls = {}
     for row, file in zip(rows.tolist(), find_files(stimuli, images, rows) if is_asked else (), strict=is_asked):
         picture = None if file is None else read_picture(file)
         if picture is not None:
-            urls[row], arrays[row] = picture
-    return Thumbnails(rows.tolist(), urls, arrays, len(rows) - len(urls) if is_asked else 0, is_asked)
+            urls[row] = picture
+    return Thumbnails(rows.tolist(), urls, len(rows) - len(urls) if is_asked else 0, is_asked)
+
+
+def draw_rows(n: int, most: int, seed: int) -> np.ndarray:
+    """Return the rows of `n` stimuli that are shown: all, or a sample of `most` in their order."""
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
 
 def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray) -> list[Path | None]:
@@ -59,8 +61,8 @@ def find_files(stimuli: xr.Dataset, images: str | Path | None, rows: np.ndarray)
     return [None if name.is_absolute() or ".." in name.parts else folder / name for name in names]
 
 
-def read_picture(file: Path) -> tuple[str, np.ndarray] | None:
-    """Return a picture as a data URL and as an array; None if there is none that Pillow reads."""
+def read_picture(file: Path) -> str | None:
+    """Return a picture as a data URL; None if there is none that Pillow reads."""
     from PIL import Image
 
     try:
@@ -68,9 +70,15 @@ def read_picture(file: Path) -> tuple[str, np.ndarray] | None:
             picture = opened.convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    small = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return encode_png(small.quantize(N_COLOURS, dither=Image.Dither.NONE)), np.asarray(small)
+    return shrink(Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB"))
+
+
+def shrink(picture: Any) -> str:  # noqa: ANN401  an image of Pillow
+    """Return a small copy of an RGB image as a data URL."""
+    from PIL import Image
+
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return encode_png(picture.quantize(N_COLOURS, dither=Image.Dither.NONE))
 
 
 def encode_png(image: object) -> str:

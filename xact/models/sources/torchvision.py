@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torchvision.models as library
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional
 
 from xact.models.base import Network, Transform, Weights, make_name_error
 from xact.models.hub import find_at_url
@@ -55,7 +57,15 @@ def make_transform(spec: ModelSpec) -> Transform:
             std=steps.std,
         ),
     }
-    return Transform(steps, record)
+
+    def read_pixels(picture: Image) -> Tensor:
+        resized = functional.resize(
+            picture, steps.resize_size, interpolation=steps.interpolation, antialias=steps.antialias
+        )
+        pixels: Tensor = functional.pil_to_tensor(functional.center_crop(resized, steps.crop_size))
+        return pixels
+
+    return Transform(steps, record, read_pixels)
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:

@@ -108,6 +108,11 @@ def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
         pictures: Tensor = processor(images=picture, return_tensors="pt")["pixel_values"]
         return pictures[0]
 
+    def read_pixels(picture: object) -> Tensor:
+        found = processor(images=picture, return_tensors="pt", do_rescale=False, do_normalize=False)
+        pixels: Tensor = found["pixel_values"]
+        return pixels[0]
+
     settings = json.loads(processor.to_json_string())
     record = {
         "library": "transformers",
@@ -117,7 +122,9 @@ def _open_processor(spec: ModelSpec, folder: Path) -> Transform:
         "repr": type(processor).__name__,
     }
     outline = _make_outline(settings)
-    return Transform(apply, record | ({} if outline is None else {"outline": outline}))
+    can_split = {"do_rescale", "do_normalize"} <= settings.keys()
+    record |= {} if outline is None else {"outline": outline}
+    return Transform(apply, record, read_pixels if can_split else None)
 
 
 def _make_outline(settings: Mapping[str, Any]) -> dict[str, Any] | None:

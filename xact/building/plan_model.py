@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-from xact.building.plan_layers import keep_labels
+from xact.building.plan_layers import keep_stored
 from xact.capture.values_version import VALUES_VERSION
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
@@ -45,7 +45,7 @@ def plan_model(
 ) -> PlannedModel:
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
     if stored is not None:
-        surveyed = replace(surveyed, layers=keep_labels(surveyed.layers, stored.layers))
+        surveyed = replace(surveyed, layers=keep_stored(surveyed.layers, stored.layers))
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size

@@ -18,6 +18,7 @@ from xact.labels import DIMS
 from xact.reading.catalog import Names, open_catalog
 from xact.reading.dask import open_lazy
 from xact.reading.disk_arrays import StackArray
+from xact.reading.labels import LISTS, parse_lists
 
 
 def open_activations(
@@ -28,6 +29,8 @@ def open_activations(
     allow_incomplete: bool = False,
     skip_failed: bool = False,
     complete_only: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open layers of one or more models as one lazy array.
 
@@ -46,6 +49,12 @@ def open_activations(
     complete_only : bool, optional
         If True, models that lack a row are left out. With `skip_failed` too, a row that is recorded as failed does not
         count as lacking: its stimulus is left out, not the model.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -78,8 +87,9 @@ def open_activations(
     kept = catalog.leave_out_failed(m) if skip_failed else None
     rows = catalog.find_rows(m, allow_incomplete=allow_incomplete, kept=kept)
     cells = tuple(tuple(catalog.find_array(i, j, rows[i]) for j in k) for i in m)
-    coords = catalog.make_coords({"model": np.array(m), "layer": np.array(k)})
-    acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), kept)
+    coords = catalog.make_coords({"model": np.array(m), "layer": np.array(k)}, labels)
+    order = kept if sort is None else catalog.order_stimuli(sort, kept)
+    acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), order)
     if len(m) < len(asked):
         acts.attrs["left_out_models"] = [str(catalog.models[i]) for i in asked if i not in m]
     return acts
@@ -87,14 +97,21 @@ def open_activations(
 
 def keep_stimuli(acts: xr.DataArray, kept: np.ndarray | None) -> xr.DataArray:
     """Return the stimuli at these positions; the attribute `left_out_stimuli` lists the others. None keeps all."""
-    if kept is None or len(kept) == acts.sizes["stimulus"]:
+    if kept is None or np.array_equal(kept, np.arange(acts.sizes["stimulus"])):
         return acts
     lost = np.delete(acts["stimulus"].values, kept).tolist()
-    return acts.isel(stimulus=kept).assign_attrs(left_out_stimuli=lost)
+    return acts.isel(stimulus=kept).assign_attrs({"left_out_stimuli": lost} if lost else {})
 
 
 def open_layer(
-    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+    store: str | Path,
+    model: str,
+    layer: str,
+    *,
+    allow_incomplete: bool = False,
+    skip_failed: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open one layer of one model as a lazy array without padding.
 
@@ -109,6 +126,12 @@ def open_layer(
     skip_failed : bool, optional
         If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
         that are not finished for another reason are refused as before.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -131,16 +154,25 @@ def open_layer(
     >>> layer = xact.open_layer("quickstart.zarr", "MobileNetV2", "features.8")
     >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
-    one = open_catalog(store).open_one(
-        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False
+    catalog = open_catalog(store)
+    one = catalog.open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False, labels=labels
     )
     on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
     dims = ("stimulus", "replicate", "unit")
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_unit, dims, name="activations"), one.kept)
+    order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_unit, dims, name="activations"), order)
 
 
 def open_map(
-    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+    store: str | Path,
+    model: str,
+    layer: str,
+    *,
+    allow_incomplete: bool = False,
+    skip_failed: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open one layer of one model as a lazy array in the layer's own shape.
 
@@ -155,6 +187,12 @@ def open_map(
     skip_failed : bool, optional
         If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
         that are not finished for another reason are refused as before.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -177,12 +215,14 @@ def open_map(
     >>> grid = xact.open_map("quickstart.zarr", "ViT-Tiny-untrained", "blocks.3")
     >>> first = grid.isel(stimulus=0, replicate=0).compute()  # here (feature,)
     """
-    one = open_catalog(store).open_one(
-        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True
+    catalog = open_catalog(store)
+    one = catalog.open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True, labels=labels
     )
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     dims = ("stimulus", "replicate", *one.unit_axes)
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_axes, dims, name="activations"), one.kept)
+    order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), one.coords | on_axes, dims, name="activations"), order)
 
 
 def open_tokens(
@@ -302,7 +342,8 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per layer of each model, in forward order. Columns: `model`, `layer`; labels of the layer, such as
-        `n_units`, `depth` and `unit_shape`; labels of the model, such as `source`, `weights` and `seed`.
+        `n_units` and `depth`, and the lists `unit_axes` and `unit_shape`; labels of the model, such as `source`,
+        `weights` and `seed`.
 
     Raises
     ------
@@ -322,7 +363,7 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     columns = {"model": catalog.models[m], "layer": catalog.layers[k]}
     for name, (dims, values) in catalog.labels.items():
         if dims == ("model", "layer"):
-            columns[name] = values[m, k]
+            columns[name] = parse_lists(values[m, k]) if name in LISTS else values[m, k]
     for name, (dims, values) in catalog.labels.items():
         if dims == ("model",) and name != "model":
             columns[name] = values[m]

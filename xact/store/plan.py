@@ -68,7 +68,7 @@ class PlannedLayer(PlanRecord):
     layer_index: int
     """Index in forward order among the model's layers in the store."""
     depth: float
-    """Relative position among the network's blocks, 0 to 1."""
+    """Relative position among the network's N blocks: (k + 1) / N of block k; k / (N - 1) in older stores."""
     depth_bin: int
 
     @model_validator(mode="before")

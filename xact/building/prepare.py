@@ -15,7 +15,7 @@ from xact.building.plan_model import Surveyed, choose_device, plan_model
 from xact.building.remembered import SurveyMemory, open_memory
 from xact.capture.read_stimuli import StimuliByRow, order_stimuli
 from xact.capture.reduce import TOKENS
-from xact.errors import MismatchError, RequestError, StimulusError, WeightsError
+from xact.errors import MismatchError, RequestError, StimulusError, WeightsError, make_html
 from xact.labels import SourceRow, StoreRow
 from xact.models.allow_code import check_allowed
 from xact.recipe.resolve import ModelSpec, pair_twins, resolve_models
@@ -66,6 +66,14 @@ class PreparedBuild:
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
     notes: tuple[str, ...] = ()
     """What the user should know of the weights, and of models that the recipe leaves behind."""
+
+    def __repr__(self) -> str:
+        what = "nothing to do" if self.nothing_to_do else f"{self.n_rows_left} rows left"
+        models = [f"{label}: {sum(len(task.rows) for task in tasks)} stimuli" for label, tasks in self.tasks.items()]
+        return "\n  ".join([f"PreparedBuild: {str(self.store)!r} ({self.plan.layout}), {what}", *models])
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
     @property
     def n_rows_left(self) -> int:

@@ -23,6 +23,7 @@ from xact.errors import (
     WeightsError,
     XactError,
     make_command,
+    make_html,
 )
 from xact.pace import ModelPart
 from xact.stimuli.base import hash_stimulus
@@ -43,6 +44,10 @@ CHANGED = {
 """{kind of stimuli: what to do if one of them changed}."""
 
 
+MOST_TOLD = 10
+"""Most failures that the text of an outcome lists."""
+
+
 @dataclass
 class Outcome:
     """The result of a build."""
@@ -59,6 +64,25 @@ class Outcome:
     """The models of the recipe that have every row; None if every model of the store has every row."""
     lacks_failed_only: bool = False
     """True if rows of the store are missing, and each of them is recorded as failed."""
+
+    def list_failures(self) -> list[str]:
+        """Return a line that counts what failed; none if nothing did."""
+        kinds = (("stimulus", "stimuli", self.failed_stimuli), ("model", "models", self.failed_models))
+        told = [f"{len(failed)} {one if len(failed) == 1 else many}" for one, many, failed in kinds if failed]
+        return [f"{' and '.join(told)} failed: the outcome's failed_stimuli and failed_models say why"] if told else []
+
+    def __repr__(self) -> str:
+        rows = f"{self.n_captured} rows captured" if self.n_captured else "nothing was left to capture"
+        failed = [f"failed: {name}: {why}" for name, why in {**self.failed_models, **self.failed_stimuli}.items()]
+        more = [f"… and {len(failed) - MOST_TOLD} more"] if len(failed) > MOST_TOLD else []
+        warned = [f"warning: {text}" for text in self.warnings]
+        head = (
+            f"Outcome: {str(self.store)!r} ({self.layout}), {rows}, {'complete' if self.is_complete else 'incomplete'}"
+        )
+        return "\n  ".join([head, *warned, *failed[:MOST_TOLD], *more])
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
 
 CountRows = Callable[[str, int], None]

@@ -28,7 +28,7 @@ from xact.cli.terminal import (
     write_err,
     write_out,
 )
-from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, WorkError, XactWarning, make_nearest_text
 from xact.words import format_nbytes
 
 if TYPE_CHECKING:
@@ -63,14 +63,16 @@ def run_build(options: argparse.Namespace) -> int:
     with stop_on_signals():
         from xact.building.api import build
 
-        outcome = build(
-            options.recipe,
-            **get_overrides(options),
-            allow_code=options.allow_code,
-            confirm=lambda prepared: confirm(prepared, yes=options.yes),
-            tell=show_note,
-            progress=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", XactWarning)  # they are printed with the outcome
+            outcome = build(
+                options.recipe,
+                **get_overrides(options),
+                allow_code=options.allow_code,
+                confirm=lambda prepared: confirm(prepared, yes=options.yes),
+                tell=show_note,
+                progress=True,
+            )
         return show_outcome(outcome)
 
 

@@ -65,6 +65,11 @@ def parse_yaml(
         raise RecipeError(f"{name}: the YAML is nested too deeply, or an alias contains itself") from None
 
 
+def make_yaml(data: object) -> str:
+    """Return plain data as YAML, in the order of its keys; short lists and mappings stand in one line."""
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
 def read_text(file: Path) -> str:
     """Return the text of a recipe file; RecipeError if the file is missing, too large or not UTF-8."""
     if not file.is_file():

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from xact.errors import make_html
 from xact.store.chunks import (
     FLOAT32_NBYTES,
     MEGABYTE,
@@ -206,6 +207,16 @@ class Plan(PlanRecord):
     stimuli: PlannedStimuli
     failed_models: dict[str, str] = {}
     """{model: error} of the networks that failed to load under `on_error: skip`."""
+
+    def __repr__(self) -> str:
+        models = [f"{model.label}: {len(model.layers)} layers, {model.total_units} units" for model in self.models]
+        head = f"Plan: generation {self.generation} ({self.layout}), {self.n_stimuli} stimuli x {self.n_replicates}"
+        return "\n  ".join([head, *models])
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
     @property
     def n_stimuli(self) -> int:

@@ -13,7 +13,7 @@ from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
 
-WORKED_OUT = frozenset("weights transform layers device batch_size".split())
+WORKED_OUT = frozenset("weights family training transform layers device batch_size".split())
 """Fields of a spec that hold a request; the plan's field of the same name holds the result."""
 
 IDENTITY = tuple(
@@ -38,6 +38,9 @@ class Surveyed:
     input_shape: tuple[int, ...]
     transform: dict[str, Any]
     layers: tuple[PlannedLayer, ...]
+    family: str = ""
+    """As the registry has it, else in the words of the library."""
+    training: str = ""
 
 
 def plan_model(
@@ -45,7 +48,8 @@ def plan_model(
 ) -> PlannedModel:
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
     if stored is not None:
-        surveyed = replace(surveyed, layers=keep_stored(surveyed.layers, stored.layers))
+        kept = {name: getattr(stored, name) for name in ("family", "training") if not getattr(spec, name)}
+        surveyed = replace(surveyed, layers=keep_stored(surveyed.layers, stored.layers), **kept)
     batch_size = spec.batch_size
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size

@@ -26,7 +26,7 @@ from xact.disk.cache import find_cache_folder, read_cached, write_cached
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 
-NOT_SURVEYED = frozenset("label base seed batch_size device folder given layers_command family training".split())
+NOT_SURVEYED = frozenset("label base seed batch_size device folder given layers_command".split())
 """Fields of a spec that a survey does not look at."""
 
 LIBRARIES = ("torch", "torchvision", *(name for name, distribution in DISTRIBUTIONS.items() if distribution))

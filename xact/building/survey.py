@@ -27,7 +27,7 @@ from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
 from xact.models.device import get_kind, resolve_device
 from xact.models.global_state import keep_global_state
-from xact.models.load import load_network, make_architecture, make_transform, undo_globals
+from xact.models.load import find_origin, load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import TokenKind
 from xact.store.plan import PlannedModel
@@ -145,7 +145,8 @@ def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
 def survey_network(spec: ModelSpec) -> Surveyed:
     """Survey one network, and leave the state of the process as it was."""
     with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
-        return SURVEYS[spec.kind](spec)
+        surveyed, origin = SURVEYS[spec.kind](spec), find_origin(spec)
+    return replace(surveyed, family=spec.family or origin.family, training=spec.training or origin.training)
 
 
 def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None, device: str) -> PlannedModel:

@@ -23,7 +23,7 @@ from xact.building.estimate import Estimate, estimate
 from xact.building.prepare import PreparedBuild, Survey, prepare_plan
 from xact.capture.job import make_picture_loader
 from xact.capture.load_captions import split_captions
-from xact.capture.load_pictures import StimuliByRow
+from xact.capture.read_stimuli import StimuliByRow
 from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, StimulusError, make_command

@@ -27,6 +27,7 @@ from xact.errors import (
     XactError,
     make_command,
 )
+from xact.labels import StoreRow
 from xact.models.global_state import keep_global_state
 from xact.pace import ModelPart, Safety
 from xact.stimuli.base import hash_stimulus
@@ -165,11 +166,11 @@ def _list_carried(prepared: PreparedBuild) -> list[TaskKey]:
 
 def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) -> Outcome:
     prepared.source.close()
-    for record in state.tasks.values():
-        if record.model in prepared.specs:
-            for row, error in record.failed.items():
-                if row not in prepared.left_out:
-                    outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
+    failed: dict[StoreRow, str] = {}
+    for model in prepared.specs:
+        failed = state.find_failed(model) | failed
+    for row in sorted(failed.keys() - prepared.left_out):
+        outcome.failed_stimuli[plan.stimuli.ids[row]] = failed[row]
     outcome.warnings += describe_equal(outcome.n_equal)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]

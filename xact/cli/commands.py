@@ -142,7 +142,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         from xact.models.download import watch_downloads
         from xact.progress import Progress
 
-        with Progress("bytes") as progress, watch_downloads(progress.start):
+        with Progress("bytes", verb="fetching") as progress, watch_downloads(progress.start):
             fetched = fetch(
                 options.targets,
                 registry=options.registry,
@@ -392,13 +392,16 @@ def run_report(options: argparse.Namespace) -> int:
 def write_preview(options: argparse.Namespace) -> Path:
     """Write the page about a recipe before its build; refuse the options of a store."""
     from xact.building.preview import preview
+    from xact.progress import Progress
 
     given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
     if given:
         raise RequestError(
             f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
         )
-    return preview(options.source, output=options.output, seed=options.seed, allow_code=options.allow_code)
+    with Progress("layers") as progress:
+        asked = {name: getattr(options, name) for name in ("output", "seed", "allow_code")}
+        return preview(options.source, **asked, tell=progress.survey)
 
 
 def run_export(options: argparse.Namespace) -> int:

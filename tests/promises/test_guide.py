@@ -25,7 +25,7 @@ def clone(tmp_path: Path, mobilenet_weights: Path, remembered_surveys: None, mon
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:the best of 7 layers is chosen:UserWarning")
+@pytest.mark.filterwarnings("ignore:the best of 6 layers is chosen:UserWarning")
 def test_the_first_study_runs_and_shows_its_numbers(clone: Path):
     from matplotlib import pyplot
 
@@ -110,6 +110,7 @@ RUN_BY = {
     "Vision, language and a brain": "test_models_and_brain_are_aligned_by_session_layer_and_store",
     "Reference RDMs": "test_the_chapter_on_references_runs",
     "Into other tools": "test_the_chapter_on_other_tools_keeps_numbers_and_their_order",
+    "Before you submit": "test_a_command_of_the_guide_can_be_parsed",
     "On a cluster": "test_a_job_that_slurm_warns_ahead_of_its_time_limit_goes_on_in_the_queue",
     "Data sets": "test_the_stimuli_of_the_page_are_such",
     "Exit codes and repeated commands": "test_a_command_of_the_guide_can_be_parsed",

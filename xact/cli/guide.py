@@ -36,7 +36,8 @@ def load_chapter(name: str) -> str:
     """Return the Markdown of a chapter. A link to another chapter becomes the command that shows it."""
     check_name(name, CHAPTERS, what="the guide has no chapter", hint="xact guide lists all chapters")
     text = files("xact").joinpath("guide", f"{name}.md").read_text(encoding="utf-8")
-    return re.sub(r"\[([^]]+)\]\(([\w-]+)\.md(?:#[^)]*)?\)", r"\1 (`xact guide \2`)", text)
+    text = re.sub(r"\[([^]]+)\]\(([\w-]+)\.md(?:#[^)]*)?\)", r"\1 (`xact guide \2`)", text)
+    return re.sub(r"<(https?://[^>]+)>", r"\1", text.replace("](../../", "]("))
 
 
 def find_title(text: str) -> str:

@@ -58,7 +58,7 @@ def show_page(text: str) -> None:
     try:
         subprocess.run(pager, input=formatted, env=environment, encoding="utf-8", check=False)
     except FileNotFoundError:  # this system has no pager
-        sys.stdout.write(formatted)
+        write_out(text)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib.resources import files
 
-from xact.cli.terminal import write_out
+from xact.cli.terminal import write_formatted, write_out
 from xact.errors import check_name
 
 CHAPTERS = (
@@ -58,7 +58,7 @@ def show_page(text: str) -> None:
     try:
         subprocess.run(pager, input=formatted, env=environment, encoding="utf-8", check=False)
     except FileNotFoundError:  # this system has no pager
-        write_out(text)
+        write_formatted(formatted)
     finally:
         signal.signal(signal.SIGINT, before)
 

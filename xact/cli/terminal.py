@@ -99,6 +99,11 @@ def write_out(text: str) -> None:
     sys.stdout.write("\n".join(map(escape_controls, text.split("\n"))))
 
 
+def write_formatted(text: str) -> None:
+    """Write a text of xact's own to stdout, with the control characters that format it."""
+    sys.stdout.write(text)
+
+
 def write_err(text: str) -> None:
     """Write to stderr, as `write_out` does."""
     clear_line()

@@ -29,6 +29,14 @@ def forgotten_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
             del sys.modules[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory) -> Iterator[None]:
+    """No command of a test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XACT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mobilenet_weights() -> Path:
     """MobileNetV2's real ImageNet weights, placed where torchvision looks for them."""

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xact import errors as errors
     from xact import plot
     from xact.analysis.compare import compare
     from xact.analysis.label_rdm import label_rdm
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         load_lazy_activations,
         load_model_activations_lazy,
     )
+    from xact.reading.provenance import load_provenance
     from xact.reading.xarray import load_layers, load_stimuli, open_activations, open_layer, open_map, open_tokens
     from xact.recipe.schema import Recipe
 
@@ -47,6 +49,7 @@ __all__ = [
     "load_layers",
     "load_lazy_activations",
     "load_model_activations_lazy",
+    "load_provenance",
     "load_stimuli",
     "open_activations",
     "open_layer",
@@ -74,6 +77,7 @@ _HOMES = {
     "load_layers": "xact.reading.xarray",
     "load_lazy_activations": "xact.reading.mappings",
     "load_model_activations_lazy": "xact.reading.mappings",
+    "load_provenance": "xact.reading.provenance",
     "load_stimuli": "xact.reading.xarray",
     "open_activations": "xact.reading.xarray",
     "open_layer": "xact.reading.xarray",
@@ -85,7 +89,7 @@ _HOMES = {
     "to_rsatoolbox": "xact.analysis.rsatoolbox_objects",
 }
 
-_ROOMS = ("plot",)
+_ROOMS = ("errors", "plot")
 """Modules that are loaded when they are first used."""
 
 
@@ -100,4 +104,4 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  any of the names above
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_ROOMS])
+    return sorted({*__all__, "__version__", *_ROOMS})

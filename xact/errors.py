@@ -114,6 +114,10 @@ class InterruptedBuildError(XactError):
     exit_code = 75
 
 
+class XactWarning(UserWarning):
+    """What a build from Python wants its user to know, as the command line prints it in a line `warning: …`."""
+
+
 def make_command(*words: object) -> str:
     """Return a command of xact as a shell reads it: a path or label with spaces is quoted."""
     return shlex.join(["xact", *map(str, words)])
@@ -154,6 +158,13 @@ def escape_controls(text: str) -> str:
 def make_lines(lines: Iterable[str]) -> str:
     """Return each text as one line that a terminal only shows."""
     return "".join(f"{escape_controls(line)}\n" for line in lines)
+
+
+def make_html(text: str) -> str:
+    """Return a text as HTML that a notebook shows as it stands."""
+    import html
+
+    return f"<pre>{html.escape(make_lines(text.splitlines()))}</pre>"
 
 
 def _escape(character: str) -> str:

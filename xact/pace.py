@@ -158,7 +158,9 @@ class BuildPace:
 
     def add(self, label: str, n: int, now: float) -> None:
         """Count `n` stimuli of a model that have just been captured; 0 says that it begins, or begins anew."""
-        part = self.parts[label]
+        part = self.parts.get(label)
+        if part is None:  # a worker has finished what this build no longer needs
+            return
         if n == 0:
             if self._at is not None and self._at is not part:
                 self._at.has_ended = True

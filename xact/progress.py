@@ -39,10 +39,12 @@ class Progress:
         What `start` counts: `stimuli`, `layers`, `bytes`, ...
     shown : bool or None
         True: a line on a terminal or in a notebook, else a log. None: the line alone. False: nothing.
+    verb : str
+        What `survey` says is done with a network.
     """
 
-    def __init__(self, unit: str = "stimuli", *, shown: bool | None = True) -> None:
-        self._unit = unit
+    def __init__(self, unit: str = "stimuli", *, shown: bool | None = True, verb: str = "surveying") -> None:
+        self._unit, self._verb = unit, verb
         self._form = choose_form(shown)
         self._lock = threading.RLock()
         self._teller: Teller | None = None
@@ -57,9 +59,9 @@ class Progress:
         self._safety: Safety | None = None
 
     def survey(self, index: int, total: int, label: str) -> None:
-        """Say that network `index` of `total` is looked at."""
+        """Say at which network of how many the command is, before anything is counted."""
         with self._lock:
-            self._survey = f"surveying {index}/{total} {escape_controls(label)}"
+            self._survey = f"{self._verb} {index}/{total} {escape_controls(label)}"
             self._run()
             if self._form == "line":
                 self._draw()

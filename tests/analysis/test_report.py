@@ -130,6 +130,14 @@ def test_what_to_look_at_first_is_told_from_the_numbers(tmp_path):
     assert "No value is NaN or infinite." in text
 
 
+def test_what_holds_for_many_networks_is_told_of_three(tmp_path):
+    acts = make_activations(8, models=[*"ABCDE"], n_replicates=1)
+    acts.values[..., :2] = 7
+    text = xact.report(acts, labels=["object"], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert re.findall(r"(\w): 3 of 3 layers have units with one value", text) == [*"ABC"]
+    assert "The same holds for 2 other networks, with other numbers: D, E." in text
+
+
 def test_layers_without_an_rdm_are_told_and_the_page_holds(tmp_path):
     acts = make_activations(8, n_replicates=1)
     acts.values[0, :, 1] = 7  # (model, stimulus, layer, replicate, unit)

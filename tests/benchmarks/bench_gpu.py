@@ -104,6 +104,7 @@ class Busy:
 
     @contextmanager
     def measure(self, step: str) -> Iterator[None]:
+        """Add the seconds of the block to a step."""
         started = time.perf_counter()
         yield
         with self.lock:
@@ -131,10 +132,6 @@ class TimedCuda(CudaStreams):
     def __init__(self, device: str, busy: Busy) -> None:
         super().__init__(device)
         self.busy = busy
-
-    def pin(self, inputs: Any) -> Any:
-        with self.busy.measure("pin"):
-            return super().pin(inputs)
 
     def copy_in(self, move: Callable[[], Any]) -> Any:
         def timed() -> Any:
@@ -165,10 +162,6 @@ class TimedThreads(ThreadStreams):
         super().__init__(delay=0)
         self.busy = busy
 
-    def pin(self, inputs: Any) -> Any:
-        with self.busy.measure("pin"):
-            return super().pin(inputs)
-
     def copy_in(self, move: Callable[[], Any]) -> Any:
         with self.busy.measure("copy in"):
             moved = super().copy_in(move)
@@ -184,29 +177,16 @@ class TimedThreads(ThreadStreams):
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A loader whose pictures were loaded before."""
-
-    loader: Any
-    loaded: Sequence[LoadedStimulus]
-
-    def load(self, row: int) -> LoadedStimulus:
-        return self.loaded[row % len(self.loaded)]
-
-    def collate(self, contents: Sequence[Any]) -> Any:
-        return self.loader.collate(contents)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """A loader whose seconds are counted."""
+class TimedLoader:
+    """A loader whose seconds are counted; its pictures were loaded before, or are decoded on the way."""
 
     loader: Any
     busy: Busy
+    loaded: Sequence[LoadedStimulus]
 
     def load(self, row: int) -> Any:
         with self.busy.measure("decode"):
-            return self.loader.load(row)
+            return self.loaded[row % len(self.loaded)] if self.loaded else self.loader.load(row)
 
     def collate(self, contents: Sequence[Any]) -> Any:
         with self.busy.measure("decode"):
@@ -288,28 +268,27 @@ class Bench:
         )
 
         def run_timed(job: CaptureJob, tasks: Any, **how: Any) -> None:
+            n_loaded = 0 if is_decoded else min(N_DISTINCT, n_images, 2 * batch)
             if is_decoded:
                 built.decoding = measure_decoding(job, min(n_images, N_DISTINCT))
-                job = replace(job, loader=Decoding(job.loader, built.busy))
-            else:
-                loaded = [job.loader.load(row) for row in range(min(N_DISTINCT, n_images, 2 * batch))]
-                job = replace(job, loader=Ready(job.loader, loaded))
+            job = replace(job, loader=TimedLoader(job.loader, built.busy, [*map(job.loader.load, range(n_loaded))]))
             built.n_writers = max(job.n_lanes, job.n_writers)
             is_cuda = self.device.startswith("cuda")
             streams = TimedCuda(self.device, built.busy) if is_cuda else TimedThreads(built.busy)
+            streams.pin = built.busy.wrap("pin", streams.pin)  # type: ignore[method-assign]
             started = time.perf_counter()
             run_job(job, tasks, strategy="ahead", streams=streams, **how)
             built.seconds = time.perf_counter() - started
             built.busy.sum_up()
 
-        def run(prepared: Any, writer: Any, _outcome: Any, progress: Any) -> None:
+        def run(prepared: Any, writer: Any, _outcome: Any, _progress: Any) -> None:
             (model,) = prepared.plan.models
             self.loaded = self.loaded or load_model(prepared, model)
             built.shape = model.input_shape
             for layer in model.layers:
                 built.nbytes[layer.reduction] += 4 * layer.n_units
             tasks = prepared.tasks[model.label]
-            run_tasks(prepared, model, self.loaded, tasks, writer, tally=Tally(), warn=say, progress=progress)
+            run_tasks(prepared, model, self.loaded, tasks, writer, tally=Tally(), warn=say, progress=lambda _n: None)
 
         with ExitStack() as stack:
             stack.enter_context(patch("xact.building.run_tasks.run_job", run_timed))
@@ -320,7 +299,7 @@ class Bench:
             ):
                 stack.enter_context(patch(place, built.busy.wrap(step, function)))
             prepared = prepare_build(load_recipe(recipe), store, allow_code=False)
-            build_store(prepared, progress=lambda _n: None, run=run)
+            build_store(prepared, progress=lambda *_: None, run=run)
         shutil.rmtree(store)
         return built
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import xact
-from xact.errors import CaptureError, RequestError
+from xact.errors import CaptureError, RequestError, XactWarning
 
 SEEN: dict[tuple[int, ...], torch.Tensor] = {}
 """What `Net` keeps for each shape, as code with a cache does."""
@@ -246,3 +246,20 @@ def test_what_is_not_a_stimulus_is_named_by_its_position():
     with pytest.raises(RequestError, match=r"^stimulus 1 is an int") as refused:
         xact.extract("ResNet50", ["a.png", 3])
     assert refused.value.hint.startswith("a picture is a path, a picture of PIL, or a uint8 array")
+
+
+def test_the_amounts_of_jitter_are_coordinates_and_grey_pictures_are_told(tmp_path):
+    write_pictures(tmp_path, 2, size=(24, 20))
+    Image.open(tmp_path / "p01.png").convert("L").save(tmp_path / "p01.png")
+    jittered = {"count": 3, "jitter": {"kind": "color", "saturation": 0.5, "hue": 0.2}}
+    with pytest.warns(XactWarning, match="all replicates of 1 stimuli came out equal") as caught:
+        found = xact.extract(
+            Net(), sorted(tmp_path.glob("*.png")), transform=prepare, layers="all", replicates=jittered
+        )
+    assert {Path(one.filename) for one in caught} == {Path(__file__)}
+    conv = found["conv"]
+    assert conv.jitter_hue.dims == ("stimulus", "replicate")
+    assert conv.jitter_hue.values[:, 0].tolist() == [0, 0]
+    assert (conv.jitter_hue.values[:, 1:] != 0).all()
+    assert not np.array_equal(conv.values[0, 0], conv.values[0, 1])
+    np.testing.assert_array_equal(conv.values[1, 0], conv.values[1, 1])

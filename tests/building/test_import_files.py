@@ -420,9 +420,9 @@ def test_every_block_of_rows_of_a_torch_file_has_its_own_values(tmp_path: Path) 
     opened.close()
 
 
-def test_the_blocks_of_a_torch_file_reach_from_depth_0_to_depth_1(tmp_path: Path) -> None:
+def test_the_blocks_of_a_torch_file_have_the_depths_of_a_build(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("id\na\nb\n")
-    for n_layers, depths in ((5, [0, 0.25, 0.5, 0.75, 1]), (2, [0, 1]), (1, [0])):
+    for n_layers, depths in ((5, [0.2, 0.4, 0.6, 0.8, 1]), (2, [0.5, 1]), (1, [1])):
         file = write_torch_file(tmp_path / f"vit_pool-cls/{n_layers}.pt", draw(2, n_layers, 3))
         import_files([file], tmp_path / f"{n_layers}.zarr", stimuli=tmp_path / "rows.csv")
         assert open_plain(tmp_path / f"{n_layers}.zarr").depth.values.tolist() == [depths]

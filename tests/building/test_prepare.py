@@ -17,7 +17,7 @@ from support.pictures import write_pictures, write_recipe
 from transformers import ViTConfig, ViTModel
 
 import xact
-from xact.building import prepare, run_tasks
+from xact.building import run_tasks
 from xact.building.api import open_build
 from xact.errors import StimulusError, WeightsError
 from xact.models import load as models
@@ -134,7 +134,7 @@ def test_pictures_that_cannot_be_read_stop_a_build_before_weights_are_sought(tmp
     (pictures / "a/p03.png").unlink()
     (pictures / "a/p03.png").symlink_to("nowhere.png")
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "find_weights", lambda *_: pytest.fail("weights were sought"))
+        patch.setattr(models, "find_weights", lambda *_: pytest.fail("weights were sought"))
         with pytest.raises(StimulusError, match=r"^4 of 7 stimuli cannot be read: 'a/p01.png' is empty") as caught:
             xact.build(recipe, allow_code=True)
     assert [name in str(caught.value) for name in ("a/p03.png", "b/p00.png", "b/p02.png")] == [True] * 3

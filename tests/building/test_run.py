@@ -398,7 +398,7 @@ def test_a_store_that_is_read_only_and_not_finished_is_refused_before_a_download
         xact.build(recipe, allow_code=True)
     before = list_files(store)
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    monkeypatch.setattr("xact.building.prepare.find_weights", lambda _: pytest.fail("it looked for weights"))
+    monkeypatch.setattr("xact.models.load.find_weights", lambda _: pytest.fail("it looked for weights"))
     with pytest.raises(StoreError, match="is read-only"):
         xact.build(recipe, allow_code=True)
     assert list_files(store) == before

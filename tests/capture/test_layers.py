@@ -611,15 +611,16 @@ def test_the_depth_rises_from_0_to_1_and_is_a_blocks_own_within_it(network):
     assert leaves == sorted(leaves)
     for i, block in enumerate(blocks):
         inside = {d for o, d in zip(fired, depths, strict=True) if o.name == block or o.name.startswith(f"{block}.")}
-        assert inside == {i / (len(blocks) - 1)}
+        assert inside == {(i + 1) / len(blocks)}
 
 
 def test_the_stem_is_at_depth_0_a_stage_at_its_last_block_and_the_head_at_1():
     outputs = probe_torchvision("resnet18")
     at = {o.label: find_depth(o, i, outputs) for i, o in enumerate(outputs)}
-    assert at["conv1"] == at["maxpool"] == at["layer1.0"] == 0
-    assert at["layer1"] == at["layer1.1"] == 1 / 7
-    assert at["layer2"] == at["layer2.1.bn2"] == 3 / 7
+    assert at["conv1"] == at["maxpool"] == 0
+    assert at["layer1.0"] == 1 / 8
+    assert at["layer1"] == at["layer1.1"] == 2 / 8
+    assert at["layer2"] == at["layer2.1.bn2"] == 4 / 8
     assert at["layer4"] == at["avgpool"] == at["fc"] == at["logits"] == 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from xact.capture.load_captions import CaptionLoader
-from xact.capture.load_pictures import StimuliByRow
+from xact.capture.read_stimuli import StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import StimulusError
 from xact.labels import StimulusTable

@@ -16,12 +16,14 @@ from support.lab import write_lab
 from torchvision.transforms import functional as F
 
 import xact
-from xact.capture.load_pictures import PictureLoader, StimuliByRow, draw_all_amounts
+from xact.capture.load_pictures import PictureLoader
+from xact.capture.read_stimuli import StimuliByRow
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, MismatchError, StimulusError
 from xact.labels import StimulusTable
 from xact.models.base import Transform
 from xact.recipe.schema import Replicates, ShiftJitter
+from xact.stimuli.jitter import draw_all_amounts
 
 SIZE = (8, 6)
 """Width and height of a picture."""

@@ -6,6 +6,8 @@ CUDA device, the same is shown on it.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -24,6 +26,7 @@ from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
 from xact.capture.transfer import CudaStreams, DirectTransfer, StreamedTransfer, round_values
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError
+from xact.models.text_batch import Encoded, pad
 from xact.store.tasks import Batch, Task
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -196,6 +199,23 @@ def test_an_input_has_the_number_format_of_the_network_before_it_is_copied(dtype
     assert streamed == collect(make_job(Maps(), dtype=dtype))
 
 
+def test_a_batch_of_captions_comes_whole():
+    captions = [Encoded((5, 6, 7), 3, is_cut=False), Encoded((8,), 1, is_cut=False)]
+    transfer = StreamedTransfer(ThreadStreams(), "cpu", dtype=torch.bfloat16, widths=[3], is_rounding=False)
+    found = []
+
+    def forward(batch, keep):
+        keep(0, (batch.ids * batch.mask).float())
+        assert batch.captions == captions
+        return {"loss": [1.0, 2.0]}
+
+    scores, rest = transfer.run(
+        transfer.stage(pad(captions, pad_id=9)), forward, lambda _i, x: found.extend(x.tolist())
+    )
+    assert not rest()
+    assert (scores, found) == ({"loss": [1.0, 2.0]}, [[5.0, 6.0, 7.0], [8.0, 0.0, 0.0]])
+
+
 # errors
 
 
@@ -237,6 +257,35 @@ def test_a_copy_that_fails_stops_the_run_and_nothing_waits_for_it():
 def test_a_broken_stimulus_stops_the_run_where_it_may_not_be_skipped():
     with pytest.raises(StimulusError, match="row 6 is broken"):
         run_streamed(make_job(Maps(), skip_failed=False), streams=ThreadStreams())
+
+
+@pytest.mark.parametrize("strategy", ["ahead", "lanes"])
+def test_after_ctrl_c_the_batches_in_flight_are_stored_and_nothing_runs_on(strategy):
+    class Slow(Maps):
+        def run(self, batch, keep):
+            time.sleep(0.01)
+            return super().run(batch, keep)
+
+    written, network = [], Slow()
+    tasks = [Task("toy", i, 8 * i, 8 * i + 8, (Batch(range(8 * i, 8 * i + 8)),), frozenset()) for i in range(1, 500)]
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_job(
+            make_job(network, n_lanes=2),
+            tasks,
+            load_rows=lambda *_: None,
+            write=written.append,
+            progress=lambda _n: None,
+            strategy=strategy,
+            streams=ThreadStreams() if strategy == "ahead" else None,
+        )
+    assert written
+    assert len(written) < len(tasks)
+    n_runs = network.n_runs
+    time.sleep(0.05)
+    assert network.n_runs == n_runs
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("xact-")] == []
 
 
 # rounding on the device
@@ -288,13 +337,22 @@ def test_units_come_rounded_from_the_device_if_the_store_rounds_them():
 # whole builds
 
 
+class NotesInputs(ThreadStreams):
+    def pin(self, inputs):
+        self.log.append(type(inputs).__name__)
+        return super().pin(inputs)
+
+
 def build_streamed(monkeypatch, recipe, store, **how):
     """Build as on an accelerator."""
-    streamed = partial(run_job, strategy="ahead", streams=ThreadStreams())
+    streams = NotesInputs()
+    streamed = partial(run_job, strategy="ahead", streams=streams)
     with monkeypatch.context() as patch:
         patch.setattr("xact.building.run_tasks.run_job", streamed)
         patch.setattr("xact.capture.job.get_kind", lambda _device: "cuda")  # pictures stay 8-bit
-        return xact.build(recipe, store=store, allow_code=True, **how)
+        xact.build(recipe, store=store, allow_code=True, **how)
+    assert "PixelBatch" in streams.log
+    assert "Tensor" not in streams.log
 
 
 def test_a_build_through_streams_has_the_shards_of_any_other(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ import timm
 import torch
 from support.networks import Marker, assert_evaluated_as_imagenet, draw_batch, get_published, load
 
-from xact.building.survey import find_versions, survey_model
+from xact.building.plan_model import find_versions
+from xact.building.survey import survey_model
 from xact.errors import NameNotFoundError, WeightsError
 from xact.models import load as models
 from xact.models.checkpoints import hash_checkpoint, load_state_dict

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xact.building.survey import IDENTITY, WORKED_OUT, Surveyed, identify
+from xact.building.plan_model import IDENTITY, WORKED_OUT, Surveyed, identify
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import TEXT_KEYS, LoadedRecipe, ModelEntry, Projection, Recipe, Resize
 from xact.store.plan import PlannedModel

@@ -145,10 +145,6 @@ def test_the_chapter_on_a_report_writes_it(quickstart: Path, monkeypatch: pytest
     code, out, err = run(capsys, *command.split()[1:])
     assert (code, out.split(":")[0]) == (0, "quickstart.html"), err
     assert (quickstart / "quickstart.html").read_text(encoding="utf-8").count("<figure data-stimulus=") == 48
-    ((_, command),) = list_blocks(find_chapter("Before a build"), "bash")
-    code, out, err = run(capsys, *command.split()[1:])
-    assert (code, out.split(":")[0]) == (0, "before.html"), err
-    assert (quickstart / "before.html").read_text(encoding="utf-8").count("<figure data-stimulus=") == 2 * 48
 
 
 def test_the_chapter_on_other_tools_keeps_numbers_and_their_order(quickstart: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,7 +37,7 @@ def test_a_language_model_is_planned_without_a_hub_with_every_hidden_state_and_i
     assert planned.n_parameters == entry.n_parameters
     assert [layer.label for layer in planned.layers] == [f"hidden.{i}" for i in range(entry.n_blocks + 1)]
     assert {(layer.n_units, layer.reduction) for layer in planned.layers} == {(entry.width, "mean")}
-    assert [planned.layers[0].depth, planned.layers[1].depth, planned.layers[-1].depth] == [0, 0, 1]
+    assert [layer.depth for layer in planned.layers] == [i / entry.n_blocks for i in range(entry.n_blocks + 1)]
     assert (planned.kind, planned.dtype) == ("text", "float32")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from xact.building.survey import find_versions
+from xact.building.plan_model import find_versions
 from xact.errors import NameNotFoundError, RecipeError
 from xact.models.load import find_weights
 from xact.recipe.registry.load import load_registry

@@ -19,7 +19,8 @@ from support.pictures import encode_picture, frame_png, make_cmyk_profile
 from xact.errors import StimulusError
 from xact.recipe.schema import ColorJitter, NoJitter, ShiftJitter
 from xact.stimuli.decode import MAX_PIXELS, check_header, check_size, decode_picture
-from xact.stimuli.pictures import add_border, are_all_equal, draw_jitter, make_pictures, make_replicates
+from xact.stimuli.jitter import draw_jitter
+from xact.stimuli.pictures import add_border, are_all_equal, make_pictures, make_replicates
 
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)  # (height, width, channel)

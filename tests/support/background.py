@@ -95,7 +95,7 @@ def serve() -> None:
     """Answer every request with one number: the pid of a command that was started, or the exit code of one."""
     for name in WARMED.split():
         importlib.import_module(name)
-    from xact.building.survey import find_versions
+    from xact.building.plan_model import find_versions
 
     find_versions("python")
     children: set[int] = set()

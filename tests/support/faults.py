@@ -329,7 +329,7 @@ def load_heavy() -> None:
     import xact.progress
     import xact.stimuli.choose
     import xact.stimuli.sources.folder  # noqa: F401
-    from xact.building.survey import find_versions
+    from xact.building.plan_model import find_versions
     from xact.recipe.registry.load import load_registry
 
     load_registry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xact.disk.paths import expand_path
-from xact.errors import RequestError, WorkError
+from xact.errors import RequestError, WorkError, XactWarning
 from xact.progress import Progress
 from xact.recipe.load import UNTRAINED, GivenRecipe, load_recipe
 from xact.recipe.schema import LoadedRecipe, ModelEntry
@@ -116,6 +117,8 @@ def build(
         `on_error: skip`; `warnings`, list of str; `is_complete`, True if nothing failed; `whole_models`, the labels
         of the requested models that have every row, or None if every model of the store has.
 
+        What is in `warnings`, and that something failed, is warned of too (`xact.errors.XactWarning`).
+
     Raises
     ------
     RecipeError
@@ -184,7 +187,10 @@ def build(
             if n:
                 count(n)
 
-        return build_store(prepared, progress=report, run=run, follow=line.follow)
+        outcome = build_store(prepared, progress=report, run=run, follow=line.follow)
+    for warning in [*outcome.warnings, *outcome.list_failures()]:
+        warnings.warn(warning, XactWarning, stacklevel=2)
+    return outcome
 
 
 def check_no_index(loaded: LoadedRecipe) -> None:

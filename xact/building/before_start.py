@@ -11,7 +11,8 @@ from xact.building.estimate import Estimate
 from xact.building.prepare import PreparedBuild
 from xact.building.run import find_changed
 from xact.capture.engine import run_job
-from xact.capture.job import order_stimuli, prepare_job
+from xact.capture.job import prepare_job
+from xact.capture.read_stimuli import order_stimuli
 from xact.errors import StimulusError
 from xact.labels import SourceRow
 from xact.models.base import Weights

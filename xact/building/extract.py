@@ -17,22 +17,25 @@ from torch import nn
 
 from xact.building.fit_weights import describe_checkpoint, fit_weights
 from xact.building.prepare import adopt_replicates, list_tasks
+from xact.building.run_tasks import Tally
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.check_values import ValueCheck
 from xact.capture.engine import TaskResult, run_job
-from xact.capture.job import order_stimuli, prepare_job
-from xact.capture.load_pictures import draw_amounts
+from xact.capture.job import prepare_job
+from xact.capture.read_stimuli import order_stimuli
 from xact.complaints import make_complaint
-from xact.errors import RequestError
+from xact.errors import RequestError, XactWarning
+from xact.models.allow_code import check_allowed
 from xact.models.given import make_factory, open_module
 from xact.models.global_state import keep_global_state
-from xact.models.load import check_allowed, find_kind, find_weights, load_network
+from xact.models.load import find_kind, find_weights, load_network
 from xact.pace import ModelPart
 from xact.progress import Progress
 from xact.recipe.resolve import ModelSpec, resolve_models
 from xact.recipe.schema import LoadedRecipe, Recipe
 from xact.stimuli.base import check_table
 from xact.stimuli.given import GivenCaptions, GivenPicture, GivenPictures, list_given, open_captions, open_pictures
+from xact.stimuli.jitter import draw_all_amounts, draw_amounts
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedLayer, PlannedModel
 from xact.store.state import State
@@ -116,7 +119,8 @@ def extract(
     dict of str to xarray.DataArray
         {layer: activations}, in forward order. With several reductions, the keys are `layer@reduction`. Each array
         is float32 with the dimensions (stimulus, replicate, unit) and the coordinates `stimulus`, `stem` and `file`
-        (stimulus), `replicate`, `model` and `layer`. `stimulus` is the path without its extension, or the index in
+        (stimulus), `replicate`, `model` and `layer`; with jitter its amounts on (stimulus, replicate), e.g.
+        `jitter_hue`. `stimulus` is the path without its extension, or the index in
         five digits for arrays, PIL images and captions. `attrs` has `unit_axes` and `unit_shape`, e.g. `["channel",
         "y", "x"]` and `[256, 56, 56]`: the shape of the units before it was flattened to `unit`.
 
@@ -173,9 +177,15 @@ def extract(
     with Progress(shown=progress) as line:
         shown = "images" if spec.kind == "image" else "captions"
         add = line.start_models([ModelPart(spec.label, plan.n_stimuli, 0, weight=1)], plan.n_replicates, shown)
-        blocks = collect_blocks(plan, surveyed, spec, recipe, source, partial(add, spec.label))
+        tally = Tally()
+        blocks = collect_blocks(plan, surveyed, spec, recipe, source, partial(add, spec.label), tally)
+    for warning in tally.list_warnings(spec.label):
+        warnings.warn(warning, XactWarning, stacklevel=2)
+    jitter = draw_all_amounts(recipe.replicates, plan.stimuli.ids)
     return {
-        layer.label: _label(layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed)
+        layer.label: _label(
+            layer, np.concatenate([blocks[block][i] for block in sorted(blocks)]), plan, surveyed, jitter
+        )
         for i, layer in enumerate(surveyed.layers)
     }
 
@@ -230,12 +240,15 @@ def collect_blocks(
     recipe: Recipe,
     source: GivenPictures | GivenCaptions,
     progress: Callable[[int], None],
+    tally: Tally,
 ) -> dict[int, list[np.ndarray]]:
     """Run every task of a plan and return {block: values (stimulus, replicate, unit) of each layer}."""
     blocks: dict[int, list[np.ndarray]] = {}
 
     def write(result: TaskResult) -> None:
         blocks[result.task.block] = [buffer.copy() for buffer in result.buffers]
+        tally.n_equal += result.n_equal
+        tally.n_cut += int(sum(result.scores.get("n_truncated", {}).values()))
 
     with keep_global_state(model.label, partial(warnings.warn, stacklevel=5)):
         weights = find_weights(spec)
@@ -259,7 +272,9 @@ def collect_blocks(
     return blocks
 
 
-def _label(layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedModel) -> xr.DataArray:
+def _label(
+    layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedModel, jitter: Mapping[str, np.ndarray]
+) -> xr.DataArray:
     return xr.DataArray(
         values,
         dims=("stimulus", "replicate", "unit"),
@@ -270,6 +285,7 @@ def _label(layer: PlannedLayer, values: np.ndarray, plan: Plan, model: PlannedMo
             "file": ("stimulus", np.asarray(plan.stimuli.files, dtype=str)),
             "model": model.label,
             "layer": layer.label,
+            **{name: (("stimulus", "replicate"), amounts) for name, amounts in jitter.items()},
         },
         name="activations",
         attrs={"unit_axes": list(layer.unit_axes), "unit_shape": list(layer.unit_shape)},

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from xact.disk.paths import expand_path
 from xact.errors import WeightsError
-from xact.models.load import check_allowed, check_gate, find_missing, find_weights
+from xact.models.allow_code import check_allowed
+from xact.models.load import check_gate, find_missing, find_weights
 from xact.recipe.load import load_recipe
 from xact.recipe.resolve import ModelSpec, find_kind_of_stimuli, resolve_models
 

@@ -73,12 +73,15 @@ def _plan_each(
         )
 
 
-def keep_labels(layers: Sequence[PlannedLayer], stored: Sequence[PlannedLayer]) -> tuple[PlannedLayer, ...]:
-    """Return the layers, of which the only tensor of a tuple keeps the label that a store has for it (`block[0]`).
+def keep_stored(layers: Sequence[PlannedLayer], stored: Sequence[PlannedLayer]) -> tuple[PlannedLayer, ...]:
+    """Return the layers, which keep what a store says of them and older versions told otherwise.
 
-    Older versions named such a tensor by its part.
+    The only tensor of a tuple keeps its label (`block[0]`: they named it by its part), and every layer its depth.
     """
     held = {(one.name, one.call, one.label.replace(one.part, "", 1)): one.label for one in stored if one.part}
+    depths = {one.label: one.depth for one in stored}
+    labels = [held.get((one.name, one.call, one.label), one.label) for one in layers]
     return tuple(
-        one.model_copy(update={"label": held.get((one.name, one.call, one.label), one.label)}) for one in layers
+        one.model_copy(update={"label": label, "depth": depths.get(label, one.depth)})
+        for one, label in zip(layers, labels, strict=True)
     )

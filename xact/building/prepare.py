@@ -1,4 +1,7 @@
-"""Prepare a build: list the stimuli, probe each network, and merge the plan with the plan of the store."""
+"""Prepare a build: list the stimuli, probe each network, and merge the plan with the plan of the store.
+
+torch and the libraries of networks are imported by the functions that need them: a store that is finished needs none.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
-from xact.building.provenance import check_planned_versions, check_versions
-from xact.building.survey import find_device_kind, name_device_kind, survey_model
-from xact.capture.job import make_caption_loader, order_stimuli
+from xact.building.plan_model import Surveyed, choose_device, plan_model
+from xact.building.remembered import SurveyMemory, open_memory
 from xact.capture.keep_pictures import PictureCache
-from xact.capture.load_captions import TextLengths
-from xact.capture.load_pictures import StimuliByRow, draw_amounts
+from xact.capture.read_stimuli import StimuliByRow, order_stimuli
 from xact.capture.reduce import TOKENS
-from xact.errors import MismatchError, RequestError, StimulusError, WeightsError
+from xact.errors import MismatchError, RequestError, StimulusError, WeightsError, make_html
 from xact.labels import SourceRow, StoreRow
-from xact.models.base import Weights
-from xact.models.checkpoints import list_some
-from xact.models.device import count_workers
-from xact.models.load import (
-    check_allowed,
-    check_gate,
-    find_missing,
-    find_weights,
-    find_weights_here,
-    is_tokenizer_here,
-    make_tokenizer,
-)
+from xact.models.allow_code import check_allowed
 from xact.recipe.resolve import ModelSpec, pair_twins, resolve_models
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.base import ChosenStimuli, StimulusSource
+from xact.stimuli.jitter import draw_amounts
 from xact.stimuli.open import open_stimuli
-from xact.stimuli.unreadable import find_unreadable, make_unreadable_error
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
 from xact.store.chunks import MEGABYTE
 from xact.store.hold import check_writable
@@ -46,6 +35,10 @@ from xact.store.plan import Plan, PlannedModel
 from xact.store.state import State
 from xact.store.tasks import Task, make_rows, make_tasks
 from xact.store.zarr_arrays import LABEL_CHUNKS
+
+if TYPE_CHECKING:
+    from xact.capture.load_captions import TextLengths
+    from xact.models.base import Weights
 
 Survey = Callable[[int, int, str], None]
 """`tell(index, total, model)` is called before each network is looked at; `index` begins at 1."""
@@ -78,6 +71,14 @@ class PreparedBuild:
     """{language model that must run: lengths of its texts}, for those whose tokenizer is here."""
     notes: tuple[str, ...] = ()
     """What the user should know of the weights, and of models that the recipe leaves behind."""
+
+    def __repr__(self) -> str:
+        what = "nothing to do" if self.nothing_to_do else f"{self.n_rows_left} rows left"
+        models = [f"{label}: {sum(len(task.rows) for task in tasks)} stimuli" for label, tasks in self.tasks.items()]
+        return "\n  ".join([f"PreparedBuild: {str(self.store)!r} ({self.plan.layout}), {what}", *models])
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
     @property
     def n_rows_left(self) -> int:
@@ -117,13 +118,19 @@ def prepare_plan(
     their number and returns a function that receives the number of checked ones. `tell` is called before each network
     is looked at.
     """
+    memory = open_memory()
     asked = replace(_list_asked(loaded, store, allow_code=allow_code), is_plan=True)
+
+    from xact.building.fit_weights import describe_checkpoint, fit_weights
+    from xact.building.survey import name_device_kind
+    from xact.models.load import find_missing, find_weights_here, is_tokenizer_here, make_tokenizer
+
     surveyed = _Surveyed()
     for index, spec in enumerate(asked.specs.values(), start=1):
         tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
-            model = _plan_model(asked, spec, stored, device=name_device_kind(spec, stored))
+            model = _plan_model(asked, spec, stored, memory, device=name_device_kind(spec, stored))
             if (weights := find_weights_here(spec)) is not None:
                 surveyed.notes += describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
             if spec.kind == "text" and is_tokenizer_here(spec):
@@ -156,9 +163,19 @@ def prepare_build(
     Missing weights are reported before the first forward pass, those of all models in one error. The store does not
     change. `tell` is called before each network is looked at.
     """
+    memory = open_memory()
     asked = _list_asked(loaded, store, allow_code=allow_code)
     if not asked.stored.is_committed:  # before a download
         check_writable(store, may_write=may_write)
+    finished = _find_finished(asked, memory)
+    if finished is not None:
+        return replace(finished, may_write=may_write)
+
+    from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
+    from xact.building.survey import find_device_kind, name_device_kind
+    from xact.models.load import check_gate, find_weights
+    from xact.stimuli.unreadable import make_unreadable_error
+
     if loaded.recipe.on_error == "stop":
         unreadable = _find_unreadable(asked)
         if unreadable:
@@ -174,9 +191,10 @@ def prepare_build(
             tell(index, len(asked.specs), label)
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
-                device = find_device_kind(spec, stored) if is_alone else name_device_kind(spec, stored)
-                model = _plan_model(asked, spec, stored, device=device)
-                if not _is_finished(asked, spec, model):
+                is_finished = _is_finished(asked, spec)
+                find_kind = find_device_kind if is_alone and not is_finished else name_device_kind
+                model = _plan_model(asked, spec, stored, memory, device=find_kind(spec, stored), anew=True)
+                if not is_finished:
                     weights, found = fit_weights(spec, find_weights(spec), model)
                     if stored is not None:
                         check_part(label, asked.stored.networks.get(label, {}), found)
@@ -187,6 +205,34 @@ def prepare_build(
                 surveyed.readers.add(label)
     surveyed.check(loaded.recipe.on_error)
     return replace(_lay_plan(asked, surveyed), may_write=may_write)
+
+
+def _find_finished(asked: _Asked, memory: SurveyMemory | None) -> PreparedBuild | None:
+    """Return the build if the store holds every value of the recipe, as far as surveys are remembered; else None.
+
+    None is no answer: then every network is surveyed.
+    """
+    if memory is None or not asked.stored.is_committed:
+        return None
+    surveyed = _Surveyed()
+    for label, spec in asked.specs.items():
+        stored = asked.find_stored(label)
+        if stored is None or not _is_finished(asked, spec):
+            return None
+        device = choose_device(spec, stored).partition(":")[0]
+        if device != stored.device:
+            return None
+        spec = _measure_tokens(asked, spec, stored)
+        known = memory.find(spec)
+        if known is None:
+            return None
+        surveyed.models.append(_renew_plan(asked, spec, stored, known, device=device))
+        surveyed.readers.add(label)
+    try:
+        prepared = _lay_plan(asked, surveyed)
+    except RequestError:  # the surveys tell it
+        return None
+    return prepared if prepared.nothing_to_do else None
 
 
 def prepare_worker(loaded: LoadedRecipe, store: Path, plan: Plan, *, allow_code: bool) -> PreparedBuild:
@@ -205,6 +251,11 @@ def prepare_worker(loaded: LoadedRecipe, store: Path, plan: Plan, *, allow_code:
 
 def find_planned_weights(prepared: PreparedBuild, model: PlannedModel) -> Weights:
     """Return the weights of a network that a plan names. Raise MismatchError for others, or for another device."""
+    from xact.building.fit_weights import fit_weights
+    from xact.building.provenance import check_planned_versions
+    from xact.building.survey import find_device_kind
+    from xact.models.load import find_weights
+
     spec = prepared.specs[model.label]
     device = find_device_kind(spec, model)
     if device != model.device:
@@ -328,10 +379,35 @@ def _resolve(loaded: LoadedRecipe, source: StimulusSource, held: Sequence[Planne
     return pair_twins(specs, trained)
 
 
-def _plan_model(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, *, device: str) -> PlannedModel:
-    """Survey one network; refuse a device kind that differs from the device kind of its stored rows."""
+def _plan_model(
+    asked: _Asked,
+    spec: ModelSpec,
+    stored: PlannedModel | None,
+    memory: SurveyMemory | None,
+    *,
+    device: str,
+    anew: bool = False,
+) -> PlannedModel:
+    """Survey one network, or remember its survey unless `anew`.
+
+    Refuse a device kind that differs from the device kind of its stored rows.
+    """
     spec = _measure_tokens(asked, spec, stored)
-    model = survey_model(spec, n_stimuli=len(asked.source.table), stored=stored, device=device)
+    surveyed = None if memory is None or anew else memory.find(spec)
+    if surveyed is None:
+        from xact.building.survey import survey_network
+
+        surveyed = survey_network(spec)
+        if memory is not None:
+            memory.keep(spec, surveyed)
+    return _renew_plan(asked, spec, stored, surveyed, device=device)
+
+
+def _renew_plan(
+    asked: _Asked, spec: ModelSpec, stored: PlannedModel | None, surveyed: Surveyed, *, device: str
+) -> PlannedModel:
+    """Return the plan of a surveyed network; refuse a device kind that differs from that of its stored rows."""
+    model = plan_model(spec, surveyed, n_stimuli=len(asked.source.table), stored=stored, device=device)
     if stored is None:
         return model
     if not _is_device_open(spec, asked.loaded):
@@ -353,6 +429,9 @@ def _measure_tokens(asked: _Asked, spec: ModelSpec, stored: PlannedModel | None)
     ids = asked.source.table.ids
     if rooms and known.issuperset(ids):
         return replace(spec, n_tokens=rooms[0])
+    from xact.capture.job import make_caption_loader
+    from xact.models.load import is_tokenizer_here
+
     wanted = spec.max_tokens
     if not asked.is_plan or is_tokenizer_here(spec):
         captions = make_caption_loader(spec, order_stimuli(asked.source, ids, {}), asked.n_replicates)
@@ -386,14 +465,14 @@ def _check_spans(asked: _Asked, spec: ModelSpec, lengths: TextLengths, n_stimuli
         )
 
 
-def _is_finished(asked: _Asked, spec: ModelSpec, model: PlannedModel) -> bool:
+def _is_finished(asked: _Asked, spec: ModelSpec) -> bool:
     """Return True if the store has every row of a model, so that the model needs no weights.
 
     Weights in the user's own file are always checked, because the file may have changed.
     """
     if spec.weights not in ("pretrained", "random"):
         return False
-    return asked.find_done(model.label).issuperset(asked.source.table.ids)
+    return asked.find_done(spec.label).issuperset(asked.source.table.ids)
 
 
 def _find_unreadable(
@@ -407,6 +486,12 @@ def _find_unreadable(
     if not isinstance(block, PictureBlock):
         return {}
     rows = asked.find_rows_left()
+    if not rows:
+        return {}
+
+    from xact.models.device import count_workers
+    from xact.stimuli.unreadable import find_unreadable
+
     return find_unreadable(
         asked.source,
         rows,
@@ -449,6 +534,8 @@ def _lay_plan(asked: _Asked, surveyed: _Surveyed) -> PreparedBuild:
     }
     for model in plan.models:
         if tasks.get(model.label) and stored.find_done(model.label):
+            from xact.building.provenance import check_versions
+
             check_versions(model, stored)
     if stored.is_committed and any(tasks.values()) and plan.generation == stored.committed:
         plan = plan.model_copy(update={"generation": plan.generation + 1})
@@ -472,6 +559,9 @@ def describe_left_behind(plan: Plan, named: Collection[str]) -> list[str]:
     behind = [model for model in plan.models if model.label not in named and model.n_stimuli < plan.n_stimuli]
     if not behind:
         return []
+
+    from xact.models.checkpoints import list_some
+
     lacking = plan.n_stimuli - min(model.n_stimuli for model in behind)
     models = f"{len(behind)} other model{'s' if len(behind) > 1 else ''} of the store"
     stimuli = "1 stimulus" if lacking == 1 else f"{lacking} stimuli"
@@ -539,6 +629,8 @@ def list_tasks(
         return tasks
     measured = {} if measured is None else measured
     if model.label not in measured:
+        from xact.capture.job import make_caption_loader
+
         loader = make_caption_loader(spec, stimuli, plan.n_replicates)
         measured[model.label] = loader.measure(make_rows(0, plan.n_stimuli))
     return list(make_tasks(plan, model, done, lengths=measured[model.label].batched))

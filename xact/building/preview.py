@@ -20,10 +20,10 @@ from xact.analysis.report.page import load_jinja, render
 from xact.analysis.report.sheet import find_crossed, list_sheets
 from xact.analysis.report.thumbnails import Thumbnails, draw_rows, shrink
 from xact.building.estimate import Estimate, estimate
-from xact.building.prepare import PreparedBuild, prepare_plan
+from xact.building.prepare import PreparedBuild, Survey, prepare_plan
 from xact.capture.job import make_picture_loader
 from xact.capture.load_captions import split_captions
-from xact.capture.load_pictures import StimuliByRow
+from xact.capture.read_stimuli import StimuliByRow
 from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, StimulusError, make_command
@@ -56,7 +56,14 @@ class SeenStimuli:
     """All replicates of the first stimulus, as data URLs; empty if there is one."""
 
 
-def preview(recipe: str | Path, *, output: str | Path = "report.html", seed: int = 0, allow_code: bool = False) -> Path:
+def preview(
+    recipe: str | Path,
+    *,
+    output: str | Path = "report.html",
+    seed: int = 0,
+    allow_code: bool = False,
+    tell: Survey = lambda _i, _n, _label: None,
+) -> Path:
     """Write one page about what a build of a recipe would do. The same recipe gives the same bytes.
 
     Parameters
@@ -69,6 +76,8 @@ def preview(recipe: str | Path, *, output: str | Path = "report.html", seed: int
         Seed of the sample of stimuli that are shown.
     allow_code : bool, optional
         If True, allow networks that are the user's own Python code.
+    tell : callable, optional
+        `tell(i, n, label)` is called before network i of n is looked at.
 
     Returns
     -------
@@ -82,7 +91,7 @@ def preview(recipe: str | Path, *, output: str | Path = "report.html", seed: int
     loaded = load_recipe(recipe)
     store = expand_path(loaded.recipe.store)
     check_store_path(store)
-    prepared = prepare_plan(loaded, store, allow_code=allow_code)
+    prepared = prepare_plan(loaded, store, allow_code=allow_code, tell=tell)
     page = make_preview(prepared, name=Path(recipe).name, seed=seed)
     write_file(file, [page.encode()])
     return file

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from xact.building.survey import find_versions
+from xact.building.plan_model import find_versions
 from xact.capture.values_version import VALUES_VERSION
 from xact.errors import MismatchError
 from xact.models.base import Network

@@ -1,22 +1,19 @@
 """Run a prepared build: load each network, run its tasks, publish.
 
-`estimate` computes the cost. This module never asks the user and does not use the terminal.
+`estimate` computes the cost. This module never asks the user and does not use the terminal. torch is imported by the
+functions that run a network: a store that is finished needs none.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from xact.building.prepare import PreparedBuild, list_tasks
-from xact.building.provenance import make_provenance
-from xact.building.run_tasks import Tally, describe_equal, load_model, run_tasks
-from xact.building.write_task import clear_rows
-from xact.capture.job import order_stimuli
-from xact.capture.load_pictures import draw_all_amounts
+from xact.capture.read_stimuli import order_stimuli
 from xact.disk.durable import sweep_partial
 from xact.errors import (
     CaptureError,
@@ -26,11 +23,12 @@ from xact.errors import (
     WeightsError,
     XactError,
     make_command,
+    make_html,
 )
-from xact.models.global_state import keep_global_state
+from xact.labels import StoreRow
 from xact.pace import ModelPart, Safety
 from xact.stimuli.base import hash_stimulus
-from xact.stimuli.unreadable import SKIP_HINT, add_hint
+from xact.stimuli.jitter import draw_all_amounts
 from xact.store.held import TaskKey, check_shards
 from xact.store.journal import remove_older
 from xact.store.plan import Plan, PlannedModel
@@ -39,6 +37,7 @@ from xact.store.runs import note_run, remove_note
 from xact.store.state import State
 from xact.store.tasks import Task, halve_batch
 from xact.store.write import StoreWriter
+from xact.words import count_noun
 
 CHANGED = {
     "image": "put the old file back, or build another store",
@@ -46,6 +45,10 @@ CHANGED = {
     "kept the blanks around the `;` of a column `captions`)",
 }
 """{kind of stimuli: what to do if one of them changed}."""
+
+
+MOST_TOLD = 10
+"""Most failures that the text of an outcome lists."""
 
 
 @dataclass
@@ -66,6 +69,25 @@ class Outcome:
     """The models of the recipe that have every row; None if every model of the store has every row."""
     lacks_failed_only: bool = False
     """True if rows of the store are missing, and each of them is recorded as failed."""
+
+    def list_failures(self) -> list[str]:
+        """Return a line that counts what failed; none if nothing did."""
+        kinds = (("stimulus", "stimuli", self.failed_stimuli), ("model", "models", self.failed_models))
+        told = [f"{len(failed)} {one if len(failed) == 1 else many}" for one, many, failed in kinds if failed]
+        return [f"{' and '.join(told)} failed: the outcome's failed_stimuli and failed_models say why"] if told else []
+
+    def __repr__(self) -> str:
+        rows = f"{self.n_captured} rows captured" if self.n_captured else "nothing was left to capture"
+        failed = [f"failed: {name}: {why}" for name, why in {**self.failed_models, **self.failed_stimuli}.items()]
+        more = [f"… and {len(failed) - MOST_TOLD} more"] if len(failed) > MOST_TOLD else []
+        warned = [f"warning: {text}" for text in self.warnings]
+        head = (
+            f"Outcome: {str(self.store)!r} ({self.layout}), {rows}, {'complete' if self.is_complete else 'incomplete'}"
+        )
+        return "\n  ".join([head, *warned, *failed[:MOST_TOLD], *more])
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
 
 CountRows = Callable[[str, int], None]
@@ -107,6 +129,8 @@ def count_safe(prepared: PreparedBuild, state: State) -> int:
 
 def run_here(prepared: PreparedBuild, writer: StoreWriter, outcome: Outcome, progress: CountRows) -> None:
     """Run all remaining tasks in this process, one network after the other."""
+    from xact.stimuli.unreadable import SKIP_HINT, add_hint
+
     for model in prepared.plan.models:
         if prepared.tasks.get(model.label):
             try:
@@ -139,6 +163,10 @@ def build_store(
             remove_older(prepared.store, prepared.stored.committed)
             remove_note(prepared.store)
         return _close(prepared, prepared.plan, prepared.stored, outcome)
+
+    from xact.building.provenance import make_provenance
+    from xact.building.write_task import clear_rows
+
     stored = check_shards(prepared.store, prepared.stored, _list_carried(prepared))
     remove_former(prepared.store, prepared.stored, prepared.plan)
     jitter = draw_all_amounts(prepared.loaded.recipe.replicates, prepared.plan.stimuli.ids)
@@ -163,13 +191,23 @@ def _list_carried(prepared: PreparedBuild) -> list[TaskKey]:
     return [(task.model, task.block) for task in tasks if len(task.rows) < task.stop - task.start]
 
 
+def describe_equal(n_equal: Mapping[str, int]) -> list[str]:
+    """Return a warning about stimuli whose replicates are all equal: {model: their number}."""
+    found = {model: n for model, n in n_equal.items() if n}
+    if not found:
+        return []
+    most = count_noun(max(found.values()), "stimulus")
+    models = f" in {len(found)} models" if len(found) > 1 else ""
+    return [f"all replicates of {most} came out equal{models} (grey pictures under colour jitter?)"]
+
+
 def _close(prepared: PreparedBuild, plan: Plan, state: State, outcome: Outcome) -> Outcome:
     prepared.source.close()
-    for record in state.tasks.values():
-        if record.model in prepared.specs:
-            for row, error in record.failed.items():
-                if row not in prepared.left_out:
-                    outcome.failed_stimuli.setdefault(plan.stimuli.ids[row], error)
+    failed: dict[StoreRow, str] = {}
+    for model in prepared.specs:
+        failed = state.find_failed(model) | failed
+    for row in sorted(failed.keys() - prepared.left_out):
+        outcome.failed_stimuli[plan.stimuli.ids[row]] = failed[row]
     outcome.warnings += describe_equal(outcome.n_equal)
     outcome.is_complete = not outcome.failed_stimuli and not outcome.failed_models
     whole = [model.label for model in plan.models if state.is_whole(model.label, plan)]
@@ -266,6 +304,9 @@ def _load_and_run(
     progress: CountRows,
 ) -> None:
     """Load one network and run these tasks."""
+    from xact.building.run_tasks import Tally, load_model, run_tasks
+    from xact.models.global_state import keep_global_state
+
     tally, warn = Tally(), outcome.warnings.append
     try:
         with keep_global_state(model.label, warn):

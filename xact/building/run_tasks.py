@@ -14,8 +14,9 @@ from xact.building.provenance import check_network, describe_network, find_xact_
 from xact.building.write_task import find_recorded, load_rows, write_task
 from xact.capture.check_values import ValueCheck
 from xact.capture.engine import CaptureJob, TaskResult, run_job
-from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, order_stimuli, prepare_job
+from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, prepare_job
 from xact.capture.load_captions import CaptionLoader
+from xact.capture.read_stimuli import order_stimuli
 from xact.capture.values_version import VALUES_VERSION
 from xact.errors import MismatchError, UnsteadyError
 from xact.models.base import Network
@@ -61,16 +62,6 @@ class Tally:
         return warnings + [
             f"{model}, layer {layer!r}: {n} values are NaN or infinite" for layer, n in self.n_nonfinite.items()
         ]
-
-
-def describe_equal(n_equal: Mapping[str, int]) -> list[str]:
-    """Return a warning about stimuli whose replicates are all equal: {model: their number}."""
-    found = {model: n for model, n in n_equal.items() if n}
-    if not found:
-        return []
-    most = count_noun(max(found.values()), "stimulus")
-    models = f" in {len(found)} models" if len(found) > 1 else ""
-    return [f"all replicates of {most} came out equal{models} (grey pictures under colour jitter?)"]
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cache, partial
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import nn
 
-from xact.building.plan_layers import keep_labels, plan_layers
+from xact.building.plan_layers import plan_layers
+from xact.building.plan_model import Surveyed, choose_device, plan_model
 from xact.building.survey_text import check_context, check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
@@ -23,17 +22,15 @@ from xact.capture.layers import (
 )
 from xact.capture.probe import probe
 from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
-from xact.capture.values_version import VALUES_VERSION
 from xact.errors import CaptureError, RequestError
 from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
-from xact.models.device import choose_batch_size, get_kind, resolve_device
+from xact.models.device import get_kind, resolve_device
 from xact.models.global_state import keep_global_state
-from xact.models.load import load_network, make_architecture, make_transform, undo_globals
+from xact.models.load import find_origin, load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import TokenKind
-from xact.recipe.sources import DISTRIBUTIONS
-from xact.store.plan import PlannedLayer, PlannedModel
+from xact.store.plan import PlannedModel
 
 TRIAL_SIZES = ((64, 48), (333, 640))
 """Sizes (width, height) of trial pictures; a transform must give the same shape for all sizes."""
@@ -71,33 +68,6 @@ def _survey_for_real(spec: ModelSpec, input_shape: tuple[int, int, int], hint: s
         hint=hint,
     ):
         return network, probe(network, input_shape)
-
-
-WORKED_OUT = frozenset("weights transform layers device batch_size".split())
-"""Fields of a spec that hold a request; the plan's field of the same name holds the result."""
-
-IDENTITY = tuple(
-    name
-    for name in PlannedModel.model_fields
-    if name in {field.name for field in fields(ModelSpec)} and name not in WORKED_OUT
-)
-"""Fields that a spec and a plan share: they describe the network, not the request."""
-
-
-def identify(spec: ModelSpec) -> dict[str, Any]:
-    """Return the fields that the plan of a network copies from its spec."""
-    return {name: getattr(spec, name) for name in IDENTITY}
-
-
-@dataclass(frozen=True)
-class Surveyed:
-    """Result of a survey, for pictures and for captions; each field is also a field of the plan."""
-
-    n_parameters: int
-    n_prefix_tokens: int
-    input_shape: tuple[int, ...]
-    transform: dict[str, Any]
-    layers: tuple[PlannedLayer, ...]
 
 
 def survey_pictures(spec: ModelSpec) -> Surveyed:
@@ -163,40 +133,25 @@ def list_outputs(spec: ModelSpec, input_shape: tuple[int, int, int] | None = Non
 
 def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
     """Return the kind of device on which a network will run; refuse a device that this machine lacks."""
-    return get_kind(resolve_device(_choose_device(spec, stored)))
+    return get_kind(resolve_device(choose_device(spec, stored)))
 
 
 def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
     """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
-    chosen = _choose_device(spec, stored)
+    chosen = choose_device(spec, stored)
     return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
 
 
-def _choose_device(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    return stored.device if spec.device == "auto" and stored is not None else spec.device
+def survey_network(spec: ModelSpec) -> Surveyed:
+    """Survey one network, and leave the state of the process as it was."""
+    with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
+        surveyed, origin = SURVEYS[spec.kind](spec), find_origin(spec)
+    return replace(surveyed, family=spec.family or origin.family, training=spec.training or origin.training)
 
 
 def survey_model(spec: ModelSpec, *, n_stimuli: int, stored: PlannedModel | None, device: str) -> PlannedModel:
     """Return the plan of one network on a kind of `device`; `stored` is the store's plan of the same label."""
-    with keep_global_state(spec.label, tell=len):  # a build tells it when it loads the network
-        surveyed = SURVEYS[spec.kind](spec)
-    if stored is not None:
-        surveyed = replace(surveyed, layers=keep_labels(surveyed.layers, stored.layers))
-    batch_size = spec.batch_size
-    if batch_size == "auto" and stored is not None:
-        batch_size = stored.batch_size
-    return PlannedModel(
-        **identify(spec),
-        **vars(surveyed),
-        weights=spec.weights if spec.weights in ("pretrained", "random") else spec.weights.rsplit("/", 1)[-1],
-        weights_record={},
-        trained=spec.is_trained,
-        device=device,
-        batch_size=choose_batch_size(batch_size, device),
-        versions=find_versions(spec.source),
-        values_version=VALUES_VERSION,
-        n_stimuli=n_stimuli,
-    )
+    return plan_model(spec, survey_network(spec), n_stimuli=n_stimuli, stored=stored, device=device)
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -255,14 +210,3 @@ def _count_tokens(output: Output) -> int:
 def plan_picture_units(reduction: Reduction, output: Output, layer: str, *, tokens: Tokens | None) -> dict[str, int]:
     """Return {axis: length} of the units of a reduced layer; RequestError if the reduction does not fit."""
     return plan_units(reduction, output.shape or (), output.axes, tokens=tokens, layer=layer, patches=output.patches)
-
-
-def find_versions(source: str) -> dict[str, str]:
-    """Return the versions of the libraries that affect a value: torch, image libraries, the network's library."""
-    names = ["torch", "torchvision", "pillow", "numpy", DISTRIBUTIONS.get(source, "")]
-    return {name: _find_version(name) for name in dict.fromkeys(names) if name}
-
-
-@cache
-def _find_version(name: str) -> str:
-    return importlib.metadata.version(name)  # searches all of sys.path each time

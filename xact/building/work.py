@@ -17,8 +17,8 @@ from typing import Any
 from xact.building.prepare import PreparedBuild, find_planned_weights, list_tasks, prepare_worker
 from xact.building.provenance import find_xact_version
 from xact.building.run_tasks import LoadedModel, Tally, load_model, run_tasks
-from xact.capture.job import order_stimuli
 from xact.capture.load_captions import TextLengths
+from xact.capture.read_stimuli import order_stimuli
 from xact.disk.durable import FolderGoneError, read_whole
 from xact.errors import CaptureError, MismatchError, RequestError, StoreError, WeightsError, XactError
 from xact.labels import StoreRow

@@ -230,12 +230,19 @@ class _Run:
         self.writers = ThreadPoolExecutor(n_writers, thread_name_prefix="xact-write")
         self.writes: list[Future[None]] = []
         self.errors: list[BaseException] = []
-        self.threads: list[threading.Thread] = []
+        self.ended: list[threading.Event] = []
+        """One of each lane."""
 
     def start(self, lanes: Sequence[Callable[[], None]]) -> None:
-        self.threads = [threading.Thread(target=self._guard, args=(lane,), daemon=True) for lane in lanes]
-        for thread in self.threads:
-            thread.start()
+        def run(lane: Callable[[], None], ended: threading.Event) -> None:
+            try:
+                self._guard(lane)
+            finally:
+                ended.set()
+
+        self.ended = [threading.Event() for _ in lanes]
+        for lane, ended in zip(lanes, self.ended, strict=True):
+            threading.Thread(target=run, args=(lane, ended), daemon=True).start()
 
     def wait(self) -> None:
         """Wait for every lane and every write, also after an error or a signal, so that writing has ended on return."""
@@ -250,9 +257,9 @@ class _Run:
             raise _tell(self.errors[0], self.job.model)
 
     def _join_lanes(self) -> None:
-        for thread in self.threads:
-            while thread.is_alive():
-                thread.join(timeout=0.2)  # with a short timeout, the caller's thread can handle signals
+        for ended in self.ended:  # before Python 3.13, a thread whose join a signal has ended says that it is over
+            while not ended.wait(timeout=0.2):
+                pass  # with a short timeout, the caller's thread can handle signals
 
     def _guard(self, work: Callable[[], None]) -> None:
         """Do the work of a thread; note an error and stop the run."""

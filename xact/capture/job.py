@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -13,12 +12,10 @@ from xact.capture.check_values import keeps_values
 from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
-from xact.capture.keep_pictures import PictureCache
 from xact.capture.load_captions import CaptionLoader
-from xact.capture.load_pictures import PictureLoader, StimuliByRow
-from xact.disk.digest import FileStamp
+from xact.capture.load_pictures import PictureLoader
+from xact.capture.read_stimuli import StimuliByRow
 from xact.errors import CaptureError
-from xact.labels import SourceRow, StoreRow
 from xact.models.base import Network
 from xact.models.device import count_lanes, count_workers, count_writers, get_kind, resolve_device
 from xact.models.load import make_tokenizer, make_transform
@@ -26,22 +23,10 @@ from xact.models.pixels import find_table
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Recipe
 from xact.recipe.stimuli_schema import get_pictures
-from xact.stimuli.base import StimulusSource
 from xact.store.plan import Plan, PlannedModel
 
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels_last"
 """Names of the memory formats of pictures."""
-
-
-def order_stimuli(
-    source: StimulusSource,
-    ids: Sequence[str],
-    known: Mapping[StoreRow, tuple[FileStamp, str]],
-    cache: PictureCache | None = None,
-) -> StimuliByRow:
-    """Return the stimuli of a source, addressed by rows of a store."""
-    row_of = {stimulus: SourceRow(row) for row, stimulus in enumerate(source.table.ids)}
-    return StimuliByRow(source, ids, row_of, known, cache)
 
 
 def prepare_job(

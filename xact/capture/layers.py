@@ -145,15 +145,18 @@ def _find_holders(name: str) -> Iterator[str]:
 
 
 def find_depth(output: Output, order: int, outputs: Sequence[Output]) -> float:
-    """Return the relative position among the network's blocks, 0 to 1; without blocks, among all outputs."""
+    """Return the position among the network's N blocks: 0 before the first, (k + 1) / N in and after block k.
+
+    Without blocks, it is the position among all outputs, 0 to 1.
+    """
     blocks = {name: i for i, name in enumerate(find_blocks(outputs))}
     if len(blocks) < 2:
         return min(1.0, order / max(1, sum(o.n_calls > 0 and not o.is_result for o in outputs) - 1))
     for name in (output.name, *_find_holders(output.name)):
         if name in blocks:
-            return blocks[name] / (len(blocks) - 1)
+            return (blocks[name] + 1) / len(blocks)
     ends = {o.name: i for i, o in enumerate(outputs)}
-    return max(0, sum(ends[name] < order for name in blocks) - 1) / (len(blocks) - 1)
+    return sum(ends[name] < order for name in blocks) / len(blocks)
 
 
 def resolve_aliases(aliases: Mapping[str, Sequence[str]], outputs: Sequence[Output]) -> dict[str, str]:

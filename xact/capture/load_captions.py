@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from xact.capture.engine import LoadedStimulus
-from xact.capture.load_pictures import ReadStimulus, StimuliByRow
+from xact.capture.read_stimuli import ReadStimulus, StimuliByRow
 from xact.errors import StimulusError
 from xact.labels import StoreRow
 from xact.models.base import Tokenizer

@@ -31,7 +31,7 @@ from xact.cli.terminal import (
     write_err,
     write_out,
 )
-from xact.errors import NameNotFoundError, RequestError, WorkError, make_nearest_text
+from xact.errors import NameNotFoundError, RequestError, WorkError, XactWarning, make_nearest_text
 from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
@@ -68,14 +68,16 @@ def run_build(options: argparse.Namespace) -> int:
     with stop_on_signals(safe=progress.tell_safe, hint=progress.tell_hint):
         from xact.building.api import build
 
-        outcome = build(
-            options.recipe,
-            **get_overrides(options),
-            allow_code=options.allow_code,
-            confirm=lambda prepared: confirm(prepared, yes=options.yes),
-            tell=show_note,
-            progress=progress,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", XactWarning)  # they are printed with the outcome
+            outcome = build(
+                options.recipe,
+                **get_overrides(options),
+                allow_code=options.allow_code,
+                confirm=lambda prepared: confirm(prepared, yes=options.yes),
+                tell=show_note,
+                progress=progress,
+            )
         return show_outcome(outcome)
 
 
@@ -142,7 +144,7 @@ def run_fetch(options: argparse.Namespace) -> int:
         from xact.models.download import watch_downloads
         from xact.progress import Progress
 
-        with Progress("bytes") as progress, watch_downloads(progress.start):
+        with Progress("bytes", verb="fetching") as progress, watch_downloads(progress.start):
             fetched = fetch(
                 options.targets,
                 registry=options.registry,
@@ -206,7 +208,8 @@ def find_spec(options: argparse.Namespace) -> ModelSpec:
     """Return the network that `xact layers` names: of a recipe, of a registry file, or by itself."""
     from pathlib import Path
 
-    from xact.models.load import check_allowed, find_kind
+    from xact.models.allow_code import check_allowed
+    from xact.models.load import find_kind
     from xact.recipe.load import load_recipe
     from xact.recipe.resolve import resolve_model, resolve_named
 
@@ -392,13 +395,16 @@ def run_report(options: argparse.Namespace) -> int:
 def write_preview(options: argparse.Namespace) -> Path:
     """Write the page about a recipe before its build; refuse the options of a store."""
     from xact.building.preview import preview
+    from xact.progress import Progress
 
     given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
     if given:
         raise RequestError(
             f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
         )
-    return preview(options.source, output=options.output, seed=options.seed, allow_code=options.allow_code)
+    with Progress("layers") as progress:
+        asked = {name: getattr(options, name) for name in ("output", "seed", "allow_code")}
+        return preview(options.source, **asked, tell=progress.survey)
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -282,14 +282,15 @@ def show_table(rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()) -> N
     """
     whole = [[escape_controls(cell) for cell in row] for row in rows]
     rows, left_out = fit_table(whole, spare, find_columns(sys.stdout))
-    if left_out:
-        show_note(f"not shown, the terminal is narrow: {', '.join(left_out)}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         cells = [
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         write_out("  ".join(cells).rstrip() + "\n")
+    if left_out:
+        sys.stdout.flush()
+        show_note(f"not shown, the terminal is narrow: {', '.join(left_out)}")
 
 
 def fit_table(rows: list[list[str]], spare: Sequence[str], columns: int | None) -> tuple[list[list[str]], list[str]]:

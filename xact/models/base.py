@@ -114,6 +114,16 @@ class Weights:
     them in another size."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a library says of a network in its own words; empty where it says nothing."""
+
+    family: str = ""
+    """Its name for networks of this kind, e.g. `resnet`, `vision_transformer`."""
+    training: str = ""
+    """The tag of the weights, e.g. `IMAGENET1K_V1`, `augreg_in21k`, `openai`."""
+
+
 class NetworkSource(Protocol):
     """The functions that each file in `sources/` has."""
 

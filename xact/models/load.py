@@ -23,6 +23,7 @@ from xact.labels import Kind
 from xact.models.base import (
     Network,
     NetworkSource,
+    Origin,
     Source,
     TextSource,
     Tokenizer,
@@ -64,6 +65,15 @@ def make_transform(spec: ModelSpec) -> Transform:
             hint="weights, or an explicit block: {resize: 256, crop: 224, mean: [...], std: [...]}",
         )
     return make_explicit_transform(spec.transform, label=spec.label)
+
+
+def find_origin(spec: ModelSpec) -> Origin:
+    """Return what the library of a network says of its family and training, as far as its source tells it."""
+    tell = getattr(_open_network_source(spec), "find_origin", None)
+    if tell is None:
+        return Origin()
+    with _tell_failures(spec):
+        return cast(Origin, tell(spec))
 
 
 def find_weights(spec: ModelSpec) -> Weights:
@@ -169,15 +179,6 @@ def find_kind(spec: ModelSpec) -> Kind:
         return spec.kind
     source = cast(TextSource, importlib.import_module(TEXT_SOURCES[spec.source]))
     return "text" if source.takes_text(spec) else "image"
-
-
-def check_allowed(spec: ModelSpec, *, allow_code: bool) -> None:
-    """Refuse a network of the user's own Python code unless `allow_code` is True."""
-    if spec.source == "python" and spec.given is None and not allow_code:
-        raise RequestError(
-            f"model {spec.label!r} runs Python code of your own ({spec.id})",
-            hint="allow it with --allow-code, in Python with allow_code=True",
-        )
 
 
 def check_gate(spec: ModelSpec) -> None:

@@ -24,6 +24,7 @@ from xact.disk.places import FileState, Place, locate
 from xact.errors import RUN_AGAIN, RequestError, StoreError, check_name, make_command
 from xact.labels import match_names
 from xact.reading.disk_arrays import LayerArray, Rows
+from xact.reading.labels import choose_labels, rank_values
 from xact.store.chunks import get_separator
 from xact.store.shards import ShardFormat, parse_format
 from xact.store.snapshot import Labels, Snapshot, is_same_store, make_absolute, open_snapshot, stamp_root
@@ -201,6 +202,15 @@ class Catalog:
                 hint=f"{make_command('verify', self.snapshot.path)} names what is damaged",
             ) from None
 
+    def order_stimuli(self, sort: str, rows: np.ndarray | None) -> np.ndarray:
+        """Return positions of stimuli in the order of one of their labels; of `rows`, None for all."""
+        columns = {name: values for name, (dims, values) in self.labels.items() if dims == ("stimulus",)}
+        check_name(sort, columns, what="sort: the stimuli have no label", hint=f"they have {', '.join(columns)}")
+        ranks = rank_values(columns[sort])
+        asked = np.arange(len(ranks)) if rows is None else rows
+        ordered: np.ndarray = asked[np.argsort(ranks[asked], kind="stable")]
+        return ordered
+
     def leave_out_failed(self, m: Sequence[int], rows: np.ndarray | None = None) -> np.ndarray:
         """Return the positions of the stimuli that failed in none of the models `m`; `rows` None means all stimuli."""
         is_failed: np.ndarray = np.any(self.find_failed(m), axis=0)
@@ -286,7 +296,14 @@ class Catalog:
         return lengths
 
     def open_one(
-        self, model: str, layer: str, *, allow_incomplete: bool, as_map: bool, skip_failed: bool = False
+        self,
+        model: str,
+        layer: str,
+        *,
+        allow_incomplete: bool,
+        as_map: bool,
+        skip_failed: bool = False,
+        labels: str = "",
     ) -> OneLayer:
         """Return one layer of one model. Both names must be complete; globs are not allowed."""
         known = self.models.tolist()
@@ -313,13 +330,17 @@ class Catalog:
             while name in self.labels or name in names:
                 name = f"unit_{name}"
             names.append(name)
-        coords = self.make_coords({"model": m, "layer": k})
+        coords = self.make_coords({"model": m, "layer": k}, labels)
         return OneLayer(array, coords, dict(zip(names, shape, strict=True)), kept)
 
-    def make_coords(self, at: Mapping[str, int | np.ndarray]) -> dict[str, Any]:
-        """Return all labels at the given positions {dimension: positions}. An integer position drops its dimension."""
+    def make_coords(self, at: Mapping[str, int | np.ndarray], labels: str = "") -> dict[str, Any]:
+        """Return the labels at the given positions {dimension: positions}. An integer position drops its dimension.
+
+        `labels` may be `all` (the long ones last) or `short` (without the long ones).
+        """
         coords: dict[str, Any] = {}
-        for name, (dims, values) in self.labels.items():
+        for name in choose_labels(self.labels, labels):
+            dims, values = self.labels[name]
             for axis in reversed(range(len(dims))):
                 if dims[axis] in at:
                     values = np.take(values, at[dims[axis]], axis=axis)

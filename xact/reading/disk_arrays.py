@@ -101,7 +101,7 @@ class LayerArray:
     def fill(self, out: np.ndarray, rows: Pick, first_unit: int) -> None:
         """Fill `out` (stimulus, replicate, unit) with the given rows and the units from `first_unit` on."""
         pieces, finish = self.cut(out, rows, first_unit)
-        read_pieces(pieces)
+        read_pieces(pieces, self)
         finish()
 
     def cut(self, out: np.ndarray, rows: Pick, first_unit: int) -> tuple[list[Piece], Callable[[], None]]:
@@ -189,15 +189,12 @@ class Piece:
         return nbytes
 
 
-def read_pieces(pieces: Sequence[Piece]) -> None:
-    """Fill the pieces, which are of one store. Each thread opens a file once."""
-    if not pieces:
-        return
-    store = pieces[0].layer.store
+def read_pieces(pieces: Sequence[Piece], layer: LayerArray) -> None:
+    """Fill pieces of the store of a layer. Each thread opens a file once."""
     try:
-        _read_pieces(pieces, store)
+        _read_pieces(pieces, layer.store)
     finally:  # afterwards, so that no shard of another store was read; its shards may also be missing
-        check_same_store(store, pieces[0].layer.store_id)
+        check_same_store(layer.store, layer.store_id)
 
 
 def _read_pieces(pieces: Sequence[Piece], store: Place) -> None:
@@ -205,7 +202,7 @@ def _read_pieces(pieces: Sequence[Piece], store: Place) -> None:
     for piece in pieces:
         by_file.setdefault(piece.key, []).append(piece)
     is_small = sum(piece.nbytes for piece in pieces) < PARALLEL_NBYTES and not isinstance(store, RemotePath)
-    if is_small or len(pieces) == 1:
+    if is_small or len(pieces) < 2:
         for same in by_file.values():
             _read_file(same)
         return
@@ -238,9 +235,13 @@ class StackArray:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes; `unit` is as long as the widest layer."""
-        layers = [cell for row in self.cells for cell in row if cell is not None]
-        n_stimuli, n_replicates, _ = layers[0].shape
-        return (len(self.cells), n_stimuli, len(self.cells[0]), n_replicates, max(one.n_units for one in layers))
+        n_stimuli, n_replicates, _ = self.layers[0].shape
+        return (len(self.cells), n_stimuli, len(self.cells[0]), n_replicates, max(one.n_units for one in self.layers))
+
+    @cached_property
+    def layers(self) -> list[LayerArray]:
+        """The layers that the models have."""
+        return [cell for row in self.cells for cell in row if cell is not None]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -256,7 +257,7 @@ class StackArray:
             for i, m in enumerate(models)
             for j, k in enumerate(layers)
         ]
-        read_pieces([piece for pieces, _ in cut for piece in pieces])
+        read_pieces([piece for pieces, _ in cut for piece in pieces], self.layers[0])
         for _, finish in cut:
             finish()
         return out

@@ -18,6 +18,7 @@ from xact.labels import DIMS
 from xact.reading.catalog import Catalog, Names, open_catalog
 from xact.reading.dask import open_lazy
 from xact.reading.disk_arrays import StackArray
+from xact.reading.labels import LISTS, parse_lists
 
 
 def open_activations(
@@ -28,6 +29,8 @@ def open_activations(
     allow_incomplete: bool = False,
     skip_failed: bool = False,
     complete_only: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open layers of one or more models as one lazy array.
 
@@ -46,6 +49,12 @@ def open_activations(
     complete_only : bool, optional
         If True, models that lack a row are left out. With `skip_failed` too, a row that is recorded as failed does not
         count as lacking: its stimulus is left out, not the model.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -78,8 +87,9 @@ def open_activations(
     kept = catalog.leave_out_failed(m) if skip_failed else None
     rows = catalog.find_rows(m, allow_incomplete=allow_incomplete, kept=kept)
     cells = tuple(tuple(catalog.find_array(i, j, rows[i]) for j in k) for i in m)
-    coords = _make_indexes(catalog, catalog.make_coords({"model": np.array(m), "layer": np.array(k)}))
-    acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), kept)
+    coords = _make_indexes(catalog, catalog.make_coords({"model": np.array(m), "layer": np.array(k)}, labels))
+    order = kept if sort is None else catalog.order_stimuli(sort, kept)
+    acts = keep_stimuli(xr.DataArray(open_lazy(StackArray(cells)), coords, DIMS, name="activations"), order)
     if len(m) < len(asked):
         acts.attrs["left_out_models"] = [str(catalog.models[i]) for i in asked if i not in m]
     return acts
@@ -97,14 +107,21 @@ def _make_indexes(catalog: Catalog, coords: dict[str, Any]) -> dict[str, Any]:
 
 def keep_stimuli(acts: xr.DataArray, kept: np.ndarray | None) -> xr.DataArray:
     """Return the stimuli at these positions; the attribute `left_out_stimuli` lists the others. None keeps all."""
-    if kept is None or len(kept) == acts.sizes["stimulus"]:
+    if kept is None or np.array_equal(kept, np.arange(acts.sizes["stimulus"])):
         return acts
     lost = np.delete(acts["stimulus"].values, kept).tolist()
-    return acts.isel(stimulus=kept).assign_attrs(left_out_stimuli=lost)
+    return acts.isel(stimulus=kept).assign_attrs({"left_out_stimuli": lost} if lost else {})
 
 
 def open_layer(
-    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+    store: str | Path,
+    model: str,
+    layer: str,
+    *,
+    allow_incomplete: bool = False,
+    skip_failed: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open one layer of one model as a lazy array without padding.
 
@@ -119,6 +136,12 @@ def open_layer(
     skip_failed : bool, optional
         If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
         that are not finished for another reason are refused as before.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -142,15 +165,25 @@ def open_layer(
     >>> values = layer.mean("replicate").compute()  # (stimulus, unit)
     """
     catalog = open_catalog(store)
-    one = catalog.open_one(model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False)
+    one = catalog.open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=False, labels=labels
+    )
     on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
     dims = ("stimulus", "replicate", "unit")
     coords = _make_indexes(catalog, one.coords) | on_unit
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), one.kept)
+    order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), order)
 
 
 def open_map(
-    store: str | Path, model: str, layer: str, *, allow_incomplete: bool = False, skip_failed: bool = False
+    store: str | Path,
+    model: str,
+    layer: str,
+    *,
+    allow_incomplete: bool = False,
+    skip_failed: bool = False,
+    labels: str = "all",
+    sort: str | None = None,
 ) -> xr.DataArray:
     """Open one layer of one model as a lazy array in the layer's own shape.
 
@@ -165,6 +198,12 @@ def open_map(
     skip_failed : bool, optional
         If True, stimuli whose row is recorded as failed are left out; the attribute `left_out_stimuli` lists them. Rows
         that are not finished for another reason are refused as before.
+    labels : str, default "all"
+        `"short"` leaves out the coordinates that are long or tell how a row came about, such as `path`, `sha256`,
+        `file`, `weights`, `depth_bin`; `load_stimuli` and `load_layers` have them all.
+    sort : str, optional
+        A label of the stimuli, e.g. `"condition"`: stimuli with one value stand together, text in the order of first
+        appearance, numbers rising. Default: the order of the store, in which stimuli that were added later are last.
 
     Returns
     -------
@@ -188,11 +227,14 @@ def open_map(
     >>> first = grid.isel(stimulus=0, replicate=0).compute()  # here (feature,)
     """
     catalog = open_catalog(store)
-    one = catalog.open_one(model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True)
+    one = catalog.open_one(
+        model, layer, allow_incomplete=allow_incomplete, skip_failed=skip_failed, as_map=True, labels=labels
+    )
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     dims = ("stimulus", "replicate", *one.unit_axes)
     coords = _make_indexes(catalog, one.coords) | on_axes
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), one.kept)
+    order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
+    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), order)
 
 
 def open_tokens(
@@ -312,7 +354,8 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per layer of each model, in forward order. Columns: `model`, `layer`; labels of the layer, such as
-        `n_units`, `depth` and `unit_shape`; labels of the model, such as `source`, `weights` and `seed`.
+        `n_units` and `depth`, and the lists `unit_axes` and `unit_shape`; labels of the model, such as `source`,
+        `weights` and `seed`.
 
     Raises
     ------
@@ -332,7 +375,7 @@ def load_layers(store: str | Path) -> pd.DataFrame:
     columns = {"model": catalog.models[m], "layer": catalog.layers[k]}
     for name, (dims, values) in catalog.labels.items():
         if dims == ("model", "layer"):
-            columns[name] = values[m, k]
+            columns[name] = parse_lists(values[m, k]) if name in LISTS else values[m, k]
     for name, (dims, values) in catalog.labels.items():
         if dims == ("model",) and name != "model":
             columns[name] = values[m]

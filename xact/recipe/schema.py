@@ -11,12 +11,13 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from pydantic_core import PydanticCustomError
 
 from xact.complaints import make_complaint
-from xact.errors import RecipeError
+from xact.errors import RecipeError, make_html
 from xact.labels import MAX_REPLICATES
-from xact.recipe.blocks import Block, Text, name_yaml_kind
+from xact.recipe.blocks import Block, Text, add_descriptions, name_yaml_kind
 from xact.recipe.plain_data import make_plain
 from xact.recipe.sources import SourceName
 from xact.recipe.stimuli_schema import Stimuli
+from xact.recipe.yaml_text import make_yaml
 
 
 def _is_auto(value: object) -> str:
@@ -334,6 +335,15 @@ class Recipe(Block):
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # `model_validate` does not call it
 
+    def __repr__(self) -> str:
+        """Return the recipe as YAML, without the keys that have their defaults."""
+        return f"Recipe:\n{make_yaml(self.model_dump(mode='json', exclude_unset=True))}"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
+
     store: Text
     """Path of the store, relative to the working folder."""
     stimuli: Stimuli
@@ -391,6 +401,7 @@ class LoadedRecipe:
 
 def make_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe for editors; a recipe is for a build, for captions, or for both."""
+    add_descriptions()
     schema = Recipe.model_json_schema() | {
         "required": ["stimuli"],
         "anyOf": [{"required": ["store", "models"]}, {"required": ["caption"]}],

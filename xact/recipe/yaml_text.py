@@ -34,12 +34,21 @@ PLAIN_TAGS = frozenset("str int float bool null timestamp value merge seq map".s
 Key = str | int
 
 
-def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]]:
+FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where PyYAML has it; its messages differ, so it is for files of xact's own."""
+
+
+def parse_yaml(
+    text: str,
+    *,
+    name: str,
+    loader: Any = yaml.SafeLoader,  # noqa: ANN401  PyYAML types no common base
+) -> tuple[Any, dict[tuple[Key, ...], int]]:
     """Return the data of a YAML text with every scalar as written, and the line of each key and item."""
     try:
         if TOO_DEEP.search(text):
             raise RecursionError
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=loader)
         lines: dict[tuple[Key, ...], int] = {}
         budget = iter(range(MAX_NODES))
         return _to_data(node, (), lines, name, budget), lines
@@ -56,6 +65,11 @@ def parse_yaml(text: str, *, name: str) -> tuple[Any, dict[tuple[Key, ...], int]
         raise RecipeError(f"{name}{where}: this is not YAML: {problem}", hint=hint) from None
     except RecursionError:
         raise RecipeError(f"{name}: the YAML is nested too deeply, or an alias contains itself") from None
+
+
+def make_yaml(data: object) -> str:
+    """Return plain data as YAML, in the order of its keys; short lists and mappings stand in one line."""
+    return yaml.safe_dump(data, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
 def read_text(file: Path) -> str:
@@ -93,7 +107,7 @@ def _to_data(
                 f"{name}, line {line}: {node.value!r} has a user or a password in it, and a store keeps its recipe",
                 hint="leave them out",
             )
-        return None if node.style is None and node.value in ("", "~", "null", "Null", "NULL") else node.value
+        return None if not node.style and node.value in ("", "~", "null", "Null", "NULL") else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_to_data(item, (*at, i), lines, name, budget) for i, item in enumerate(node.value)]
     data: dict[str, Any] = {}

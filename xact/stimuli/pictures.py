@@ -6,17 +6,10 @@ every replicate except the first. The network's own transform comes afterwards.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import struct
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-from torchvision.transforms import functional as F
+from PIL import Image, ImageChops
 
-from xact.recipe.schema import ColorJitter, Jitter, ShiftJitter
 from xact.stimuli.arrays import Array
 from xact.stimuli.decode import check_size, decode_picture
 
@@ -57,27 +50,6 @@ def add_border(picture: Image.Image, border: float) -> Image.Image:
     return framed
 
 
-def draw_jitter(jitter: Jitter, *, seed: int, stimulus: str, n_replicates: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Return {coordinate: amounts of jitter}, each float64 of shape (n_replicates,).
-
-    `color` gives `jitter_saturation` (a factor) and `jitter_hue` (turns of the colour circle). `shift` gives
-    `jitter_dx` and `jitter_dy` (pixels, to the right and down). `none` gives an empty dictionary. Replicate 0 is never
-    jittered. A draw depends only on (seed, stimulus, replicate): the first 16 bytes of the SHA-256 of their JSON text
-    give two uniform numbers of 53 bits.
-    """
-    if isinstance(jitter, ColorJitter):
-        ranges = {"jitter_saturation": (1.0, jitter.saturation), "jitter_hue": (0.0, jitter.hue)}
-    elif isinstance(jitter, ShiftJitter):
-        ranges = {"jitter_dx": (0.0, jitter.pixels), "jitter_dy": (0.0, jitter.pixels)}
-    else:
-        return {}
-    uniforms = [(0.5, 0.5), *(_draw_uniforms(seed, stimulus, replicate) for replicate in range(1, n_replicates))]
-    return {
-        name: np.array([center + (2.0 * pair[i] - 1.0) * reach for pair in uniforms], dtype=np.float64)
-        for i, (name, (center, reach)) in enumerate(ranges.items())
-    }
-
-
 def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_replicates: int) -> list[Image.Image]:
     """Return `n_replicates` pictures: the picture itself, then a jittered picture for each further replicate.
 
@@ -96,8 +68,8 @@ def make_replicates(picture: Image.Image, amounts: Mapping[str, Array], *, n_rep
 
 def is_grey(picture: Image.Image) -> bool:
     """Return True if the three channels of an RGB picture are equal everywhere."""
-    red, green, blue = (np.asarray(channel) for channel in picture.split())
-    return bool((red == green).all() and (green == blue).all())
+    red, *others = picture.split()
+    return all(ImageChops.difference(red, other).getbbox() is None for other in others)
 
 
 def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
@@ -108,6 +80,8 @@ def are_all_equal(pictures: Sequence[Image.Image]) -> bool:
 
 
 def _adjust_color(picture: Image.Image, saturation: float, hue: float) -> Image.Image:
+    from torchvision.transforms import functional as F
+
     if saturation != 1.0:
         picture = F.adjust_saturation(picture, saturation)
     if hue != 0.0:  # the conversion to HSV and back alone would change pixels
@@ -122,13 +96,6 @@ def _shift(picture: Image.Image, dx: float, dy: float) -> Image.Image:
     return picture.transform(
         picture.size, Image.Transform.AFFINE, output_to_input, Image.Resampling.BILINEAR, fillcolor=(0, 0, 0)
     )
-
-
-def _draw_uniforms(seed: int, stimulus: str, replicate: int) -> tuple[float, float]:
-    """Return two numbers in [0, 1). They are the same on every machine and with every library."""
-    digest = hashlib.sha256(json.dumps([seed, stimulus, replicate], ensure_ascii=True).encode()).digest()
-    first, second = struct.unpack(">QQ", digest[:16])
-    return (first >> 11) * 2.0**-53, (second >> 11) * 2.0**-53
 
 
 def _add_border_to_size(size: tuple[int, int], border: float) -> tuple[int, int]:

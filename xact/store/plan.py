@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from xact.errors import make_html
 from xact.store.chunks import (
     FLOAT32_NBYTES,
     MEGABYTE,
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class PlanRecord(BaseModel):
     """A frozen part of a plan. It is stored as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants", defer_build=True)
 
 
 def name_axes_by_lengths(shape: Sequence[int]) -> tuple[str, ...]:
@@ -68,7 +69,7 @@ class PlannedLayer(PlanRecord):
     layer_index: int
     """Index in forward order among the model's layers in the store."""
     depth: float
-    """Relative position among the network's blocks, 0 to 1."""
+    """Relative position among the network's N blocks: (k + 1) / N of block k; k / (N - 1) in older stores."""
     depth_bin: int
 
     @model_validator(mode="before")
@@ -206,6 +207,16 @@ class Plan(PlanRecord):
     stimuli: PlannedStimuli
     failed_models: dict[str, str] = {}
     """{model: error} of the networks that failed to load under `on_error: skip`."""
+
+    def __repr__(self) -> str:
+        models = [f"{model.label}: {len(model.layers)} layers, {model.total_units} units" for model in self.models]
+        head = f"Plan: generation {self.generation} ({self.layout}), {self.n_stimuli} stimuli x {self.n_replicates}"
+        return "\n  ".join([head, *models])
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return make_html(repr(self))
 
     @property
     def n_stimuli(self) -> int:

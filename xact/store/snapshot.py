@@ -80,6 +80,8 @@ class Snapshot:
     """Random text of the store, the same in all its generations; empty if an older xact wrote it."""
     token: str
     """Text that is different for every generation of every store."""
+    generation: int = 0
+    """Number of times that the store was published."""
 
     def load_labels(self) -> Labels:
         """Return the labels on stimuli, replicates, models and layers. Raise StoreError if a label is damaged."""
@@ -180,7 +182,8 @@ def _parse_root(path: Place, stamp: FileState) -> Snapshot:
     if fault is not None:
         raise _refuse_root(path, fault)
     coordinates, store_id = tuple(attributes.get("coordinates", "").split()), str(attributes.get("xact_id", ""))
-    return Snapshot(path, str(layout), kept, coordinates, store_id, f"{path} {store_id} {stamp}")
+    token, generation = f"{path} {store_id} {stamp}", int(attributes["xact_generation"])
+    return Snapshot(path, str(layout), kept, coordinates, store_id, token, generation)
 
 
 def _refuse_root(path: Place, fault: str) -> StoreError:

@@ -30,7 +30,7 @@ def make_report_command(name: str, asked: Asked) -> str:
     if asked.key != "stimulus":
         words += ["--key", asked.key]
     if asked.images is not None:
-        words += ["--images", Path(asked.images).name]
+        words += ["--images", Path(asked.images).name or "."]
     return make_command("report", name, *words, "--seed", asked.seed)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from xact.analysis.figures.style import shorten
 from xact.analysis.report.gather import Gathered, LayerFacts
 
 LEAST_AGREEMENT = 0.9
@@ -23,14 +25,18 @@ class Finding:
     is_warning: bool = True
 
 
+MOST_TOLD = 3
+"""Models that are told of one thing; more are named in a sentence."""
+
+
 def find_first(found: Gathered) -> list[Finding]:
     """Return the sentences, warnings first."""
     by_model: dict[str, list[LayerFacts]] = {}
     for one in found.layers:
         by_model.setdefault(one.model, []).append(one)
-    told = []
-    for model, layers in by_model.items():
-        told += describe_constant(model, layers) + describe_agreement(model, layers) + describe_depth(model, layers)
+    told: list[Finding] = []
+    for describe in (describe_constant_units, describe_undefined, describe_agreement, describe_depth):
+        told += tell_models({model: describe(model, layers) for model, layers in by_model.items()})
     told += describe_flat(found)
     if found.scored is not None:
         told += describe_ceilings(found)
@@ -41,28 +47,50 @@ def find_first(found: Gathered) -> list[Finding]:
     return sorted(told, key=lambda one: not one.is_warning)
 
 
-def describe_constant(model: str, layers: list[LayerFacts]) -> list[Finding]:
-    """Tell constant units and constant patterns."""
-    told = []
-    units = [one for one in layers if one.n_constant_units]
-    if units:
-        most = max(units, key=lambda one: one.n_constant_units / max(1, one.n_units))
-        told.append(
-            Finding(
-                f"{model}: {len(units)} of {len(layers)} layers have units with one value for all stimuli and "
-                f"replicates; most in {most.layer}, {most.n_constant_units:,} of {most.n_units:,} units."
-            )
-        )
-    patterns = [one for one in layers if one.n_undefined]
-    if patterns:
-        most = max(patterns, key=lambda one: one.n_undefined)
-        told.append(
-            Finding(
-                f"{model}: {len(patterns)} of {len(layers)} layers have stimuli without a dissimilarity; most in "
-                f"{most.layer}, {most.n_undefined:,} stimuli."
-            )
-        )
+def tell_models(found: Mapping[str, list[Finding]]) -> list[Finding]:
+    """Return the sentences of one kind: those of the first models, then the names of the others."""
+    told: list[Finding] = []
+    for is_warning in (True, False):
+        several = {
+            model: [one for one in findings if one.is_warning is is_warning]
+            for model, findings in found.items()
+            if any(one.is_warning is is_warning for one in findings)
+        }
+        shown = [*several][:MOST_TOLD]
+        told += [one for model in shown for one in several[model]]
+        if more := [*several][MOST_TOLD:]:
+            networks = "1 other network" if len(more) == 1 else f"{len(more)} other networks"
+            names = ", ".join(shorten(model) for model in more)
+            told.append(Finding(f"The same holds for {networks}, with other numbers: {names}.", is_warning))
     return told
+
+
+def describe_constant_units(model: str, layers: list[LayerFacts]) -> list[Finding]:
+    """Tell units that have one value."""
+    units = [one for one in layers if one.n_constant_units]
+    if not units:
+        return []
+    most = max(units, key=lambda one: one.n_constant_units / max(1, one.n_units))
+    return [
+        Finding(
+            f"{model}: {len(units)} of {len(layers)} layers have units with one value for all stimuli and "
+            f"replicates; most in {most.layer}, {most.n_constant_units:,} of {most.n_units:,} units."
+        )
+    ]
+
+
+def describe_undefined(model: str, layers: list[LayerFacts]) -> list[Finding]:
+    """Tell stimuli whose pattern is constant."""
+    patterns = [one for one in layers if one.n_undefined]
+    if not patterns:
+        return []
+    most = max(patterns, key=lambda one: one.n_undefined)
+    return [
+        Finding(
+            f"{model}: {len(patterns)} of {len(layers)} layers have stimuli without a dissimilarity; most in "
+            f"{most.layer}, {most.n_undefined:,} stimuli."
+        )
+    ]
 
 
 def describe_flat(found: Gathered) -> list[Finding]:

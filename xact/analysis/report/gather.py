@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
@@ -18,10 +19,11 @@ from xact.analysis.compare import References, compare
 from xact.analysis.figures.rdm import average_blocks
 from xact.analysis.gram import list_blocks
 from xact.analysis.label_rdm import label_rdm
-from xact.analysis.layer_rdms import LayerRdms, RdmSource, open_array, open_layer_rdms
+from xact.analysis.layer_rdms import LayerRdms, RdmSource, open_array, open_layer_rdms, watch_layers
 from xact.analysis.mds import embed
 from xact.analysis.measure import make_measure
 from xact.analysis.pairs import count_pairs, take_pairs
+from xact.analysis.ranks import rank_row, sort_row
 from xact.analysis.rdm import compute_rdms, list_layers, rdm
 from xact.analysis.report.origin import Definition, describe_origin
 from xact.analysis.report.thumbnails import Thumbnails, load_thumbnails
@@ -117,29 +119,29 @@ def gather(source: RdmSource, asked: Asked, watch: Watch) -> Gathered:
         array = array.isel(layer=[known.index(layer) for layer in chosen])
     is_activations = "unit" in array.dims
     n_layers = array.sizes.get("model", 1) * array.sizes.get("layer", 1)
-    done = partial(watch(N_STEPS * n_layers), n_layers)
-    held = hold_rdms(array)
-    done()
+    step = partial(count_step, watch(N_STEPS * n_layers), n_layers)
+    with step():
+        held = hold_rdms(array)
     rdms = open_layer_rdms(held)
     thumbnails = load_thumbnails(rdms.stimuli, asked.images, asked.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        grid = compare(held)
-        done()
+        with step():
+            grid = compare(held)
         labels = choose_labels(rdms.stimuli) if asked.labels is None else asked.labels
         draws = plan_draws(rdms, asked.seed)
-        labelled = compare(held, labels=labels, **draws) if labels else None
-        done()
-        scored = None if asked.to is None else compare_reference(held, asked, draws)
-    done()
-    facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
-    done()
+        with step():
+            labelled = compare(held, labels=labels, **draws) if labels else None
+        with step():
+            scored = None if asked.to is None else compare_reference(held, asked, draws)
+    with step():
+        facts, large, maps = read_layers(rdms, grid, thumbnails.rows)
     flat: list[tuple[str, str]] = []
-    if is_activations:
-        selected = choose(array, Selection())
-        flat = [one for one in list_layers(selected) if one not in {(fact.model, fact.layer) for fact in facts}]
-        add_quality(selected, facts)
-    done()
+    with step():
+        if is_activations:
+            selected = choose(array, Selection())
+            flat = [one for one in list_layers(selected) if one not in {(fact.model, fact.layer) for fact in facts}]
+            add_quality(selected, facts)
     attrs: dict[str, object] = {str(key): value for key, value in array.attrs.items()}
     return Gathered(
         name=name,
@@ -159,6 +161,22 @@ def gather(source: RdmSource, asked: Asked, watch: Watch) -> Gathered:
         is_activations=is_activations,
         notes=list(dict.fromkeys(str(one.message) for one in caught)),
     )
+
+
+@contextmanager
+def count_step(count: Callable[[int], None], n_layers: int) -> Iterator[None]:
+    """Count the layers that a step reads as they come, and at its end all of them: a step may read a layer twice."""
+    left = n_layers
+
+    def add(n: int) -> None:
+        nonlocal left
+        n = min(n, left)
+        left -= n
+        count(n)
+
+    with watch_layers(add):
+        yield
+    add(left)
 
 
 def hold_rdms(array: xr.DataArray) -> xr.DataArray:
@@ -208,17 +226,18 @@ def read_layers(
     positions = grid["position"]
     facts: list[LayerFacts] = []
     large, maps = None, {}
+    rows, columns = np.triu_indices(rdms.n_stimuli, 1)
+    on_diagonal = np.eye(rdms.n_stimuli, dtype=bool)
     for model, layer, square in rdms.stream(0):
-        off_diagonal = np.isfinite(np.where(np.eye(len(square), dtype=bool), np.nan, square))
+        off_diagonal = np.isfinite(square) & ~on_diagonal
         if not off_diagonal.any():
             continue
         position = float(positions.sel(model=model, layer=layer))
         pairs = take_pairs(square, np.arange(len(square)))
         defined = np.isfinite(pairs)
         ranks = np.full(square.shape, np.nan)
-        rows, columns = np.triu_indices(len(square), 1)
         percentiles = np.full(len(pairs), np.nan)
-        percentiles[defined] = (rankdata(pairs[defined]) - 1) / max(1, defined.sum() - 1)
+        percentiles[defined] = (rank_row(sort_row(pairs[defined])) - 1) / max(1, defined.sum() - 1)
         ranks[rows, columns] = ranks[columns, rows] = percentiles
         np.fill_diagonal(ranks, 0)
         n_units = int(grid["n_units"].sel(model=model, layer=layer)) if "n_units" in grid.coords else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import xarray as xr
 
 from xact.analysis.layer_rdms import RdmSource, is_rdm_store
 from xact.analysis.rdm_plan import describe_store
+from xact.disk.durable import parse_json
 from xact.disk.places import expand_place
+from xact.errors import StoreError
 from xact.reading.catalog import open_catalog
 
 Definition = tuple[str, list[str]]
@@ -39,7 +40,7 @@ def describe_origin(source: RdmSource, attrs: Mapping[str, object]) -> list[Defi
 def tell_networks(metadata: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each network of a store: its library, weights and versions; then one for the replicates."""
     attributes = metadata.get("xact", {}).get("attributes", {})
-    models = json.loads(str(attributes.get("provenance", "{}"))).get("models", {})
+    models = read_part(attributes, "provenance").get("models", {})
     for label, one in models.items():
         seed = f", seed {one['seed']}" if one.get("weights") == "random" else ""
         versions = ", ".join(f"{name} {number}" for name, number in one.get("versions", {}).items())
@@ -47,7 +48,7 @@ def tell_networks(metadata: Mapping[str, Any]) -> Iterator[str]:
             f"{label}: {one.get('source')}:{one.get('id')}, weights {one.get('weights')}{seed}, {one.get('dtype')} on "
             f"{one.get('device')}{'; ' * bool(versions)}{versions}"
         )
-    replicates = json.loads(str(attributes.get("recipe", "{}"))).get("replicates", {})
+    replicates = read_part(attributes, "recipe").get("replicates", {})
     if replicates.get("count", 1) > 1:
         jitter = {name: value for name, value in (replicates.get("jitter") or {}).items() if name != "kind"}
         told = ", ".join(f"{name} {value}" for name, value in jitter.items())
@@ -56,3 +57,14 @@ def tell_networks(metadata: Mapping[str, Any]) -> Iterator[str]:
             f"{replicates['count']} replicates; jitter {kind}{f' ({told})' if told else ''}, seed "
             f"{replicates.get('seed', 0)}; replicate 0 is the stimulus as it is"
         )
+
+
+def read_part(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what a store says of itself under a name, which is JSON text."""
+    try:
+        found = parse_json(str(attributes.get(name, "{}")))
+    except ValueError:
+        raise StoreError(
+            f"the attribute {name!r} of the store is no JSON", hint="xact verify names what is damaged"
+        ) from None
+    return found if isinstance(found, dict) else {}

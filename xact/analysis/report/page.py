@@ -144,12 +144,14 @@ def list_table(found: Gathered) -> list[dict[str, Any]]:
     """Return the numbers of each layer, and its scores."""
     rows = []
     tables = [scores for scores in (found.labelled, found.scored) if scores is not None]
+    has_agreement = any(np.isfinite(one.agreement) for one in found.layers)
     for one in found.layers:
         row: dict[str, Any] = {"network": one.model, "layer": one.layer, "position": f"{one.position:.2f}"}
         row["units"] = f"{one.n_units:,}"
         row["mean dissimilarity"] = tell(one.mean)
         if found.is_activations:
-            row |= {"participation ratio": tell(one.ratio), "agreement": tell(one.agreement)}
+            row["participation ratio"] = tell(one.ratio)
+            row |= {"agreement": tell(one.agreement)} if has_agreement else {}
         for scores in tables:
             for reference in scores["reference"].values:
                 at = scores["score"].sel(model=one.model, layer=one.layer, reference=reference)

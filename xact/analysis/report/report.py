@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from xact.analysis.compare import References
@@ -80,6 +80,8 @@ def report(
     load_jinja()
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise RequestError(f"seed: a whole number of at least 0 is wanted, found {seed!r:.40}", hint="--seed 0")
+    if isinstance(layers, Iterable) and not isinstance(layers, str):
+        layers = list(layers)  # the page names them, after they were used
     with limit_blas():
         found = gather(source, Asked(to=to, labels=labels, key=key, images=images, layers=layers, seed=seed), watch)
         page = make_page(found)

@@ -228,12 +228,13 @@ def _make_model(file: Path, held: dict[str, Any]) -> OldModel:
     kind = "hidden" if any(key in held for key in LANGUAGE_KEYS) else "blocks"
     labels = read_texts(held, "layer", n_layers, file)
     pool = said.get("pool") or UNKNOWN
+    depths = [k / max(1, n_layers - 1) if kind == "hidden" else (k + 1) / n_layers for k in range(n_layers)]
     layers = tuple(
         OldLayer(
             label=labels[k] if labels else f"{kind}.{k}",
             n_units=n_units,
             reduction=REDUCTIONS.get(pool, pool),
-            depth=math.nan if labels else k / max(1, n_layers - 1),
+            depth=math.nan if labels else depths[k],
         )
         for k in range(n_layers)
     )

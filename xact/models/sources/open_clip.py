@@ -17,7 +17,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preproc
 from torch import Tensor, nn
 
 from xact.errors import RequestError, WeightsError
-from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
+from xact.models.base import Network, Origin, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.hub import find_on_hub
 from xact.models.transforms import make_outline
 from xact.models.unwrap import load_file
@@ -56,6 +56,11 @@ def make_transform(spec: ModelSpec) -> Transform:
             std=config["std"],
         )
     return Transform(steps, record)
+
+
+def find_origin(spec: ModelSpec) -> Origin:
+    """Return the tag that the id names; open_clip has no families."""
+    return Origin(training=_split_id(spec)[1])
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:

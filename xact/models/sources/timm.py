@@ -15,7 +15,7 @@ import timm.models
 from torch import nn
 
 from xact.errors import WeightsError
-from xact.models.base import Network, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
+from xact.models.base import Network, Origin, Transform, Weights, count_prefix_tokens, find_matrix, make_name_error
 from xact.models.checkpoints import check_keys, read_content, take_one_file
 from xact.models.hub import find_at_url, find_on_hub
 from xact.models.transforms import make_outline
@@ -63,6 +63,15 @@ def make_transform(spec: ModelSpec) -> Transform:
             std=config["std"],
         )
     return Transform(steps, record)
+
+
+def find_origin(spec: ModelSpec) -> Origin:
+    """Return the module of timm that defines a network, and the tag of the weights that timm takes for the id."""
+    architecture, _, tag = spec.id.partition(".")
+    declared = None if tag else library.models.get_pretrained_cfg(spec.id)
+    if declared is not None and spec.weights == "pretrained":
+        tag = declared.tag or ""
+    return Origin(library.models.model_entrypoint(architecture).__module__.rpartition(".")[2], tag)
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
-from xact.models.base import Network, Transform, Weights, make_name_error
+from xact.models.base import Network, Origin, Transform, Weights, make_name_error
 from xact.models.hub import find_at_url
 from xact.models.transforms import make_outline
 from xact.models.unwrap import load_file
@@ -66,6 +66,12 @@ def make_transform(spec: ModelSpec) -> Transform:
         return pixels
 
     return Transform(steps, record, read_pixels)
+
+
+def find_origin(spec: ModelSpec) -> Origin:
+    """Return the module of torchvision that defines a network, and the tag that the id names."""
+    architecture, _, tag = spec.id.partition(".")
+    return Origin(library.get_model_builder(architecture).__module__.rpartition(".")[2], tag)
 
 
 def find_pretrained(spec: ModelSpec) -> Weights:

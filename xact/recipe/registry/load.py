@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from yaml import SafeLoader
 
 from xact.complaints import Complaint, Location, find_line, make_complaint
 from xact.errors import NameNotFoundError, RecipeError, RequestError, make_nearest_text
@@ -20,7 +21,7 @@ from xact.recipe.blocks import Block
 from xact.recipe.registry.entry import Entry, ModelSet
 from xact.recipe.registry.libraries import make_suggestion
 from xact.recipe.sources import DISTRIBUTIONS
-from xact.recipe.yaml_text import parse_yaml, read_text
+from xact.recipe.yaml_text import FAST_LOADER, parse_yaml, read_text
 
 SETS_FILE = "sets.yml"
 """The file of sets; the other YAML files of this folder hold entries."""
@@ -93,15 +94,22 @@ def _load_known() -> Registry:
     sets: dict[str, ModelSet] = {}
     for file in sorted(files("xact.recipe.registry").iterdir(), key=lambda file: file.name):
         if file.name == SETS_FILE:
-            sets = read_blocks(file.read_text(encoding="utf-8"), ModelSet, "name", name=file.name)
+            sets = read_blocks(file.read_text(encoding="utf-8"), ModelSet, "name", name=file.name, loader=FAST_LOADER)
         elif file.name.endswith(".yml"):
-            entries |= read_blocks(file.read_text(encoding="utf-8"), Entry, "label", name=file.name)
+            entries |= read_blocks(file.read_text(encoding="utf-8"), Entry, "label", name=file.name, loader=FAST_LOADER)
     return Registry(entries, sets)
 
 
-def read_blocks(text: str, kind: type[BlockT], key: str, *, name: str) -> dict[str, BlockT]:
+def read_blocks(
+    text: str,
+    kind: type[BlockT],
+    key: str,
+    *,
+    name: str,
+    loader: Any = SafeLoader,  # noqa: ANN401
+) -> dict[str, BlockT]:
     """Return {value of `key`: block} of a YAML list of mappings; RecipeError if an entry is wrong."""
-    data, lines = parse_yaml(text, name=name)
+    data, lines = parse_yaml(text, name=name, loader=loader)
     if not isinstance(data, list):
         raise RecipeError(f"{name}: a list of entries is wanted", hint="each begins `- label: NAME`")
     found: dict[str, BlockT] = {}

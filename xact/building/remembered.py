@@ -1,0 +1,121 @@
+"""Remember the surveys of networks in the user's cache, so that a finished store is told at once. Needs no torch.
+
+A remembered survey decides no value: `xact plan` prints it, and a build uses it only to see that the store has all that
+is asked for. A build that has anything to do surveys every network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from xact.building.plan_model import Surveyed, find_versions
+from xact.disk.cache import find_cache_folder, read_cached, write_cached
+from xact.recipe.resolve import ModelSpec
+from xact.recipe.sources import DISTRIBUTIONS
+
+NOT_SURVEYED = frozenset("label base seed batch_size device folder given layers_command".split())
+"""Fields of a spec that a survey does not look at."""
+
+LIBRARIES = ("torch", "torchvision", *(name for name, distribution in DISTRIBUTIONS.items() if distribution))
+"""Packages that can be imported, whose place and environment variables decide what a survey finds."""
+
+ROOMS = ("building", "capture", "models", "recipe")
+"""Folders of xact whose code decides what a survey finds."""
+
+
+@dataclass(frozen=True)
+class SurveyMemory:
+    """The surveys of a user's cache."""
+
+    folder: Path
+    process: Mapping[str, Any]
+    """What all surveys depend on, as it was before a library was imported: some set variables of the environment."""
+
+    def find(self, spec: ModelSpec) -> Surveyed | None:
+        """Return what a survey of a network found; None if it is not remembered."""
+        key = make_key(spec, self.process)
+        lines = None if key is None else read_cached(self._name(key))
+        if not lines or lines[0] != {"key": key}:
+            return None
+        try:
+            return _adapter().validate_python(lines[1]["surveyed"])
+        except (ValidationError, LookupError, TypeError):
+            return None
+
+    def keep(self, spec: ModelSpec, surveyed: Surveyed) -> None:
+        """Remember what a survey of a network found, unless JSON would change it."""
+        key = make_key(spec, self.process)
+        if key is None:
+            return
+        plain = json.loads(json.dumps(_adapter().dump_python(surveyed, mode="json")))
+        if _adapter().validate_python(plain) == surveyed:
+            write_cached(self._name(key), [{"key": key}, {"surveyed": plain}])
+
+    def _name(self, key: Mapping[str, Any]) -> Path:
+        text = json.dumps(key, sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.jsonl"
+
+
+def open_memory() -> SurveyMemory | None:
+    """Return the surveys of the user's cache; None in a process that has imported torch.
+
+    There the user's own code may have changed what a library does, e.g. registered a network.
+    """
+    folder = None if "torch" in sys.modules else find_cache_folder()
+    return None if folder is None else SurveyMemory(folder / "surveys", describe_process())
+
+
+def make_key(spec: ModelSpec, process: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return all that decides what a survey of a network finds; None if files or code of the user do."""
+    is_own = spec.source == "python" or spec.given is not None or callable(spec.transform) or spec.is_local
+    needs_hub = spec.source == "transformers" and (spec.config is None or spec.declared is None)
+    if is_own or (needs_hub and not (spec.kind == "text" and spec.config is not None)):
+        return None
+    if spec.source == "transformers" and (spec.folder / spec.id).exists():
+        return None
+    fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in NOT_SURVEYED}
+    key = {"spec": fields, "versions": find_versions(spec.source), "process": process}
+    plain: dict[str, Any] = json.loads(json.dumps(key, default=_to_plain))
+    return plain
+
+
+def describe_process() -> dict[str, Any]:
+    """Return what all surveys depend on: Python, the code of xact, the places and settings of the libraries."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(file for room in ROOMS for file in (root / room).rglob("*") if file.suffix in (".py", ".yml")):
+        digest.update(f"{file.relative_to(root)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    specs = {name: importlib.util.find_spec(name) for name in LIBRARIES}
+    prefixes = ("PYTORCH", *(name.upper() for name in LIBRARIES))
+    return {
+        "xact": digest.hexdigest(),
+        "python": [sys.version, platform.system(), platform.machine()],
+        "places": {name: spec.origin for name, spec in specs.items() if spec is not None},
+        "environment": {name: value for name, value in os.environ.items() if name.upper().startswith(prefixes)},
+    }
+
+
+@cache
+def _adapter() -> TypeAdapter[Surveyed]:
+    return TypeAdapter(Surveyed)
+
+
+def _to_plain(value: object) -> object:
+    """Return what JSON has no word for in its words."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no part of a request")

@@ -81,6 +81,7 @@ def test_bash_completes_options_of_a_command_and_labels_of_networks():
         ("bui",): "build",
         ("build", "--mod"): "--models",
         ("layers", "CORnet"): "CORnet-S",
+        ("guide", "own"): "own-network",
     }.items():
         ended = subprocess.run(["bash", "-c", script, "bash", with_script, *words], capture_output=True, text=True)
         assert ended.stdout.split() == [expected], ended

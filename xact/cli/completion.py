@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
+from xact.cli.guide import CHAPTERS
 from xact.cli.terminal import write_out
 
 SCRIPT = """\
@@ -40,5 +41,6 @@ def make_script(parsers: Mapping[str, argparse.ArgumentParser], labels: list[str
     for name, parser in parsers.items():
         known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
         takes_labels = name in NAMES_MODELS or "--models" in known
-        cases.append(f'    {name}) words="{" ".join([*known, *(labels if takes_labels else [])])}";;')
+        words = labels if takes_labels else CHAPTERS if name == "guide" else []
+        cases.append(f'    {name}) words="{" ".join([*known, *words])}";;')
     return SCRIPT.replace("@CASES@", "\n".join(cases)).replace("@COMMANDS@", " ".join(parsers))

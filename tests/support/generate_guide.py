@@ -25,7 +25,15 @@ MARK = "<!-- Made by tests/support/generate_guide.py; do not edit below this lin
 
 GROUPS = {
     "Build": ("build", "extract", "drop", "Recipe"),
-    "Read a store": ("open_activations", "open_layer", "open_map", "open_tokens", "load_stimuli", "load_layers"),
+    "Read a store": (
+        "open_activations",
+        "open_layer",
+        "open_map",
+        "open_tokens",
+        "load_stimuli",
+        "load_layers",
+        "load_provenance",
+    ),
     "RDMs and comparisons": ("rdm", "compare", "open_rdms", "label_rdm", "to_rsatoolbox", "from_rsatoolbox"),
     "The report and the figures": ("report", "plot.rdm", "plot.map", "plot.profile"),
     "Nested dictionaries": (

@@ -252,7 +252,7 @@ def test_the_amounts_of_jitter_are_coordinates_and_grey_pictures_are_told(tmp_pa
     write_pictures(tmp_path, 2, size=(24, 20))
     Image.open(tmp_path / "p01.png").convert("L").save(tmp_path / "p01.png")
     jittered = {"count": 3, "jitter": {"kind": "color", "saturation": 0.5, "hue": 0.2}}
-    with pytest.warns(XactWarning, match="all replicates of 1 stimuli came out equal") as caught:
+    with pytest.warns(XactWarning, match="all replicates of 1 stimulus came out equal") as caught:
         found = xact.extract(
             Net(), sorted(tmp_path.glob("*.png")), transform=prepare, layers="all", replicates=jittered
         )

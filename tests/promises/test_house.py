@@ -14,7 +14,6 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 CODE = sorted((ROOT / "xact").rglob("*.py"))
 SPANNING = {
     "building/test_language.py": "language models: recipe, capture and store together",
-    "building/test_notebook.py": "what a notebook shows: recipe, prepared build and outcome together",
     "building/test_out_of_memory.py": "a batch too large: prepare, engine and journal together",
     "recipe/test_registry_language.py": "the language models of the registry: registry, networks and layers together",
 }

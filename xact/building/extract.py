@@ -17,6 +17,7 @@ from torch import nn
 
 from xact.building.fit_weights import describe_checkpoint, fit_weights
 from xact.building.prepare import adopt_replicates, list_tasks
+from xact.building.run import describe_equal
 from xact.building.run_tasks import Tally
 from xact.building.survey import find_device_kind, survey_model
 from xact.capture.check_values import ValueCheck
@@ -179,7 +180,7 @@ def extract(
         add = line.start_models([ModelPart(spec.label, plan.n_stimuli, 0, weight=1)], plan.n_replicates, shown)
         tally = Tally()
         blocks = collect_blocks(plan, surveyed, spec, recipe, source, partial(add, spec.label), tally)
-    for warning in tally.list_warnings(spec.label):
+    for warning in [*tally.list_warnings(spec.label), *describe_equal({spec.label: tally.n_equal})]:
         warnings.warn(warning, XactWarning, stacklevel=2)
     jitter = draw_all_amounts(recipe.replicates, plan.stimuli.ids)
     return {

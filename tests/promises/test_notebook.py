@@ -31,7 +31,7 @@ def test_what_the_command_line_prints_is_a_warning_in_python_and_stays_in_the_ou
     with pytest.warns(XactWarning) as caught:
         outcome = xact.build(grey, allow_code=True)
     told = [str(one.message) for one in caught]
-    assert told[0] == "all replicates of 6 stimuli came out equal (grey pictures under colour jitter?)"
+    assert "all replicates of 6 stimuli came out equal" in told[0]
     assert told[1] == "1 stimulus failed: the outcome's failed_stimuli and failed_models say why"
     assert told[:1] == outcome.warnings
     assert {Path(one.filename) for one in caught} == {Path(__file__)}  # the line of the caller

@@ -31,7 +31,8 @@ def make_report_command(name: str, asked: Asked) -> str:
         words += ["--key", asked.key]
     if asked.images is not None:
         words += ["--images", Path(asked.images).name or "."]
-    return make_command("report", name, *words, "--seed", asked.seed)
+    words += ["--seed", asked.seed]
+    return make_command("report", name, *words)
 
 
 def list_definitions(found: Gathered, *, n_samples: int) -> list[Definition]:

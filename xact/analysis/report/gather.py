@@ -258,7 +258,7 @@ def read_layers(
     if large is None:
         raise RequestError(
             "no layer has an RDM: at most one pattern of each is not constant",
-            hint="xact info STORE --layers lists them",
+            hint="choose other layers or stimuli: here every unit has one value",
         )
     return facts, large, list(maps.values())
 

@@ -14,7 +14,7 @@ from support import faults
 import xact
 from xact.building.api import open_build
 from xact.building.coordinate import Coordinator, make_job
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.building.run import Outcome, build_store
 from xact.building.work import PlanGoneError, SpanResult, Worker
 from xact.disk.durable import FolderGoneError

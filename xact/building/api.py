@@ -20,7 +20,7 @@ from xact.store.hold import check_writable, hold_store
 if TYPE_CHECKING:
     from distributed import Client
 
-    from xact.building.prepare import PreparedBuild
+    from xact.building.prepared import PreparedBuild
     from xact.building.run import Outcome
 
 Override = tuple[str, Any, str]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from xact.building.estimate import Estimate
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.building.run import find_changed
 from xact.capture.engine import run_job
 from xact.capture.job import prepare_job

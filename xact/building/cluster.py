@@ -22,7 +22,7 @@ from distributed.scheduler import KilledWorker
 
 from xact.building.coordinate import Coordinator, make_job
 from xact.building.local_processes import LocalProcesses, list_gpus
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.building.run import CountRows, Outcome, RunTasks
 from xact.building.serve import end_job, run_span, set_threads
 from xact.building.work import Job, Span, SpanResult

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.building.run import CountRows, Outcome, fail_model, halve
 from xact.building.run_tasks import Tally
 from xact.building.work import Job, PlanGoneError, Span, SpanResult, hash_plan

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.capture.load_captions import TextLengths
 from xact.capture.transfer import N_SLOTS
 from xact.disk.durable import count_free_nbytes

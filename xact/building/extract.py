@@ -15,8 +15,9 @@ import xarray as xr
 from pydantic import ValidationError
 from torch import nn
 
+from xact.building.asked import adopt_replicates
 from xact.building.fit_weights import describe_checkpoint, fit_weights
-from xact.building.prepare import adopt_replicates, list_tasks
+from xact.building.prepared import list_tasks
 from xact.building.run import describe_equal
 from xact.building.run_tasks import Tally
 from xact.building.survey import find_device_kind, survey_model

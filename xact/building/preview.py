@@ -20,7 +20,8 @@ from xact.analysis.report.page import load_jinja, render
 from xact.analysis.report.sheet import find_crossed, list_sheets
 from xact.analysis.report.thumbnails import Thumbnails, draw_rows, shrink
 from xact.building.estimate import Estimate, estimate
-from xact.building.prepare import PreparedBuild, Survey, prepare_plan
+from xact.building.prepare import Survey, prepare_plan
+from xact.building.prepared import PreparedBuild
 from xact.capture.job import make_picture_loader
 from xact.capture.load_captions import split_captions
 from xact.capture.read_stimuli import StimuliByRow

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from xact.building.prepare import PreparedBuild, list_tasks
+from xact.building.prepared import PreparedBuild, list_tasks
 from xact.capture.read_stimuli import order_stimuli
 from xact.disk.durable import sweep_partial
 from xact.errors import (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from xact.building.prepare import PreparedBuild
+from xact.building.prepared import PreparedBuild
 from xact.building.provenance import check_network, describe_network, find_xact_version, list_uncompared
 from xact.building.write_task import find_recorded, load_rows, write_task
 from xact.capture.check_values import ValueCheck

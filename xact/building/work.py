@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xact.building.prepare import PreparedBuild, find_planned_weights, list_tasks, prepare_worker
+from xact.building.prepare_worker import find_planned_weights, prepare_worker
+from xact.building.prepared import PreparedBuild, list_tasks
 from xact.building.provenance import find_xact_version
 from xact.building.run_tasks import LoadedModel, Tally, load_model, run_tasks
 from xact.capture.load_captions import TextLengths

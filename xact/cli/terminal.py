@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xact.building.drop import PlannedDrop
     from xact.building.estimate import Estimate
     from xact.building.fetch import FetchedWeights
-    from xact.building.prepare import PreparedBuild
+    from xact.building.prepared import PreparedBuild
     from xact.building.run import Outcome
     from xact.files.export import ExportFile
     from xact.store.push import PlannedPush

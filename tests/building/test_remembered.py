@@ -14,6 +14,7 @@ from support.files import read_store_files
 from support.lab import make_entry, write_network
 from support.networks import get_published
 from support.pictures import write_pictures, write_recipe
+from support.recipes import RECIPES
 
 import xact
 from xact.building import prepare, remembered, survey
@@ -153,6 +154,16 @@ def test_a_changed_picture_and_a_damaged_store_are_found_at_once(study, looked):
     with pytest.raises(StoreError, match="is damaged"):
         xact.build(study / "recipe.yml")
     assert looked == []
+
+
+def test_a_command_that_plans_has_no_torch_before_it_asks_the_memory():
+    """A process that has torch remembers nothing."""
+    code = (
+        "import sys\nfrom xact.building import prepare\nfrom xact.cli.main import main\n"
+        "prepare.prepare_plan = prepare.prepare_build = lambda *_, **__: sys.exit('torch' in sys.modules)\n"
+        "main(['plan', 'recipes/quickstart.yml', '--store', 'none/s.zarr'])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=RECIPES.parent)
 
 
 def test_code_of_the_user_is_never_remembered(tmp_path, monkeypatch, looked):

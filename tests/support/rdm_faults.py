@@ -19,8 +19,8 @@ from typing import Any
 import xarray as xr
 
 import xact.analysis.rdm_store
+import xact.cli.analysis
 import xact.cli.main
-import xact.cli.rdm
 import xact.cli.signals
 import xact.progress
 from support.faults import Fault, Watch, digest_array, draw_faults, list_faults

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import xact
+from xact.cli.analysis import run_compare, run_rdm, run_report
 from xact.cli.commands import (
     run_build,
     run_caption,
-    run_compare,
     run_drop,
     run_export,
     run_fetch,
@@ -22,14 +22,12 @@ from xact.cli.commands import (
     run_models,
     run_plan,
     run_push,
-    run_report,
     run_schema,
     run_verify,
     run_worker,
 )
 from xact.cli.completion import run_completion
 from xact.cli.guide import run_guide
-from xact.cli.rdm import run_rdm
 from xact.cli.terminal import write_err
 from xact.errors import make_nearest_text, make_one_line
 

@@ -35,8 +35,6 @@ from xact.errors import NameNotFoundError, RequestError, WorkError, XactWarning,
 from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from xact.building.drop import PlannedDrop
     from xact.capture.layers import Output
     from xact.recipe.registry.load import Registry
@@ -340,73 +338,6 @@ def run_caption(options: argparse.Namespace) -> int:
     write_err(f"error: {n_problems} answers need a check; {outcome.review} lists them\n")
     write_err(f"hint: correct them in {outcome.output}, or remove a line from the list to accept or retry its answer\n")
     return 1
-
-
-COMPARE_OPTIONS = "to labels method key order bootstrap samples permutations control choose_layer seed".split()
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    """Score layers, write the scores, and print the best layers."""
-    from xact.cli.signals import stop_on_signals
-
-    with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
-        from xact.analysis.compare import compare
-        from xact.analysis.layer_rdms import watch_layers
-        from xact.analysis.scores import check_output, list_best, write_scores
-        from xact.progress import Progress
-
-        check_output(options.output)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            with Progress("layers") as progress, watch_layers(progress.start(0)):
-                scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
-        output = write_scores(scores, options.output)
-    show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
-    for note in scores.attrs["notes"]:
-        show_note(note)
-    best = list_best(scores)
-    if options.json:
-        write_out(json.dumps({"output": str(output), **best.to_json()}, indent=1) + "\n")
-    else:
-        show_table(best.make_rows())
-        write_out(f"{output}: {best.text}\n")
-    return 0
-
-
-REPORT_OPTIONS = "to labels key output images layers seed".split()
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """Write one HTML page, and print its path."""
-    from xact.cli.signals import stop_on_signals
-
-    with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
-        if options.source.endswith((".yml", ".yaml")):
-            file = write_preview(options)
-        else:
-            from xact.analysis.report.report import report
-            from xact.progress import Progress
-
-            asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
-            with Progress("layers") as progress:
-                file = report(options.source, **asked, watch=progress.start)
-    write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
-    return 0
-
-
-def write_preview(options: argparse.Namespace) -> Path:
-    """Write the page about a recipe before its build; refuse the options of a store."""
-    from xact.building.preview import preview
-    from xact.progress import Progress
-
-    given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
-    if given:
-        raise RequestError(
-            f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
-        )
-    with Progress("layers") as progress:
-        asked = {name: getattr(options, name) for name in ("output", "seed", "allow_code")}
-        return preview(options.source, **asked, tell=progress.survey)
 
 
 def run_export(options: argparse.Namespace) -> int:

@@ -1,14 +1,15 @@
-"""The command `xact rdm`: show the plan, ask before a large one, write, say what was written."""
+"""The commands `xact rdm`, `xact compare` and `xact report`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xact.cli.terminal import ask, show_warnings, write_out
+from xact.cli.terminal import ask, show_note, show_table, show_warnings, write_out
 from xact.errors import RequestError, WorkError
 from xact.words import count_noun, format_nbytes
 
@@ -128,3 +129,70 @@ def confirm_large(nbytes: int, *, yes: bool) -> None:
     sys.stdout.flush()
     if sys.stdin.isatty() and not ask("write this? [y/N] "):
         raise WorkError("nothing was written: the answer was no", hint=FEWER)
+
+
+COMPARE_OPTIONS = "to labels method key order bootstrap samples permutations control choose_layer seed".split()
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Score layers, write the scores, and print the best layers."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("comparison", safe="no file is half written", hint="run the same command again"):
+        from xact.analysis.compare import compare
+        from xact.analysis.layer_rdms import watch_layers
+        from xact.analysis.scores import check_output, list_best, write_scores
+        from xact.progress import Progress
+
+        check_output(options.output)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            with Progress("layers") as progress, watch_layers(progress.start(0)):
+                scores = compare(options.source, **{name: getattr(options, name) for name in COMPARE_OPTIONS})
+        output = write_scores(scores, options.output)
+    show_warnings(list(dict.fromkeys(str(one.message) for one in caught)))
+    for note in scores.attrs["notes"]:
+        show_note(note)
+    best = list_best(scores)
+    if options.json:
+        write_out(json.dumps({"output": str(output), **best.to_json()}, indent=1) + "\n")
+    else:
+        show_table(best.make_rows())
+        write_out(f"{output}: {best.text}\n")
+    return 0
+
+
+REPORT_OPTIONS = "to labels key output images layers seed".split()
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Write one HTML page, and print its path."""
+    from xact.cli.signals import stop_on_signals
+
+    with stop_on_signals("report", safe="no file is half written", hint="run the same command again"):
+        if options.source.endswith((".yml", ".yaml")):
+            file = write_preview(options)
+        else:
+            from xact.analysis.report.report import report
+            from xact.progress import Progress
+
+            asked = {name: getattr(options, name) for name in REPORT_OPTIONS}
+            with Progress("layers") as progress:
+                file = report(options.source, **asked, watch=progress.start)
+    write_out(f"{file}: {format_nbytes(file.stat().st_size)}; open it in a browser\n")
+    return 0
+
+
+def write_preview(options: argparse.Namespace) -> Path:
+    """Write the page about a recipe before its build; refuse the options of a store."""
+    from xact.building.preview import preview
+    from xact.progress import Progress
+
+    given = [name for name in ("to", "labels", "images", "layers") if getattr(options, name) is not None]
+    if given:
+        raise RequestError(
+            f"--{given[0]} goes with a store; {options.source!r} is a recipe", hint="leave it out, or give the store"
+        )
+    with Progress("layers") as progress:
+        asked = {name: getattr(options, name) for name in ("output", "seed", "allow_code")}
+        return preview(options.source, **asked, tell=progress.survey)

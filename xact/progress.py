@@ -1,6 +1,7 @@
 """The progress of a command, in one line on stderr.
 
-On a terminal and in a notebook the line is written again in its place. In a log there is one line every 30 seconds.
+On a terminal and in a notebook the line is written again in its place. In a log there is one line every 30 seconds,
+after one of the start and before one of the end; what takes less time writes none.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Progress:
         self._started = 0.0
         self._drawn = 0
         """Characters of the line on the screen."""
+        self._first_line = ""
+        """What a log says of the start once it says more: a log of less than half a minute is empty."""
         self._n_lines = 0
         self._stop: threading.Event | None = None
         self.pace: BuildPace | None = None
@@ -85,8 +88,10 @@ class Progress:
         if pace.n_before < pace.n_stimuli:
             self._begin(pace)
             self.pace = pace
-            if self._form == "log" or (self._form == "line" and pace.n_before):
-                self._write_line(pace.tell_start())
+            if self._form == "log" or pace.n_before:
+                self._first_line = f"{time.strftime(DATE)}  {pace.tell_start()}\n"
+            if self._form == "line" and pace.n_before:
+                self._write_line()
 
         def add(label: str, n: int) -> None:
             with self._lock:
@@ -148,11 +153,12 @@ class Progress:
         elif self._form == "log":
             self._write_line("  ".join(choices[0]))
 
-    def _write_line(self, text: str) -> None:
-        """Write a line that stays."""
+    def _write_line(self, text: str = "") -> None:
+        """Write a line that stays, after the line of the start."""
         self._clear()
-        sys.stderr.write(f"{time.strftime(DATE)}  {text}\n")
+        sys.stderr.write(self._first_line + (f"{time.strftime(DATE)}  {text}\n" if text else ""))
         sys.stderr.flush()
+        self._first_line = ""
         self._n_lines += 1
 
     def clear(self) -> None:
@@ -180,7 +186,7 @@ class Progress:
             if self._stop is not None:
                 self._stop.set()
                 _SHOWN.remove(self)
-            if self._teller is not None and (self._n_lines or self.pace is not None) and self._form != "none":
+            if self._teller is not None and (self._n_lines or (self._form == "line" and self.pace is not None)):
                 seconds = time.monotonic() - self._started
                 self._write_line(self._teller.tell_end(seconds, is_done=error is None))
             self._stop = self._teller = None

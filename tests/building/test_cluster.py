@@ -96,8 +96,7 @@ def test_processes_on_this_machine_build_the_store_of_one(lab, capsys):
     code, out, err = run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")
     assert code == 0, err
     assert "14 stimulus rows captured" in out
-    started, done = err.splitlines()
-    assert (started[21:], done[21:37]) == ("started: 2 models, 14 rows, 28 images", "done: 14/14 rows")
+    assert err == ""
     assert_as_serial(lab)
     assert "nothing to do" in run(capsys, "build", lab, "--allow-code", "--cluster", "local:2")[1]
 

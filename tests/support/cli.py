@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 import xact.cli.main
@@ -18,14 +16,9 @@ def run(capsys, *arguments: object) -> tuple[int, str, str]:
     return int(end.value.code or 0), out, err
 
 
-def leave_out_progress(err: str) -> str:
-    """Return what a command wrote without the lines of a log that begin with date and time."""
-    return re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  .*\n", "", err, flags=re.MULTILINE)
-
-
 def assert_one_line(err: str, *said: str) -> None:
     """An error is one line, and where there is one, a hint; both together say `said`."""
-    lines = leave_out_progress(err).rstrip("\n").split("\n")
+    lines = err.rstrip("\n").split("\n")
     assert lines[0].startswith("error: "), err
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), err
     assert "Traceback" not in err
@@ -45,7 +38,7 @@ def assert_within_bounds(ended: Ended, what: str) -> None:
 
 def assert_refused(ended: Ended, what: str, *, named: str) -> None:
     """One line that names the file, perhaps a hint, and an exit code that is not 0."""
-    lines = leave_out_progress(ended.err).rstrip("\n").split("\n")
+    lines = ended.err.rstrip("\n").split("\n")
     assert ended.code in (1, 2), (what, ended)
     assert lines[0].startswith("error: "), (what, ended.err)
     assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), (what, ended.err)

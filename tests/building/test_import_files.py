@@ -658,6 +658,7 @@ def test_a_store_that_is_imported_gets_the_shards_of_its_size(
         xr.testing.assert_equal(copy.load(), part.load())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     peaks = []
     for n in (400, 1600):

@@ -12,7 +12,7 @@ from support.cli import run as run_command
 from support.lab import make_entry, write_lab
 
 import xact
-from xact.building import run
+from xact.building import run_tasks
 from xact.capture import load_pictures
 from xact.capture.keep_pictures import PictureCache
 from xact.disk.digest import FileStamp
@@ -83,14 +83,14 @@ def test_all_networks_of_a_build_share_one_decoding_and_the_values_are_the_same(
 
 def test_a_file_that_changes_between_two_networks_is_found_though_it_was_kept(tmp_path, monkeypatch):
     recipe = write_lab(tmp_path)
-    load = run.load_model
+    load = run_tasks.load_model
 
     def change_and_load(prepared, model):
         if model.label == "two":
             draw(9, side=20).save(tmp_path / "stimuli" / "a" / "p02.png")
         return load(prepared, model)
 
-    monkeypatch.setattr(run, "load_model", change_and_load)
+    monkeypatch.setattr(run_tasks, "load_model", change_and_load)
     with pytest.raises(MismatchError, match="changed while the store was being built"):
         xact.build(recipe, allow_code=True)
 

@@ -12,7 +12,7 @@ from support.cli import assert_one_line, run
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 import xact
-from xact.cli import rdm as command
+from xact.cli import analysis as command
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ STOP = """
         Net.n = getattr(Net, "n", 0) + (pictures.device.type != "meta")
         if os.environ.get("STOP_AT") == str(Net.n):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+            time.sleep(3)  # the main thread ends the process long before
 """
 
 
@@ -33,6 +33,7 @@ def build(folder: Path, *, stop_at: int) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_says_what_is_safe_and_lost_and_that_two_runs_got_nowhere(tmp_path):
     write_lab(tmp_path, make_entry(), text=RECIPE)
     write_network(tmp_path, "labnet", check=STOP)

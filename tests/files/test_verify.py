@@ -303,13 +303,13 @@ def test_an_append_that_commits_while_verify_reads_is_no_damage(tmp_path: Path, 
     states = [write_store(store, plans[0], draw)]
     read = getattr(xact.store.verify, moment)
 
-    def append_and_read(*arguments):
-        found = read(*arguments) if moment == "find_expected" else None
+    def append_and_read(*arguments, **options):
+        found = read(*arguments, **options) if moment == "find_expected" else None
         if len(plans) < 3:
             plans.append(plan_store("cube", ["A"], 7 + len(plans), plans[-1]))
             grow(store, plans[-1], states[-1])
             states.append(load_state(store))
-        return found or read(*arguments)
+        return found or read(*arguments, **options)
 
     monkeypatch.setattr(xact.store.verify, moment, append_and_read)
     report = verify(store)
@@ -325,12 +325,12 @@ def test_damage_is_named_while_appends_commit(tmp_path: Path, monkeypatch) -> No
     flip_bit(store / lost, 20)
     hash_files = xact.store.verify.hash_files
 
-    def append_and_hash(*arguments):
+    def append_and_hash(*arguments, **options):
         if len(plans) < 3:
             plans.append(plan_store("cube", ["A"], 7 + len(plans), plans[-1]))
             grow(store, plans[-1], states[-1])
             states.append(load_state(store))
-        return hash_files(*arguments)
+        return hash_files(*arguments, **options)
 
     monkeypatch.setattr(xact.store.verify, "hash_files", append_and_hash)
     assert find_faults(store) == {lost}

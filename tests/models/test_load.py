@@ -24,6 +24,7 @@ from torch import nn
 
 from xact.errors import NameNotFoundError, RequestError, WeightsError, XactError
 from xact.models import load as models
+from xact.models.allow_code import check_allowed
 from xact.models.checkpoints import hash_checkpoint, load_state_dict, load_strictly
 from xact.models.hub import find_at_url, find_on_hub
 from xact.recipe.resolve import ModelSpec
@@ -988,10 +989,10 @@ def test_the_transform_panel_is_spelled_out_before_a_network_is_made():
 def test_code_runs_only_where_it_is_allowed(code_folder):
     spec = make_spec("python", "own_code:tiny", folder=code_folder)
     with pytest.raises(RequestError, match="runs Python code of your own") as caught:
-        models.check_allowed(spec, allow_code=False)
+        check_allowed(spec, allow_code=False)
     assert "--allow-code" in caught.value.hint
-    models.check_allowed(spec, allow_code=True)
-    models.check_allowed(make_spec("timm", "test_vit.r160_in1k"), allow_code=False)
+    check_allowed(spec, allow_code=True)
+    check_allowed(make_spec("timm", "test_vit.r160_in1k"), allow_code=False)
 
 
 def test_a_network_of_own_code_is_made_seeded_and_loaded(code_folder):

@@ -303,6 +303,7 @@ def check_image_mutants(warm: Warm, folder: Path, n: int, *, seed: int) -> None:
         assert_within_bounds(ended, f"images from {start} on")
 
 
+@pytest.mark.slow
 def test_200_damaged_pictures_recipes_and_stores_are_told_in_one_line_each(warm, stores, tmp_path):
     check_image_mutants(warm, tmp_path / "images", 160, seed=1)
     check_recipe_mutants(warm, tmp_path / "recipes", 25, seed=2)

@@ -409,13 +409,14 @@ def test_the_code_of_a_network_is_refused_by_name_though_its_tensors_are_the_sam
     file = prepared.folder / "tiny_network.py"
     old = file.read_text()
     file.write_text(old.replace("nn.ReLU()", "nn.Tanh()"))
-    loaded = sys.modules.pop("tiny_network")  # the process that is forked imports it anew
+    loaded = sys.modules.pop("tiny_network", None)  # the process that is forked imports it anew
     try:
         code, _ = faults.run_child(prepared.folder)
         said = (prepared.folder / "stderr").read_text()
     finally:
         file.write_text(old)
-        sys.modules["tiny_network"] = loaded
+        if loaded is not None:
+            sys.modules["tiny_network"] = loaded
     assert code == 2, said
     assert said.startswith("error: models.one.")
     assert prepared.build().is_complete

@@ -193,7 +193,7 @@ def test_the_recipes_of_data_sets_make_a_plan(
         main(["plan", str(RECIPES / f"{source}_vision.yml"), "--models", "timm:vit_tiny_patch16_224.augreg_in21k"])
     assert exit_.value.code == 0
     n_stimuli = {"nsd": 12, "bold5000": 7, "things": 7}[source]
-    assert f"store {source}_vision.zarr (cube): {n_stimuli} stimuli x 1 replicates" in capsys.readouterr().out
+    assert f"store {source}_vision.zarr (cube): {n_stimuli} stimuli x 1 replicate;" in capsys.readouterr().out
 
 
 def test_the_recipe_of_captions_of_nsd_makes_a_plan(tmp_path: Path, monkeypatch, capsys):
@@ -206,7 +206,7 @@ def test_the_recipe_of_captions_of_nsd_makes_a_plan(tmp_path: Path, monkeypatch,
         main(["plan", recipe, "--set", f"stimuli.file={captions}", "--models", "bigscience/bloomz-560m"])
     assert exit_.value.code == 0
     shown = capsys.readouterr().out
-    assert "store nsd_language.zarr (cube): 12 stimuli x 1 replicates" in shown
+    assert "store nsd_language.zarr (cube): 12 stimuli x 1 replicate;" in shown
     assert shown.splitlines()[1].split()[:3] == [
         "bigscience/bloomz-560m",
         "25",

@@ -490,10 +490,10 @@ def test_the_plan_says_how_each_column_was_read(tmp_path, capsys):
     )
     code, out, err = run(capsys, "plan", recipe)
     assert code == 0
-    assert out.splitlines()[-1] == (
+    assert (
         "columns: rating float64 (1 of 3 missing), seen bool, code string (2 of 3 are numbers, '007' is not), "
         "comma string ('1,5' has a comma)"
-    )
+    ) in out.splitlines()
     assert err.splitlines() == [
         "warning: t.csv: its first column was left out: it has no name and holds 0 to 2, as an index of pandas",
         "warning: the column 'comma' is text: '1,5' has a comma; write its numbers with a decimal point",

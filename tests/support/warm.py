@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 ADDRESS_NBYTES = 6_000_000_000
 """Address space a child may add to its parent's: a request for far more fails at once and harms no one."""
 
@@ -79,8 +81,10 @@ def open_warm() -> Iterator[Warm]:
 
 
 WARMED = (
-    "dask.array xarray xact.caption.run xact.cli.main xact.building.estimate xact.files.export "
+    "dask.array xarray torchvision xact.caption.run xact.cli.main xact.building.estimate xact.files.export "
     "xact.building.import_files xact.store.describe xact.models.checkpoints xact.models.sources.python "
+    "xact.building.run_tasks xact.building.survey xact.building.fit_weights xact.building.before_start "
+    "xact.stimuli.unreadable "
     "xact.progress xact.reading.xarray xact.building.run xact.cli.signals xact.building.api "
     "xact.stimuli.sources.captions xact.stimuli.sources.folder xact.stimuli.sources.hdf5 "
     "xact.stimuli.sources.table xact.store.verify xact.files.verify"
@@ -92,9 +96,17 @@ def serve() -> None:
     """Answer every request on stdin with one line on stdout."""
     for name in WARMED.split():
         importlib.import_module(name)
+    finish_models(pydantic.BaseModel)
     for line in sys.stdin:
         sys.stdout.write(json.dumps(run_child(json.loads(line))) + "\n")
         sys.stdout.flush()
+
+
+def finish_models(base: type[pydantic.BaseModel]) -> None:
+    """Make the validators that models with `defer_build` have from their first use on."""
+    for model in base.__subclasses__():
+        model.model_rebuild()
+        finish_models(model)
 
 
 def run_child(request: dict[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def make_preview(prepared: PreparedBuild, *, name: str, seed: int) -> str:
         replicates = [first + len(table) + r for r in range(len(one.replicates))]
         sheets = list_sheets(one, crossed, first=first)
         groups.append({"seen": one, "crossed": crossed, "sheets": sheets, "replicates": replicates})
+    words: list[object] = ["report", name, "--seed", seed]
     values = {
         "name": name,
         "urls": urls,
@@ -125,7 +126,7 @@ def make_preview(prepared: PreparedBuild, *, name: str, seed: int) -> str:
         "layers": list(list_layers(models)),
         "jitter": prepared.loaded.recipe.replicates.model_dump(),
         "seed": seed,
-        "command": make_command("report", name, "--seed", seed),
+        "command": make_command(*words),
         "versions": {name: version for model in models for name, version in model.versions.items()},
     }
     text = files("xact.building").joinpath("preview.html").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ def forgotten_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     yield
     written = f"{tmp_path_factory.getbasetemp()}{os.sep}"
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(written):
+        if str(getattr(module, "__dict__", {}).get("__file__")).startswith(written):
             del sys.modules[name]
 
 

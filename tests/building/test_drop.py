@@ -309,8 +309,15 @@ def check_killed(found: list[dict[str, object]]) -> None:
         assert line["end"] == "new", line
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stimuli", ["", "a/img0"])
+@pytest.mark.parametrize(
+    ("stimuli", "layout"),
+    [
+        ("", "cube"),
+        ("a/img0", "groups"),
+        pytest.param("", "groups", marks=pytest.mark.slow),
+        pytest.param("a/img0", "cube", marks=pytest.mark.slow),
+    ],
+)
 def test_a_kill_at_any_operation_on_files_leaves_the_old_store_or_the_new(layout, stimuli, tmp_path):
     """Those around the exchange, and some of the others."""
     write_small(tmp_path / "s.zarr", layout)

@@ -672,7 +672,7 @@ def check_tokens(store: Path, folder: Path, kind: str, texts, *, layer: str, lim
     assert at == words.sizes["token"]
 
 
-@pytest.mark.parametrize("layout", ["cube", "groups"])
+@pytest.mark.parametrize("layout", ["cube", pytest.param("groups", marks=pytest.mark.slow)])
 def test_each_token_has_the_hidden_state_of_an_unbatched_unpadded_pass(layout, folder, tmp_path, capsys):
     write_captions(tmp_path / "captions.csv", MANY)
     models = [describe(folder, kind, ", reduce: [mean, tokens]") for kind in ("llama", "bert")]

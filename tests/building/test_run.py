@@ -682,6 +682,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_a_build_killed_at_20_random_moments_equals_one_that_was_not(whole, stimuli, tmp_path):
     recipe = make_recipe(tmp_path, stimuli, RESNET, TINY)
     store = tmp_path / "store.zarr"

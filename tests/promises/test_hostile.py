@@ -303,11 +303,11 @@ def check_image_mutants(warm: Warm, folder: Path, n: int, *, seed: int) -> None:
         assert_within_bounds(ended, f"images from {start} on")
 
 
-@pytest.mark.slow
-def test_200_damaged_pictures_recipes_and_stores_are_told_in_one_line_each(warm, stores, tmp_path):
-    check_image_mutants(warm, tmp_path / "images", 160, seed=1)
-    check_recipe_mutants(warm, tmp_path / "recipes", 25, seed=2)
-    check_store_mutants(warm, stores, tmp_path, 15, seed=3)
+@pytest.mark.parametrize("n", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_damaged_pictures_recipes_and_stores_are_told_in_one_line_each(n, warm, stores, tmp_path):
+    check_image_mutants(warm, tmp_path / "images", n * 4 // 5, seed=1)
+    check_recipe_mutants(warm, tmp_path / "recipes", n // 8, seed=2)
+    check_store_mutants(warm, stores, tmp_path, n * 3 // 40, seed=3)
 
 
 @pytest.mark.slow

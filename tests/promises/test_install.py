@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import xact
 
 ROOT = Path(xact.__file__).parents[1]
@@ -87,6 +89,7 @@ def test_a_clone_named_xact_below_the_working_folder_does_not_shadow_the_package
     assert Path(file.strip()).parent != clone
 
 
+@pytest.mark.slow
 def test_a_type_checker_finds_the_type_of_every_public_name(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     cache = ROOT / ".mypy_cache"  # what the check of the package itself has read is not read again

@@ -241,7 +241,7 @@ STUDIES = {
 }
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ["panel.yml", pytest.param("platonic.yml", marks=pytest.mark.slow)])
 def test_the_recipe_of_a_study_makes_a_plan(name, tmp_path, monkeypatch, capsys, remembered_surveys):
     from xact.recipe.registry.load import load_registry
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,27 @@ def test_a_type_checker_finds_the_type_of_every_public_name(tmp_path):
     named = set(re.findall(r"xact\.(\w+)", SCRIPT))
     assert named == set(xact.__all__)
     assert len(revealed) == len(xact.__all__)
+
+
+PACKAGES = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "open_clip": "open-clip-torch",
+    "distributed": "dask",
+    "pydantic_core": "pydantic",
+}
+"""{module: its package}, where the names differ."""
+
+
+def test_every_package_that_xact_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+    declared = {re.split(r"[^\w-]", text)[0].lower().replace("_", "-") for text in texts}
+    for file in sorted((ROOT / "xact").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            for name in {one.partition(".")[0] for one in names} - {"xact", *sys.stdlib_module_names}:
+                package = PACKAGES.get(name, name.replace("_", "-"))
+                assert package in declared, (str(file.relative_to(ROOT)), name)

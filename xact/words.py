@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def shorten(text: str, width: int) -> str:
     """Return a text of at most `width` characters, with `…` for what is left out at the end."""
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def list_some(names: Sequence[str], *, most: int = 3) -> str:
+    """Return the first names as text, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
 
 
 PLURALS = {"stimulus": "stimuli"}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ from xact.disk.durable import (
 )
 from xact.disk.locks import hold_lock
 from xact.errors import StoreError
+from xact.pace import Watch
 from xact.store.chunks import name_chunk
 from xact.store.shards import BLOSC, SHUFFLE_NAMES, add_crc32c
 from xact.store.zarr_arrays import (
@@ -87,7 +88,7 @@ class WrittenRdms:
     warnings: list[str] = field(default_factory=list)
 
 
-def write_rdms(planned: PlannedRdms, *, watch: Callable[[int], Callable[[int], None]] | None = None) -> WrittenRdms:
+def write_rdms(planned: PlannedRdms, *, watch: Watch | None = None) -> WrittenRdms:
     """Write the RDMs, or those that a killed command left out.
 
     `watch` is called with the number of layers that are left; what it returns, with 1 after each of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from xact.analysis.select import LAYER_LABELS, Chosen, LayerPatterns, Selection,
 from xact.disk.durable import PARTIAL, _disk_errors, make_folder, make_new_file, put_in_place, sync_folder
 from xact.disk.paths import expand_path, refuse_url
 from xact.errors import RequestError, check_name
+from xact.pace import Watch
 
 LINE_NBYTES = 120
 """About the bytes of a line, for the plan."""
@@ -111,7 +112,7 @@ def find_groups(values: np.ndarray, stimuli: np.ndarray) -> dict[object, np.ndar
     return {value: stimuli[rows] for value, rows in at.items() if len(rows) > 1}
 
 
-def write_pairs(planned: PlannedPairs, *, watch: Callable[[int], Callable[[int], None]] | None = None) -> WrittenPairs:
+def write_pairs(planned: PlannedPairs, *, watch: Watch | None = None) -> WrittenPairs:
     """Write the pairs, one layer in memory at a time. The file gets its name when it is whole."""
     count = (lambda _n: None) if watch is None else watch(len(planned.layers))
     found, n_pairs = [], 0

@@ -23,7 +23,7 @@ from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.pictures import is_grey, make_pictures
 from xact.store.plan import PlannedModel
 from xact.store.tasks import Task
-from xact.words import count_noun, format_nbytes, format_seconds
+from xact.words import count_noun, format_nbytes, format_seconds, list_some
 
 MOST_LOOKED_AT = 32
 """Pictures whose colours a plan looks at."""
@@ -76,17 +76,17 @@ class BeforeStart:
         if self.unreadable:
             lines.append(
                 f"{len(self.unreadable):,} of {count_noun(self.n_headers, 'picture')} cannot be read: "
-                f"{name_some(self.unreadable)}"
+                f"{list_some(self.unreadable, most=MOST_NAMED)}"
             )
         if self.changed:
             lines.append(
                 f"{count_noun(len(self.changed), 'stimulus')} of the store changed after the values were stored: "
-                f"{name_some(self.changed)}; a build refuses that"
+                f"{list_some(self.changed, most=MOST_NAMED)}; a build refuses that"
             )
         if self.grey:
             lines.append(
                 f"{len(self.grey)} of {self.n_looked_at} pictures that were looked at are grey: a jitter of colours "
-                f"leaves their replicates equal: {name_some(self.grey)}"
+                f"leaves their replicates equal: {list_some(self.grey, most=MOST_NAMED)}"
             )
         if self.seconds:
             each = f"measured on {N_BATCHES} batches of {'each model' if len(self.seconds) > 1 else 'the model'}"
@@ -101,12 +101,6 @@ class BeforeStart:
         ]
         verb = "is" if n == 1 else "are"
         return f"the weights of {count_noun(n, 'model')} {verb} not here, about {size}: {', '.join(said)}"
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def look_before_start(prepared: PreparedBuild, estimated: Estimate, *, measure: bool = False) -> BeforeStart:

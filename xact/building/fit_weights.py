@@ -13,10 +13,10 @@ from xact.capture.layers import find_blocks
 from xact.capture.probe import probe
 from xact.errors import MismatchError, WeightsError
 from xact.models.base import Weights, tell_failures
-from xact.models.checkpoints import list_some
 from xact.models.load import check_fit, make_architecture, undo_globals
 from xact.recipe.resolve import ModelSpec
 from xact.store.plan import PlannedModel
+from xact.words import list_some
 
 
 def fit_weights(spec: ModelSpec, weights: Weights, model: PlannedModel) -> tuple[Weights, Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError
 from xact.files.read import UNKNOWN, OldFiles, OldModel, open_old
 from xact.labels import check_label
+from xact.pace import Watch
 from xact.recipe.registry.entry import Entry
 from xact.recipe.registry.load import load_registry
 from xact.recipe.schema import Storage
@@ -74,7 +75,7 @@ def import_files(
     store: str | Path,
     *,
     stimuli: str | Path | None = None,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
 ) -> Outcome:
     """Make a store from the activations in `files`; after a kill, the same call finishes the import.
 
@@ -186,9 +187,7 @@ def _plan_layer(model: OldModel, index: int, entry: Entry | None) -> PlannedLaye
     )
 
 
-def _write_tasks(
-    writer: StoreWriter, old: OldFiles, outcome: Outcome, watch: Callable[[int], Callable[[int], None]]
-) -> None:
+def _write_tasks(writer: StoreWriter, old: OldFiles, outcome: Outcome, watch: Watch) -> None:
     """Write the tasks that the journal lacks."""
     plan = writer.plan
     tasks = {model.label: list(make_tasks(plan, model, writer.state.find_done(model.label))) for model in plan.models}

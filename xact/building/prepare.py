@@ -18,6 +18,7 @@ from xact.building.prepared import PreparedBuild, list_tasks
 from xact.building.remembered import SurveyMemory, open_memory
 from xact.capture.read_stimuli import order_stimuli
 from xact.errors import RequestError, StimulusError, WeightsError
+from xact.pace import Watch
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock
@@ -26,6 +27,7 @@ from xact.store.hold import check_writable
 from xact.store.merge import Request, make_plan
 from xact.store.plan import Plan, PlannedModel
 from xact.store.state import State
+from xact.words import count_noun, list_some
 
 if TYPE_CHECKING:
     from xact.capture.load_captions import TextLengths
@@ -41,7 +43,7 @@ def prepare_plan(
     *,
     allow_code: bool,
     decode: bool = False,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
     tell: Survey = lambda _i, _n, _label: None,
 ) -> PreparedBuild:
     """Plan a build without downloads; its devices may be absent. Texts are measured if their tokenizer is here.
@@ -195,7 +197,7 @@ class _Surveyed:
         error = self.errors[first]
         if not others:
             raise error
-        models = f"{len(others)} other model{'s' if len(others) > 1 else ''}"
+        models = count_noun(len(others), "other model")
         raise WeightsError(
             f"{error}; the weights of {models} cannot be used either: {', '.join(others)}", hint=error.hint
         ) from error
@@ -215,7 +217,7 @@ def _find_unreadable(
     asked: AskedBuild,
     *,
     decode: bool = False,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
 ) -> dict[str, StimulusError]:
     """Return {stimulus: why it cannot be read} of the pictures that are to be captured."""
     block = asked.loaded.recipe.stimuli
@@ -296,11 +298,8 @@ def describe_left_behind(plan: Plan, named: Collection[str]) -> list[str]:
     if not behind:
         return []
 
-    from xact.models.checkpoints import list_some
-
     lacking = plan.n_stimuli - min(model.n_stimuli for model in behind)
-    models = f"{len(behind)} other model{'s' if len(behind) > 1 else ''} of the store"
-    stimuli = "1 stimulus" if lacking == 1 else f"{lacking} stimuli"
+    models, stimuli = f"{count_noun(len(behind), 'other model')} of the store", count_noun(lacking, "stimulus")
     labels = list_some([model.label for model in behind])
     return [
         f"{models} will lack {stimuli}: add them to `models` ({labels}), else reading the whole store needs "

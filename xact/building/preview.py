@@ -32,6 +32,7 @@ from xact.labels import SourceRow, StimulusTable, StoreRow
 from xact.recipe.load import load_recipe
 from xact.store.hold import check_store_path
 from xact.store.plan import PlannedModel
+from xact.words import count_noun, format_nbytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -226,14 +227,8 @@ def list_facts(prepared: PreparedBuild, estimated: Estimate) -> list[tuple[str, 
         "condition": len(set(prepared.source.table.conditions)),
         "replicate": estimated.n_replicates,
     }
-    several = {"stimulus": "stimuli"}
-    facts = [(f"{n:,}", what if n == 1 else several.get(what, f"{what}s")) for what, n in counts.items()]
-    return [*facts, (tell_nbytes(estimated.nbytes), "to write, before compression")]
-
-
-def tell_nbytes(nbytes: int) -> str:
-    """Return a size in MB or GB."""
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+    facts = [count_noun(n, what).split() for what, n in counts.items()]
+    return [*((n, what) for n, what in facts), (format_nbytes(estimated.nbytes), "to write, before compression")]
 
 
 def list_networks(prepared: PreparedBuild, models: Sequence[PlannedModel], estimated: Estimate) -> list[dict[str, str]]:
@@ -248,8 +243,8 @@ def list_networks(prepared: PreparedBuild, models: Sequence[PlannedModel], estim
             "input": " × ".join(map(str, model.input_shape[1:])) if prepared.source.kind == "image" else "text",
             "layers": f"{len(model.layers):,}",
             "units": f"{model.total_units:,}",
-            "to write": tell_nbytes(cost[model.label].nbytes),
-            "memory": f"{tell_nbytes(cost[model.label].device_nbytes)} {model.device}",
+            "to write": format_nbytes(cost[model.label].nbytes),
+            "memory": f"{format_nbytes(cost[model.label].device_nbytes)} {model.device}",
         }
         for model in models
         if model.label in cost

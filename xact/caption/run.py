@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError, StimulusError
 from xact.labels import SourceRow
 from xact.models.device import count_workers, get_kind, resolve_device
+from xact.pace import Watch
 from xact.recipe.load import load_recipe
 from xact.recipe.schema import CaptionRecipe, LoadedRecipe
 from xact.recipe.stimuli_schema import PictureBlock, get_pictures
@@ -107,7 +108,7 @@ def caption(
     answers: Sequence[str] | None = None,
     output: str | Path | None = None,
     limit: int | None = None,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
 ) -> CaptionOutcome:
     """Write the missing captions of a recipe's pictures.
 
@@ -174,7 +175,7 @@ def _make_overrides(
     return overrides
 
 
-def _ask_all(job: CaptionJob, watch: Callable[[int], Callable[[int], None]]) -> CaptionOutcome:
+def _ask_all(job: CaptionJob, watch: Watch) -> CaptionOutcome:
     held = _load_record(job)
     _compare(held, job.make_record(), job.output)
     with open_table(job.output, job.review_file, job.layout) as table:

@@ -20,6 +20,7 @@ from xact.disk.paths import expand_path
 from xact.errors import RUN_AGAIN, RequestError, StoreError, WorkError, make_command
 from xact.files.atomic import check_room, check_targets, write_beside
 from xact.files.formats import FORMATS
+from xact.pace import Watch
 from xact.reading.catalog import Catalog, Names, find_names, open_catalog
 from xact.reading.disk_arrays import LayerArray
 from xact.store.chunks import FLOAT32_NBYTES
@@ -209,7 +210,7 @@ def export(
     skip_failed: bool = False,
     tell: Callable[[ExportFile], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
     **special: Any,  # noqa: ANN401
 ) -> list[Path]:
     """Write a store, or part of it, as files of the format `to`, and return their paths.

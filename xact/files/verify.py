@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from xact.disk.remote import RemotePath
 from xact.errors import NoStoreError, RequestError, StoreError, XactError, make_nearest_text, make_one_line
 from xact.files.atomic import SIDE
 from xact.files.formats import FileFormat, list_endings
+from xact.pace import Watch
 from xact.store.findings import EXTRA, Fault, Findings
 from xact.store.verify import verify_store
 
@@ -65,7 +66,7 @@ class Report:
         return None
 
 
-def verify(path: str | Path, *, watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None) -> Report:
+def verify(path: str | Path, *, watch: Watch = lambda _: lambda _n: None) -> Report:
     """Check every byte of a store (a folder, or a URL) or an export (a file). Raise StoreError if there is neither.
 
     `watch` is called with the bytes of a store; what it returns, with those of each of its files after it.

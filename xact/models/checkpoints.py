@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from xact.disk.digest import hash_file
 from xact.errors import WeightsError
-
-N_SHOWN = 3
-"""Number of keys that an error lists."""
+from xact.words import list_some
 
 MOST_NESTED = 3
 """Most mappings, one within another, around a state dict."""
@@ -218,12 +216,6 @@ def _load_pickle(path: Path, ignored: Sequence[str]) -> object:
 
 def _is_state_dict(content: Mapping[Any, object]) -> bool:
     return bool(content) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
-
-
-def list_some(items: list[str]) -> str:
-    """Return the first few names as text, and how many more there are."""
-    rest = f" and {len(items) - N_SHOWN} more" if len(items) > N_SHOWN else ""
-    return ", ".join(items[:N_SHOWN]) + rest
 
 
 def _first_line(error: Exception) -> str:

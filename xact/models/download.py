@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
+
+from xact.pace import Watch
 
 READ_NBYTES = 2**20
 
@@ -21,13 +23,11 @@ PART = ".part"
 RANGE_REFUSED = 416
 """Status of a server that is asked for bytes after the end."""
 
-_WATCH: ContextVar[Callable[[int], Callable[[int], None]]] = ContextVar(
-    "watch_downloads", default=lambda _: lambda _n: None
-)
+_WATCH: ContextVar[Watch] = ContextVar("watch_downloads", default=lambda _: lambda _n: None)
 
 
 @contextmanager
-def watch_downloads(watch: Callable[[int], Callable[[int], None]]) -> Iterator[None]:
+def watch_downloads(watch: Watch) -> Iterator[None]:
     """Call `watch` with the bytes of each download in the block, and what it returns with those that have come."""
     token = _WATCH.set(watch)
     try:

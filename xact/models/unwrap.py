@@ -22,7 +22,6 @@ from xact.models.base import Weights
 from xact.models.checkpoints import (
     PARALLEL,
     check_keys,
-    list_some,
     list_states,
     load_fitting,
     make_no_state_error,
@@ -31,6 +30,7 @@ from xact.models.checkpoints import (
 )
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import CLASSIFIERS
+from xact.words import list_some
 
 Shapes = Mapping[str, tuple[int, ...]]
 """{name of a tensor of the network: its shape}."""

@@ -41,13 +41,20 @@ LISTS = ("unit_axes", "unit_shape")
 
 def parse_lists(texts: np.ndarray) -> np.ndarray:
     """Return the lists in texts of JSON, as an array of objects. Raise StoreError for a text that is no list."""
-    try:
-        parsed: dict[str, list[Any]] = {text: list(parse_json(text)) for text in dict.fromkeys(texts.tolist())}
-    except (ValueError, TypeError):
+    parsed = {text: _parse_list(text) for text in dict.fromkeys(texts.tolist())}
+    if None in parsed.values():
         raise StoreError(
             "unit_axes or unit_shape of a layer is not a list in JSON", hint="xact verify names what is damaged"
-        ) from None
+        )
     lists = np.empty(len(texts), dtype=object)
     for at, text in enumerate(texts.tolist()):
-        lists[at] = list(parsed[text])
+        lists[at] = list(parsed[text] or ())
     return lists
+
+
+def _parse_list(text: str) -> list[Any] | None:
+    try:
+        found = parse_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None

@@ -6,6 +6,7 @@ Does not import the code that writes a store, so torch and pydantic stay unloade
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import xarray as xr
 
 from xact.errors import RequestError
 from xact.labels import DIMS
-from xact.reading.catalog import Catalog, Names, open_catalog
+from xact.reading.catalog import Catalog, Names, OneLayer, open_catalog
 from xact.reading.dask import open_lazy
 from xact.reading.disk_arrays import StackArray
 from xact.reading.labels import LISTS, parse_lists
@@ -170,7 +171,14 @@ def open_layer(
     )
     on_unit = {name: ("unit", indices) for name, indices in one.index_units().items()}
     dims = ("stimulus", "replicate", "unit")
-    coords = _make_indexes(catalog, one.coords) | on_unit
+    return _label_layer(catalog, one, on_unit, dims, sort)
+
+
+def _label_layer(
+    catalog: Catalog, one: OneLayer, positions: Mapping[str, Any], dims: Sequence[str], sort: str | None
+) -> xr.DataArray:
+    """Return a layer as an array with its labels and the positions of its units, its stimuli in the order of `sort`."""
+    coords = {**_make_indexes(catalog, one.coords), **positions}
     order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
     return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), order)
 
@@ -232,9 +240,7 @@ def open_map(
     )
     on_axes = {name: (name, np.arange(length, dtype=np.int32)) for name, length in one.unit_axes.items()}
     dims = ("stimulus", "replicate", *one.unit_axes)
-    coords = _make_indexes(catalog, one.coords) | on_axes
-    order = one.kept if sort is None else catalog.order_stimuli(sort, one.kept)
-    return keep_stimuli(xr.DataArray(open_lazy(one.array), coords, dims, name="activations"), order)
+    return _label_layer(catalog, one, on_axes, dims, sort)
 
 
 def open_tokens(

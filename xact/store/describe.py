@@ -171,7 +171,7 @@ def _show_work(work: dict[str, Any]) -> str:
     n_workers, speed, left = work["n_workers"], work["rows_per_second"], work["seconds_left"]
     said = [f"{work['n_tasks_done']} of {work['n_tasks']} tasks are done"]
     if n_workers:
-        said.append(f"{n_workers} worker{'s' if n_workers > 1 else ''}")
+        said.append(count_noun(n_workers, "worker"))
     if speed is not None:
         said.append(f"{speed} rows/s in the last tasks")
     if left is not None:

@@ -23,6 +23,7 @@ from xact.disk.durable import Written, parse_json, read_whole
 from xact.disk.paths import expand_path
 from xact.disk.remote import CREDENTIALS, RemoteObject, RemotePath, parse_url
 from xact.errors import RUN_AGAIN, MismatchError, NoStoreError, RemoteError, RequestError, StoreError, make_command
+from xact.pace import Watch
 from xact.store.expected import CLAIM, ROOT, find_expected, list_generation_files, read_named
 from xact.store.held import read_recorded
 from xact.store.hold import hold_store
@@ -121,7 +122,7 @@ def push(
     url: str,
     *,
     tell: Callable[[PlannedPush], None] = lambda _: None,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _: None,
+    watch: Watch = lambda _: lambda _: None,
 ) -> PlannedPush:
     """Copy a finished store to a bucket. `tell` is called with the plan, `watch` with the number of objects to send.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from xact.analysis.compare import References
@@ -15,6 +15,7 @@ from xact.analysis.report.page import load_jinja, make_page
 from xact.disk.durable import write_file
 from xact.disk.paths import expand_path
 from xact.errors import RequestError, make_command
+from xact.pace import Watch
 from xact.reading.catalog import Names
 
 
@@ -28,7 +29,7 @@ def report(
     images: str | Path | None = None,
     layers: Names = None,
     seed: int = 0,
-    watch: Callable[[int], Callable[[int], None]] = lambda _: lambda _n: None,
+    watch: Watch = lambda _: lambda _n: None,
 ) -> Path:
     """Write one page about activations or RDMs: pictures, quality, RDMs, scores, maps, numbers and methods.
 

@@ -10,7 +10,7 @@ import torch
 from support.lab import make_entry, write_lab, write_network
 
 import xact
-from xact.models.device import count_writers, use_precision
+from xact.models.device import choose_batch_size, count_writers, use_precision
 
 STRICT = ("highest", False, True, False)
 FAST = ("high", True, True, False)
@@ -75,3 +75,18 @@ def test_every_forward_pass_of_a_build_runs_in_the_arithmetic_of_the_recipe(befo
 )
 def test_several_threads_write_for_an_accelerator_as_far_as_memory_and_processors_go(device, workers, buffer_nbytes, n):
     assert count_writers(workers, buffer_nbytes=buffer_nbytes, device=device) == n
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "input_shape", "n"),
+    [
+        ("auto", "cpu", (3, 224, 224), 4),
+        ("auto", "cpu", (3, 518, 518), 2),
+        ("auto", "cpu", (3, 32, 32), 16),
+        ("auto", "cpu", (77,), 16),  # a text
+        ("auto", "cuda:1", (3, 224, 224), 64),
+        (7, "cpu", (3, 224, 224), 7),
+    ],
+)
+def test_a_batch_on_a_cpu_has_about_as_many_pixels_whatever_the_size_of_a_picture(asked, device, input_shape, n):
+    assert choose_batch_size(asked, device, input_shape=input_shape) == n

@@ -56,7 +56,7 @@ def plan_model(
     if isinstance(batch_size, str):
         from xact.models.device import choose_batch_size
 
-        batch_size = choose_batch_size(batch_size, device)
+        batch_size = choose_batch_size(batch_size, device, input_shape=surveyed.input_shape)
     return PlannedModel(
         **identify(spec),
         **vars(surveyed),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ import torch
 from xact.errors import RequestError
 
 AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
-"""{kind of device: pictures in one forward pass if the recipe says `auto`}."""
+"""{kind of device: most pictures or texts in one forward pass if the recipe says `auto`}."""
+
+CPU_PIXELS = 4 * 224 * 224
+"""Pixels in one forward pass on a CPU if the recipe says `auto`.
+
+What a network computes of so many fits the caches of a core, and is small enough for the C library to use its memory
+again. Measured on two cores, 2 to 32 pictures of 224 x 224, builds of five networks: 16 took up to 1.25 times the CPU
+time of 4, and 1.3 times the memory.
+"""
 
 MAX_WRITERS = 8
 """Most threads that write beside an accelerator: each encodes some 300 MB/s, which a disk or two can take."""
@@ -41,9 +50,14 @@ def get_kind(device: str) -> str:
     return device.split(":")[0]
 
 
-def choose_batch_size(asked: int | str, device: str) -> int:
-    """Return the number of pictures in one forward pass."""
-    return AUTO_BATCH[get_kind(device)] if isinstance(asked, str) else asked
+def choose_batch_size(asked: int | str, device: str, *, input_shape: Sequence[int]) -> int:
+    """Return the number of pictures (channel, y, x) or texts in one forward pass."""
+    if not isinstance(asked, str):
+        return asked
+    most = AUTO_BATCH[get_kind(device)]
+    if get_kind(device) != "cpu" or len(input_shape) != 3:
+        return most
+    return min(most, max(2, round(CPU_PIXELS / math.prod(input_shape[1:]))))
 
 
 def count_workers(asked: int | str) -> int:

@@ -48,7 +48,7 @@ from xact.capture.buffers import store_rows
 from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
 from xact.capture.transfer import CudaStreams
 from xact.disk.durable import write_file
-from xact.models.device import use_precision
+from xact.models.precision import use_precision
 from xact.recipe.load import load_recipe
 from xact.store.shards import encode_shard
 

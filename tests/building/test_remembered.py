@@ -20,7 +20,7 @@ import xact
 from xact.building import prepare, remembered, survey
 from xact.building.plan_model import Surveyed
 from xact.building.prepare import prepare_plan
-from xact.building.remembered import SurveyMemory, describe_process, make_key, open_memory
+from xact.building.remembered import Memory, describe_process, make_key, open_memory
 from xact.disk.cache import find_cache_folder, read_cached, write_cached
 from xact.errors import MismatchError, StoreError
 from xact.recipe.load import load_recipe
@@ -78,7 +78,7 @@ def lab(tmp_path_factory) -> Path:
 
 def remember(patch: pytest.MonkeyPatch, folder: Path, process: dict) -> None:
     """Let this process remember surveys, although it has imported torch."""
-    patch.setattr(prepare, "open_memory", lambda: SurveyMemory(folder / "cache" / "surveys", process))
+    patch.setattr(prepare, "open_memory", lambda: Memory(folder / "cache", process))
 
 
 @pytest.fixture
@@ -156,6 +156,50 @@ def test_a_changed_picture_and_a_damaged_store_are_found_at_once(study, looked):
     assert looked == []
 
 
+def test_a_second_plan_needs_no_heavy_library_and_sees_weights_come_and_go(tmp_path, monkeypatch):
+    """Both plans say the same; a file that is fetched or removed meanwhile is seen."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_pictures(tmp_path / "pictures", 2)
+    models = ["torchvision:mobilenet_v2.IMAGENET1K_V1", "timm:test_vit.r160_in1k"]
+    text = RECIPE.format(folder=tmp_path, models=", ".join(models)).replace("device: cpu", "device: auto")
+    recipe = write_recipe(tmp_path, text + "layers: blocks\nreduce: mean\n")
+
+    def plan() -> tuple[dict, list[str]]:
+        said, _, libraries = run(tmp_path, "plan", recipe, "--json").rpartition("libraries:")
+        return json.loads(said), libraries.split()
+
+    def list_missing(planned: dict) -> list[str]:
+        return [one["model"] for one in planned["before_start"]["missing"]]
+
+    first, libraries = plan()
+    assert "torch" in libraries
+    assert list_missing(first) == models
+    assert plan() == (first, [])
+    weights = tmp_path / "torch" / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert list_missing(plan()[0]) == models[1:]
+    snapshot = tmp_path / "hub" / "models--timm--test_vit.r160_in1k" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    assert list_missing(plan()[0]) == []
+    last, libraries = plan()
+    assert (list_missing(last), libraries) == ([], [])
+    weights.unlink()
+    assert list_missing(plan()[0]) == models[:1]
+
+
+def test_the_device_that_auto_means_is_asked_for_again_where_gpus_are_hidden(tmp_path, monkeypatch):
+    memory = Memory(tmp_path, {})
+    found = iter(["cuda", "cpu"])
+    assert [memory.find_auto_device(lambda: next(found)) for _ in range(2)] == ["cuda", "cuda"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
+    assert memory.find_auto_device(lambda: next(found)) == "cpu"
+
+
 def test_a_command_that_plans_has_no_torch_before_it_asks_the_memory():
     """A process that has torch remembers nothing."""
     code = (
@@ -209,10 +253,10 @@ def test_a_process_that_has_torch_remembers_nothing():
 
 def test_a_cache_that_cannot_be_written_is_left_alone(tmp_path):
     (tmp_path / "surveys").write_bytes(b"a file")
-    memory = SurveyMemory(tmp_path / "surveys", {})
+    memory = Memory(tmp_path, {})
     spec = get_published("timm:test_vit.r160_in1k", "random")
-    memory.keep(spec, Surveyed(1, 0, (3, 8, 8), {}, ()))
-    assert memory.find(spec) is None
+    memory.keep_survey(spec, Surveyed(1, 0, (3, 8, 8), {}, ()))
+    assert memory.find_survey(spec) is None
 
 
 def test_the_place_of_the_cache(tmp_path):

@@ -10,7 +10,8 @@ import torch
 from support.lab import make_entry, write_lab, write_network
 
 import xact
-from xact.models.device import choose_batch_size, count_writers, use_precision
+from xact.models.device import choose_batch_size, count_writers
+from xact.models.precision import use_precision
 
 STRICT = ("highest", False, True, False)
 FAST = ("high", True, True, False)

@@ -12,8 +12,8 @@ from support.stores import load_values
 
 import xact
 from xact.errors import XactError
-from xact.models.device import get_precision, set_precision, use_precision
 from xact.models.global_state import STATE, keep_global_state
+from xact.models.precision import get_precision, set_precision, use_precision
 
 CHANGES = {
     "torch's default dtype": "torch.set_default_dtype(torch.float64)",

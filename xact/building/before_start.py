@@ -10,14 +10,9 @@ from typing import Any
 from xact.building.estimate import Estimate
 from xact.building.prepared import PreparedBuild
 from xact.building.run import find_changed
-from xact.capture.engine import run_job
-from xact.capture.job import prepare_job
 from xact.capture.read_stimuli import order_stimuli
 from xact.errors import StimulusError
 from xact.labels import SourceRow
-from xact.models.base import Weights
-from xact.models.global_state import keep_global_state
-from xact.models.load import load_network
 from xact.recipe.schema import ColorJitter
 from xact.recipe.stimuli_schema import PictureBlock
 from xact.stimuli.pictures import is_grey, make_pictures
@@ -172,6 +167,12 @@ def measure_models(prepared: PreparedBuild) -> dict[str, float]:
 
 def measure_model(prepared: PreparedBuild, model: PlannedModel, tasks: Sequence[Task]) -> float:
     """Run some batches of a model, store nothing, and return the seconds that all its tasks will take."""
+    from xact.capture.engine import run_job
+    from xact.capture.job import prepare_job
+    from xact.models.base import Weights
+    from xact.models.global_state import keep_global_state
+    from xact.models.load import load_network
+
     spec = replace(prepared.specs[model.label], weights="random", seed=0)
     stimuli = order_stimuli(prepared.source, prepared.plan.stimuli.ids, {})
     n_left = sum(len(task.rows) for task in tasks)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xact.building.prepared import PreparedBuild
-from xact.capture.load_captions import TextLengths
-from xact.capture.transfer import N_SLOTS
 from xact.disk.durable import count_free_nbytes
-from xact.models.device import count_lanes, count_workers, count_writers, find_device_memory
+from xact.models.device import N_IN_FLIGHT, count_lanes, count_workers, count_writers, find_device_memory
 from xact.store.chunks import FLOAT32_NBYTES
 from xact.store.plan import Plan, PlannedModel
 from xact.tables.column_types import ColumnType, describe_column
+
+if TYPE_CHECKING:
+    from xact.capture.load_captions import TextLengths
 
 CONFIRM_NBYTES = 10**9
 """On a terminal, a build that writes more bytes asks for confirmation."""
@@ -183,7 +184,7 @@ def estimate_model(
     n_shards = len(plan.list_shards(model, 0))
     moved = model.batch_size * (math.prod(model.input_shape) + model.total_units) * FLOAT32_NBYTES
     batch = moved + model.batch_size * model.working_values * FLOAT32_NBYTES
-    in_flight = moved * (N_SLOTS - 1) if model.device == "cuda" else 0
+    in_flight = moved * (N_IN_FLIGHT - 1) if model.device == "cuda" else 0
     return ModelEstimate(
         model=model.label,
         n_layers=len(model.layers),

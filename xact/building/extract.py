@@ -17,10 +17,11 @@ from torch import nn
 
 from xact.building.asked import adopt_replicates
 from xact.building.fit_weights import describe_checkpoint, fit_weights
+from xact.building.plan_model import find_device_kind
 from xact.building.prepared import list_tasks
 from xact.building.run import describe_equal
 from xact.building.run_tasks import Tally
-from xact.building.survey import find_device_kind, survey_model
+from xact.building.survey import survey_model
 from xact.capture.check_values import ValueCheck
 from xact.capture.engine import TaskResult, run_job
 from xact.capture.job import prepare_job

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from xact.building.asked import AskedBuild
 from xact.building.plan_model import Surveyed, plan_model
-from xact.building.remembered import SurveyMemory
+from xact.building.remembered import Memory
 from xact.capture.read_stimuli import order_stimuli
 from xact.capture.reduce import TOKENS
 from xact.errors import MismatchError, RequestError
@@ -26,7 +26,7 @@ def plan_asked_model(
     asked: AskedBuild,
     spec: ModelSpec,
     stored: PlannedModel | None,
-    memory: SurveyMemory | None,
+    memory: Memory | None,
     *,
     device: str,
     anew: bool = False,
@@ -36,13 +36,13 @@ def plan_asked_model(
     Refuse a device kind that differs from the device kind of its stored rows.
     """
     spec = measure_tokens(asked, spec, stored)
-    surveyed = None if memory is None or anew else memory.find(spec)
+    surveyed = None if memory is None or anew else memory.find_survey(spec)
     if surveyed is None:
         from xact.building.survey import survey_network
 
         surveyed = survey_network(spec)
         if memory is not None:
-            memory.keep(spec, surveyed)
+            memory.keep_survey(spec, surveyed)
     return renew_plan(asked, spec, stored, surveyed, device=device)
 
 

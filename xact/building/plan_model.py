@@ -9,6 +9,7 @@ from typing import Any
 
 from xact.building.plan_layers import keep_stored
 from xact.capture.values_version import VALUES_VERSION
+from xact.models.device import choose_batch_size, get_kind, resolve_device
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
@@ -54,8 +55,6 @@ def plan_model(
     if batch_size == "auto" and stored is not None:
         batch_size = stored.batch_size
     if isinstance(batch_size, str):
-        from xact.models.device import choose_batch_size
-
         batch_size = choose_batch_size(batch_size, device, input_shape=surveyed.input_shape)
     return PlannedModel(
         **identify(spec),
@@ -74,6 +73,11 @@ def plan_model(
 def choose_device(spec: ModelSpec, stored: PlannedModel | None) -> str:
     """Return the device that a recipe asks for; where it says `auto`, that of the store, if there is one."""
     return stored.device if spec.device == "auto" and stored is not None else spec.device
+
+
+def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    """Return the kind of device on which a network will run; refuse a device that this machine lacks."""
+    return get_kind(resolve_device(choose_device(spec, stored)))
 
 
 def find_versions(source: str) -> dict[str, str]:

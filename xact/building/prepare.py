@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xact.building.asked import AskedBuild, list_asked
 from xact.building.plan_asked import measure_tokens, plan_asked_model, renew_plan
-from xact.building.plan_model import choose_device
+from xact.building.plan_model import choose_device, find_device_kind
 from xact.building.prepared import PreparedBuild, list_tasks
-from xact.building.remembered import SurveyMemory, open_memory
+from xact.building.remembered import Memory, open_memory
 from xact.capture.read_stimuli import order_stimuli
 from xact.errors import RequestError, StimulusError, WeightsError
+from xact.models.device import count_workers, get_kind, resolve_device
 from xact.pace import Watch
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import LoadedRecipe
@@ -55,25 +57,20 @@ def prepare_plan(
     memory = open_memory()
     asked = replace(list_asked(loaded, store, allow_code=allow_code), is_plan=True)
 
-    from xact.building.fit_weights import describe_checkpoint, fit_weights
-    from xact.building.survey import name_device_kind
-    from xact.models.load import find_missing, find_weights_here, is_tokenizer_here, make_tokenizer
-
     surveyed = _Surveyed()
     for index, spec in enumerate(asked.specs.values(), start=1):
         tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
-            model = plan_asked_model(asked, spec, stored, memory, device=name_device_kind(spec, stored))
-            if (weights := find_weights_here(spec)) is not None:
-                surveyed.notes += describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
-            if spec.kind == "text" and is_tokenizer_here(spec):
-                make_tokenizer(spec)  # one that cannot be used is a failure of its model
+            model = plan_asked_model(asked, spec, stored, memory, device=_name_device_kind(spec, stored, memory))
+            if spec.is_local:
+                surveyed.notes += _describe_local_weights(spec, model)
+            if spec.kind == "text" and _can_read(spec):
                 surveyed.readers.add(spec.label)
             surveyed.models.append(model)
     surveyed.check(loaded.recipe.on_error)
     prepared = _lay_plan(asked, surveyed)
-    missing = {label: find_missing(spec) for label, spec in asked.specs.items() if prepared.tasks.get(label)}
+    missing = {label: _find_missing(spec, memory) for label, spec in asked.specs.items() if prepared.tasks.get(label)}
     return replace(
         prepared,
         unreadable=_find_unreadable(asked, decode=decode, watch=watch),
@@ -106,7 +103,6 @@ def prepare_build(
         return replace(finished, may_write=may_write)
 
     from xact.building.fit_weights import check_part, describe_checkpoint, fit_weights
-    from xact.building.survey import find_device_kind, name_device_kind
     from xact.models.load import check_gate, find_weights
     from xact.stimuli.unreadable import make_unreadable_error
 
@@ -126,8 +122,9 @@ def prepare_build(
             stored = asked.find_stored(label)
             with surveyed.note_failure(label):
                 is_finished = _is_finished(asked, spec)
-                find_kind = find_device_kind if is_alone and not is_finished else name_device_kind
-                model = plan_asked_model(asked, spec, stored, memory, device=find_kind(spec, stored), anew=True)
+                must_be_here = is_alone and not is_finished
+                device = find_device_kind(spec, stored) if must_be_here else _name_device_kind(spec, stored)
+                model = plan_asked_model(asked, spec, stored, memory, device=device, anew=True)
                 if not is_finished:
                     weights, found = fit_weights(spec, find_weights(spec), model)
                     if stored is not None:
@@ -141,7 +138,7 @@ def prepare_build(
     return replace(_lay_plan(asked, surveyed), may_write=may_write)
 
 
-def _find_finished(asked: AskedBuild, memory: SurveyMemory | None) -> PreparedBuild | None:
+def _find_finished(asked: AskedBuild, memory: Memory | None) -> PreparedBuild | None:
     """Return the build if the store holds every value of the recipe, as far as surveys are remembered; else None.
 
     None is no answer: then every network is surveyed.
@@ -157,7 +154,7 @@ def _find_finished(asked: AskedBuild, memory: SurveyMemory | None) -> PreparedBu
         if device != stored.device:
             return None
         spec = measure_tokens(asked, spec, stored)
-        known = memory.find(spec)
+        known = memory.find_survey(spec)
         if known is None:
             return None
         surveyed.models.append(renew_plan(asked, spec, stored, known, device=device))
@@ -167,6 +164,45 @@ def _find_finished(asked: AskedBuild, memory: SurveyMemory | None) -> PreparedBu
     except RequestError:  # the surveys tell it
         return None
     return prepared if prepared.nothing_to_do else None
+
+
+def _name_device_kind(spec: ModelSpec, stored: PlannedModel | None, memory: Memory | None = None) -> str:
+    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
+    chosen = choose_device(spec, stored)
+    if chosen != "auto":
+        return get_kind(chosen)
+    look = partial(resolve_device, chosen)
+    return look() if memory is None else memory.find_auto_device(look)
+
+
+def _describe_local_weights(spec: ModelSpec, model: PlannedModel) -> list[str]:
+    """Return what is to be known of the user's own weight files, as far as they are here."""
+    from xact.building.fit_weights import describe_checkpoint, fit_weights
+    from xact.models.load import find_weights_here
+
+    weights = find_weights_here(spec)
+    return [] if weights is None else describe_checkpoint(spec, fit_weights(spec, weights, model)[1])
+
+
+def _can_read(spec: ModelSpec) -> bool:
+    """Return True if the tokenizer of a language model is here; one that cannot be used is a failure of its model."""
+    from xact.models.load import is_tokenizer_here, make_tokenizer
+
+    is_here = is_tokenizer_here(spec)
+    if is_here:
+        make_tokenizer(spec)
+    return is_here
+
+
+def _find_missing(spec: ModelSpec, memory: Memory | None) -> WeightsError | None:
+    """Return why the weights of a network are not here, or None if they are."""
+
+    def look(spec: ModelSpec) -> WeightsError | None:
+        from xact.models.load import find_missing
+
+        return find_missing(spec)
+
+    return look(spec) if memory is None else memory.find_missing(spec, look)
 
 
 @dataclass
@@ -227,7 +263,6 @@ def _find_unreadable(
     if not rows:
         return {}
 
-    from xact.models.device import count_workers
     from xact.stimuli.unreadable import find_unreadable
 
     return find_unreadable(

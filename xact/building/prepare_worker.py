@@ -35,8 +35,8 @@ def prepare_worker(loaded: LoadedRecipe, store: Path, plan: Plan, *, allow_code:
 def find_planned_weights(prepared: PreparedBuild, model: PlannedModel) -> Weights:
     """Return the weights of a network that a plan names. Raise MismatchError for others, or for another device."""
     from xact.building.fit_weights import fit_weights
+    from xact.building.plan_model import find_device_kind
     from xact.building.provenance import check_planned_versions
-    from xact.building.survey import find_device_kind
     from xact.models.load import find_weights
 
     spec = prepared.specs[model.label]

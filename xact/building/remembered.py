@@ -1,7 +1,7 @@
-"""Remember the surveys of networks in the user's cache, so that a finished store is told at once. Needs no torch.
+"""Remember in the user's cache what was found of networks, so that a plan and a finished store need no torch.
 
-A remembered survey decides no value: `xact plan` prints it, and a build uses it only to see that the store has all that
-is asked for. A build that has anything to do surveys every network.
+What is remembered decides no value: `xact plan` prints it, and a build uses a survey only to see that the store has all
+that is asked for. A build that has anything to do surveys every network.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from xact.building.plan_model import Surveyed, find_versions
 from xact.disk.cache import find_cache_folder, read_cached, write_cached
+from xact.errors import WeightsError
+from xact.models.lookups import are_unchanged, note_lookups
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 
@@ -36,46 +38,84 @@ ROOMS = ("building", "capture", "models", "recipe")
 """Folders of xact whose code decides what a survey finds."""
 
 
+GPU_FILES = ("nvidia*", "kfd", "dxg")
+"""Names in /dev that the drivers of GPUs make."""
+
+GPU_VARIABLES = ("CUDA", "NVIDIA", "HIP", "ROCR")
+"""Beginnings of the variables that hide GPUs."""
+
+
 @dataclass(frozen=True)
-class SurveyMemory:
-    """The surveys of a user's cache."""
+class Memory:
+    """What a user's cache holds of networks."""
 
     folder: Path
     process: Mapping[str, Any]
-    """What all surveys depend on, as it was before a library was imported: some set variables of the environment."""
+    """What all of it depends on, as it was before a library was imported: some set variables of the environment."""
 
-    def find(self, spec: ModelSpec) -> Surveyed | None:
+    def find_survey(self, spec: ModelSpec) -> Surveyed | None:
         """Return what a survey of a network found; None if it is not remembered."""
-        key = make_key(spec, self.process)
-        lines = None if key is None else read_cached(self._name(key))
-        if not lines or lines[0] != {"key": key}:
-            return None
+        found = self._read("surveys", make_key(spec, self.process))
         try:
-            return _adapter().validate_python(lines[1]["surveyed"])
+            return None if found is None else _adapter().validate_python(found["surveyed"])
         except (ValidationError, LookupError, TypeError):
             return None
 
-    def keep(self, spec: ModelSpec, surveyed: Surveyed) -> None:
+    def keep_survey(self, spec: ModelSpec, surveyed: Surveyed) -> None:
         """Remember what a survey of a network found, unless JSON would change it."""
-        key = make_key(spec, self.process)
-        if key is None:
-            return
         plain = json.loads(json.dumps(_adapter().dump_python(surveyed, mode="json")))
         if _adapter().validate_python(plain) == surveyed:
-            write_cached(self._name(key), [{"key": key}, {"surveyed": plain}])
+            self._write("surveys", make_key(spec, self.process), {"surveyed": plain})
 
-    def _name(self, key: Mapping[str, Any]) -> Path:
+    def find_missing(self, spec: ModelSpec, look: Callable[[ModelSpec], WeightsError | None]) -> WeightsError | None:
+        """Return why the weights of a network are not here, or None if they are.
+
+        `look(spec)` tells it, unless it told before and every file that it looked for is still there or still missing.
+        """
+        key = make_key(spec, self.process)
+        key = None if key is None else key | {"label": spec.label}
+        found = self._read("weights", key)
+        if found is not None and are_unchanged(found["lookups"]):
+            told = found["error"]
+            return None if told is None else WeightsError(told["message"], hint=told["hint"])
+        with note_lookups() as notes:
+            error = look(spec)
+        told = None if error is None else {"message": str(error), "hint": error.hint}
+        self._write("weights", key, {"lookups": [[list(one), answer] for one, answer in notes.items()], "error": told})
+        return error
+
+    def find_auto_device(self, look: Callable[[], str]) -> str:
+        """Return the kind of device that `auto` means. `look()` tells it, unless it told before on this hardware."""
+        drivers = sorted(str(file) for name in GPU_FILES for file in Path("/dev").glob(name))
+        hidden = {name: value for name, value in os.environ.items() if name.upper().startswith(GPU_VARIABLES)}
+        key = {"drivers": drivers, "hidden": hidden, "process": self.process}
+        found = self._read("devices", key)
+        if found is not None:
+            return str(found["auto"])
+        device = look()
+        self._write("devices", key, {"auto": device})
+        return device
+
+    def _read(self, what: str, key: Mapping[str, Any] | None) -> Any:  # noqa: ANN401  what was kept
+        lines = None if key is None else read_cached(self._name(what, key))
+        return lines[1] if lines and len(lines) == 2 and lines[0] == {"key": key} else None
+
+    def _write(self, what: str, key: Mapping[str, Any] | None, found: dict[str, Any]) -> None:
+        if key is not None:
+            write_cached(self._name(what, key), [{"key": key}, found])
+
+    def _name(self, what: str, key: Mapping[str, Any]) -> Path:
         text = json.dumps(key, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.jsonl"
+        return self.folder / what / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.jsonl"
 
 
-def open_memory() -> SurveyMemory | None:
-    """Return the surveys of the user's cache; None in a process that has imported torch.
+def open_memory() -> Memory | None:
+    """Return what the user's cache holds; None in a process that has imported torch.
 
     There the user's own code may have changed what a library does, e.g. registered a network.
     """
     folder = None if "torch" in sys.modules else find_cache_folder()
-    return None if folder is None else SurveyMemory(folder / "surveys", describe_process())
+    return None if folder is None else Memory(folder, describe_process())
 
 
 def make_key(spec: ModelSpec, process: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -103,7 +143,11 @@ def describe_process() -> dict[str, Any]:
         "xact": digest.hexdigest(),
         "python": [sys.version, platform.system(), platform.machine()],
         "places": {name: spec.origin for name, spec in specs.items() if spec is not None},
-        "environment": {name: value for name, value in os.environ.items() if name.upper().startswith(prefixes)},
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.upper().startswith(prefixes) or name in ("HOME", "XDG_CACHE_HOME")  # where torch keeps weights
+        },
     }
 
 

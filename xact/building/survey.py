@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from xact.building.plan_layers import plan_layers
-from xact.building.plan_model import Surveyed, choose_device, plan_model
+from xact.building.plan_model import Surveyed, plan_model
 from xact.building.survey_text import check_context, check_logits, describe_reading, plan_hidden_units, survey_hidden
 from xact.capture.layers import (
     Output,
@@ -25,7 +25,6 @@ from xact.capture.reduce import Reduction, Tokens, parse_reductions, plan_units
 from xact.errors import CaptureError, RequestError
 from xact.models.base import Network, Transform, tell_failures
 from xact.models.base import Weights as FoundWeights
-from xact.models.device import get_kind, resolve_device
 from xact.models.global_state import keep_global_state
 from xact.models.load import find_origin, load_network, make_architecture, make_transform, undo_globals
 from xact.recipe.resolve import ModelSpec
@@ -129,17 +128,6 @@ def list_outputs(spec: ModelSpec, input_shape: tuple[int, int, int] | None = Non
     if input_shape is not None:
         raise RequestError(f"model {spec.label!r} is a language model: it takes no pictures", hint="leave --input out")
     return survey_hidden(spec)[1]
-
-
-def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    """Return the kind of device on which a network will run; refuse a device that this machine lacks."""
-    return get_kind(resolve_device(choose_device(spec, stored)))
-
-
-def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
-    chosen = choose_device(spec, stored)
-    return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
 
 
 def survey_network(spec: ModelSpec) -> Surveyed:

@@ -28,7 +28,8 @@ from xact.capture.transfer import CudaStreams, DirectTransfer, Keep, Rest, Score
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError, WorkError, XactError
 from xact.labels import StoreRow
 from xact.models.base import tell_failures
-from xact.models.device import get_kind, use_precision
+from xact.models.device import get_kind
+from xact.models.precision import use_precision
 from xact.store.plan import PlannedLayer
 from xact.store.tasks import Batch, Task
 

@@ -16,8 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-N_SLOTS = 2
-"""Batches in flight: the network runs one while the units of the one before are copied."""
+from xact.models.device import N_IN_FLIGHT
 
 ROUNDED_AT_ONCE = 2**24
 """Values that a device rounds at once; it bounds the memory for layers of any width."""
@@ -139,7 +138,7 @@ class _Slot:
 
 
 class StreamedTransfer:
-    """Has N_SLOTS batches in flight."""
+    """Has N_IN_FLIGHT batches on the device."""
 
     def __init__(
         self, streams: Streams, device: str, *, dtype: torch.dtype, widths: Sequence[int], is_rounding: bool
@@ -151,7 +150,7 @@ class StreamedTransfer:
         self._widths = widths
         self._is_rounding = is_rounding
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        for _ in range(N_SLOTS):
+        for _ in range(N_IN_FLIGHT):
             self._free.put(_Slot(torch.empty(0), torch.empty(0)))
 
     def stage(self, inputs: Any) -> Any:  # noqa: ANN401

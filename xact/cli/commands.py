@@ -95,6 +95,8 @@ def run_worker(options: argparse.Namespace) -> int:
 def run_plan(options: argparse.Namespace) -> int:
     """Show what build would do; with --check, return 1 if a picture cannot be decoded."""
     from xact.building.api import make_overrides
+    from xact.building.before_start import look_before_start
+    from xact.building.estimate import estimate
     from xact.building.prepare import prepare_plan
     from xact.disk.paths import expand_path
     from xact.progress import Progress
@@ -115,10 +117,6 @@ def run_plan(options: argparse.Namespace) -> int:
             tell=progress.survey,
         )
     show_warnings([*prepared.source.notes, *prepared.notes])
-
-    from xact.building.before_start import look_before_start  # they import torch: surveys are remembered before that
-    from xact.building.estimate import estimate
-
     estimated = estimate(prepared)
     before = look_before_start(prepared, estimated, measure=options.measure)
     if options.json:

@@ -1,17 +1,15 @@
-"""Choose the device, its precision, the batch size and the number of lanes. No other module chooses them."""
+"""Choose the device, the batch size and the number of lanes. No other module chooses them.
+
+torch is imported only to ask for accelerators.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from xact.errors import RequestError
 
@@ -26,6 +24,9 @@ again. Measured on two cores, 2 to 32 pictures of 224 x 224, builds of five netw
 time of 4, and 1.3 times the memory.
 """
 
+N_IN_FLIGHT = 2
+"""Batches that an accelerator has at once: one is computed while another one is copied."""
+
 MAX_WRITERS = 8
 """Most threads that write beside an accelerator: each encodes some 300 MB/s, which a disk or two can take."""
 
@@ -35,6 +36,8 @@ MEMORY_SHARE = 0.6
 
 def resolve_device(asked: str) -> str:
     """Return the device for `asked` (auto, cpu, mps, cuda, cuda:1). auto means MPS, else CUDA, else the CPU."""
+    import torch
+
     found = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
     if asked == "auto":
         return next(kind for kind, is_here in found.items() if is_here)
@@ -100,6 +103,9 @@ def find_device_memory(device: str) -> int | None:
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return find_memory()
+
+    import torch
+
     if kind == "mps" and torch.backends.mps.is_available():
         return torch.mps.recommended_max_memory()
     if kind == "cuda" and torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count():
@@ -109,68 +115,11 @@ def find_device_memory(device: str) -> int | None:
 
 def name_hardware(device: str) -> str:
     """Return the name of the hardware behind a device; two machines of one name give equal bits."""
+    import torch
+
     if get_kind(device) == "cuda":
         return str(torch.cuda.get_device_name(device))
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-@contextmanager
-def use_precision(dtype: str) -> Iterator[None]:
-    """Use IEEE float32 arithmetic (TF32 if `dtype` is tf32) and deterministic cuDNN algorithms in the block."""
-    before = get_precision()
-    for backend in _list_backends().values():  # what each says for itself would overrule the flags for all
-        backend.fp32_precision = "none"
-    flags = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    use_tf32 = dtype == "tf32"
-    torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = use_tf32
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        set_precision(before)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags
-
-
-def get_precision() -> tuple[str | None, bool | None, dict[str, str]]:
-    """Return the precision of float32: the flags for all backends, and what each backend says (from torch 2.9 on).
-
-    torch refuses to tell the flags (None) if the backends say something else.
-    """
-    matmul = allows_tf32 = None
-    with contextlib.suppress(RuntimeError):
-        matmul = torch.get_float32_matmul_precision()
-    with contextlib.suppress(RuntimeError):
-        allows_tf32 = torch.backends.cudnn.allow_tf32
-    return matmul, allows_tf32, {name: backend.fp32_precision for name, backend in _list_backends().items()}
-
-
-def set_precision(precision: tuple[str | None, bool | None, Mapping[str, str]]) -> None:
-    """Set what `get_precision` returned."""
-    matmul, allows_tf32, by_backend = precision
-    if matmul is not None:
-        torch.set_float32_matmul_precision(matmul)
-    if allows_tf32 is not None:
-        torch.backends.cudnn.allow_tf32 = allows_tf32
-    for name, backend in _list_backends().items():
-        if backend.fp32_precision != by_backend[name]:
-            backend.fp32_precision = by_backend[name]
-
-
-def _list_backends() -> dict[str, Any]:
-    """Return {name: backend} of those that have a precision of their own, outer ones first; none before torch 2.9."""
-    root: Any = torch.backends
-    found = {"": root, "mkldnn": root.mkldnn, "cudnn": root.cudnn, "cuda.matmul": root.cuda.matmul}
-    for name in ("mkldnn", "cudnn"):
-        found |= {f"{name}.{op}": getattr(found[name], op, None) for op in ("matmul", "conv", "rnn")}
-    return {name: one for name, one in found.items() if _has_precision(one)} if _has_precision(root) else {}
-
-
-def _has_precision(backend: object) -> bool:
-    try:
-        return hasattr(backend, "fp32_precision")
-    except RuntimeError:  # another operation of this version
-        return False

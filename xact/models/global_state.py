@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.modules import module as hooks
 
-from xact.models.device import get_precision, set_precision
+from xact.models.precision import get_precision, set_precision
 
 Setting = tuple[Callable[[], Any], Callable[[Any], object]]
 """(function that returns a value of the state, function that sets it)."""

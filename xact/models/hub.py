@@ -18,6 +18,7 @@ import torch
 from xact.errors import WeightsError
 from xact.models.checkpoints import WEIGHT_NAMES, hash_checkpoint
 from xact.models.download import download_file
+from xact.models.lookups import find_file, find_in_hub_cache, has_hub_token
 
 PROBE_SECONDS = 10.0
 """Seconds to wait for a silent connection."""
@@ -100,9 +101,7 @@ def is_cached(repo: str, names: Sequence[str], *, label: str, revision: str | No
 
 def can_be_fetched(repo: str) -> bool:
     """Return True if a gated repository is in the cache, or a user is logged in, who may have access."""
-    from huggingface_hub import get_token, try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo, "config.json"), str) or get_token() is not None
+    return find_in_hub_cache(repo, "config.json", None) is not None or has_hub_token()
 
 
 def is_text(name: str) -> bool:
@@ -116,10 +115,10 @@ def fetch_texts(repo: str, *, label: str) -> None:
 
     Download nothing if its weights are cached: the small files were downloaded before them.
     """
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants
 
     revision = find_on_hub(repo, ("config.json",), label=label).revision
-    if _LOOKING.get() or any(isinstance(try_to_load_from_cache(repo, name), str) for name in WEIGHT_NAMES):
+    if _LOOKING.get() or any(find_in_hub_cache(repo, name, None) for name in WEIGHT_NAMES):
         return
     try:
         listed = HfApi().model_info(repo, revision=revision, timeout=PROBE_SECONDS).siblings or []
@@ -134,14 +133,13 @@ def fetch_texts(repo: str, *, label: str) -> None:
 
 def _find_in_cache(repo: str, name: str, *, label: str, revision: str | None) -> HubFile | None:
     """Return a file of the hub from the cache, or None if it is not cached."""
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        path = try_to_load_from_cache(repo, name, revision=revision)
+        path = find_in_hub_cache(repo, name, revision)
     except HFValidationError as error:
         raise WeightsError(f"model {label!r}: {repo!r} is not a name of a repository on the hub: {error}") from error
-    return _describe(Path(path), repo, name, label=label) if isinstance(path, str) else None
+    return None if path is None else _describe(path, repo, name, label=label)
 
 
 def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None) -> Path:
@@ -151,7 +149,7 @@ def download_url(url: str, folder: Path, *, label: str, hash_prefix: str | None)
     """
     path = folder / Path(urlsplit(url).path).name
     if _LOOKING.get():
-        if not path.is_file():
+        if find_file(path) is None:
             raise NotHereError(f"model {label!r}: {path.name} is not in {folder}")
     elif not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

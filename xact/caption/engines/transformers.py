@@ -11,7 +11,8 @@ import transformers
 from xact.caption.engines.base import Answer, CaptionWeights, Settings
 from xact.errors import RequestError, WeightsError, WorkError
 from xact.models.checkpoints import check_keys, load_state_dict
-from xact.models.device import get_kind, use_precision
+from xact.models.device import get_kind
+from xact.models.precision import use_precision
 from xact.models.sources.transformers import be_quiet
 
 if TYPE_CHECKING:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from xact.disk.digest import FileStamp
 from xact.labels import SourceRow
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PictureKey = tuple[SourceRow, str]
 """(row in the source, colour of transparent pixels)."""
@@ -26,6 +28,8 @@ class KeptPicture:
 
     def make_picture(self) -> Image.Image:
         """Return the picture. It is new each time: a transform may write into it."""
+        from PIL import Image
+
         return Image.frombytes("RGB", self.size, self.pixels)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from xact.capture.keep_pictures import KeptPicture, PictureCache
 from xact.disk.digest import FileStamp
 from xact.errors import MismatchError, StimulusError
 from xact.labels import SourceRow, StoreRow
 from xact.stimuli.base import StimulusSource, hash_stimulus
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LEFT_OUT = "left out: the recipe does not name it"
 """Recorded as the failure of a stimulus of the store that a recipe leaves out."""

@@ -11,7 +11,6 @@ from xact.errors import RequestError
 from xact.labels import Column, SourceRow, StimulusTable, fold_label
 from xact.recipe.stimuli_schema import StimuliBlock
 from xact.stimuli.base import check_columns, resolve_path
-from xact.stimuli.fields import load_fields
 from xact.stimuli.written_names import pair_names
 from xact.tables.columns import load_columns, to_labels
 from xact.tables.where import find_rows
@@ -30,6 +29,8 @@ def add_labels(table: StimulusTable, block: StimuliBlock, folder: Path) -> tuple
         table = _add(table, found, where=str(file), hint=f"rename it in {file.name}")
         notes += more
     if block.fields is not None:
+        from xact.stimuli.fields import load_fields  # its library takes a moment
+
         fields = load_fields(block.fields, table.stems, held=block.held)
         table = _add(table, fields, where="stimuli.fields", hint="name it otherwise")
     return table, notes

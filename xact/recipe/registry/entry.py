@@ -55,19 +55,23 @@ def _expand_aliases(aliases: object) -> object:
 
 def _read_scalars(data: object) -> object:
     """Return plain data whose scalars are text with numbers, booleans and nothing read as YAML reads them."""
-    if isinstance(data, Mapping):
-        return {key: _read_scalars(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_read_scalars(item) for item in data]
-    return _read_scalar(data) if isinstance(data, str) and data else data
+    loader = SafeLoader("")
+
+    def read(data: object) -> object:
+        if isinstance(data, Mapping):
+            return {key: read(value) for key, value in data.items()}
+        if isinstance(data, list):
+            return [read(item) for item in data]
+        return _read_scalar(data, loader) if isinstance(data, str) and data else data
+
+    return read(data)
 
 
-def _read_scalar(text: str) -> object:
+def _read_scalar(text: str, loader: SafeLoader) -> object:
     """Return a number, a boolean or nothing if YAML reads the text as one; otherwise the text itself.
 
     A text that is a list, a mapping or a date to YAML stays text: lists in it could stand for any number of values.
     """
-    loader = SafeLoader("")
     tag: str = loader.resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
         return text

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_build.py [mean|flatten|vit ...] [--images 256] [--pairs 5]
 
-The bare pass runs over ready tensors with as many torch threads as processors, in the faster of the two memory
-formats. A build is everything from listing the stimuli to the published store, but for loading the network.
+The bare pass runs over ready tensors with as many torch threads as processors, in the fastest of two memory formats
+and three batches. A build is everything from listing the stimuli to the published store, but for loading the network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CASES = {
 }
 """{case: (model entry, the ratio to reach)}."""
 
-BATCH = 16
+BATCHES = (4, 8, 16)
 
 
 def write_images(folder: Path, n: int) -> None:
@@ -59,21 +59,24 @@ def run_bare(module: torch.nn.Module, batch: torch.Tensor, n_images: int) -> flo
     """Return images per second of plain forward passes."""
     with torch.inference_mode():
         started = time.perf_counter()
-        for _ in range(n_images // BATCH):
+        for _ in range(n_images // len(batch)):
             module(batch)
     return n_images / (time.perf_counter() - started)
 
 
-def choose_format(module: torch.nn.Module, batch: torch.Tensor) -> torch.memory_format:
-    """Return the memory format in which the bare pass is faster."""
-    speeds: dict[torch.memory_format, float] = {}
+def choose_batch(module: torch.nn.Module) -> torch.Tensor:
+    """Return the batch over which the bare pass is fastest; the network takes its memory format."""
+    speeds: dict[tuple[int, torch.memory_format], float] = {}
     for _ in range(3):  # in turn, and the best of each: another process must not decide
         for form in (torch.contiguous_format, torch.channels_last):
             module.to(memory_format=form)
-            shaped = batch.to(memory_format=form)
-            run_bare(module, shaped, BATCH)
-            speeds[form] = max(speeds.get(form, 0.0), run_bare(module, shaped, 2 * BATCH))
-    return max(speeds, key=speeds.__getitem__)
+            for n in BATCHES:
+                batch = torch.randn(n, 3, 224, 224).to(memory_format=form)
+                run_bare(module, batch, n)
+                speeds[n, form] = max(speeds.get((n, form), 0.0), run_bare(module, batch, 2 * max(BATCHES)))
+    n, form = max(speeds, key=speeds.__getitem__)
+    module.to(memory_format=form)
+    return torch.randn(n, 3, 224, 224).to(memory_format=form)
 
 
 def run_build(recipe: Path, store: Path, n_images: int) -> tuple[float, int]:
@@ -96,14 +99,12 @@ def run_case(case: str, folder: Path, n_images: int, pairs: int) -> None:
     recipe, store = folder / f"{case}.yml", folder / f"{case}.zarr"
     recipe.write_text(
         f"store: {store}\nstimuli: {{source: folder, root: images, limit: {n_images}}}\nmodels: [{entry}]\n"
-        f"compute: {{device: cpu, batch_size: {BATCH}}}\n"
+        f"compute: {{device: cpu}}\n"
     )
     spec = resolve_models(load_recipe(recipe))[0]
     module = load_network(spec, find_weights(spec)).module
-    batch = torch.randn(BATCH, 3, 224, 224)
-    form = choose_format(module, batch)
-    module.to(memory_format=form)
-    batch = batch.to(memory_format=form)
+    batch = choose_batch(module)
+    form = "channels_last" if batch.is_contiguous(memory_format=torch.channels_last) else "contiguous"
     bare, built, ratios = [], [], []
     for _ in range(pairs):
         bare.append(run_bare(module, batch, n_images))
@@ -112,7 +113,8 @@ def run_case(case: str, folder: Path, n_images: int, pairs: int) -> None:
         ratios.append(built[-1] / bare[-1])
     shutil.rmtree(store)
     sys.stdout.write(
-        f"{case}: bare {statistics.median(bare):.2f} images/s ({form}), build {statistics.median(built):.2f}, "
+        f"{case}: bare {statistics.median(bare):.2f} images/s ({form}, {len(batch)} at once), build "
+        f"{statistics.median(built):.2f}, "
         f"{nbytes / n_images / 1e6:.2f} MB an image; ratio median {statistics.median(ratios):.3f} "
         f"(min {min(ratios):.3f}, max {max(ratios):.3f}); to reach {goal:.2f}\n"
     )

@@ -44,8 +44,9 @@ from support.streams import ThreadStreams
 from xact.building.prepare import prepare_build
 from xact.building.run import build_store
 from xact.building.run_tasks import LoadedModel, Tally, load_model, run_tasks
+from xact.capture.base import CaptureJob, LoadedStimulus
 from xact.capture.buffers import store_rows
-from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
+from xact.capture.engine import run_job
 from xact.capture.transfer import CudaStreams
 from xact.disk.durable import write_file
 from xact.models.precision import use_precision

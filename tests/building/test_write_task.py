@@ -10,7 +10,7 @@ import pytest
 from support.stores import make_model, make_store_plan, make_table
 
 from xact.building.write_task import round_mantissa, write_task
-from xact.capture.engine import TaskResult
+from xact.capture.base import TaskResult
 from xact.errors import CaptureError
 from xact.store.plan import Plan
 from xact.store.state import State

@@ -13,8 +13,9 @@ import torch
 from support.stores import make_layer
 from torch import nn
 
+from xact.capture.base import CaptureJob, LoadedStimulus, TaskResult
 from xact.capture.buffers import copy_flat
-from xact.capture.engine import CaptureJob, LoadedStimulus, TaskResult, run_job
+from xact.capture.engine import run_job
 from xact.capture.hooks import Capture
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, StimulusError

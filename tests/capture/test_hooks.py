@@ -18,7 +18,8 @@ import transformers
 from torch import nn
 
 from xact.building.plan_layers import plan_layers
-from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
+from xact.capture.base import CaptureJob, LoadedStimulus
+from xact.capture.engine import run_job
 from xact.capture.hooks import Capture, copy_module, find_part
 from xact.capture.layers import select_layers
 from xact.capture.probe import probe

@@ -22,7 +22,8 @@ from support.streams import CopyEvent, ThreadStreams
 
 import xact
 from xact.building.write_task import round_mantissa
-from xact.capture.engine import CaptureJob, LoadedStimulus, run_job
+from xact.capture.base import CaptureJob, LoadedStimulus
+from xact.capture.engine import run_job
 from xact.capture.transfer import CudaStreams, DirectTransfer, StreamedTransfer, round_values
 from xact.disk.digest import FileStamp
 from xact.errors import CaptureError, DeviceMemoryError, StimulusError

@@ -22,8 +22,9 @@ from xact.building.prepared import list_tasks
 from xact.building.run import describe_equal
 from xact.building.run_tasks import Tally
 from xact.building.survey import survey_model
+from xact.capture.base import TaskResult
 from xact.capture.check_values import ValueCheck
-from xact.capture.engine import TaskResult, run_job
+from xact.capture.engine import run_job
 from xact.capture.job import prepare_job
 from xact.capture.read_stimuli import order_stimuli
 from xact.complaints import make_complaint

@@ -19,7 +19,7 @@ from xact.building.import_store import import_store
 from xact.building.provenance import make_provenance
 from xact.building.run import Outcome
 from xact.building.write_task import write_task
-from xact.capture.engine import TaskResult
+from xact.capture.base import TaskResult
 from xact.disk.digest import hash_file
 from xact.disk.paths import expand_path
 from xact.errors import MismatchError, RequestError

@@ -20,7 +20,7 @@ import numpy as np
 
 from xact.building.provenance import make_provenance
 from xact.building.write_task import load_rows, write_task
-from xact.capture.engine import TaskResult
+from xact.capture.base import TaskResult
 from xact.disk.digest import hash_files
 from xact.disk.durable import Written, make_folder, parse_json, sync_folder, write_file
 from xact.errors import StoreError, make_command

@@ -12,8 +12,9 @@ from typing import Any
 from xact.building.prepared import PreparedBuild
 from xact.building.provenance import check_network, describe_network, find_xact_version, list_uncompared
 from xact.building.write_task import find_recorded, load_rows, write_task
+from xact.capture.base import CaptureJob, TaskResult
 from xact.capture.check_values import ValueCheck
-from xact.capture.engine import CaptureJob, TaskResult, run_job
+from xact.capture.engine import run_job
 from xact.capture.job import CHANNELS_LAST, CONTIGUOUS, prepare_job
 from xact.capture.load_captions import CaptionLoader
 from xact.capture.read_stimuli import order_stimuli

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from xact.capture.base import TaskResult
 from xact.capture.check_values import RecordedBatch
-from xact.capture.engine import TaskResult
 from xact.capture.reduce import TOKENS
 from xact.errors import CaptureError, StoreError
 from xact.labels import StoreRow

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xact.capture.base import CaptureJob, Recorder
 from xact.capture.buffers import copy_flat
-from xact.capture.engine import CaptureJob, Recorder, forward
+from xact.capture.engine import forward
 from xact.errors import CaptureError, MismatchError, StimulusError, UnsteadyError
 from xact.labels import StoreRow
 from xact.models.global_state import get_generators

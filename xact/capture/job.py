@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from xact.capture.base import CaptureJob, Loader, Recorder
 from xact.capture.check_values import keeps_values
-from xact.capture.engine import CaptureJob, Loader, Recorder
 from xact.capture.hidden_states import TextCapture
 from xact.capture.hooks import Capture, find_device
 from xact.capture.load_captions import CaptionLoader

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xact.capture.engine import LoadedStimulus
+from xact.capture.base import LoadedStimulus
 from xact.capture.read_stimuli import ReadStimulus, StimuliByRow
 from xact.errors import StimulusError
 from xact.labels import StoreRow

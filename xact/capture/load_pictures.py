@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xact.capture.engine import LoadedStimulus
+from xact.capture.base import LoadedStimulus
 from xact.capture.read_stimuli import ReadStimulus, StimuliByRow
 from xact.errors import CaptureError, StimulusError
 from xact.labels import StoreRow

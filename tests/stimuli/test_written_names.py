@@ -11,7 +11,8 @@ from support.pictures import put_pictures
 
 from xact.errors import RequestError
 from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, TableStimuli
-from xact.stimuli.base import ChosenStimuli, resolve_path
+from xact.stimuli.base import ChosenStimuli
+from xact.stimuli.files_on_disk import resolve_path
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.written_names import pair_names, write_path
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from xact.errors import RequestError
 from xact.labels import Column, SourceRow, StimulusTable, fold_label
 from xact.recipe.stimuli_schema import StimuliBlock
-from xact.stimuli.base import check_columns, resolve_path
+from xact.stimuli.base import check_columns
+from xact.stimuli.files_on_disk import resolve_path
 from xact.stimuli.written_names import pair_names
 from xact.tables.columns import load_columns, to_labels
 from xact.tables.where import find_rows

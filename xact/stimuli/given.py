@@ -19,8 +19,8 @@ from xact.disk.digest import FileStamp
 from xact.disk.paths import expand_path
 from xact.errors import RequestError
 from xact.labels import Kind, SourceRow, StimulusTable
-from xact.stimuli.base import read_file, stamp_file
 from xact.stimuli.decode import list_suffixes, load_picture
+from xact.stimuli.files_on_disk import read_file, stamp_file
 
 GivenPicture = str | os.PathLike[str] | np.ndarray | Image.Image
 """A path, folder or glob; uint8 pixels (height, width[, 3 or 4]); or a picture of Pillow."""

@@ -13,7 +13,7 @@ from xact.disk.digest import FileStamp
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import Column, Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Bold5000Stimuli, CaptionsStimuli, ThingsStimuli
-from xact.stimuli.base import resolve_path
+from xact.stimuli.files_on_disk import resolve_path
 from xact.stimuli.open import open_listing
 from xact.stimuli.sources.datasets import N_IMAGES, VARIABLES, find_root, rename_columns, strip_extension
 from xact.stimuli.sources.nsd import make_id

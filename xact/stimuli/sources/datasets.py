@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import RESERVED_COLUMNS, Column, StimulusTable, fold_label
-from xact.stimuli.base import FileSource, make_file_label, resolve_path
+from xact.stimuli.base import FileSource
+from xact.stimuli.files_on_disk import make_file_label, resolve_path
 from xact.tables.columns import find_column, load_columns, to_labels
 
 VARIABLES: Mapping[str, str] = {"nsd": "NSD_DATASET", "bold5000": "BOLD_DATASET", "things": "THINGS_DATASET"}

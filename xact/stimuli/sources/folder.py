@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from xact.errors import RequestError, make_nearest_text
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli
-from xact.stimuli.base import FileLooks, FileSource, find_stores, is_store, make_file_label, resolve_path
+from xact.stimuli.base import FileSource
+from xact.stimuli.files_on_disk import FileLooks, find_stores, is_store, make_file_label, resolve_path
 from xact.stimuli.written_names import fold_name, list_forms, write_path
 
 ROOT_CONDITION = "root"

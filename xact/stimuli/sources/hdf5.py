@@ -21,7 +21,7 @@ from xact.errors import RequestError, StimulusError, make_nearest_text
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import Hdf5Stimuli
 from xact.stimuli.arrays import Channels, check_images, make_pixels
-from xact.stimuli.base import find_file, stamp_file
+from xact.stimuli.files_on_disk import find_file, stamp_file
 
 
 class Hdf5Source:

@@ -17,7 +17,7 @@ from xact.errors import RequestError, StimulusError
 from xact.labels import Kind, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import NpyStimuli
 from xact.stimuli.arrays import check_images, make_pixels
-from xact.stimuli.base import find_file, open_file, stamp_file
+from xact.stimuli.files_on_disk import find_file, open_file, stamp_file
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from xact.errors import RequestError
 from xact.labels import Column, SourceRow, StimulusTable
 from xact.recipe.stimuli_schema import NsdStimuli
-from xact.stimuli.base import ChosenStimuli, FileSource, ListedStimuli, make_file_label
+from xact.stimuli.base import ChosenStimuli, FileSource, ListedStimuli
+from xact.stimuli.files_on_disk import make_file_label
 from xact.stimuli.sources.datasets import find_images, find_root, find_under, load_index
 from xact.stimuli.sources.hdf5 import Hdf5Source, load_shape
 from xact.tables.columns import find_column, to_labels

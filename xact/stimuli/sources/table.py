@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from xact.errors import RequestError
 from xact.labels import Column, StimulusTable
 from xact.recipe.stimuli_schema import TableStimuli
-from xact.stimuli.base import FileSource, make_file_label, resolve_path
+from xact.stimuli.base import FileSource
+from xact.stimuli.files_on_disk import make_file_label, resolve_path
 from xact.stimuli.written_names import DiskNames, write_path
 from xact.tables.column_types import is_missing
 from xact.tables.columns import drop_differing, find_column, load_columns, to_labels

@@ -21,17 +21,17 @@ from support.pictures import put_pictures
 from xact.errors import RequestError, StimulusError
 from xact.labels import StimulusTable
 from xact.recipe.stimuli_schema import FolderStimuli, Hdf5Stimuli, NpyStimuli, TableStimuli
-from xact.stimuli import base as stimuli
-from xact.stimuli.base import check_table, hash_stimulus
+from xact.stimuli.base import StimulusSource, check_table, hash_stimulus
+from xact.stimuli.files_on_disk import MAX_FILE_NBYTES, find_stores
 from xact.stimuli.open import open_stimuli
 from xact.stimuli.sources.folder import _glob
 
 
-def open_folder(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+def open_folder(tmp_path: Path, **keys: object) -> StimulusSource:
     return open_stimuli(FolderStimuli(source="folder", **keys), tmp_path)
 
 
-def open_table(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+def open_table(tmp_path: Path, **keys: object) -> StimulusSource:
     return open_stimuli(TableStimuli(source="table", **{"file": "t.csv", **keys}), tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_the_files_of_a_store_are_never_stimuli(tmp_path, mark):
 
 def test_a_folder_of_any_depth_lies_in_a_store_or_in_none():
     deep = Path("/nowhere", *["x"] * 1500)
-    assert stimuli.find_stores([deep, deep / "s.ZARR" / "a", deep]) == {deep / "s.ZARR" / "a": deep / "s.ZARR"}
+    assert find_stores([deep, deep / "s.ZARR" / "a", deep]) == {deep / "s.ZARR" / "a": deep / "s.ZARR"}
 
 
 def test_a_folder_that_leads_only_to_a_store_is_no_condition(tmp_path):
@@ -396,7 +396,7 @@ def test_a_file_replaced_after_listing_is_refused_without_waiting(tmp_path, repl
 
 def test_a_file_too_large_for_a_stimulus_is_refused_unread(tmp_path):
     with (tmp_path / "a.png").open("wb") as file:
-        file.truncate(stimuli.MAX_FILE_NBYTES + 1)
+        file.truncate(MAX_FILE_NBYTES + 1)
     with pytest.raises(StimulusError, match=r"'a.png' has 500000001 bytes; 500000000 is the most"):
         open_folder(tmp_path).read(0)
 
@@ -658,7 +658,7 @@ def test_the_index_that_pandas_writes_is_left_out_and_told(tmp_path):
     frame = pd.DataFrame({"path": ["a.png", "b.png", "c.png"], "n": [1, 2, 3]})
     said = "t.csv: its first column was left out: it has no name and holds {}, as an index of pandas"
 
-    def read() -> stimuli.StimulusSource:
+    def read() -> StimulusSource:
         source = open_table(tmp_path)
         assert source.table.columns == {"n": [1, 2, 3]}
         return source
@@ -778,7 +778,7 @@ def test_a_folder_in_place_of_a_listed_file_is_refused(tmp_path):
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 
 
-def open_hdf5(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+def open_hdf5(tmp_path: Path, **keys: object) -> StimulusSource:
     return open_stimuli(Hdf5Stimuli(source="hdf5", **{"file": "s.h5", "dataset": "imgBrick", **keys}), tmp_path)
 
 
@@ -893,7 +893,7 @@ def test_images_with_alpha_and_grey_ones_keep_their_channels(tmp_path, kind):
     np.testing.assert_array_equal(open_array(tmp_path, kind, IMAGES[..., 0]).read(2), IMAGES[2, ..., 0])
 
 
-def open_array(tmp_path: Path, kind: str, images: np.ndarray, **keys: object) -> stimuli.StimulusSource:
+def open_array(tmp_path: Path, kind: str, images: np.ndarray, **keys: object) -> StimulusSource:
     if kind == "h5":
         (tmp_path / "s.h5").unlink(missing_ok=True)
         write_hdf5(tmp_path / "s.h5", {"imgBrick": images})
@@ -902,7 +902,7 @@ def open_array(tmp_path: Path, kind: str, images: np.ndarray, **keys: object) ->
     return open_npy(tmp_path, **keys)
 
 
-def open_npy(tmp_path: Path, **keys: object) -> stimuli.StimulusSource:
+def open_npy(tmp_path: Path, **keys: object) -> StimulusSource:
     return open_stimuli(NpyStimuli(source="npy", **{"file": "s.npy", **keys}), tmp_path)
 
 

@@ -167,7 +167,9 @@ def test_a_second_plan_needs_no_heavy_library_and_sees_weights_come_and_go(tmp_p
 
     def plan() -> tuple[dict, list[str]]:
         said, _, libraries = run(tmp_path, "plan", recipe, "--json").rpartition("libraries:")
-        return json.loads(said), libraries.split()
+        planned = json.loads(said)
+        del planned["free_nbytes"]
+        return planned, libraries.split()
 
     def list_missing(planned: dict) -> list[str]:
         return [one["model"] for one in planned["before_start"]["missing"]]
@@ -190,14 +192,6 @@ def test_a_second_plan_needs_no_heavy_library_and_sees_weights_come_and_go(tmp_p
     assert (list_missing(last), libraries) == ([], [])
     weights.unlink()
     assert list_missing(plan()[0]) == models[:1]
-
-
-def test_the_device_that_auto_means_is_asked_for_again_where_gpus_are_hidden(tmp_path, monkeypatch):
-    memory = Memory(tmp_path, {})
-    found = iter(["cuda", "cpu"])
-    assert [memory.find_auto_device(lambda: next(found)) for _ in range(2)] == ["cuda", "cuda"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "none")
-    assert memory.find_auto_device(lambda: next(found)) == "cpu"
 
 
 def test_a_command_that_plans_has_no_torch_before_it_asks_the_memory():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from support.lab import make_entry, write_lab, write_network
 
 import xact
-from xact.models.device import choose_batch_size, count_writers
+from xact.models import device
+from xact.models.device import choose_batch_size, count_writers, resolve_device
 from xact.models.precision import use_precision
 
 STRICT = ("highest", False, True, False)
@@ -79,7 +81,7 @@ def test_several_threads_write_for_an_accelerator_as_far_as_memory_and_processor
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "input_shape", "n"),
+    ("asked", "kind", "input_shape", "n"),
     [
         ("auto", "cpu", (3, 224, 224), 4),
         ("auto", "cpu", (3, 518, 518), 2),
@@ -89,5 +91,15 @@ def test_several_threads_write_for_an_accelerator_as_far_as_memory_and_processor
         (7, "cpu", (3, 224, 224), 7),
     ],
 )
-def test_a_batch_on_a_cpu_has_about_as_many_pixels_whatever_the_size_of_a_picture(asked, device, input_shape, n):
-    assert choose_batch_size(asked, device, input_shape=input_shape) == n
+def test_a_batch_on_a_cpu_has_about_as_many_pixels_whatever_the_size_of_a_picture(asked, kind, input_shape, n):
+    assert choose_batch_size(asked, kind, input_shape=input_shape) == n
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no files of GPUs")
+def test_the_device_that_auto_means_is_asked_of_torch_where_a_driver_is_loaded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or True)
+    monkeypatch.setattr(device, "Path", lambda _: tmp_path)
+    assert (resolve_device("auto"), resolve_device("cpu"), asked) == ("cpu", "cpu", [])
+    (tmp_path / "nvidia0").touch()
+    assert (resolve_device("auto"), asked) == ("cuda", [1])

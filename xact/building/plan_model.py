@@ -80,6 +80,12 @@ def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
     return get_kind(resolve_device(choose_device(spec, stored)))
 
 
+def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
+    chosen = choose_device(spec, stored)
+    return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
+
+
 def find_versions(source: str) -> dict[str, str]:
     """Return the versions of the libraries that affect a value: torch, image libraries, the network's library."""
     names = ["torch", "torchvision", "pillow", "numpy", DISTRIBUTIONS.get(source, "")]

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xact.building.asked import AskedBuild, list_asked
 from xact.building.plan_asked import measure_tokens, plan_asked_model, renew_plan
-from xact.building.plan_model import choose_device, find_device_kind
+from xact.building.plan_model import choose_device, find_device_kind, name_device_kind
 from xact.building.prepared import PreparedBuild, list_tasks
 from xact.building.remembered import Memory, open_memory
 from xact.capture.read_stimuli import order_stimuli
 from xact.errors import RequestError, StimulusError, WeightsError
-from xact.models.device import count_workers, get_kind, resolve_device
+from xact.models.device import count_workers
 from xact.pace import Watch
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import LoadedRecipe
@@ -62,7 +61,7 @@ def prepare_plan(
         tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
-            model = plan_asked_model(asked, spec, stored, memory, device=_name_device_kind(spec, stored, memory))
+            model = plan_asked_model(asked, spec, stored, memory, device=name_device_kind(spec, stored))
             if spec.is_local:
                 surveyed.notes += _describe_local_weights(spec, model)
             if spec.kind == "text" and _can_read(spec):
@@ -123,7 +122,7 @@ def prepare_build(
             with surveyed.note_failure(label):
                 is_finished = _is_finished(asked, spec)
                 must_be_here = is_alone and not is_finished
-                device = find_device_kind(spec, stored) if must_be_here else _name_device_kind(spec, stored)
+                device = find_device_kind(spec, stored) if must_be_here else name_device_kind(spec, stored)
                 model = plan_asked_model(asked, spec, stored, memory, device=device, anew=True)
                 if not is_finished:
                     weights, found = fit_weights(spec, find_weights(spec), model)
@@ -164,15 +163,6 @@ def _find_finished(asked: AskedBuild, memory: Memory | None) -> PreparedBuild | 
     except RequestError:  # the surveys tell it
         return None
     return prepared if prepared.nothing_to_do else None
-
-
-def _name_device_kind(spec: ModelSpec, stored: PlannedModel | None, memory: Memory | None = None) -> str:
-    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
-    chosen = choose_device(spec, stored)
-    if chosen != "auto":
-        return get_kind(chosen)
-    look = partial(resolve_device, chosen)
-    return look() if memory is None else memory.find_auto_device(look)
 
 
 def _describe_local_weights(spec: ModelSpec, model: PlannedModel) -> list[str]:

@@ -38,13 +38,6 @@ ROOMS = ("building", "capture", "models", "recipe")
 """Folders of xact whose code decides what a survey finds."""
 
 
-GPU_FILES = ("nvidia*", "kfd", "dxg")
-"""Names in /dev that the drivers of GPUs make."""
-
-GPU_VARIABLES = ("CUDA", "NVIDIA", "HIP", "ROCR")
-"""Beginnings of the variables that hide GPUs."""
-
-
 @dataclass(frozen=True)
 class Memory:
     """What a user's cache holds of networks."""
@@ -83,18 +76,6 @@ class Memory:
         told = None if error is None else {"message": str(error), "hint": error.hint}
         self._write("weights", key, {"lookups": [[list(one), answer] for one, answer in notes.items()], "error": told})
         return error
-
-    def find_auto_device(self, look: Callable[[], str]) -> str:
-        """Return the kind of device that `auto` means. `look()` tells it, unless it told before on this hardware."""
-        drivers = sorted(str(file) for name in GPU_FILES for file in Path("/dev").glob(name))
-        hidden = {name: value for name, value in os.environ.items() if name.upper().startswith(GPU_VARIABLES)}
-        key = {"drivers": drivers, "hidden": hidden, "process": self.process}
-        found = self._read("devices", key)
-        if found is not None:
-            return str(found["auto"])
-        device = look()
-        self._write("devices", key, {"auto": device})
-        return device
 
     def _read(self, what: str, key: Mapping[str, Any] | None) -> Any:  # noqa: ANN401  what was kept
         lines = None if key is None else read_cached(self._name(what, key))

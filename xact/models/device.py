@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,12 +31,18 @@ N_IN_FLIGHT = 2
 MAX_WRITERS = 8
 """Most threads that write beside an accelerator: each encodes some 300 MB/s, which a disk or two can take."""
 
+GPU_FILES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
+"""Names in /dev that the drivers of GPUs make on Linux: NVIDIA, its boards, AMD, Windows below."""
+
 MEMORY_SHARE = 0.6
 """Fraction of the machine's memory that all lanes together may fill."""
 
 
 def resolve_device(asked: str) -> str:
     """Return the device for `asked` (auto, cpu, mps, cuda, cuda:1). auto means MPS, else CUDA, else the CPU."""
+    if asked == "cpu" or (asked == "auto" and not _may_have_gpu()):
+        return "cpu"
+
     import torch
 
     found = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -46,6 +53,11 @@ def resolve_device(asked: str) -> str:
         here = [kind for kind, is_here in found.items() if is_here]
         raise RequestError(f"there is no device {asked!r} here", hint=f"--device auto, or one of: {', '.join(here)}")
     return asked
+
+
+def _may_have_gpu() -> bool:
+    """Return False if no driver of a GPU is loaded."""
+    return sys.platform != "linux" or any(True for name in GPU_FILES for _ in Path("/dev").glob(name))
 
 
 def get_kind(device: str) -> str:

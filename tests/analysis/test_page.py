@@ -53,6 +53,18 @@ PROBE = """async () => {
     pictures: [...tip.querySelectorAll("use")].map((one) => one.getAttribute("href")), ground};
 }"""
 
+OPENED = """async () => {
+  const dialog = document.querySelector("dialog"), image = dialog.querySelector("img"), told = [];
+  for (const one of [...document.querySelectorAll(".small button")].slice(-2)) {
+    one.click();
+    await image.decode();
+    told.push([dialog.open, dialog.textContent, image.src === one.firstElementChild.src, image.clientWidth]);
+    dialog.click();
+    told.push(dialog.open);
+  }
+  return told;
+}"""
+
 PRINTED = """async () => {
   const torn = [];
   for (const one of document.querySelectorAll("figure, .matrix, .sheet.table, tr, .findings li")) {
@@ -114,6 +126,14 @@ def test_names_of_any_length_and_direction_stay_in_their_places(tmp_path):
     for width, found in probe_page(file, PROBE, widths=WIDTHS).items():
         lists = {name: found[name] for name in ("wide", "over", "faint", "asked")}
         assert lists == {name: [] for name in lists}, width
+
+
+@needs_chromium
+def test_a_click_opens_a_small_rdm_large_and_another_one_closes_it(tmp_path):
+    file = xact.report(make_labelled(tmp_path), images=tmp_path, output=tmp_path / "r.html")
+    for width, side in {390: 312, 1400: 640}.items():
+        (told,) = probe_page(file, OPENED, widths=[width]).values()
+        assert told == [[True, "B · l1", True, side], False, [True, "B · l2", True, side], False]
 
 
 @needs_chromium

@@ -54,4 +54,15 @@
     image.addEventListener("pointerdown", point);
     image.addEventListener("pointerleave", () => { tip.hidden = true; });
   }
+
+  const dialog = document.querySelector("dialog");
+  for (const button of document.querySelectorAll(".small button"))
+    button.addEventListener("click", () => {
+      const [image, name] = dialog.children;
+      image.src = button.firstElementChild.src;
+      image.alt = button.firstElementChild.alt;
+      name.textContent = button.dataset.name;
+      dialog.showModal();
+    });
+  dialog?.addEventListener("click", () => dialog.close());
 })();

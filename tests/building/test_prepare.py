@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTModel
 import xact
 from xact.building import run_tasks
 from xact.building.api import open_build
-from xact.errors import StimulusError, WeightsError
+from xact.errors import MismatchError, StimulusError, WeightsError
 from xact.models import load as models
 from xact.recipe.load import load_recipe
 from xact.stimuli.base import FileSource
@@ -266,3 +266,25 @@ def test_what_a_store_holds_is_looked_at_as_seldom_as_can_be(layout, tmp_path, m
     small = {at: n for (name, at), n in counts.items() if name == "read_bytes"}
     assert len(small) > n_files / 2
     assert {*small.values()} == {1}  # labels and metadata are read back once
+
+
+def test_an_auto_batch_fits_the_tasks_of_a_store_that_has_another_batch(tmp_path):
+    """A number that the user wrote is never changed."""
+    write_pictures(tmp_path / "stimuli", 5)
+    text = (
+        "store: {store}\nstimuli: {{source: folder, root: stimuli}}\nmodels: [{models}]\nlayers: [layer1]\n"
+        "reduce: mean\ncompute: {{device: cpu}}\nstorage: {{buffer_mb: 0.001}}\n"
+    )
+    first = "{label: first, source: timm, id: test_resnet, weights: random, batch_size: 3}"
+    added = "{label: added, source: timm, id: test_resnet, weights: random, seed: 1, batch_size: N}"
+
+    def build(batch_size: object) -> xact.building.run.Outcome:
+        models = f"{first}, {added.replace('N', str(batch_size))}"
+        return xact.build(write_recipe(tmp_path, text.format(store=tmp_path / "s.zarr", models=models)))
+
+    xact.build(write_recipe(tmp_path, text.format(store=tmp_path / "s.zarr", models=first)))
+    with pytest.raises(MismatchError, match="a batch of 4 stimuli does not divide the store's tasks of 6"):
+        build(4)
+    assert build("auto").n_captured == 5
+    assert xact.load_provenance(tmp_path / "s.zarr")["models"]["added"]["batch_size"] == 3
+    assert build("auto").n_captured == 0

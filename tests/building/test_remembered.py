@@ -22,7 +22,9 @@ from xact.building.plan_model import Surveyed
 from xact.building.prepare import prepare_plan
 from xact.building.remembered import Memory, describe_process, make_key, open_memory
 from xact.disk.cache import find_cache_folder, read_cached, write_cached
-from xact.errors import MismatchError, StoreError
+from xact.errors import MismatchError, StoreError, WeightsError
+from xact.models.load import find_missing
+from xact.models.lookups import NotHereError, find_file
 from xact.recipe.load import load_recipe
 
 RECIPE = """
@@ -192,6 +194,35 @@ def test_a_second_plan_needs_no_heavy_library_and_sees_weights_come_and_go(tmp_p
     assert (list_missing(last), libraries) == ([], [])
     weights.unlink()
     assert list_missing(plan()[0]) == models[:1]
+
+
+def test_only_files_that_are_not_here_are_remembered_as_missing(tmp_path):
+    """Another reason, e.g. a configuration that differs, may lie in what a file holds."""
+    memory, spec, file = Memory(tmp_path / "cache", {}), get_published("timm:test_vit.r160_in1k"), tmp_path / "w"
+    found = iter([WeightsError("its configuration differs"), NotHereError("not here", hint="fetch it"), None])
+
+    def look(_: object) -> WeightsError | None:
+        find_file(file)
+        return next(found)
+
+    def tell() -> tuple[str, str | None] | None:
+        error = memory.find_missing(spec, look)
+        return None if error is None else (str(error), error.hint)
+
+    assert [tell() for _ in range(3)] == [("its configuration differs", None), *[("not here", "fetch it")] * 2]
+    file.touch()
+    assert [tell(), tell()] == [None, None]
+    with pytest.raises(StopIteration):
+        memory.find_missing(replace(spec, label="other"), look)
+
+
+def test_a_folder_of_the_name_of_a_network_has_its_weights_for_transformers_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "cornet_s").mkdir()
+    spec = replace(get_published("cornet:cornet_s"), folder=tmp_path)
+    assert isinstance(find_missing(spec), NotHereError)
+    assert find_missing(replace(spec, source="transformers")) is None
+    assert make_key(replace(spec, source="transformers", config={}, declared={}), {}) is None
 
 
 def test_a_command_that_plans_has_no_torch_before_it_asks_the_memory():

@@ -12,7 +12,7 @@ from support.lab import make_entry, write_lab, write_network
 
 import xact
 from xact.models import device
-from xact.models.device import choose_batch_size, count_writers, resolve_device
+from xact.models.device import choose_batch_size, count_writers, guess_device
 from xact.models.precision import use_precision
 
 STRICT = ("highest", False, True, False)
@@ -84,7 +84,9 @@ def test_several_threads_write_for_an_accelerator_as_far_as_memory_and_processor
     ("asked", "kind", "input_shape", "n"),
     [
         ("auto", "cpu", (3, 224, 224), 4),
+        ("auto", "cpu", (3, 256, 256), 2),
         ("auto", "cpu", (3, 518, 518), 2),
+        ("auto", "cpu", (3, 160, 160), 4),
         ("auto", "cpu", (3, 32, 32), 16),
         ("auto", "cpu", (77,), 16),  # a text
         ("auto", "cuda:1", (3, 224, 224), 64),
@@ -96,10 +98,12 @@ def test_a_batch_on_a_cpu_has_about_as_many_pixels_whatever_the_size_of_a_pictur
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems keep no files of GPUs")
-def test_the_device_that_auto_means_is_asked_of_torch_where_a_driver_is_loaded(tmp_path, monkeypatch):
+def test_a_plan_asks_torch_what_auto_means_where_a_driver_is_loaded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or True)
     monkeypatch.setattr(device, "Path", lambda _: tmp_path)
-    assert (resolve_device("auto"), resolve_device("cpu"), asked) == ("cpu", "cpu", [])
-    (tmp_path / "nvidia0").touch()
-    assert (resolve_device("auto"), asked) == ("cuda", [1])
+    assert [guess_device(one) for one in ("auto", "cpu", "cuda:1")] == ["cpu", "cpu", "cuda:1"]
+    assert not asked
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidia0").touch()
+    assert (guess_device("auto"), asked) == ("cuda", [1])

@@ -15,7 +15,7 @@ from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import LoadedRecipe
 from xact.store.check_metadata import MAX_LABEL_NBYTES, find_text_fault
 from xact.store.plan import PlannedModel
-from xact.store.tasks import make_rows
+from xact.store.tasks import fit_batch, make_rows
 from xact.store.zarr_arrays import LABEL_CHUNKS
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def renew_plan(
     """Return the plan of a surveyed network; refuse a device kind that differs from that of its stored rows."""
     model = plan_model(spec, surveyed, n_stimuli=len(asked.source.table), stored=stored, device=device)
     if stored is None:
-        return model
+        plan = asked.stored.plan
+        return model if plan is None or spec.batch_size != "auto" else fit_batch(plan, model)
     if not _is_device_open(spec, asked.loaded):
         _check_device(model, stored)
     batch_size = model.batch_size

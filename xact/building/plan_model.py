@@ -9,7 +9,7 @@ from typing import Any
 
 from xact.building.plan_layers import keep_stored
 from xact.capture.values_version import VALUES_VERSION
-from xact.models.device import choose_batch_size, get_kind, resolve_device
+from xact.models.device import choose_batch_size, get_kind, guess_device, resolve_device
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 from xact.store.plan import PlannedLayer, PlannedModel
@@ -81,9 +81,14 @@ def find_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
 
 
 def name_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
-    """Return the kind of device on which a network would run; this machine may lack it, as `xact plan` allows."""
+    """Return the kind of device on which a network runs in another process; this machine may lack it."""
     chosen = choose_device(spec, stored)
     return get_kind(resolve_device(chosen) if chosen == "auto" else chosen)
+
+
+def guess_device_kind(spec: ModelSpec, stored: PlannedModel | None) -> str:
+    """Return the kind of device on which a network would run, for a plan; this machine may lack it."""
+    return get_kind(guess_device(choose_device(spec, stored)))
 
 
 def find_versions(source: str) -> dict[str, str]:

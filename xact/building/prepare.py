@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from xact.building.asked import AskedBuild, list_asked
 from xact.building.plan_asked import measure_tokens, plan_asked_model, renew_plan
-from xact.building.plan_model import choose_device, find_device_kind, name_device_kind
+from xact.building.plan_model import choose_device, find_device_kind, guess_device_kind, name_device_kind
 from xact.building.prepared import PreparedBuild, list_tasks
 from xact.building.remembered import Memory, open_memory
 from xact.capture.read_stimuli import order_stimuli
@@ -61,7 +61,7 @@ def prepare_plan(
         tell(index, len(asked.specs), spec.label)
         stored = asked.find_stored(spec.label)
         with surveyed.note_failure(spec.label):
-            model = plan_asked_model(asked, spec, stored, memory, device=name_device_kind(spec, stored))
+            model = plan_asked_model(asked, spec, stored, memory, device=guess_device_kind(spec, stored))
             if spec.is_local:
                 surveyed.notes += _describe_local_weights(spec, model)
             if spec.kind == "text" and _can_read(spec):

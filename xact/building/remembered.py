@@ -24,7 +24,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from xact.building.plan_model import Surveyed, find_versions
 from xact.disk.cache import find_cache_folder, read_cached, write_cached
 from xact.errors import WeightsError
-from xact.models.lookups import are_unchanged, note_lookups
+from xact.models.lookups import NotHereError, are_unchanged, note_lookups
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.sources import DISTRIBUTIONS
 
@@ -33,6 +33,9 @@ NOT_SURVEYED = frozenset("label base seed batch_size device folder given layers_
 
 LIBRARIES = ("torch", "torchvision", *(name for name, distribution in DISTRIBUTIONS.items() if distribution))
 """Packages that can be imported, whose place and environment variables decide what a survey finds."""
+
+WEIGHT_FOLDERS = ("HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+"""Variables that say where torch and the hub keep weights."""
 
 ROOMS = ("building", "capture", "models", "recipe")
 """Folders of xact whose code decides what a survey finds."""
@@ -70,9 +73,11 @@ class Memory:
         found = self._read("weights", key)
         if found is not None and are_unchanged(found["lookups"]):
             told = found["error"]
-            return None if told is None else WeightsError(told["message"], hint=told["hint"])
+            return None if told is None else NotHereError(told["message"], hint=told["hint"])
         with note_lookups() as notes:
             error = look(spec)
+        if error is not None and not isinstance(error, NotHereError):  # what is in the files decides it
+            return error
         told = None if error is None else {"message": str(error), "hint": error.hint}
         self._write("weights", key, {"lookups": [[list(one), answer] for one, answer in notes.items()], "error": told})
         return error
@@ -101,11 +106,10 @@ def open_memory() -> Memory | None:
 
 def make_key(spec: ModelSpec, process: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return all that decides what a survey of a network finds; None if files or code of the user do."""
-    is_own = spec.source == "python" or spec.given is not None or callable(spec.transform) or spec.is_local
-    needs_hub = spec.source == "transformers" and (spec.config is None or spec.declared is None)
-    if is_own or (needs_hub and not (spec.kind == "text" and spec.config is not None)):
-        return None
-    if spec.source == "transformers" and (spec.folder / spec.id).exists():
+    is_own = spec.source == "python" or spec.given is not None or callable(spec.transform)
+    is_stated = spec.config is not None and (spec.declared is not None or spec.kind == "text")
+    needs_hub = spec.source == "transformers" and not is_stated
+    if is_own or spec.is_local or spec.is_folder or needs_hub:
         return None
     fields = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec) if f.name not in NOT_SURVEYED}
     key = {"spec": fields, "versions": find_versions(spec.source), "process": process}
@@ -127,7 +131,7 @@ def describe_process() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in os.environ.items()
-            if name.upper().startswith(prefixes) or name in ("HOME", "XDG_CACHE_HOME")  # where torch keeps weights
+            if name.upper().startswith(prefixes) or name in WEIGHT_FOLDERS
         },
     }
 

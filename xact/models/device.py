@@ -31,8 +31,8 @@ N_IN_FLIGHT = 2
 MAX_WRITERS = 8
 """Most threads that write beside an accelerator: each encodes some 300 MB/s, which a disk or two can take."""
 
-GPU_FILES = ("nvidia*", "nvhost*", "nvgpu*", "kfd", "dxg")
-"""Names in /dev that the drivers of GPUs make on Linux: NVIDIA, its boards, AMD, Windows below."""
+GPU_FILES = ("dev/nvidia*", "dev/nvhost*", "dev/nvgpu*", "dev/kfd", "dev/dxg", "sys/module/nvidia")
+"""Files that the drivers of GPUs make on Linux: NVIDIA, its boards, AMD, Windows below."""
 
 MEMORY_SHARE = 0.6
 """Fraction of the machine's memory that all lanes together may fill."""
@@ -40,9 +40,6 @@ MEMORY_SHARE = 0.6
 
 def resolve_device(asked: str) -> str:
     """Return the device for `asked` (auto, cpu, mps, cuda, cuda:1). auto means MPS, else CUDA, else the CPU."""
-    if asked == "cpu" or (asked == "auto" and not _may_have_gpu()):
-        return "cpu"
-
     import torch
 
     found = {"mps": torch.backends.mps.is_available(), "cuda": torch.cuda.is_available(), "cpu": True}
@@ -55,9 +52,15 @@ def resolve_device(asked: str) -> str:
     return asked
 
 
-def _may_have_gpu() -> bool:
-    """Return False if no driver of a GPU is loaded."""
-    return sys.platform != "linux" or any(True for name in GPU_FILES for _ in Path("/dev").glob(name))
+def guess_device(asked: str) -> str:
+    """Return the device for `asked`, which this machine may lack. Where no driver of a GPU is loaded, auto is the CPU.
+
+    A plan asks this, and a build `resolve_device`: to ask torch takes seconds.
+    """
+    if asked != "auto":
+        return asked
+    may_have_gpu = sys.platform != "linux" or any(True for name in GPU_FILES for _ in Path("/").glob(name))
+    return resolve_device(asked) if may_have_gpu else "cpu"
 
 
 def get_kind(device: str) -> str:
@@ -66,13 +69,17 @@ def get_kind(device: str) -> str:
 
 
 def choose_batch_size(asked: int | str, device: str, *, input_shape: Sequence[int]) -> int:
-    """Return the number of pictures (channel, y, x) or texts in one forward pass."""
+    """Return the number of pictures (channel, y, x) or texts in one forward pass.
+
+    `auto` is a power of two, so that the tasks of a store, which are whole batches of every model, stay small.
+    """
     if not isinstance(asked, str):
         return asked
     most = AUTO_BATCH[get_kind(device)]
     if get_kind(device) != "cpu" or len(input_shape) != 3:
         return most
-    return min(most, max(2, round(CPU_PIXELS / math.prod(input_shape[1:]))))
+    n_pictures = max(2, CPU_PIXELS // math.prod(input_shape[1:]))
+    return min(most, 1 << (n_pictures.bit_length() - 1))
 
 
 def count_workers(asked: int | str) -> int:

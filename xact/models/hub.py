@@ -18,7 +18,7 @@ import torch
 from xact.errors import WeightsError
 from xact.models.checkpoints import WEIGHT_NAMES, hash_checkpoint
 from xact.models.download import download_file
-from xact.models.lookups import find_file, find_in_hub_cache, has_hub_token
+from xact.models.lookups import NotHereError, find_file, find_in_hub_cache, has_hub_token
 
 PROBE_SECONDS = 10.0
 """Seconds to wait for a silent connection."""
@@ -31,10 +31,6 @@ HUB_HINT = "`hf download {repo}` fills that folder wherever the hub is reached; 
 
 
 _LOOKING: ContextVar[bool] = ContextVar("looking", default=False)
-
-
-class NotHereError(WeightsError):
-    """Raised for a file that would have to be downloaded, while one only looks what is here."""
 
 
 @contextmanager

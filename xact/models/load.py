@@ -33,6 +33,7 @@ from xact.models.base import (
     tell_failures,
 )
 from xact.models.checkpoints import find_local_weights, list_local_weights
+from xact.models.lookups import NotHereError
 from xact.models.transforms import check_declared, make_code_transform, make_explicit_transform
 from xact.recipe.resolve import ModelSpec
 from xact.recipe.schema import Resize
@@ -102,7 +103,7 @@ def find_missing(spec: ModelSpec) -> WeightsError | None:
     """
     from xact.models.hub import look_only
 
-    is_local = spec.weights != "pretrained" or (spec.folder / spec.id).is_dir()
+    is_local = spec.weights != "pretrained" or spec.is_folder
     if is_local:
         return None
     try:
@@ -183,13 +184,12 @@ def find_kind(spec: ModelSpec) -> Kind:
 
 def check_gate(spec: ModelSpec) -> None:
     """Refuse gated weights if they are not cached and no user is logged in."""
-    is_local = spec.weights not in ("pretrained", "random") or (spec.folder / spec.id).is_dir()
-    if not spec.is_gated or is_local:
+    if not spec.is_gated or spec.is_local or spec.is_folder:
         return
     from xact.models.hub import can_be_fetched
 
     if not can_be_fetched(spec.id):
-        raise WeightsError(
+        raise NotHereError(
             f"model {spec.label!r} is gated: {spec.id} is not in the cache and needs an account with accepted terms",
             hint=f"request access at https://huggingface.co/{spec.id}, then set HF_TOKEN or `hf auth login`",
         )

@@ -11,10 +11,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from xact.errors import WeightsError
+
 Question = tuple[str | None, ...]
 """("file", path), ("hub", repository, name, revision) or ("token",)."""
 
 _NOTES: ContextVar[dict[Question, str | None] | None] = ContextVar("notes", default=None)
+
+
+class NotHereError(WeightsError):
+    """Raised for a file that would have to be downloaded, while one only looks what is here."""
 
 
 @contextmanager

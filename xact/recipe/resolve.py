@@ -116,6 +116,16 @@ class ModelSpec:
         return self.weights != "random"
 
     @property
+    def id_path(self) -> Path:
+        """The path that `id` has as a folder of transformers. It need not exist."""
+        return self.folder / expand_path(self.id)
+
+    @property
+    def is_folder(self) -> bool:
+        """True if `id` is a folder of the user's, as it may be for transformers: nothing is downloaded."""
+        return self.source == "transformers" and self.id_path.is_dir()
+
+    @property
     def is_local(self) -> bool:
         """True if the weights are a local file or folder."""
         return self.weights not in ("pretrained", "random")

@@ -65,8 +65,20 @@ def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
 
 def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
     """Return the model with at most half its batch, so that batches divide a task evenly; None for one stimulus."""
-    batch_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
-    divisors = [n for n in range(1, batch_stimuli // 2 + 1) if plan.stimuli_per_task % n == 0]
+    return _shrink_batch(plan, model, count_batch_stimuli(model.batch_size, plan.n_replicates) // 2)
+
+
+def fit_batch(plan: Plan, model: PlannedModel) -> PlannedModel:
+    """Return the model with the largest batch, up to its own, that divides the store's tasks evenly."""
+    n_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
+    if plan.stimuli_per_task % n_stimuli == 0:
+        return model
+    return _shrink_batch(plan, model, n_stimuli) or model
+
+
+def _shrink_batch(plan: Plan, model: PlannedModel, most: int) -> PlannedModel | None:
+    """Return the model with a batch of at most `most` stimuli that divides a task evenly; None if `most` is 0."""
+    divisors = [n for n in range(1, most + 1) if plan.stimuli_per_task % n == 0]
     return model.model_copy(update={"batch_size": divisors[-1] * plan.n_replicates}) if divisors else None
 
 

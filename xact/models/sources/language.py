@@ -155,7 +155,7 @@ def is_tokenizer_here(spec: ModelSpec) -> bool:
     folders = _list_tokenizer_folders(spec)
     if any((folder / name).is_file() for folder in folders for name in TOKENIZER_NAMES):
         return True
-    return not shared.locate(spec).is_dir() and is_cached(
+    return not spec.is_folder and is_cached(
         spec.id, ("config.json", TOKENIZER_NAMES[-1]), label=spec.label, revision=spec.revision
     )
 
@@ -247,9 +247,9 @@ def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
         files = {name: hash_checkpoint(folder / name) for name in TOKENIZER_NAMES if (folder / name).is_file()}
         if files:
             return folder, {"files": files}
-    if shared.locate(spec).is_dir():
+    if spec.is_folder:
         raise WeightsError(
-            f"model {spec.label!r}: there is no tokenizer in {shared.locate(spec)}",
+            f"model {spec.label!r}: there is no tokenizer in {spec.id_path}",
             hint=f"it needs some of {', '.join(TOKENIZER_NAMES)}",
         )
     folder = shared.find_folder(spec)
@@ -260,7 +260,7 @@ def _find_tokenizer(spec: ModelSpec) -> tuple[Path, dict[str, Any]]:
 def _list_tokenizer_folders(spec: ModelSpec) -> list[Path]:
     """Return the local folders that may hold the tokenizer: beside local weights, then `id`."""
     own = [] if spec.weights in ("pretrained", "random") else [Path(spec.weights)]
-    return [*own, shared.locate(spec)]
+    return [*own, spec.id_path]
 
 
 def _make_placing(spec: ModelSpec) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from xact.disk.paths import expand_path
 from xact.errors import RequestError, WeightsError
 from xact.models.base import (
     Network,
@@ -72,7 +71,7 @@ def make_transform(spec: ModelSpec) -> Transform:
             _write_declared(spec.config, spec.declared, Path(name))
             return _open_processor(spec, Path(name))
     folder = find_folder(spec)
-    if folder != locate(spec):
+    if folder != spec.id_path:
         find_on_hub(spec.id, PROCESSOR_NAMES, label=spec.label, revision=folder.name)
     return _open_processor(spec, folder)
 
@@ -151,7 +150,7 @@ def find_pretrained(spec: ModelSpec) -> Weights:
     Refuse them if configuration or transform differ from those in the registry.
     """
     folder = find_folder(spec)
-    is_local = folder == locate(spec)
+    is_local = folder == spec.id_path
     check_config(spec, folder)
     weights = find_files(spec.id, folder, is_local=is_local, label=spec.label)
     if spec.declared is not None and not is_local:
@@ -247,14 +246,9 @@ def find_tensors(
     return {"pretrained_model_name_or_path": None, "state_dict": state}, fit.describe(tower="")
 
 
-def locate(spec: ModelSpec) -> Path:
-    """Return the path that `id` would have as a folder. It need not exist."""
-    return spec.folder / expand_path(spec.id)
-
-
 def find_folder(spec: ModelSpec) -> Path:
     """Return the folder with config.json: the folder that `id` names, else the hub's folder of the revision."""
-    return find_config_folder(spec.id, locate(spec), label=spec.label, revision=spec.revision)
+    return find_config_folder(spec.id, spec.id_path, label=spec.label, revision=spec.revision)
 
 
 def find_config_folder(name: str, folder: Path, *, label: str, revision: str | None = None) -> Path:

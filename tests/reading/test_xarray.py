@@ -777,6 +777,9 @@ def test_blocks_end_where_those_on_disk_end():
     for key, lengths in (
         (slice(None), (8, 8, 8, 6)),
         (slice(3, None), (5, 8, 8, 6)),
+        (slice(8, 16), (8,)),
+        (slice(7, 9), (1, 1)),
+        (slice(9, 3), (0,)),
         (slice(None, None, -1), (6, 8, 8, 8)),
         (slice(0, 30, 4), (2, 2, 2, 2)),
         (np.array([7, 8, 15, 16, 0]), (1, 2, 1, 1)),

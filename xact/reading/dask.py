@@ -148,6 +148,10 @@ def make_chunks(view: View, blocks_of: Sequence[int]) -> tuple[tuple[int, ...], 
 
 
 def _count_runs(pick: Pick, size: int) -> tuple[int, ...]:
+    if isinstance(pick, range) and pick.step == 1:
+        end = pick.start + len(pick)
+        cuts = [pick.start, *range((pick.start // size + 1) * size, end, size), end]
+        return tuple(stop - start for start, stop in itertools.pairwise(cuts))
     blocks = np.asarray(pick, dtype=np.intp) // size
     cuts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
     return tuple(stop - start for start, stop in itertools.pairwise(cuts))

@@ -208,10 +208,17 @@ def _read_pieces(pieces: Sequence[Piece], store: Place) -> None:
         return
     n_threads = count_readers(store)
     size = -(-len(pieces) // (n_threads * PARTS_PER_THREAD))
-    groups = [same[i : i + size] for same in by_file.values() for i in range(0, len(same), size)]
+    groups = iter([same[i : i + size] for same in by_file.values() for i in range(0, len(same), size)])
+
+    def read_groups() -> None:
+        for group in groups:
+            _read_file(group)
+
     with ThreadPoolExecutor(n_threads) as pool:  # reading and decoding release the GIL
-        for done in [pool.submit(_read_file, group) for group in groups]:
-            done.result()
+        others = [pool.submit(read_groups) for _ in range(n_threads - 1)]
+        read_groups()  # a thread that only waits would be woken for each group
+        for other in others:
+            other.result()
 
 
 def _read_file(pieces: Sequence[Piece]) -> None:

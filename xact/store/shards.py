@@ -26,6 +26,9 @@ from xact.store.chunks import BlockShape
 ABSENT = 2**64 - 1
 """Offset and length in the index for a chunk that is left out, because it holds only the fill value."""
 
+CHUNK_DTYPE = np.dtype("<f4")
+"""Type of the values of a chunk."""
+
 BLOSC = {"lz4": ("lz4", 5, blosc.BITSHUFFLE), "zstd": ("zstd", 3, blosc.SHUFFLE)}
 """{codec in the recipe: (compressor, level, filter)}. For float32, lz4 is fast and zstd makes small files."""
 
@@ -246,6 +249,10 @@ def split_rows(rows: np.ndarray, size: int) -> Iterator[tuple[int, slice, np.nda
 
     `rows` must strictly increase.
     """
+    if len(rows) and rows[0] // size == rows[-1] // size:
+        block = int(rows[0] // size)
+        yield block, slice(0, len(rows)), rows - block * size
+        return
     blocks = rows // size
     starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(rows)]
     for start, stop in itertools.pairwise(starts if len(rows) else []):
@@ -263,22 +270,29 @@ def _read_chunks(parts: Parts, file: Place, form: ShardFormat, wanted: Sequence[
 def _read_layer(parts: Parts, file: Place, form: ShardFormat, index: np.ndarray, wanted: RowsOfLayer) -> None:
     shape, out, first_unit = form.shape, wanted.out, wanted.first_unit
     full = (shape.chunk_stimuli, shape.n_replicates, shape.chunk_units)
-    scratch = np.empty((0, 0, 0), dtype="<f4")
+    scratch: np.ndarray | None = None
     last_unit = first_unit + out.shape[2]
+    first_chunk, end_chunk = first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)
     for i, at, within in split_rows(wanted.rows, shape.chunk_stimuli):
-        for j in range(first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)):
+        places = index[i, wanted.place, first_chunk:end_chunk].tolist()
+        for j, (start, nbytes) in enumerate(places, first_chunk):
             unit = j * shape.chunk_units
             units = slice(max(first_unit, unit), min(last_unit, unit + shape.chunk_units))
             part = out[at, :, units.start - first_unit : units.stop - first_unit]
-            at_chunk = (i, wanted.place, j)
-            if index[at_chunk][0] == ABSENT:
+            if start == ABSENT:
                 part[...] = np.nan
-            elif part.shape == full and part.flags.c_contiguous and part.dtype == scratch.dtype:
-                _decode_chunk(parts, file, at_chunk, index, form, part)  # whole chunk, in place: no copy
+                continue
+            what = f"chunk {i}/{wanted.place}/{j}"
+            data = _read_checked(parts, file, start, nbytes, what=what)
+            if form.codec == "none":
+                values = _view_chunk(data, file, full, what=what)
+            elif part.shape == full and part.flags.c_contiguous and part.dtype == CHUNK_DTYPE:
+                _decompress(data, file, part, what=what)  # whole chunk, in place: no copy
+                continue
             else:
-                scratch = scratch if scratch.size else np.empty(full, dtype="<f4")
-                _decode_chunk(parts, file, at_chunk, index, form, scratch)
-                part[...] = _take(scratch, within)[:, :, units.start - unit : units.stop - unit]
+                values = scratch = np.empty(full, dtype=CHUNK_DTYPE) if scratch is None else scratch
+                _decompress(data, file, scratch, what=what)
+            part[...] = _take(values, within)[:, :, units.start - unit : units.stop - unit]
 
 
 def _list_parts(index: np.ndarray, shape: BlockShape, wanted: RowsOfLayer) -> Iterator[tuple[int, int]]:
@@ -309,22 +323,23 @@ def _read_index(parts: Parts, file: Place, shape: BlockShape) -> np.ndarray:
     return np.frombuffer(data, dtype="<u8").reshape(*shape.grid, 2)
 
 
-def _decode_chunk(
-    parts: Parts, file: Place, at: tuple[int, int, int], index: np.ndarray, form: ShardFormat, out: np.ndarray
-) -> None:
-    """Decode the chunk at (block of stimuli, layer, block of units) into `out`, float32 of the shape of a chunk."""
-    offset, nbytes = map(int, index[at])
-    what = f"chunk {'/'.join(map(str, at))}"
-    data = _read_checked(parts, file, offset, nbytes, what=what)
-    holds = data.nbytes
-    if form.codec != "none":
-        holds = int.from_bytes(data[4:8].tobytes(), "little")  # nbytes in the header of blosc
-    if holds != out.nbytes:
-        raise _refuse(file, f"{what} holds {holds} bytes, expected {out.nbytes}")
-    if form.codec == "none":
-        out[...] = np.frombuffer(data, dtype="<f4").reshape(out.shape)
-    else:
-        blosc.decompress(data, out)
+def _view_chunk(data: np.ndarray, file: Place, full: tuple[int, ...], *, what: str) -> np.ndarray:
+    """Return the values of a chunk that is not compressed, without a copy."""
+    _check_nbytes(data.nbytes, file, full, what=what)
+    return data.view(CHUNK_DTYPE).reshape(full)
+
+
+def _decompress(data: np.ndarray, file: Place, out: np.ndarray, *, what: str) -> None:
+    """Decompress a chunk into `out`, float32 of the shape of a chunk."""
+    n_said = int.from_bytes(data[4:8].tobytes(), "little")  # nbytes in the header of blosc
+    _check_nbytes(n_said, file, out.shape, what=what)
+    blosc.decompress(data, out)
+
+
+def _check_nbytes(found: int, file: Place, full: tuple[int, ...], *, what: str) -> None:
+    expected = CHUNK_DTYPE.itemsize * prod(full)
+    if found != expected:
+        raise _refuse(file, f"{what} holds {found} bytes, expected {expected}")
 
 
 def _read_checked(parts: Parts, file: Place, offset: int, nbytes: int, *, what: str) -> np.ndarray:

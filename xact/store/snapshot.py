@@ -34,6 +34,7 @@ from xact.store.check_metadata import (
     find_text_fault,
 )
 from xact.store.chunks import get_separator, name_chunk
+from xact.store.zarr_arrays import find_text_runs, join_text_runs
 
 LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
 """Dimensions that labels may have."""
@@ -243,33 +244,46 @@ def load_label(store: Place, path: str, metadata: Mapping[str, Any], room: Room)
     lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
     if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
         raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
-    parts = {}  # read all chunks before making `whole`: for a wrong shape a chunk is missing
+    n_used = {}
     for at in np.ndindex(*lengths):
         last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
-        n_used = int(np.ravel_multi_index(last, chunk)) + 1
-        file = store / path / name_chunk(at, get_separator(metadata))
-        parts[at] = _decode_label(store, file, kind, chunk, n_used, room)
+        n_used[at] = int(np.ravel_multi_index(last, chunk)) + 1
+    files = {at: store / path / name_chunk(at, get_separator(metadata)) for at in n_used}
+    raws = {at: _read_label(store, file, kind, prod(chunk), room) for at, file in files.items()}
+    if is_text and len(shape) == 1:
+        runs = [find_text_runs(raw, n_used[at]) for at, raw in raws.items()]
+        if all(runs):
+            n_characters = max((run.shape[1] for of_chunk in runs for run in of_chunk), default=0)
+            _take_texts(store, path, 4 * n_characters * shape[0], room)
+            return _share(join_text_runs([run for of_chunk in runs for run in of_chunk], n_characters))
+    parts = {at: _decode_label(store, files[at], kind, chunk, n_used[at], raw) for at, raw in raws.items()}
     whole = np.empty(shape, dtype=kind)
     for at, part in parts.items():
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
         here[...] = part[tuple(map(slice, here.shape))]
     if is_text:
-        nbytes = count_text_nbytes(whole.ravel())
-        fault = find_text_fault(nbytes)
-        if fault is not None:
-            raise _refuse_root(store, f"labels {path!r:.60}: {fault}")
-        room.take(nbytes, store / path)
+        _take_texts(store, path, count_text_nbytes(whole.ravel()), room)
         whole = whole.astype(str)
-    whole.flags.writeable = False  # later readers share it
+    return _share(whole)
+
+
+def _share(whole: np.ndarray) -> np.ndarray:
+    """Return an array that nobody can change: later readers get it too."""
+    whole.flags.writeable = False
     return whole
 
 
-def _decode_label(
-    store: Place, file: Place, kind: np.dtype[Any], chunk: Sequence[int], n_used: int, room: Room
-) -> np.ndarray:
-    """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
-    n_values = prod(chunk)
+def _take_texts(store: Place, path: str, nbytes: int, room: Room) -> None:
+    """Take the bytes of all texts of a label. Raise StoreError if they are too many."""
+    fault = find_text_fault(nbytes)
+    if fault is not None:
+        raise _refuse_root(store, f"labels {path!r:.60}: {fault}")
+    room.take(nbytes, store / path)
+
+
+def _read_label(store: Place, file: Place, kind: np.dtype[Any], n_values: int, room: Room) -> bytes:
+    """Return the bytes of one chunk of labels, which hold `n_values` values, after checking them."""
     hint = f"{make_command('verify', store)} names all that is damaged or missing"
     try:
         data = read_whole(file)
@@ -283,17 +297,34 @@ def _decode_label(
         if nbytes > MAX_LABEL_NBYTES:
             raise ValueError
         room.take(nbytes, file)
-        raw = Zstd().decode(body)
+        raw = bytes(Zstd().decode(body))
         n_said = int.from_bytes(raw[:4], "little") if kind.hasobject else len(raw) // kind.itemsize
         if n_said != n_values:
             raise ValueError
+    except (ValueError, RuntimeError):
+        raise _refuse_label(store, file, kind, n_values) from None
+    return raw
+
+
+def _decode_label(
+    store: Place, file: Place, kind: np.dtype[Any], chunk: Sequence[int], n_used: int, raw: bytes
+) -> np.ndarray:
+    """Return one chunk of labels. Of text, only the first `n_used` values: decoding the empty rest takes as long."""
+    try:
         if not kind.hasobject:
             return np.frombuffer(raw, kind.newbyteorder("<")).reshape(chunk)
-        values = np.empty(n_values, dtype=object)
+        values = np.empty(prod(chunk), dtype=object)
         values[:n_used] = VLenUTF8().decode(n_used.to_bytes(4, "little") + raw[4:])
         return values.reshape(chunk)
     except (ValueError, RuntimeError):
-        raise StoreError(f"the labels in {file} are not {n_values} values of type {kind}", hint=hint) from None
+        raise _refuse_label(store, file, kind, prod(chunk)) from None
+
+
+def _refuse_label(store: Place, file: Place, kind: np.dtype[Any], n_values: int) -> StoreError:
+    return StoreError(
+        f"the labels in {file} are not {n_values} values of type {kind}",
+        hint=f"{make_command('verify', store)} names all that is damaged or missing",
+    )
 
 
 def _count_decompressed(body: bytes) -> int:

@@ -18,6 +18,12 @@ LABEL_CHUNKS = {"stimulus": 8192, "model": 64, "layer": 256, "replicate": 64, "s
 FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "NaN"}
 """{type: fill value} of label arrays."""
 
+SHORT_RUN = 128
+"""Texts of one length in a row that are decoded together as quickly as one after the other."""
+
+MAX_SHORT_RUNS = 8
+"""Runs that may be shorter than `SHORT_RUN` on average: numbered names have short runs at first."""
+
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)} of label arrays. Text is an object array of str."""
 
@@ -54,6 +60,42 @@ def encode_labels(dims: Sequence[str], values: np.ndarray) -> Iterator[tuple[tup
             else padded.astype(padded.dtype.newbyteorder("<")).tobytes()
         )
         yield at, add_crc32c(bytes(Zstd(level=3).encode(raw)))
+
+
+def find_text_runs(raw: bytes, n: int) -> list[np.ndarray]:
+    """Return the first `n` texts of a chunk, cut where their length changes: (text, character) each, uint8.
+
+    `raw` is as `vlen-utf8` writes it (numcodecs): the number of texts, then each text after its length, 4 bytes each.
+    The list is empty if the texts are not ASCII, or their lengths change so often that it is quicker to take one text
+    after the other.
+    """
+    runs: list[np.ndarray] = []
+    start, n_left = 4, n
+    if not raw[start:].isascii():  # nor is a length above 127
+        return []
+    while n_left:
+        length = int.from_bytes(raw[start : start + 4], "little")
+        size = 4 + length
+        n_same = min(n_left, (len(raw) - start) // size)
+        if n_same == 0 or len(runs) > MAX_SHORT_RUNS + (n - n_left) // SHORT_RUN:
+            return []
+        lengths = np.ndarray(n_same, "<u4", raw, start, (size,))
+        changes = np.flatnonzero(lengths != length)
+        n_same = int(changes[0]) if len(changes) else n_same
+        runs.append(np.frombuffer(raw, np.uint8, n_same * size, start).reshape(n_same, size)[:, 4:])
+        start, n_left = start + n_same * size, n_left - n_same
+    return runs
+
+
+def join_text_runs(runs: Iterable[np.ndarray], n_characters: int) -> np.ndarray:
+    """Return the texts of runs in order, as an array of text with room for `n_characters`."""
+    runs = list(runs)
+    codes = np.zeros((sum(map(len, runs)), max(1, n_characters)), dtype=np.uint32)  # numpy's text: one code a character
+    first = 0
+    for run in runs:
+        codes[first : first + len(run), : run.shape[1]] = run
+        first += len(run)
+    return codes.view(f"U{codes.shape[1]}")[:, 0]
 
 
 def make_label_metadata(dims: Sequence[str], values: np.ndarray, separator: str) -> dict[str, Any]:

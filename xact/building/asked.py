@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xact.errors import MismatchError, RequestError
 from xact.labels import SourceRow, StoreRow
@@ -18,9 +18,6 @@ from xact.store.journal import load_state
 from xact.store.merge import Empty, compare_settings, find_empty
 from xact.store.plan import Plan, PlannedModel
 from xact.store.state import State
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,8 @@ class Compute(Block):
     """`auto` takes MPS, then CUDA, then the CPU."""
     batch_size: AutoOrCount = "auto"
     """Pictures (stimuli x replicates) in one forward pass. `auto`: 64 on CUDA, 32 on MPS; on a CPU 4 pictures of 224 x
-    224, fewer larger and up to 16 smaller ones, or 16 texts."""
+    224, fewer larger and up to 16 smaller ones, or 16 texts. In a store that has models, `auto` is lowered until its
+    batches fill a task."""
     workers: AutoOrThreads = "auto"
     """Threads that decode; on a CPU also the lanes that run the network. Does not change the values."""
     cache_mb: float = Field(256, ge=0, le=1_000_000)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from xact.labels import StoreRow
+from xact.store.chunks import find_largest_divisor
 from xact.store.plan import Plan, PlannedModel
 
 
@@ -65,21 +66,20 @@ def count_batch_stimuli(batch_size: int, n_replicates: int) -> int:
 
 def halve_batch(plan: Plan, model: PlannedModel) -> PlannedModel | None:
     """Return the model with at most half its batch, so that batches divide a task evenly; None for one stimulus."""
-    return _shrink_batch(plan, model, count_batch_stimuli(model.batch_size, plan.n_replicates) // 2)
+    most = count_batch_stimuli(model.batch_size, plan.n_replicates) // 2
+    return _shrink_batch(plan, model, most) if most else None
 
 
 def fit_batch(plan: Plan, model: PlannedModel) -> PlannedModel:
     """Return the model with the largest batch, up to its own, that divides the store's tasks evenly."""
     n_stimuli = count_batch_stimuli(model.batch_size, plan.n_replicates)
-    if plan.stimuli_per_task % n_stimuli == 0:
-        return model
-    return _shrink_batch(plan, model, n_stimuli) or model
+    return model if plan.stimuli_per_task % n_stimuli == 0 else _shrink_batch(plan, model, n_stimuli)
 
 
-def _shrink_batch(plan: Plan, model: PlannedModel, most: int) -> PlannedModel | None:
-    """Return the model with a batch of at most `most` stimuli that divides a task evenly; None if `most` is 0."""
-    divisors = [n for n in range(1, most + 1) if plan.stimuli_per_task % n == 0]
-    return model.model_copy(update={"batch_size": divisors[-1] * plan.n_replicates}) if divisors else None
+def _shrink_batch(plan: Plan, model: PlannedModel, most: int) -> PlannedModel:
+    """Return the model with a batch of at most `most` stimuli, at least one, that divides a task evenly."""
+    n_stimuli = find_largest_divisor(plan.stimuli_per_task, most)
+    return model.model_copy(update={"batch_size": n_stimuli * plan.n_replicates})
 
 
 def find_stop(plan: Plan, model: PlannedModel, block: int, done_stop: int = 0) -> int:

@@ -120,6 +120,12 @@ def make_final_labels(plan: Plan, state: State) -> tuple[Arrays, Arrays]:
     return on_stimulus, found
 
 
+def list_final_paths(plan: Plan) -> list[str]:
+    """Return the paths of the labels that are written only after the build."""
+    on_stimulus, present = make_final_labels(plan, State())
+    return [*on_stimulus, *(name if plan.layout == "cube" else f"catalog/{name}" for name in present)]
+
+
 def _make_scores(plan: Plan, state: State, name: str, kind: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Return numbers on (model, stimulus). Missing numbers are NaN, or 0 in integer labels."""
     values = np.full((len(plan.models), plan.n_stimuli), np.nan if kind == "float64" else 0, dtype=kind)

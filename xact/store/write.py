@@ -32,7 +32,14 @@ from xact.errors import StoreError
 from xact.labels import StoreRow
 from xact.store.held import check_presence, check_shards, read_recorded
 from xact.store.journal import FOLDER, Journal, remove_older, write_manifest, write_plan
-from xact.store.layout import make_files, make_metadata, make_root, make_tree, make_unfinished_root
+from xact.store.layout import (
+    list_final_paths,
+    make_files,
+    make_metadata,
+    make_root,
+    make_tree,
+    make_unfinished_root,
+)
 from xact.store.plan import Plan, PlannedModel, PlannedShard
 from xact.store.shards import ShardRows, encode_shard, grow_shard
 from xact.store.state import State, TaskRecord, make_stimuli_line
@@ -127,8 +134,9 @@ class StoreWriter:
     def __enter__(self) -> Self:
         tree = make_tree(self.plan, self.state, self._jitter, final=False)
         metadata = make_metadata(self.plan, tree, {})
-        # where a killed build may have written: a store of the first format has a folder for each chunk
-        sweep_partial(self.store, None if self.plan.xact_format == 1 else metadata)
+        places = [*metadata, *list_final_paths(self.plan)]  # where a killed build may have written
+        # a store of the first format has a folder for each chunk
+        sweep_partial(self.store, None if self.plan.xact_format == 1 else places)
         write_plan(self.store, self.plan)
         self._made = _create(self.store, self.plan, tree, metadata, {})
         for model in sorted(self.state.forgotten):  # before their shards are written anew, as if there were no tasks

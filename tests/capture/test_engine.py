@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import time
+import weakref
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,7 +21,7 @@ from xact.capture.buffers import copy_flat
 from xact.capture.engine import run_job
 from xact.capture.hooks import Capture
 from xact.disk.digest import FileStamp
-from xact.errors import CaptureError, StimulusError
+from xact.errors import CaptureError, StimulusError, XactError
 from xact.store.tasks import Batch, Task
 
 
@@ -146,6 +149,34 @@ def test_an_error_while_a_task_is_written_stops_the_run():
 
     with pytest.raises(CaptureError, match="no room"):
         run_lanes(2)(make_job(), make_tasks(6), fail)
+
+
+def raise_no_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("no memory for a batch")
+
+
+@pytest.mark.parametrize("start", [run_lanes(2), run_ahead], ids=["2 lanes", "decoding ahead"])
+@pytest.mark.parametrize("place", ["a batch", "writing"])
+def test_a_network_that_failed_leaves_the_memory_at_once(start, place):
+    job = make_job()
+    module = job.make_recorder.args[0].module
+    if place == "a batch":
+        module[0].register_forward_pre_hook(raise_no_memory)
+    held = weakref.ref(module)
+    del module
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(XactError):
+            start(job, make_tasks(6), raise_no_memory)
+            pytest.fail("it did not fail")
+        del job
+        until = time.monotonic() + 10
+        while held() is not None and time.monotonic() < until:  # the threads of the lanes are about to end
+            time.sleep(0.01)
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_rows_that_a_task_does_not_capture_keep_what_the_store_has():

@@ -91,6 +91,13 @@ def run_job(
         run.wait()
 
 
+def _open_batches(tasks: Iterable[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
+    for task in tasks:
+        opened = _OpenTask(task, len(task.batches))
+        for batch in task.batches:
+            yield opened, batch
+
+
 class _Run:
     """The state that all lanes share."""
 
@@ -116,7 +123,7 @@ class _Run:
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.turn = threading.Lock()
-        self.batches = self._make_batches(iter(tasks))
+        self.batches = _open_batches(tasks)
         self.writers = ThreadPoolExecutor(n_writers, thread_name_prefix="xact-write")
         self.writes: list[Future[None]] = []
         self.errors: list[BaseException] = []
@@ -144,7 +151,11 @@ class _Run:
             self.writers.shutdown(wait=True)
         self.errors.extend(error for write in self.writes if (error := write.exception()) is not None)
         if self.errors:
-            raise _tell(self.errors[0], self.job.model)
+            try:
+                raise _tell(self.errors[0], self.job.model)
+            finally:  # the error holds this run by its traceback: nothing here may hold it, or the network would stay
+                self.errors.clear()
+                self.writes.clear()
 
     def _join_lanes(self) -> None:
         for ended in self.ended:  # before Python 3.13, a thread whose join a signal has ended says that it is over
@@ -158,12 +169,6 @@ class _Run:
         except BaseException as error:  # noqa: BLE001  wait() raises it again, in the caller's thread
             self.errors.append(error)
             self.stop.set()
-
-    def _make_batches(self, tasks: Iterator[Task]) -> Iterator[tuple[_OpenTask, Batch]]:
-        for task in tasks:
-            opened = _OpenTask(task, len(task.batches))
-            for batch in task.batches:
-                yield opened, batch
 
     def _take_buffers(self, opened: _OpenTask) -> bool:
         """Make sure that a task has buffers; return False if the run stops before buffers are free."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from xact.store.chunks import BlockShape, get_separator, name_chunk
 from xact.store.shards import (
     RowsOfLayer,
     ShardFormat,
+    add_crc32c,
     encode_shard,
     grow_shard,
     make_codecs,
@@ -226,6 +228,29 @@ def test_a_shard_of_other_chunks_is_an_error_though_its_checksums_hold(tmp_path)
     out = np.zeros((6, 2, 8), np.float32)
     with pytest.raises(StoreError, match="chunk 0/0/0 holds 48 bytes, expected 96"):
         read_shard(tmp_path / "0", ShardFormat(SHAPE, "blosc"), out, place=0, first_row=0, first_unit=0)
+
+
+@pytest.mark.parametrize("n_lost", [1, 7, 60])
+def test_a_compressed_chunk_that_ends_early_is_an_error_though_its_checksum_holds(tmp_path, n_lost):
+    """Blosc itself would read beyond its end."""
+    shape = replace(SHAPE, chunk_stimuli=SHAPE.shard_stimuli, chunk_units=SHAPE.shard_units)
+    data = b"".join(encode_shard({0: draw(6, 2, 8, kind="plain")}, shape, "lz4"))
+    ((start, nbytes),) = np.frombuffer(data[-20:-4], "<u8").reshape(-1, 2).tolist()
+    chunk = data[start : start + nbytes - 4]
+    cut = {"other bytes": chunk[:-n_lost], "its own length": chunk[:12] + struct.pack("<I", len(chunk) - n_lost)}
+    cut["its own length"] += chunk[16:-n_lost]
+    for kept in cut.values():
+        piece = add_crc32c(kept)
+        (tmp_path / "0").write_bytes(piece + add_crc32c(np.array([0, len(piece)], "<u8").tobytes()))
+        with pytest.raises(StoreError, match=r"its header says|cannot be decompressed"):
+            read_shard(
+                tmp_path / "0",
+                ShardFormat(shape, "blosc"),
+                np.zeros((6, 2, 8), np.float32),
+                place=0,
+                first_row=0,
+                first_unit=0,
+            )
 
 
 @given(rows=st.sets(st.integers(0, 200), max_size=30), size=st.integers(1, 50))

@@ -273,6 +273,8 @@ def _read_layer(parts: Parts, file: Place, form: ShardFormat, index: np.ndarray,
     scratch: np.ndarray | None = None
     last_unit = first_unit + out.shape[2]
     first_chunk, end_chunk = first_unit // shape.chunk_units, -(-last_unit // shape.chunk_units)
+    if end_chunk > shape.grid[2]:
+        raise IndexError(f"unit {last_unit - 1} of a shard with {shape.shard_units}")
     for i, at, within in split_rows(wanted.rows, shape.chunk_stimuli):
         places = index[i, wanted.place, first_chunk:end_chunk].tolist()
         for j, (start, nbytes) in enumerate(places, first_chunk):
@@ -331,9 +333,14 @@ def _view_chunk(data: np.ndarray, file: Place, full: tuple[int, ...], *, what: s
 
 def _decompress(data: np.ndarray, file: Place, out: np.ndarray, *, what: str) -> None:
     """Decompress a chunk into `out`, float32 of the shape of a chunk."""
-    n_said = int.from_bytes(data[4:8].tobytes(), "little")  # nbytes in the header of blosc
-    _check_nbytes(n_said, file, out.shape, what=what)
-    blosc.decompress(data, out)
+    n_values, n_frame = (int.from_bytes(data[i : i + 4].tobytes(), "little") for i in (4, 12))  # header of blosc
+    _check_nbytes(n_values, file, out.shape, what=what)
+    if n_frame != data.nbytes:  # else blosc would read beyond its end
+        raise _refuse(file, f"{what} has {data.nbytes} bytes, and its header says {n_frame}")
+    try:
+        blosc.decompress(data, out)
+    except RuntimeError:
+        raise _refuse(file, f"{what} cannot be decompressed") from None
 
 
 def _check_nbytes(found: int, file: Place, full: tuple[int, ...], *, what: str) -> None:

@@ -14,18 +14,11 @@ from xact.cli.arguments import make_parser
 from xact.cli.terminal import find_output_error, open_streams, write_err
 from xact.errors import InterruptedBuildError, WorkError, XactError
 
-OLDEST_THRESHOLD = 1000
-"""Collections of younger objects before Python searches the oldest ones for garbage; its default is 10.
-
-Importing torch makes a million objects that stay. With 10, they are searched seven times before the first picture.
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 failed or incomplete, 2 wrong request, 75 interrupted but resumable."""
     if arguments is None:  # this process runs only this command
         open_streams()
-        gc.set_threshold(*gc.get_threshold()[:2], OLDEST_THRESHOLD)
     elif isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may be unable to show a label
     options = make_parser().parse_args(arguments)

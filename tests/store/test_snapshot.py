@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numcodecs.zstd import Zstd
 from support.stores import draw_values, make_model, make_store_plan, make_table, write_store
 
 from xact.errors import StoreError
 from xact.store import describe, snapshot
 from xact.store.journal import load_state
+from xact.store.shards import add_crc32c
 
 
 def test_a_manifest_that_a_newer_one_replaces_while_it_is_read_is_read_there(tmp_path, monkeypatch):
@@ -50,3 +53,32 @@ def test_info_reads_a_store_again_that_was_published_meanwhile(tmp_path, monkeyp
     (tmp_path / ".xact" / "plan-2.json").unlink()
     with pytest.raises(StoreError, match=r"plan-2\.json is missing"):
         describe.describe(tmp_path, model=None, with_layers=False)
+
+
+MIXED = {
+    "only later lengths change often": [*[f"{i:05d}" for i in range(8192)], *["cat", "house"] * 20, "é"],
+    "only first lengths change often": [*["cat", "house"] * 4096, "a", "b"],
+}
+
+
+@pytest.mark.parametrize("texts", MIXED.values(), ids=MIXED)
+def test_a_label_of_several_chunks_is_read_whole(tmp_path, texts):
+    plan = make_store_plan([make_model("m", {"a": [1]})], make_table(len(texts), note=texts), layout="cube")
+    write_store(tmp_path, plan, draw_values)
+    values = snapshot.open_snapshot(tmp_path).load_labels()["note"][1]
+    assert values.dtype.kind == "U"
+    assert values.tolist() == texts
+
+
+@pytest.mark.parametrize("raw", [b"\x06", b"\x06\0\0\0", b"\x06\0\0\0\1"])
+def test_a_label_that_ends_early_is_damaged(tmp_path, raw):
+    plan = make_store_plan([make_model("m", {"a": [1]})], make_table(6), layout="cube")
+    write_store(tmp_path, plan, draw_values)
+    root = json.loads((tmp_path / "zarr.json").read_text())
+    grid = root["consolidated_metadata"]["metadata"]["stem"]["chunk_grid"]
+    grid["configuration"]["chunk_shape"] = [6]
+    (tmp_path / "zarr.json").write_text(json.dumps(root))
+    body = bytes(Zstd(level=3, checksum=True).encode(raw))
+    (tmp_path / "stem" / "c.0").write_bytes(add_crc32c(body))
+    with pytest.raises(StoreError, match="are not 6 values"):
+        snapshot.open_snapshot(tmp_path).load_labels()

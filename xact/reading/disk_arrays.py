@@ -208,12 +208,14 @@ def _read_pieces(pieces: Sequence[Piece], store: Place) -> None:
         return
     n_threads = count_readers(store)
     size = -(-len(pieces) // (n_threads * PARTS_PER_THREAD))
-    groups = iter([same[i : i + size] for same in by_file.values() for i in range(0, len(same), size)])
+    groups = [same[i : i + size] for same in by_file.values() for i in range(0, len(same), size)]
+    waiting = iter(groups)
 
     def read_groups() -> None:
-        for group in groups:
+        for group in waiting:
             _read_file(group)
 
+    n_threads = min(n_threads, len(groups))
     with ThreadPoolExecutor(n_threads) as pool:  # reading and decoding release the GIL
         others = [pool.submit(read_groups) for _ in range(n_threads - 1)]
         read_groups()  # a thread that only waits would be woken for each group

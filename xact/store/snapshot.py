@@ -34,7 +34,7 @@ from xact.store.check_metadata import (
     find_text_fault,
 )
 from xact.store.chunks import get_separator, name_chunk
-from xact.store.zarr_arrays import find_text_runs, join_text_runs
+from xact.store.zarr_arrays import find_text_runs, join_text_runs, list_texts
 
 LABEL_DIMS = frozenset(("model", "stimulus", "layer", "replicate"))
 """Dimensions that labels may have."""
@@ -244,24 +244,26 @@ def load_label(store: Place, path: str, metadata: Mapping[str, Any], room: Room)
     lengths = [-(-length // size) for length, size in zip(shape, chunk, strict=True)]
     if prod(lengths) > MAX_LABEL_CHUNKS or prod(chunk) > MAX_LABEL_VALUES:
         raise _refuse_root(store, f"labels {path!r:.60} of shape {shape} in chunks of {chunk}")
-    n_used = {}
-    for at in np.ndindex(*lengths):
+    parts: dict[tuple[int, ...], np.ndarray | list[np.ndarray]] = {}
+    has_runs = is_text and len(shape) == 1
+    for at in np.ndindex(*lengths):  # read all chunks before making `whole`: for a wrong shape a chunk is missing
         last = [min(length - i * size, size) - 1 for i, length, size in zip(at, shape, chunk, strict=True)]
-        n_used[at] = int(np.ravel_multi_index(last, chunk)) + 1
-    files = {at: store / path / name_chunk(at, get_separator(metadata)) for at in n_used}
-    raws = {at: _read_label(store, file, kind, prod(chunk), room) for at, file in files.items()}
-    if is_text and len(shape) == 1:
-        runs = [find_text_runs(raw, n_used[at]) for at, raw in raws.items()]
-        if all(runs):
-            n_characters = max((run.shape[1] for of_chunk in runs for run in of_chunk), default=0)
-            _take_texts(store, path, 4 * n_characters * shape[0], room)
-            return _share(join_text_runs([run for of_chunk in runs for run in of_chunk], n_characters))
-    parts = {at: _decode_label(store, files[at], kind, chunk, n_used[at], raw) for at, raw in raws.items()}
+        n_used = int(np.ravel_multi_index(last, chunk)) + 1
+        file = store / path / name_chunk(at, get_separator(metadata))
+        raw = _read_label(store, file, kind, prod(chunk), room)
+        runs = find_text_runs(raw, n_used) if has_runs else []
+        has_runs = bool(runs)
+        parts[at] = runs or _decode_label(store, file, kind, chunk, n_used, raw)
+    if has_runs:
+        runs = [run for part in parts.values() for run in part]
+        _take_texts(store, path, 4 * shape[0] * max((run.shape[1] for run in runs), default=0), room)
+        return _share(join_text_runs(runs))
     whole = np.empty(shape, dtype=kind)
     for at, part in parts.items():
+        values = list_texts(part) if isinstance(part, list) else part
         start = [i * size for i, size in zip(at, chunk, strict=True)]
         here = whole[tuple(slice(first, first + size) for first, size in zip(start, chunk, strict=True))]
-        here[...] = part[tuple(map(slice, here.shape))]
+        here[...] = values[tuple(map(slice, here.shape))]
     if is_text:
         _take_texts(store, path, count_text_nbytes(whole.ravel()), room)
         whole = whole.astype(str)
@@ -275,7 +277,7 @@ def _share(whole: np.ndarray) -> np.ndarray:
 
 
 def _take_texts(store: Place, path: str, nbytes: int, room: Room) -> None:
-    """Take the bytes of all texts of a label. Raise StoreError if they are too many."""
+    """Take the bytes of all texts of a label from `room`. Raise StoreError if they are too many."""
     fault = find_text_fault(nbytes)
     if fault is not None:
         raise _refuse_root(store, f"labels {path!r:.60}: {fault}")
@@ -284,7 +286,7 @@ def _take_texts(store: Place, path: str, nbytes: int, room: Room) -> None:
 
 def _read_label(store: Place, file: Place, kind: np.dtype[Any], n_values: int, room: Room) -> bytes:
     """Return the bytes of one chunk of labels, which hold `n_values` values, after checking them."""
-    hint = f"{make_command('verify', store)} names all that is damaged or missing"
+    hint = _hint_verify(store)
     try:
         data = read_whole(file)
     except OSError as error:
@@ -321,10 +323,11 @@ def _decode_label(
 
 
 def _refuse_label(store: Place, file: Place, kind: np.dtype[Any], n_values: int) -> StoreError:
-    return StoreError(
-        f"the labels in {file} are not {n_values} values of type {kind}",
-        hint=f"{make_command('verify', store)} names all that is damaged or missing",
-    )
+    return StoreError(f"the labels in {file} are not {n_values} values of type {kind}", hint=_hint_verify(store))
+
+
+def _hint_verify(store: Place) -> str:
+    return f"{make_command('verify', store)} names all that is damaged or missing"
 
 
 def _count_decompressed(body: bytes) -> int:

@@ -19,10 +19,13 @@ FILLS: dict[str, Any] = {"string": "", "bool": False, "int64": 0, "float64": "Na
 """{type: fill value} of label arrays."""
 
 SHORT_RUN = 128
-"""Texts of one length in a row that are decoded together as quickly as one after the other."""
+"""A run is that many texts of one length. To decode a shorter run at once takes longer than text after text."""
 
 MAX_SHORT_RUNS = 8
-"""Runs that may be shorter than `SHORT_RUN` on average: numbered names have short runs at first."""
+"""Runs that may be shorter, in one chunk: numbered names begin with 10 of one length, 90 of the next."""
+
+MAX_RUNS = LABEL_CHUNKS["stimulus"] // SHORT_RUN + MAX_SHORT_RUNS
+"""Most runs in one chunk: each is found by comparing the lengths of all texts after it."""
 
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """{name: (dimensions, values)} of label arrays. Text is an object array of str."""
@@ -66,18 +69,18 @@ def find_text_runs(raw: bytes, n: int) -> list[np.ndarray]:
     """Return the first `n` texts of a chunk, cut where their length changes: (text, character) each, uint8.
 
     `raw` is as `vlen-utf8` writes it (numcodecs): the number of texts, then each text after its length, 4 bytes each.
-    The list is empty if the texts are not ASCII, or their lengths change so often that it is quicker to take one text
-    after the other.
+    The list is empty if the texts are not ASCII, or end early, or if their lengths change so often that it is quicker
+    to decode one text after the other.
     """
     runs: list[np.ndarray] = []
     start, n_left = 4, n
-    if not raw[start:].isascii():  # nor is a length above 127
+    if not raw[start:].isascii():  # or a length is 128 to 255
         return []
     while n_left:
         length = int.from_bytes(raw[start : start + 4], "little")
         size = 4 + length
         n_same = min(n_left, (len(raw) - start) // size)
-        if n_same == 0 or len(runs) > MAX_SHORT_RUNS + (n - n_left) // SHORT_RUN:
+        if n_same <= 0 or len(runs) > min(MAX_RUNS, MAX_SHORT_RUNS + (n - n_left) // SHORT_RUN):
             return []
         lengths = np.ndarray(n_same, "<u4", raw, start, (size,))
         changes = np.flatnonzero(lengths != length)
@@ -87,15 +90,20 @@ def find_text_runs(raw: bytes, n: int) -> list[np.ndarray]:
     return runs
 
 
-def join_text_runs(runs: Iterable[np.ndarray], n_characters: int) -> np.ndarray:
-    """Return the texts of runs in order, as an array of text with room for `n_characters`."""
-    runs = list(runs)
+def join_text_runs(runs: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the texts of runs in order, as an array of text."""
+    n_characters = max((run.shape[1] for run in runs), default=0)
     codes = np.zeros((sum(map(len, runs)), max(1, n_characters)), dtype=np.uint32)  # numpy's text: one code a character
     first = 0
     for run in runs:
         codes[first : first + len(run), : run.shape[1]] = run
         first += len(run)
     return codes.view(f"U{codes.shape[1]}")[:, 0]
+
+
+def list_texts(runs: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the texts of runs in order, as an array of objects: a long one does not make room for it in all others."""
+    return make_text(row.tobytes().decode("ascii") for run in runs for row in run)
 
 
 def make_label_metadata(dims: Sequence[str], values: np.ndarray, separator: str) -> dict[str, Any]:
